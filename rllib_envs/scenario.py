@@ -1,0 +1,262 @@
+"""A scenario: experts, workload, service level, reward and observation in one frozen value; YAML in and out.
+
+Scenarios are data. Presets are the YAML files in ``scenarios/`` plus the generated ``edgeN`` (any N from 2 to 256).
+Everything stochastic takes its seed from the caller, so a scenario and a seed fix a run bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from rllib_envs.errors import InputError
+from rllib_envs.sim.profile import EngineProfile
+
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
+"""Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Expert:
+    """One LLM on one GPU."""
+
+    name: Annotated[str, Field(min_length=1)]
+    model: str
+    gpu: str
+    params_b: Positive  # billions of parameters
+    engine: EngineProfile
+    mean_score: Annotated[float, Field(gt=0, lt=1)]  # mean quality of its answers over the catalogue
+    mean_output_tokens: Annotated[float, Field(ge=2)]  # mean answer length over the catalogue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class TraceFile:
+    """A recorded trace to replay. Times become seconds from the start of the window."""
+
+    path: str
+    format: Literal["azure", "mooncake", "burstgpt", "csv"] = "azure"
+    time_column: str = "timestamp"  # for format csv: seconds or ISO time
+    prompt_column: str | None = None  # for format csv: prompt tokens
+    output_column: str | None = None  # for format csv: output tokens
+    start_s: NonNegative = 0.0  # window within the trace
+    duration_s: Positive | None = None  # None: to its end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Arrivals:
+    """The arrival process.
+
+    poisson: exponential gaps. gamma: gaps with coefficient of variation ``cv``. mmpp: a two-state Markov-modulated Poisson
+    process, quiet and burst. diurnal: a Poisson process whose rate follows a daily curve. azure-conversation, azure-code:
+    built-in fits of the Azure LLM inference traces. trace: replay of ``trace``.
+    """
+
+    kind: Literal["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code", "trace"] = "poisson"
+    cv: Positive = 2.0  # gamma: coefficient of variation of the gaps
+    burst_ratio: Annotated[float, Field(ge=1)] = 4.0  # mmpp: burst rate over quiet rate
+    burst_share: Annotated[float, Field(gt=0, lt=1)] = 0.25  # mmpp: share of time in the burst state
+    cycle_s: Positive = 30.0  # mmpp: mean length of quiet + burst
+    period_s: Positive = 86_400.0  # diurnal: length of a day (compress it for short episodes)
+    amplitude: Fraction = 0.6  # diurnal: peak over mean is 1 + amplitude
+    trace: TraceFile | None = None
+
+    @model_validator(mode="after")
+    def _trace_given(self) -> Self:
+        if (self.kind == "trace") != (self.trace is not None):
+            raise ValueError(f"kind = {self.kind!r} and trace {'not ' if self.trace is None else ''}given: a trace goes with kind 'trace'")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Catalogue:
+    """What is asked: prompts with each expert's true score and output length.
+
+    synthetic: score and length of all experts drawn jointly (shared difficulty, failures longer). file: JSONL of real
+    prompts in the format of the ZeroEval extract; experts are matched by ``Expert.model``.
+    """
+
+    kind: Literal["synthetic", "file"] = "synthetic"
+    scores: Literal["continuous", "binary"] = "continuous"
+    prompt_tokens_mean: Positive = 250.0
+    prompt_tokens_cv: Positive = 1.0
+    path: str | None = None  # kind file
+    split: Literal["train", "test", "all"] = "train"  # kind file: deterministic split by prompt
+
+    @model_validator(mode="after")
+    def _path_given(self) -> Self:
+        if (self.kind == "file") != (self.path is not None):
+            raise ValueError(f"kind = {self.kind!r} and path = {self.path!r}: a path goes with kind 'file'")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Predictions:
+    """What the router is told instead of the truth (it never sees true scores or lengths)."""
+
+    score_sd: NonNegative = 0.1  # additive noise on scores, then clipped to [0, 1]
+    score_bias: float = 0.0
+    length_log_sd: NonNegative = 0.3  # noise on log length
+    length_factor: Positive = 1.0  # told length = factor * true length * noise
+    hidden_share: Fraction = 0.0  # share of requests of a kind that runs longer than told, at every expert
+    hidden_factor: Annotated[float, Field(ge=1)] = 2.0  # by how much
+    length_buckets: tuple[Annotated[int, Field(gt=0)], ...] = ()  # told lengths are rounded to these (ascending), () = exact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Faults:
+    """How the world differs from the figures the router was given. All off by default."""
+
+    engine_factor: Positive = 1.0  # true iteration time over the profile's, every expert
+    engine_expert_log_sd: NonNegative = 0.0  # the same, drawn per expert and episode: log-normal
+    engine_coefficient_factor: Annotated[float, Field(ge=1)] = 1.0  # each coefficient multiplied or divided by it, drawn per episode
+    telemetry_delay_s: NonNegative = 0.0  # the router sees the engines as they were so long ago (and knows what it sent since)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Workload:
+    """How requests come: process, load, length of an episode."""
+
+    arrivals: Arrivals = Field(default_factory=Arrivals)
+    load: Annotated[float, Field(gt=0)] | Literal["light", "moderate", "heavy", "mixed", "native"] = "moderate"
+    # a number = requests/s; light, moderate, heavy = fractions of capacity_rps; mixed = drawn per episode between
+    # mixed_range fractions (log-uniform); native = a trace's own rate
+    mixed_range: tuple[Positive, Positive] = (0.2, 1.2)
+    requests: Annotated[int, Field(ge=1)] = 2000  # arrivals in an episode (a trace may end earlier)
+    catalogue: Catalogue = Field(default_factory=Catalogue)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.load == "native" and self.arrivals.kind not in ("trace", "azure-conversation", "azure-code"):
+            raise ValueError(f"load = 'native' with arrivals.kind = {self.arrivals.kind!r}: only a trace has a rate of its own")
+        if self.mixed_range[0] > self.mixed_range[1]:
+            raise ValueError(f"mixed_range = {self.mixed_range}: the first must not exceed the second")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Reward:
+    """Weights of the reward's terms (``rllib_envs.reward``). Each term is summed over the interval between two decisions."""
+
+    realised_qos: float = 1.0  # QoS of the requests that finished
+    violation: NonNegative = 0.0  # subtracted per request that finished late
+    paper_impact: NonNegative = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
+    drop: NonNegative = 0.0  # subtracted per dropped or rejected request
+    marginal_qos: float = 0.0  # counterfactual marginal QoS of the action taken, true values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Observation:
+    """What an observation holds beyond the experts and the arrived request."""
+
+    running_slots: Annotated[int, Field(ge=1)] = 16  # running requests shown one by one, per expert
+    waiting_slots: Annotated[int, Field(ge=1)] = 8  # waiting requests shown one by one, per expert
+    whatif: bool = False  # key "whatif": the predicted effect of each action
+    whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
+    counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Scenario:
+    """Everything that defines the world a router lives in."""
+
+    name: str
+    experts: Annotated[tuple[Expert, ...], Field(min_length=2, max_length=256)]
+    slo_s_per_token: Positive  # L: bound on (finish - arrival) / output tokens
+    capacity_rps: Positive | None = None  # what named loads are fractions of; None: measured when first needed
+    workload: Workload = Field(default_factory=Workload)
+    predictions: Predictions = Field(default_factory=Predictions)
+    faults: Faults = Field(default_factory=Faults)
+    reward: Reward = Field(default_factory=Reward)
+    observation: Observation = Field(default_factory=Observation)
+
+    @model_validator(mode="after")
+    def _names_unique(self) -> Self:
+        names = [expert.name for expert in self.experts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"experts: name {twice[0]!r} is used more than once")
+        return self
+
+    @property
+    def n_experts(self) -> int:
+        """N: number of experts; also the index of the action ``drop``."""
+        return len(self.experts)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change whenever any field changes."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The scenario as YAML; ``parse_scenario`` reads it back to an equal value."""
+        return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+
+
+_ADAPTER: TypeAdapter[Scenario] = TypeAdapter(Scenario)
+
+
+def parse_scenario(data: Any, where: str) -> Scenario:
+    """Build a scenario from parsed YAML; ``where`` says where it was read, for messages.
+
+    Raises:
+        InputError: unknown key, wrong type or impossible value; one line for each, with the field's path.
+    """
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        lines = [f"{where}: {'.'.join(map(str, e['loc'])) or 'scenario'}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Load a preset (``edge6``, ``paper3``, generated ``edgeN``) or a YAML file.
+
+    Raises:
+        InputError: no such preset or file, or its content is not a scenario.
+    """
+    preset = resources.files("rllib_envs") / "scenarios" / f"{name_or_path}.yaml"
+    if re.fullmatch(r"[\w-]+", name_or_path) and preset.is_file():
+        return parse_scenario(yaml.safe_load(preset.read_text()), f"preset {name_or_path}")
+    generated = re.fullmatch(r"edge(\d+)", name_or_path)
+    if generated:
+        from rllib_envs.fleet import generate_fleet  # here: fleet builds on this module
+
+        return generate_fleet(int(generated[1]))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(f"scenario {name_or_path!r}: neither a preset ({', '.join(preset_names())}, edgeN with N from 2 to 256) nor a file")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    return parse_scenario(data, str(path))
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that are files."""
+    folder = resources.files("rllib_envs") / "scenarios"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def with_workload(scenario: Scenario, **changes: Any) -> Scenario:
+    """The scenario with fields of its workload replaced."""
+    return replace(scenario, workload=replace(scenario.workload, **changes))
