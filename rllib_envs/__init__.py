@@ -1,0 +1,14 @@
+"""The world: scenarios, simulator, workloads, environments, heuristic routers. Importing it registers the environments."""
+
+import gymnasium as gym
+
+ENV_ID = "EdgeRouting-v0"
+
+if ENV_ID not in gym.registry:
+    gym.register(
+        ENV_ID,
+        entry_point="rllib_envs.routing:EdgeRoutingEnv",
+        vector_entry_point="rllib_envs.routing:EdgeRoutingVectorEnv",
+    )
+
+__all__ = ["ENV_ID"]

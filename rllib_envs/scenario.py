@@ -78,7 +78,9 @@ class Arrivals:
     @model_validator(mode="after")
     def _trace_given(self) -> Self:
         if (self.kind == "trace") != (self.trace is not None):
-            raise ValueError(f"kind = {self.kind!r} and trace {'not ' if self.trace is None else ''}given: a trace goes with kind 'trace'")
+            raise ValueError(
+                f"kind = {self.kind!r} and trace {'not ' if self.trace is None else ''}given: a trace goes with kind 'trace'"
+            )
         return self
 
 
@@ -123,7 +125,9 @@ class Faults:
 
     engine_factor: Positive = 1.0  # true iteration time over the profile's, every expert
     engine_expert_log_sd: NonNegative = 0.0  # the same, drawn per expert and episode: log-normal
-    engine_coefficient_factor: Annotated[float, Field(ge=1)] = 1.0  # each coefficient multiplied or divided by it, drawn per episode
+    engine_coefficient_factor: Annotated[float, Field(ge=1)] = (
+        1.0  # each coefficient multiplied or divided by it, drawn per episode
+    )
     telemetry_delay_s: NonNegative = 0.0  # the router sees the engines as they were so long ago (and knows what it sent since)
 
 
@@ -218,7 +222,10 @@ def parse_scenario(data: Any, where: str) -> Scenario:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        lines = [f"{where}: {'.'.join(map(str, e['loc'])) or 'scenario'}: {e['msg']} (got {_short(e['input'])})" for e in error.errors()]
+        lines = [
+            f"{where}: {'.'.join(map(str, e['loc'])) or 'scenario'}: {e['msg']} (got {_short(e['input'])})"
+            for e in error.errors()
+        ]
         raise InputError("\n".join(lines)) from None
 
 
@@ -243,7 +250,9 @@ def load_scenario(name_or_path: str) -> Scenario:
         return generate_fleet(int(generated[1]))
     path = Path(name_or_path)
     if not path.is_file():
-        raise InputError(f"scenario {name_or_path!r}: neither a preset ({', '.join(preset_names())}, edgeN with N from 2 to 256) nor a file")
+        raise InputError(
+            f"scenario {name_or_path!r}: neither a preset ({', '.join(preset_names())}, edgeN with N from 2 to 256) nor a file"
+        )
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,0 +1,1 @@
+"""The engine simulator: profiles, state, compiled kernels. NumPy and numba only."""

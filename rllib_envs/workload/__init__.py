@@ -1,0 +1,1 @@
+"""What comes: arrivals, traces, the request catalogue, predictions, episodes."""

@@ -1,0 +1,52 @@
+# Everything a developer or CI runs. `make venv` builds .venv; every other target builds it first if it is missing or stale.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test bench lint clean
+
+BIN := .venv/bin
+CANDIDATES := python3.11 python3.12 python3.13 python3 python
+USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+
+# One thread per process: the models are small, and more threads than cores make them many times slower.
+demo test bench: export OMP_NUM_THREADS := 1
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (PYTHON=/path/to/python3.11 to choose)
+
+# The stamp goes first and comes back last: an interrupted install is done again.
+.venv/.installed: setup.cfg pyproject.toml constraints.txt
+	@rm -f $@
+	@set -e; python='$(PYTHON)'; \
+	for candidate in $(if $(PYTHON),,$(CANDIDATES)); do \
+		if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+	done; \
+	if ! "$${python:-false}" -c '$(USABLE)' >/dev/null 2>&1; then \
+		echo "edgeroute needs Python 3.11 or later with venv, and $(if $(PYTHON),$(PYTHON) is not,none of $(CANDIDATES) is)." >&2; \
+		echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+		exit 1; \
+	fi; \
+	"$$python" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed ## train a small router and compare it with the heuristics
+	$(BIN)/edgeroute demo
+
+test: .venv/.installed ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+bench: .venv/.installed ## measure what we claim about speed
+	$(BIN)/python -m benchmarks
+
+lint: .venv/.installed ## check style, formatting, types and the import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean: ## remove .venv, caches and build outputs (runs are kept)
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,127 @@
+"""The one command of edgeroute: ``edgeroute COMMAND [options]``.
+
+It is also what a cluster runs: ``ray submit cluster.yaml edgeroute.py train --help``. A command's module is imported only
+when the command is chosen, so ``edgeroute --help`` answers at once. Each module gives ``Options``, a frozen dataclass whose
+field docstrings are the command's help, and ``run(options)``, which returns an exit code (None counts as 0).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import sys
+from collections.abc import Sequence
+
+__version__ = "0.1.0"
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "simulate": ("tuning.simulate", "run a cluster with a heuristic router and report what its requests got"),
+    "evaluate": ("tuning.evaluate", "compare routers, heuristic and trained, on the same requests"),
+    "tune-heuristics": ("tuning.tune_heuristics", "tune the parameters of the heuristic routers for a scenario"),
+    "train": ("tuning.train", "train a router"),
+    "demo": ("tuning.demo", "train a small router and compare it with the heuristics, in a few minutes on a laptop"),
+    "capacity": ("tuning.capacity", "measure the load that a scenario's cluster can carry"),
+}
+"""Command -> (module, one-line help)."""
+
+_EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT: 128 + 2
+_EXIT_READER_GONE = 141  # what a shell reports for SIGPIPE: 128 + 13
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: the command and its options; None takes those of the process.
+
+    Returns:
+        0 or what the command returned; 2 for bad input; 130 when interrupted; 141 when whoever read the output went away.
+
+    Raises:
+        SystemExit: from the option parser, after ``--help`` (0) or a wrong option (2).
+    """
+    try:
+        code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("edgeroute: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it flushes at exit
+        return _EXIT_READER_GONE
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(_usage(), file=sys.stderr)
+        return _EXIT_BAD_INPUT
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"edgeroute {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _fail(f"unknown command {name!r}{_nearest(name)}; see edgeroute --help")
+    return _run(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Parse the options of a command and run it."""
+    import tyro
+
+    from rllib_envs.errors import InputError
+
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        options = tyro.cli(module.Options, prog=f"edgeroute {name}", description=module.__doc__, args=arguments)
+        return module.run(options) or 0
+    except InputError as error:
+        return _fail(str(error))
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: edgeroute COMMAND [options]",
+            "",
+            "Train and evaluate a router that sends LLM requests to the experts of an edge cluster.",
+            "",
+            "commands:",
+            *rows,
+            "",
+            "edgeroute COMMAND --help lists the options of a command; edgeroute --version prints the version.",
+        ]
+    )
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    matches = get_close_matches(name, COMMANDS, n=1)
+    return f": did you mean {matches[0]!r}?" if matches else ""
+
+
+def _fail(message: str) -> int:
+    for line in message.splitlines():  # bad input with several faults has a line for each
+        print(f"edgeroute: error: {line}", file=sys.stderr)
+    return _EXIT_BAD_INPUT
+
+
+def _reader_gone() -> bool:
+    """Whether stdout is what broke, rather than some connection of the command's own."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are reported unasked
+    return bool(poll.poll(0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

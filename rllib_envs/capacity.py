@@ -1,0 +1,77 @@
+"""What a cluster can carry: the figure that named loads are fractions of."""
+
+# pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.scenario import Scenario
+from rllib_envs.sim.cluster import STEP, allocate_workload, begin, route
+from rllib_envs.sim.jit import kernel
+from rllib_envs.sim.state import allocate, clear, engine_records
+from rllib_envs.sim.whatif import scratch_for
+from rllib_envs.workload.catalogue import draw_requests
+
+IN_TIME = 0.9
+"""Share of the requests that must finish within the SLO for a rate to count as carried."""
+_REPEATS, _REQUESTS = 4, 1000
+_HALVINGS = 20  # of the logarithm of an interval that spans a million: the rate is found to 0.002 %
+_SEED = 20_250_801
+
+
+def capacity_rps(scenario: Scenario) -> float:
+    """The scenario's ``capacity_rps``, measured where it is not given (``expert_capacities`` summed)."""
+    if scenario.capacity_rps is not None:
+        return scenario.capacity_rps
+    return float(expert_capacities(scenario).sum())
+
+
+@lru_cache(maxsize=64)
+def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
+    """(N,) largest Poisson rate, requests/s, at which each expert, alone, finishes 90 % of its requests within the SLO.
+
+    Found by halving an interval of rates on fixed draws of the scenario's catalogue. The sum over experts is the capacity of
+    the cluster: it knows nothing of a router, so that loads of different clusters compare.
+    """
+    n = scenario.n_experts
+    rng = np.random.default_rng(_SEED)
+    owner = np.repeat(np.arange(n), _REPEATS)  # cluster b consists of expert owner[b] alone
+    state = allocate(engine_records([expert.engine for expert in scenario.experts])[owner][:, None].copy(), _REQUESTS)
+    workload = allocate_workload(owner.size, _REQUESTS, 1)
+    workload.total[:] = _REQUESTS
+    for repeat in range(_REPEATS):
+        requests = draw_requests(scenario, _REQUESTS, rng, None)
+        mine = slice(repeat, None, _REPEATS)
+        workload.prompt[mine] = requests.prompt_tokens
+        workload.output[mine, :, 0] = requests.output_tokens.T
+    unit_gaps = np.tile(rng.exponential(size=(_REPEATS, _REQUESTS)), (n, 1))
+    low, high = np.full(n, 1e-3), np.full(n, 1e3)
+    late = np.zeros(owner.size)
+    for _ in range(_HALVINGS):
+        rate = np.sqrt(low * high)
+        workload.arrival_s[:] = np.cumsum(unit_gaps / rate[owner][:, None], axis=1)
+        for cluster in range(owner.size):
+            clear(state, cluster)
+        _run_alone(state, workload, scenario.slo_s_per_token, scratch_for(state), np.zeros(1, STEP), late)
+        carried = late.reshape(n, _REPEATS).mean(axis=1) <= 1 - IN_TIME
+        low, high = np.where(carried, rate, low), np.where(carried, high, rate)
+    return low
+
+
+@kernel
+def _run_alone(state, workload, slo_s, scratch, step, late):
+    """Send every request of each one-expert cluster to its expert; share that was late or rejected, (B,)."""
+    cursor = np.zeros(late.size, np.int32)
+    now_s = np.zeros(late.size)
+    marginal = np.zeros(2)
+    for b in range(late.size):
+        begin(state, workload, cursor, now_s, b, slo_s)
+        missed = 0
+        for _ in range(workload.total[b]):
+            route(state, workload, cursor, now_s, b, 0, 0, marginal, scratch, slo_s, step[0])
+            missed += step[0].late + step[0].rejected
+        late[b] = missed / workload.total[b]

@@ -1,0 +1,373 @@
+"""The compiled engine: vLLM V1's scheduler on the iteration-time model, stepped from event to event.
+
+Between two events (arrival, completion, block exhaustion, admission) a decode-only batch repeats the same iteration with its
+context growing by B tokens each time, so k iterations take ``k*T + c*B*k*(k-1)/2``: the plan of an expert is such a leap, or one
+iteration that holds prefill. A plan is cut short when an arrival could change it. Rules, in the words of ``reference.py``,
+which steps every iteration and must give the same times.
+
+Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks reused while nobody has
+taken them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead.
+Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory,
+priorities, failures of an engine, network time between router and engine.
+"""
+
+# Values of ``state.experts[b, e]`` are numba records: assigning to their fields writes the array.
+# pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rllib_envs.sim.jit import borrow, kernel
+from rllib_envs.sim.profile import BLOCK_TOKENS
+from rllib_envs.sim.state import FINISHED, NEVER, State
+
+_BLOCK = BLOCK_TOKENS
+_MASK = BLOCK_TOKENS - 1
+
+
+@kernel
+def borrow_state(state):
+    """The state without reference counting (``borrow``)."""
+    return State(
+        borrow(state.engines),
+        borrow(state.experts),
+        borrow(state.requests),
+        borrow(state.running),
+        borrow(state.finish_at),
+        borrow(state.waiting),
+    )
+
+
+@kernel
+def blocks_of(tokens):
+    """KV blocks that hold ``tokens`` tokens."""
+    return (tokens + _MASK) // _BLOCK
+
+
+@kernel
+def leap_s(expert, steps):
+    """Seconds that the first ``steps`` iterations of the plan take."""
+    return steps * expert.step_s + expert.growth_s * (0.5 * steps * (steps - 1))
+
+
+@kernel
+def steps_begun(expert, time_s):
+    """Smallest j >= 1 such that the plan's first j iterations end at or after ``time_s``; at most the whole plan.
+
+    At ``time_s`` iterations 1 to j-1 are complete and the j-th is under way.
+    """
+    if expert.plan_steps <= 1:
+        return expert.plan_steps
+    span = time_s - expert.clock_s
+    half = 0.5 * expert.growth_s
+    linear = expert.step_s - half  # leap_s = half*j^2 + linear*j, inverted in a form that is stable for half -> 0
+    j = math.ceil(2.0 * span / (linear + math.sqrt(linear * linear + 4.0 * half * span)))
+    j = max(1, min(j, expert.plan_steps))
+    while j > 1 and expert.clock_s + leap_s(expert, j - 1) >= time_s:
+        j -= 1
+    while j < expert.plan_steps and expert.clock_s + leap_s(expert, j) < time_s:
+        j += 1
+    return j
+
+
+@kernel
+def blocks_crossed(expert, first, last):
+    """KV blocks that the decoding requests take in iterations first..last-1 of the plan (0 is its first)."""
+    crossed = 0
+    rounds = (last - first) // _BLOCK
+    if rounds > 0:
+        crossed = rounds * expert.n_dec
+        first += rounds * _BLOCK
+    for r in range(first, last):
+        crossed += expert.phase[-(expert.iteration + r) & _MASK]
+    return crossed
+
+
+@kernel
+def _cut(expert, steps):
+    """End the plan after ``steps`` of its iterations."""
+    expert.plan_steps = steps
+    expert.plan_end_s = expert.clock_s + leap_s(expert, steps)
+
+
+@kernel
+def cut_at(expert, time_s):
+    """End the plan with the iteration that is under way at ``time_s``."""
+    if expert.plan_steps > 1:
+        _cut(expert, steps_begun(expert, time_s))
+
+
+@kernel
+def _least(finish_at, n):
+    """First iteration at whose end one of the first n requests is complete."""
+    least = np.int32(NEVER)
+    for i in range(n):
+        least = min(least, finish_at[i])
+    return least
+
+
+@kernel
+def _preempt_last(expert, requests, running, finish_at, waiting):
+    """Evict the request admitted last: it frees its blocks, keeps its tokens and goes to the front of the queue."""
+    expert.n_run -= 1
+    last = expert.n_run
+    request = requests[running[last]]
+    if last < expert.n_dec:
+        expert.n_dec -= 1
+        request.generated = expert.iteration - request.start
+        cached = request.prompt + request.generated - 1
+        expert.phase[(cached - expert.iteration) & _MASK] -= 1
+        expert.context -= cached
+        expert.min_finish = _least(finish_at, expert.n_dec)
+    else:
+        cached = expert.pre_done
+        expert.partial = 0
+    expert.freed += blocks_of(cached)
+    request.cache_end = expert.freed
+    request.cache_blocks = cached // _BLOCK
+    request.preemptions += 1
+    expert.preempted += 1
+    expert.wait_head = (expert.wait_head - 1) & (waiting.size - 1)
+    waiting[expert.wait_head] = running[last]
+    expert.n_wait += 1
+
+
+@kernel
+def _run_under_pressure(expert, requests, running, finish_at, waiting, chunk):
+    """The RUNNING loop when blocks run out: in order of admission, each takes its block or the last ones make room."""
+    asking = expert.phase[-expert.iteration & _MASK]  # this many need a block, less those who are evicted
+    i = 0
+    while i < expert.n_dec and asking > 0:
+        request = requests[running[i]]
+        if (request.prompt + expert.iteration - request.start - 1) & _MASK == 0:
+            while expert.freed == expert.taken:
+                _preempt_last(expert, requests, running, finish_at, waiting)
+                if expert.n_run == i:  # it was the asker itself: the loop ends
+                    return
+            expert.taken += 1
+            asking -= 1
+        i += 1
+    if expert.n_run > expert.n_dec:
+        blocks = blocks_of(expert.pre_done + chunk) - blocks_of(expert.pre_done)
+        if blocks > expert.freed - expert.taken:
+            _preempt_last(expert, requests, running, finish_at, waiting)
+        else:
+            expert.taken += blocks
+
+
+@kernel
+def _reusable_blocks(expert, requests, waiting, request, tokens):
+    """Take a preempted request's surviving blocks out of the middle of the free queue; how many they are.
+
+    Its tail block was freed first, so what is left is the longest prefix. At least one token must remain to be computed.
+    """
+    blocks = min(request.cache_blocks, request.cache_end - expert.taken, (tokens - 1) // _BLOCK)
+    if blocks <= 0:
+        return 0
+    expert.freed -= blocks
+    for i in range(expert.n_wait):  # whoever lies behind in the free queue moves up
+        other = requests[waiting[(expert.wait_head + i) & (waiting.size - 1)]]
+        if other.cache_end > request.cache_end:
+            other.cache_end -= blocks
+    return blocks
+
+
+@kernel
+def _schedule(engine, expert, requests, running, finish_at, waiting):
+    """Compose the step that starts at ``clock`` and plan how often it repeats. Nobody to serve: no plan."""
+    preempted = expert.preempted
+    chunk = 0
+    if expert.n_run > expert.n_dec:  # one request in the middle of its prefill
+        request = requests[running[expert.n_dec]]
+        chunk = min(request.prompt + request.generated - expert.pre_done, engine.max_tokens - expert.n_dec)
+        more = blocks_of(expert.pre_done + chunk) - blocks_of(expert.pre_done)
+    else:
+        more = 0
+    crossing = expert.phase[-expert.iteration & _MASK]
+    if crossing + more <= expert.freed - expert.taken:
+        expert.taken += crossing + more
+    else:
+        _run_under_pressure(expert, requests, running, finish_at, waiting, chunk)
+    preempted = expert.preempted - preempted
+
+    budget = engine.max_tokens - expert.n_dec
+    prefill = 0
+    attention = 0.0
+    expert.cached = 0
+    expert.partial = 0
+    if expert.n_run > expert.n_dec:
+        request = requests[running[expert.n_dec]]
+        prefill = chunk
+        attention = chunk * (expert.pre_done + 0.5 * chunk)
+        budget -= chunk
+        expert.cached = expert.pre_done
+        expert.pre_chunk = chunk
+        if expert.pre_done + chunk < request.prompt + request.generated:
+            expert.partial = 1
+    if preempted == 0:
+        while expert.n_wait > 0 and budget > 0 and expert.n_run < engine.max_seqs:
+            index = waiting[expert.wait_head]
+            request = requests[index]
+            tokens = request.prompt + request.generated
+            if blocks_of(tokens) > expert.freed - expert.taken:
+                break
+            expert.wait_head = (expert.wait_head + 1) & (waiting.size - 1)
+            expert.n_wait -= 1
+            hit = 0
+            if request.preemptions > 0 and engine.reuse == 1:
+                hit = _reusable_blocks(expert, requests, waiting, request, tokens)
+            done = hit * _BLOCK
+            chunk = min(tokens - done, budget)
+            expert.taken += blocks_of(done + chunk) - hit
+            budget -= chunk
+            prefill += chunk
+            attention += chunk * (done + 0.5 * chunk)
+            expert.cached += done
+            if done + chunk < tokens:
+                expert.partial = 1
+                expert.pre_done = done
+                expert.pre_chunk = chunk
+            running[expert.n_run] = index
+            finish_at[expert.n_run] = NEVER
+            expert.n_run += 1
+            if math.isnan(request.first_scheduled_s):
+                request.first_scheduled_s = expert.clock_s
+    if expert.n_run == 0:
+        return
+
+    expert.step_s = engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * expert.context
+    expert.growth_s = 0.0
+    steps = 1
+    if prefill > 0:
+        expert.step_s += (
+            engine.a_s * max(0, prefill + expert.n_dec - engine.n0) + engine.q_s * attention + engine.c_mixed_s * expert.context
+        )
+    elif preempted == 0:
+        expert.growth_s = engine.c_s * expert.n_dec
+        steps = expert.min_finish - expert.iteration
+        free = expert.freed - expert.taken
+        if (steps // _BLOCK + 1) * expert.n_dec > free and blocks_crossed(expert, 1, steps) > free:
+            steps = 1  # repeat while the blocks last
+            free -= expert.phase[-(expert.iteration + 1) & _MASK]
+            while free >= 0:
+                steps += 1
+                free -= expert.phase[-(expert.iteration + steps) & _MASK]
+    _cut(expert, steps)
+
+
+@kernel
+def _start_decoding(expert, requests, running, finish_at):
+    """At the end of an iteration with prefill: each completed prompt has yielded a token and decodes from now on."""
+    completed = expert.n_run - expert.partial
+    for i in range(expert.n_dec, completed):
+        request = requests[running[i]]
+        if request.generated == 0:
+            request.first_token_s = expert.clock_s
+        cached = request.prompt + request.generated
+        request.start = expert.iteration - request.generated - 1
+        finish_at[i] = request.start + request.output
+        expert.min_finish = min(expert.min_finish, finish_at[i])
+        expert.phase[(cached - expert.iteration) & _MASK] += 1
+        expert.context += cached
+    expert.n_dec = completed
+    if expert.partial == 1:
+        expert.pre_done += expert.pre_chunk
+
+
+@kernel
+def _retire(expert, requests, running, finish_at, slo_s):
+    """Remove the requests that are complete at ``clock``, in order, and account for them."""
+    kept = 0
+    while finish_at[kept] != expert.iteration:
+        kept += 1
+    for i in range(kept, expert.n_run):
+        if finish_at[i] != expert.iteration:
+            running[kept] = running[i]
+            finish_at[kept] = finish_at[i]
+            kept += 1
+            continue
+        request = requests[running[i]]
+        request.finish_s = expert.clock_s
+        request.status = FINISHED
+        cached = request.prompt + request.output - 1
+        expert.freed += blocks_of(cached)
+        expert.phase[(cached - expert.iteration) & _MASK] -= 1
+        expert.context -= cached
+        expert.n_dec -= 1
+        expert.done += 1
+        if request.finish_s - request.arrival_s <= slo_s * request.output:
+            expert.qos += request.score
+        else:
+            expert.late += 1
+    expert.n_run = kept
+    expert.min_finish = _least(finish_at, expert.n_dec)
+
+
+@kernel
+def _commit(expert, requests, running, finish_at, slo_s):
+    """Carry out the plan: time, tokens, blocks, then the completions at its end."""
+    steps = expert.plan_steps
+    expert.busy_s += expert.plan_end_s - expert.clock_s
+    tokens = expert.context + expert.cached
+    pairs = 0.5 * steps * (steps - 1)  # sum of r, then of r^2, for r < steps
+    squares = pairs * (2 * steps - 1) * (1.0 / 3.0)
+    expert.kv_token_s += (
+        steps * tokens * expert.step_s
+        + (expert.n_dec * expert.step_s + tokens * expert.growth_s) * pairs
+        + expert.n_dec * expert.growth_s * squares
+    )
+    if steps > 1:
+        expert.taken += blocks_crossed(expert, 1, steps)
+    expert.context += expert.n_dec * steps
+    expert.iteration += steps
+    expert.clock_s = expert.plan_end_s
+    expert.plan_steps = 0
+    if expert.n_run > expert.n_dec:
+        _start_decoding(expert, requests, running, finish_at)
+    if expert.iteration == expert.min_finish:
+        _retire(expert, requests, running, finish_at, slo_s)
+
+
+@kernel
+def next_event(engine, expert, requests, running, finish_at, waiting, slo_s):
+    """Let an expert that has somebody to serve work to the end of its plan, composing one first where there is none."""
+    if expert.plan_steps == 0:
+        _schedule(engine, expert, requests, running, finish_at, waiting)
+    _commit(expert, requests, running, finish_at, slo_s)
+
+
+@kernel
+def advance(engine, expert, requests, running, finish_at, waiting, slo_s, time_s):
+    """Let one expert work until ``time_s``: every iteration that ends by then is complete, the one under way is planned.
+
+    A step that would start exactly at ``time_s`` is left open, so that an arrival at that instant is part of it.
+    ``time_s`` = inf drains the expert.
+    """
+    while True:
+        if expert.plan_steps == 0:
+            if expert.n_run + expert.n_wait == 0 or expert.clock_s >= time_s:
+                return
+            _schedule(engine, expert, requests, running, finish_at, waiting)
+        if expert.plan_end_s > time_s:
+            return
+        _commit(expert, requests, running, finish_at, slo_s)
+
+
+@kernel
+def push(engine, expert, requests, waiting, index, time_s):
+    """Hand request ``index`` to the expert at ``time_s``, to which it has been advanced. False: its queue is full."""
+    request = requests[index]
+    if expert.n_wait >= engine.max_waiting or request.prompt >= engine.max_model_len:
+        return False
+    if expert.n_run + expert.n_wait == 0:
+        expert.clock_s = time_s
+    elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:
+        cut_at(expert, time_s)  # else the head of the queue is blocked until somebody leaves, and so is the newcomer
+    request.output = min(request.output, engine.max_model_len - request.prompt)
+    waiting[(expert.wait_head + expert.n_wait) & (waiting.size - 1)] = index
+    expert.n_wait += 1
+    expert.routed += 1
+    return True

@@ -1,0 +1,270 @@
+"""The engine model in plain Python, one iteration at a time: the readable specification and the oracle of the compiled kernel.
+
+It follows the scheduler of vLLM V1 (``vllm/v1/core/sched/scheduler.py`` and ``kv_cache_manager.py``): a token budget per
+iteration, running requests first, paged KV, recomputation after preemption. Real block numbers in a real free queue; no leaps.
+
+What the rules leave open is settled here: an arrival at the very moment an iteration starts is queued before that iteration
+admits, and a prompt whose last single token is still missing counts as prefill, not as decode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A request as it reaches the engine."""
+
+    arrival_s: float  # finite
+    prompt_tokens: int  # >= 1
+    output_tokens: int  # >= 1: tokens it would generate if max_model_len never cut it short
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a request; the times of a rejected one are NaN."""
+
+    first_scheduled_s: float  # start of the iteration that first admitted it
+    first_token_s: float  # end of the iteration that yielded its first token
+    finish_s: float  # end of the iteration that yielded its last token
+    preemptions: int
+    rejected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Outcomes in the order of the arrivals, and the engine's totals."""
+
+    outcomes: list[Outcome]
+    busy_s: float  # time spent in iterations
+    kv_token_s: float  # cached tokens held by running requests at the start of each iteration, integrated over time
+    iterations: int
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """A request inside the engine. ``computed`` tokens of it have their KV cached, in ``blocks``."""
+
+    prompt: int
+    output: int  # tokens it will generate, after the cut at max_model_len
+    generated: int = 0
+    computed: int = 0
+    prefilling: bool = True
+    blocks: list[int] = field(default_factory=list[int])
+    left_behind: list[int] = field(default_factory=list[int])  # its full blocks at the last preemption
+    preemptions: int = 0
+    rejected: bool = False
+    first_scheduled_s: float = math.nan
+    first_token_s: float = math.nan
+    finish_s: float = math.nan
+
+    @property
+    def tokens(self) -> int:
+        """Tokens known so far: prompt and generated."""
+        return self.prompt + self.generated
+
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        return Outcome(
+            first_scheduled_s=self.first_scheduled_s,
+            first_token_s=self.first_token_s,
+            finish_s=self.finish_s,
+            preemptions=self.preemptions,
+            rejected=self.rejected,
+        )
+
+
+class Engine:
+    """One engine, stepped by its caller: ``arrive`` and ``step`` in the order of time.
+
+    Attributes:
+        running: admitted requests in order of admission; only the last can be partly prefilled.
+        waiting: requests to admit, the next one first.
+        free: free KV blocks, the next one to take first.
+        cached: free blocks whose content a preempted request can still use, and that request.
+    """
+
+    def __init__(self, profile: EngineProfile) -> None:
+        """An idle engine with empty caches."""
+        self.profile = profile
+        self.running: list[Request] = []
+        self.waiting: deque[Request] = deque()
+        self.free: deque[int] = deque(range(profile.usable_blocks))
+        self.cached: dict[int, Request] = {}
+        self.busy_s = 0.0
+        self.kv_token_s = 0.0
+        self.iterations = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self.running and not self.waiting
+
+    def arrive(self, arrival: Arrival) -> Request:
+        """Queue a request, or reject it: no room to wait, or no room for a single token of output."""
+        room = self.profile.max_model_len - arrival.prompt_tokens
+        request = Request(prompt=arrival.prompt_tokens, output=min(arrival.output_tokens, room))
+        request.rejected = room <= 0 or len(self.waiting) >= self.profile.max_waiting
+        if not request.rejected:
+            self.waiting.append(request)
+        return request
+
+    def step(self, start_s: float) -> float:
+        """Run the iteration that starts at ``start_s`` and return its end, s; the engine must not be idle."""
+        scheduled, preempted = self._schedule_running()
+        if not preempted:
+            self._admit(scheduled, self.profile.max_num_batched_tokens - sum(scheduled.values()), start_s)
+        if not scheduled:
+            raise AssertionError(f"livelock: {len(self.waiting)} waiting, none scheduled, {len(self.free)} blocks free")
+        duration_s = self._duration_s(scheduled)
+        self.busy_s += duration_s
+        self.kv_token_s += duration_s * sum(request.computed for request in self.running)
+        self.iterations += 1
+        end_s = start_s + duration_s
+        self._produce(scheduled, end_s)
+        return end_s
+
+    def _schedule_running(self) -> tuple[dict[Request, int], bool]:
+        """New tokens of each running request, and whether any request was preempted to make room."""
+        budget = self.profile.max_num_batched_tokens
+        scheduled: dict[Request, int] = {}
+        preempted = False
+        index = 0
+        while index < len(self.running):  # preemption shortens the list from its end
+            request = self.running[index]
+            new = min(request.tokens - request.computed, budget)
+            while not self._take_blocks(request, request.computed + new):
+                preempted = True
+                if self._preempt_last() is request:
+                    return scheduled, preempted
+            scheduled[request] = new
+            budget -= new
+            index += 1
+        return scheduled, preempted
+
+    def _admit(self, scheduled: dict[Request, int], budget: int, start_s: float) -> None:
+        """Admit from the head of the queue. The head must fit whole, though only this iteration's chunk takes blocks."""
+        while self.waiting and budget > 0 and len(self.running) < self.profile.max_num_seqs:
+            request = self.waiting[0]
+            if _blocks(request.tokens) > len(self.free):
+                break
+            self.waiting.popleft()
+            self._reuse_blocks(request)
+            new = min(request.tokens - request.computed, budget)
+            self._take_blocks(request, request.computed + new)
+            self.running.append(request)
+            scheduled[request] = new
+            budget -= new
+            if math.isnan(request.first_scheduled_s):
+                request.first_scheduled_s = start_s
+
+    def _duration_s(self, scheduled: dict[Request, int]) -> float:
+        decodes = [request for request in scheduled if not request.prefilling]
+        prompts = tuple((new, request.computed) for request, new in scheduled.items() if request.prefilling)
+        return self.profile.iteration_s(len(decodes), sum(request.computed for request in decodes), prompts)
+
+    def _produce(self, scheduled: dict[Request, int], end_s: float) -> None:
+        """Account for the computed tokens; a request with nothing left to compute yields its next token."""
+        for request, new in scheduled.items():
+            request.computed += new
+            if request.computed < request.tokens:
+                continue
+            request.prefilling = False
+            request.generated += 1
+            if request.generated == 1:
+                request.first_token_s = end_s
+            if request.generated == request.output:
+                request.finish_s = end_s
+                self.running.remove(request)
+                self._free_blocks(request)
+
+    def _take_blocks(self, request: Request, tokens: int) -> bool:
+        """Give the request the blocks it lacks to hold ``tokens``, or none and False if too few are free."""
+        lacking = _blocks(tokens) - len(request.blocks)
+        if lacking > len(self.free):
+            return False
+        for _ in range(lacking):
+            block = self.free.popleft()
+            self.cached.pop(block, None)
+            request.blocks.append(block)
+        return True
+
+    def _free_blocks(self, request: Request) -> None:
+        """Return the blocks to the queue, tail first: the head of a sequence stays cached for longest."""
+        self.free.extend(reversed(request.blocks))
+        request.blocks = []
+
+    def _preempt_last(self) -> Request:
+        """Put the last admitted request back at the front of the queue; it keeps its tokens and loses their KV."""
+        request = self.running.pop()
+        if self.profile.reuse_preempted_blocks:
+            request.left_behind = request.blocks[: request.computed // BLOCK_TOKENS]
+            self.cached.update(dict.fromkeys(request.left_behind, request))
+        self._free_blocks(request)
+        request.computed = 0
+        request.prefilling = True
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+        return request
+
+    def _reuse_blocks(self, request: Request) -> None:
+        """Take back the longest prefix of its own blocks that nobody has taken; it never covers all tokens of the request."""
+        for block in request.left_behind:
+            if self.cached.get(block) is not request:
+                break
+            del self.cached[block]
+            self.free.remove(block)
+            request.blocks.append(block)
+        request.computed = len(request.blocks) * BLOCK_TOKENS
+        request.left_behind = []
+
+
+def simulate(
+    profile: EngineProfile, arrivals: Sequence[Arrival], *, after_step: Callable[[Engine], None] | None = None
+) -> Result:
+    """Serve ``arrivals``, ascending in time, to the end.
+
+    Args:
+        profile: cost and limits of the engine.
+        arrivals: the requests; those of equal time enter in the order given.
+        after_step: called with the engine after each iteration, to watch it.
+
+    Raises:
+        ValueError: an arrival is earlier than the one before it, or a figure of it is impossible.
+    """
+    _check(arrivals)
+    engine = Engine(profile)
+    requests: list[Request] = []
+    now_s = -math.inf
+    while len(requests) < len(arrivals) or not engine.idle:
+        if engine.idle:
+            now_s = max(now_s, arrivals[len(requests)].arrival_s)
+        while len(requests) < len(arrivals) and arrivals[len(requests)].arrival_s <= now_s:
+            requests.append(engine.arrive(arrivals[len(requests)]))
+        if not engine.idle:
+            now_s = engine.step(now_s)
+            if after_step:
+                after_step(engine)
+    outcomes = [request.outcome() for request in requests]
+    return Result(outcomes=outcomes, busy_s=engine.busy_s, kv_token_s=engine.kv_token_s, iterations=engine.iterations)
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def _check(arrivals: Sequence[Arrival]) -> None:
+    before_s = -math.inf
+    for index, arrival in enumerate(arrivals):
+        if not (math.isfinite(arrival.arrival_s) and arrival.arrival_s >= before_s):
+            raise ValueError(f"arrivals[{index}].arrival_s = {arrival.arrival_s}: must be finite and not before {before_s}")
+        for name in ("prompt_tokens", "output_tokens"):
+            if getattr(arrival, name) < 1:
+                raise ValueError(f"arrivals[{index}].{name} = {getattr(arrival, name)}: must be >= 1")
+        before_s = arrival.arrival_s

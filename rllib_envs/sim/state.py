@@ -1,0 +1,137 @@
+"""The state of B clusters of N experts as NumPy arrays with a leading batch axis.
+
+Scalars of one expert, and of one request, lie together in a record: a kernel touches all of an expert's scalars in one or
+two cache lines and passes them on as one pointer, and NumPy code sees any field of all experts as a (B, N) view,
+``state.experts["n_run"]``. Lists of requests (running, waiting) are integer arrays beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
+
+NEVER = np.iinfo(np.int32).max
+"""Finish iteration of a request that is still in prefill."""
+
+# What a request went through (field ``status`` of a request).
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED = range(5)
+
+ENGINE = np.dtype(
+    [
+        # The cost model in seconds, overhead included.
+        ("c0_s", "f8"), ("b_s", "f8"), ("c_s", "f8"), ("a_s", "f8"), ("q_s", "f8"), ("c_mixed_s", "f8"),
+        ("n0", "i4"),
+        ("blocks", "i4"),  # usable KV blocks
+        ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
+        ("reuse", "i4"),  # 1: preempted requests find their own untouched blocks
+    ],
+    align=True,
+)  # fmt: skip
+
+EXPERT = np.dtype(
+    [
+        # The plan: ``plan_steps`` iterations from ``clock`` to ``plan_end_s``, the r-th of which takes step_s + r*growth_s.
+        # plan_steps = 0: nothing is planned; the next step is composed at ``clock`` if there is anybody to serve.
+        ("clock_s", "f8"), ("plan_end_s", "f8"), ("step_s", "f8"), ("growth_s", "f8"),
+        ("plan_steps", "i4"),
+        ("n_run", "i4"),  # running requests; the first n_dec of them decode, the rest are in prefill in this plan
+        ("n_dec", "i4"),
+        ("n_wait", "i4"), ("wait_head", "i4"),
+        ("partial", "i4"),  # 1: the last running request is still in prefill after this plan
+        ("pre_done", "i4"), ("pre_chunk", "i4"),  # its tokens cached before this plan, and computed in it
+        ("iteration", "i8"),  # iterations completed at ``clock``
+        ("min_finish", "i8"),  # first iteration at whose end a decoding request is complete
+        ("context", "i8"),  # cached tokens of the decoding requests at ``clock``
+        ("cached", "i8"),  # cached tokens of the requests in prefill at ``clock``
+        # The free blocks are a queue: ``freed`` counts blocks put in at its end, ``taken`` those taken from its front.
+        ("freed", "i8"), ("taken", "i8"),
+        # Decoding requests by (cached tokens - iteration) modulo the block size: who needs a new block in which iteration.
+        ("phase", "i4", (BLOCK_TOKENS,)),
+        # Totals since the start.
+        ("busy_s", "f8"), ("kv_token_s", "f8"), ("qos", "f8"),
+        ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
+        ("future_qos", "f8"),  # QoS that everything sent here so far will have earned if nobody else comes (counterfactual)
+    ],
+    align=True,
+)  # fmt: skip
+
+REQUEST = np.dtype(
+    [
+        # What an observation reads, together.
+        ("arrival_s", "f8"),
+        ("told_score", "f4"), ("told_tokens", "f4"),  # at the expert it was sent to, as all that follows
+        ("start", "i4"),  # iteration of its expert minus tokens generated, while decoding
+        ("generated", "i4"),  # tokens generated when it last was preempted
+        ("prompt", "i4"), ("output", "i4"),  # tokens; output: true, cut at max_model_len
+        ("score", "f4"),
+        ("route", "i4"), ("status", "i4"),
+        ("preemptions", "i4"),
+        ("cache_blocks", "i4"), ("cache_end", "i8"),  # full blocks at its last preemption; where they end in the free queue
+        ("first_scheduled_s", "f8"), ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
+    ],
+    align=True,
+)  # fmt: skip
+
+
+class State(NamedTuple):
+    """B clusters of N experts; M requests at most in an episode."""
+
+    engines: NDArray[np.void]  # (B, N) ENGINE
+    experts: NDArray[np.void]  # (B, N) EXPERT
+    requests: NDArray[np.void]  # (B, M) REQUEST
+    running: NDArray[np.int32]  # (B, N, R) requests running, in order of admission
+    finish_at: NDArray[np.int32]  # (B, N, R) iteration at whose end each is complete
+    waiting: NDArray[np.int32]  # (B, N, W) ring buffer of requests waiting, W a power of two
+
+
+def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
+    """(N,) ENGINE records of the profiles."""
+    records = np.zeros(len(profiles), ENGINE)
+    for record, p in zip(records, profiles, strict=True):
+        scale = p.overhead * 1e-3
+        for name, ms in (
+            ("c0_s", p.c0_ms),
+            ("b_s", p.b_ms),
+            ("c_s", p.c_ms),
+            ("a_s", p.a_ms),
+            ("q_s", p.q_ms),
+            ("c_mixed_s", p.c_mixed_ms),
+        ):
+            record[name] = ms * scale
+        record["n0"], record["blocks"], record["reuse"] = p.n0_tokens, p.usable_blocks, p.reuse_preempted_blocks
+        record["max_seqs"], record["max_tokens"] = p.max_num_seqs, p.max_num_batched_tokens
+        record["max_model_len"], record["max_waiting"] = p.max_model_len, p.max_waiting
+    return records
+
+
+def allocate(engines: NDArray[np.void], max_requests: int) -> State:
+    """An empty state for the engines (B, N), with room for ``max_requests`` requests in each cluster."""
+    batch, n_experts = engines.shape
+    slots = int(engines["max_seqs"].max())
+    queue = 1 << int(engines["max_waiting"].max() + slots - 1).bit_length()  # the preempted come back on top of max_waiting
+    state = State(
+        engines=engines,
+        experts=np.zeros((batch, n_experts), EXPERT),
+        requests=np.zeros((batch, max_requests), REQUEST),
+        running=np.zeros((batch, n_experts, slots), np.int32),
+        finish_at=np.zeros((batch, n_experts, slots), np.int32),
+        waiting=np.zeros((batch, n_experts, queue), np.int32),
+    )
+    for cluster in range(batch):
+        clear(state, cluster)
+    return state
+
+
+def clear(state: State, cluster: int) -> None:
+    """Empty one cluster: idle experts at time 0, no requests."""
+    state.experts[cluster] = np.zeros((), EXPERT)
+    state.experts["freed"][cluster] = state.engines["blocks"][cluster]
+    state.experts["min_finish"][cluster] = NEVER
+    state.requests[cluster] = np.zeros((), REQUEST)
+    for name in ("first_scheduled_s", "first_token_s", "finish_s"):
+        state.requests[name][cluster] = np.nan

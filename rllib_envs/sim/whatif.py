@@ -1,0 +1,335 @@
+"""What would happen: an expert rolled forward from its present state while nobody else arrives.
+
+The roll runs the engine's own kernels on a copy, so with true lengths and the true engine it ends as the simulator will,
+and with predicted ones it errs only by the predictions. The state itself is never touched.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.sim.jit import borrow, kernel
+from rllib_envs.sim.kernels import advance, borrow_state, cut_at, next_event, push, steps_begun
+from rllib_envs.sim.profile import BLOCK_TOKENS
+from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, State, allocate
+
+OVERRUN = 0.25
+"""A request that outlives its prediction is expected to go on for this share of the tokens it has generated.
+
+For log-normal prediction errors with a standard deviation of 0.2-0.4 the mean residual beyond the prediction is 0.2-0.3 of
+the tokens generated so far.
+"""
+
+WHATIF_FEATURES = (
+    "own_latency",  # predicted latency per token of the newcomer, in units of the SLO, at most 10
+    "own_success",  # soft deadline: logistic((1 - own_latency) / tau)
+    "soft_change",  # change of the soft QoS of those present (told score times soft deadline), <= 0 as a rule
+    "hard_change",  # the same with a hard deadline
+    "new_violations",  # requests present that are predicted to miss the SLO only because of the newcomer
+    "least_slack",  # least predicted slack 1 - latency/SLO among those present, with the newcomer there, at least -10
+    "slack_sd",  # standard deviation of that slack
+    "drain_s",  # predicted time until the expert has finished everything, newcomer included
+)
+"""Columns of the what-if result of an action."""
+
+
+class Scratch(NamedTuple):
+    """Room for one expert's copy and a newcomer; one per thread. S requests at most."""
+
+    state: State  # one cluster of one expert
+    order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
+    per_slo: NDArray[np.float64]  # (S,) 1 / (output tokens * SLO): time since arrival -> latency per token in units of the SLO
+    before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
+
+
+def scratch_for(state: State) -> Scratch:
+    """A scratch for copies of the state's experts."""
+    slots, queue = state.running.shape[2], state.waiting.shape[2]
+    size = 1 + slots + queue
+    copy = allocate(np.zeros((1, 1), state.engines.dtype), size)._replace(
+        running=np.zeros((1, 1, slots), np.int32),
+        finish_at=np.zeros((1, 1, slots), np.int32),
+        waiting=np.zeros((1, 1, queue), np.int32),
+    )
+    return Scratch(state=copy, order=np.zeros(size, np.int64), per_slo=np.zeros(size), before=np.zeros(size))
+
+
+@kernel
+def borrow_scratch(scratch):
+    """The scratch without reference counting (``borrow``)."""
+    return Scratch(borrow_state(scratch.state), borrow(scratch.order), borrow(scratch.per_slo), borrow(scratch.before))
+
+
+@kernel
+def believed_output(told_tokens, generated):
+    """Output length to expect of a request that was told to have ``told_tokens`` and has generated ``generated``."""
+    return max(np.int64(told_tokens + 0.5), generated + max(1, np.int64(OVERRUN * generated)))
+
+
+@kernel
+def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
+    """Copy expert (b, e) as it is at ``time_s`` into the scratch; number of requests copied.
+
+    Requests are numbered anew: running ones first, then waiting ones, each in order. With ``believe`` their true lengths
+    are replaced by what the router may know.
+    """
+    copy = scratch.state
+    copy.experts[0, 0] = source.experts[b, e]
+    expert = copy.experts[0, 0]
+    begun = steps_begun(expert, time_s)
+    cut_at(expert, time_s)
+    iteration = expert.iteration + max(begun - 1, 0)
+    requests, source_requests = copy.requests[0], source.requests[b]
+    running, waiting = source.running[b, e], source.waiting[b, e]
+    n_run, n_dec = expert.n_run, expert.n_dec
+    n = n_run + expert.n_wait
+    least = NEVER
+    for i in range(n):
+        request = requests[i]
+        if i < n_run:
+            requests[i] = source_requests[running[i]]
+            copy.running[0, 0, i] = i
+        else:
+            requests[i] = source_requests[waiting[(expert.wait_head + i - n_run) & (waiting.size - 1)]]
+            copy.waiting[0, 0, i - n_run] = i
+        if believe:
+            generated = iteration - request.start if i < n_dec else np.int64(request.generated)
+            room = engine.max_model_len - request.prompt
+            request.output = max(generated + 1, min(believed_output(request.told_tokens, generated), room))
+        scratch.per_slo[i] = 1.0 / (request.output * slo_s)
+        if i < n_dec:
+            finish = request.start + request.output
+            copy.finish_at[0, 0, i] = finish
+            least = min(least, finish)
+        elif i < n_run:
+            copy.finish_at[0, 0, i] = NEVER
+    expert.min_finish = least
+    expert.wait_head = 0
+    return n
+
+
+@kernel
+def _sort(scratch, n_sorted):
+    """Bring ``order`` up to date with the decoding requests; returns where in it they begin and end.
+
+    Its first ``n_sorted`` entries stand from before: those complete by now are passed over, and whoever decodes since then is
+    at the tail of the running list and is inserted (batches are short, and mostly one is new).
+    """
+    expert = scratch.state.experts[0, 0]
+    running, finish_at = scratch.state.running[0, 0], scratch.state.finish_at[0, 0]
+    order = scratch.order
+    first = 0
+    while first < n_sorted and (order[first] >> 32) <= expert.iteration:
+        first += 1
+    last = n_sorted
+    for i in range(n_sorted - first, expert.n_dec):
+        key = (np.int64(finish_at[i]) << 32) | running[i]
+        k = last
+        while k > first and order[k - 1] > key:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = key
+        last += 1
+    return first, last
+
+
+@kernel
+def _sweep(engine, scratch, slo_s, first, last):
+    """Finish times of a batch that only decodes: one leap from each completion to the next, as long as the blocks last.
+
+    ``order`` from ``first`` to ``last`` is the batch. Leaves the copied expert as it is. Returns whether the blocks surely
+    last to the end, the end of the last request, and the QoS of all.
+    """
+    expert, requests, order = scratch.state.experts[0, 0], scratch.state.requests[0], scratch.order
+    time_s, iteration, context = expert.clock_s, expert.iteration, expert.context
+    qos = 0.0
+    for i in range(first, last):
+        finish = order[i] >> 32
+        steps = finish - iteration
+        if steps > 0:
+            batch = last - i
+            time_s += steps * (engine.c0_s + engine.b_s * batch + engine.c_s * (context + 0.5 * batch * (steps - 1)))
+            context += batch * steps
+            if context + batch * (BLOCK_TOKENS - 1) > engine.blocks * BLOCK_TOKENS:  # each may leave 15 tokens of a block unused
+                return False, time_s, qos
+            iteration = finish
+        request = requests[order[i] & 0xFFFFFFFF]
+        request.finish_s = time_s
+        context -= request.prompt + request.output - 1
+        if time_s - request.arrival_s <= slo_s * request.output:
+            qos += request.score
+    return True, time_s, qos
+
+
+@kernel
+def roll(scratch, engine, slo_s, n_sorted):
+    """Run the copy until it would be empty; finish times are then in ``scratch.state.requests[0]``.
+
+    ``n_sorted`` entries of ``order`` stand from an earlier roll of the same expert. Returns the time of the last completion, the
+    QoS of everything the expert has ever finished by then, how many entries of ``order`` stand for another roll, and whether the
+    copied expert is still as it was.
+    """
+    copy = scratch.state
+    expert = copy.experts[0, 0]
+    requests, running, finish_at, waiting = copy.requests[0], copy.running[0, 0], copy.finish_at[0, 0], copy.waiting[0, 0]
+    preempted = expert.preempted
+    untouched = True
+    crowd = NEVER  # with so many running a sweep is of no use
+    while True:
+        if expert.n_wait == 0 and expert.n_run == expert.n_dec and expert.n_run < crowd:
+            if expert.preempted > preempted:
+                n_sorted = 0
+            first, last = _sort(scratch, n_sorted)
+            enough, end_s, qos = _sweep(engine, scratch, slo_s, first, last)
+            if enough:
+                return end_s, expert.qos + qos, last if untouched else 0, untouched
+            n_sorted = 0
+            crowd = expert.n_run - expert.n_run // 4
+        untouched = False
+        next_event(engine, expert, requests, running, finish_at, waiting, slo_s)
+
+
+@kernel
+def join(scratch, engine, slo_s, index, time_s):
+    """Hand request ``index`` of the scratch to the copy at ``time_s``; False where its queue is full."""
+    copy = scratch.state
+    expert = copy.experts[0, 0]
+    advance(engine, expert, copy.requests[0], copy.running[0, 0], copy.finish_at[0, 0], copy.waiting[0, 0], slo_s, time_s)
+    return push(engine, expert, copy.requests[0], copy.waiting[0, 0], index, time_s)
+
+
+@kernel
+def newcomer(scratch, index, slo_s, arrival_s, prompt, output, score, told_score, told_tokens):
+    """Write a request that has not been anywhere yet as number ``index`` of the scratch."""
+    scratch.per_slo[index] = 1.0 / (output * slo_s)
+    request = scratch.state.requests[0, index]
+    request.arrival_s = arrival_s
+    request.first_scheduled_s = np.nan
+    request.first_token_s = np.nan
+    request.finish_s = np.nan
+    request.score = score
+    request.told_score = told_score
+    request.told_tokens = told_tokens
+    request.prompt = prompt
+    request.output = output
+    request.start = 0
+    request.generated = 0
+    request.preemptions = 0
+    request.cache_end = 0
+    request.cache_blocks = 0
+    request.route = 0
+    request.status = ROUTED
+
+
+@kernel
+def _latency(scratch, index):
+    """Latency per token of a rolled request, in units of the SLO."""
+    request = scratch.state.requests[0, index]
+    return (request.finish_s - request.arrival_s) * scratch.per_slo[index]
+
+
+@kernel
+def _soft(latency, tau):
+    """Soft deadline: chance to be in time, given that predictions err; latency per token in units of the SLO."""
+    return 1.0 / (1.0 + math.exp(min((latency - 1.0) / tau, 700.0)))
+
+
+@kernel
+def _load(source, pending, b, e, first_pending, last_pending, scratch, engine, time_s, slo_s):
+    """Copy an expert with believed lengths, and send it what is on its way there (telemetry is late); count of both."""
+    n = copy_expert(source, b, e, scratch, engine, time_s, slo_s, True)
+    for r in range(first_pending, last_pending):
+        p = pending[b, r]
+        if p.route == e and (p.status == ROUTED or p.status == FINISHED):
+            output = min(believed_output(p.told_tokens, 0), engine.max_model_len - p.prompt)
+            newcomer(scratch, n, slo_s, p.arrival_s, p.prompt, output, 0.0, p.told_score, p.told_tokens)
+            if join(scratch, engine, slo_s, n, p.arrival_s):
+                n += 1
+    return n
+
+
+@kernel
+def predict_action(
+    source,
+    pending,
+    b,
+    e,
+    first_pending,
+    last_pending,
+    scratch,
+    engine,
+    view_s,
+    now_s,
+    slo_s,
+    tau,
+    prompt,
+    told_score,
+    told_tokens,
+    out,
+):
+    """Fill ``out`` (WHATIF_FEATURES) with the predicted effect of sending the arrived request to expert e at ``now_s``.
+
+    ``source`` is the cluster as known, at time ``view_s``; requests first_pending..last_pending of ``pending`` have been sent
+    since.
+    """
+    n = _load(source, pending, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
+    n_sorted = 0
+    if n > 0:
+        _, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
+        for i in range(n):
+            scratch.before[i] = _latency(scratch, i)
+        if not untouched:
+            n = _load(source, pending, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
+    output = max(1, min(believed_output(told_tokens, 0), engine.max_model_len - prompt))
+    newcomer(scratch, n, slo_s, now_s, prompt, output, 0.0, told_score, told_tokens)
+    out[:] = 0.0
+    if not join(scratch, engine, slo_s, n, now_s):
+        out[0] = 10.0
+        return
+    end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
+    own = _latency(scratch, n)
+    soft, hard, pushed = 0.0, 0.0, 0
+    least, total, squares = 1.0, 0.0, 0.0
+    for i in range(n):
+        score = scratch.state.requests[0, i].told_score
+        before, after = scratch.before[i], _latency(scratch, i)
+        soft += score * (_soft(after, tau) - _soft(before, tau))
+        if after > 1.0 and before <= 1.0:
+            hard -= score
+            pushed += 1
+        elif after <= 1.0 and before > 1.0:
+            hard += score
+        slack = max(1.0 - after, -10.0)
+        least = min(least, slack)
+        total += slack
+        squares += slack * slack
+    out[0] = min(own, 10.0)
+    out[1] = _soft(own, tau)
+    out[2] = soft
+    out[3] = hard
+    out[4] = pushed
+    out[5] = least
+    if n > 0:
+        out[6] = math.sqrt(max(squares / n - (total / n) ** 2, 0.0))
+    out[7] = end_s - now_s
+
+
+@kernel
+def future_qos_with(state, b, e, scratch, slo_s, now_s, prompt, output, score):
+    """QoS that everything ever sent to expert (b, e) will have earned if the arrived request joins and nobody else does.
+
+    True lengths, true engine. NaN where its queue is full.
+    """
+    engine = state.engines[b, e]
+    n = copy_expert(state, b, e, scratch, engine, now_s, slo_s, False)
+    newcomer(scratch, n, slo_s, now_s, prompt, output, score, 0.0, 0.0)
+    if not join(scratch, engine, slo_s, n, now_s):
+        return np.nan
+    _, qos, _, _ = roll(scratch, engine, slo_s, 0)
+    return qos

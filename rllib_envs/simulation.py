@@ -1,0 +1,307 @@
+"""B simulated clusters of one scenario: episodes in, one decision for each cluster a call, observations and records out.
+
+The Gymnasium environments, the heuristic routers and the evaluation all drive this one class.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.capacity import capacity_rps
+from rllib_envs.observation import GAP_GAINS, View, allocate_view, borrow_view, observe, write_engine_features
+from rllib_envs.reward import combine, paper_impact_all
+from rllib_envs.scenario import Scenario
+from rllib_envs.sim.cluster import (
+    STEP,
+    Workload,
+    allocate_workload,
+    begin,
+    borrow_workload,
+    clear_step,
+    follow,
+    route,
+    true_marginals,
+)
+from rllib_envs.sim.jit import borrow, kernel
+from rllib_envs.sim.kernels import borrow_state
+from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, REJECTED, ROUTED, State, allocate, clear, engine_records
+from rllib_envs.sim.whatif import Scratch, borrow_scratch, predict_action, scratch_for
+from rllib_envs.workload.episode import draw_episode
+
+STATUS_NAMES = {PENDING: "pending", ROUTED: "routed", FINISHED: "finished", DROPPED: "dropped", REJECTED: "rejected"}
+
+
+class _World(NamedTuple):
+    """Everything that the compiled step touches."""
+
+    state: State
+    late: State  # what telemetry shows, where it is late; else the state itself
+    believed: NDArray[np.void]  # (B, N) ENGINE, as the router was told
+    workload: Workload
+    cursor: NDArray[np.int32]  # (B,) number of the request to route
+    late_cursor: NDArray[np.int32]  # (B,) the same for ``late``
+    now_s: NDArray[np.float64]  # (B,)
+    gaps: NDArray[np.float64]  # (B, 2) moving averages of the gaps between arrivals
+    scratch: Scratch
+    seen: View  # the observations (numba keeps the name ``view`` to itself)
+    marginal: NDArray[np.float64]  # (B, N+1)
+
+
+class _Rules(NamedTuple):
+    """The scenario's figures that the compiled step needs."""
+
+    slo_s: float
+    delay_s: float
+    tau: float
+    predict: bool  # write the what-if results
+    track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
+
+
+@kernel
+def _borrow_world(world):
+    """The world without reference counting (``borrow``)."""
+    return _World(
+        borrow_state(world.state),
+        borrow_state(world.late),
+        borrow(world.believed),
+        borrow_workload(world.workload),
+        borrow(world.cursor),
+        borrow(world.late_cursor),
+        borrow(world.now_s),
+        borrow(world.gaps),
+        borrow_scratch(world.scratch),
+        borrow_view(world.seen),
+        borrow(world.marginal),
+    )
+
+
+@kernel
+def _look(world, rules, b):
+    """Write the observation of cluster b, the what-if results and the counterfactuals where asked for."""
+    state, workload, scratch, view = world.state, world.workload, world.scratch, world.seen
+    now_s = world.now_s[b]
+    source, view_s, first_pending = state, now_s, world.cursor[b]
+    if rules.delay_s > 0.0:
+        view_s = max(now_s - rules.delay_s, 0.0)
+        follow(state, world.late, world.cursor, world.late_cursor, b, rules.slo_s, view_s)
+        source, first_pending = world.late, world.late_cursor[b]
+    observe(
+        source,
+        state.requests,
+        world.believed,
+        workload,
+        world.cursor,
+        b,
+        first_pending,
+        view_s,
+        now_s,
+        rules.slo_s,
+        world.gaps,
+        view,
+    )
+    r = world.cursor[b]
+    if r == workload.total[b]:
+        view.whatif[b] = 0.0
+        world.marginal[b] = 0.0
+        return
+    if rules.predict:
+        for e in range(view.experts.shape[1]):
+            predict_action(
+                source, state.requests, b, e, first_pending, r, scratch, world.believed[b, e], view_s, now_s, rules.slo_s,
+                rules.tau, workload.prompt[b, r], workload.told_score[b, r, e], workload.told_tokens[b, r, e], view.whatif[b, e],
+            )  # fmt: skip
+    if rules.track_future == 2:
+        true_marginals(state, workload, world.cursor, world.now_s, b, scratch, rules.slo_s, world.marginal[b])
+
+
+@kernel
+def _look_all(only, world, rules):
+    """``_look`` at the clusters of the mask ``only``, (B,)."""
+    world = _borrow_world(world)
+    for b in range(only.size):
+        if only[b]:
+            _look(world, rules, b)
+
+
+@kernel
+def _step_all(actions, steps, show, world, rules):
+    """One decision in every cluster that has a request to route, then its next observation."""
+    world = _borrow_world(world)
+    for b in range(actions.size):
+        if world.cursor[b] == world.workload.total[b]:
+            clear_step(steps[b])
+            continue
+        route(
+            world.state, world.workload, world.cursor, world.now_s, b, actions[b], rules.track_future, world.marginal[b],
+            world.scratch, rules.slo_s, steps[b],
+        )  # fmt: skip
+        if world.cursor[b] < world.workload.total[b]:
+            for i in range(len(GAP_GAINS)):
+                world.gaps[b, i] += GAP_GAINS[i] * (steps[b].dt_s - world.gaps[b, i])
+        if show:
+            _look(world, rules, b)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """What became of the M requests of an episode, in order of arrival. Times in seconds, NaN where it never came to that."""
+
+    arrival_s: NDArray[np.float64]
+    route: NDArray[np.int32]  # expert index, N = dropped
+    status: NDArray[np.int32]  # keys of STATUS_NAMES
+    first_scheduled_s: NDArray[np.float64]
+    first_token_s: NDArray[np.float64]
+    finish_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int32]
+    output_tokens: NDArray[np.int32]  # true, at the expert it was sent to (cut at max_model_len)
+    told_tokens: NDArray[np.float64]
+    score: NDArray[np.float64]  # true, at the expert it was sent to; 0 for a drop
+    told_score: NDArray[np.float64]
+    preemptions: NDArray[np.int32]
+    qos: NDArray[np.float64]  # score if finished within the SLO, else 0
+    late: NDArray[np.bool_]  # finished, but later than the SLO allows
+
+    @property
+    def latency_per_token_s(self) -> NDArray[np.float64]:
+        """(finish - arrival) / output tokens."""
+        return (self.finish_s - self.arrival_s) / self.output_tokens
+
+    @property
+    def ttft_s(self) -> NDArray[np.float64]:
+        """Time to first token."""
+        return self.first_token_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> NDArray[np.float64]:
+        """Time per output token after the first; NaN for one-token answers."""
+        return np.where(
+            self.output_tokens > 1, (self.finish_s - self.first_token_s) / np.maximum(self.output_tokens - 1, 1), np.nan
+        )
+
+
+class Simulation:
+    """B clusters of one scenario.
+
+    ``start`` begins an episode in one cluster, ``step`` takes one decision in each. A cluster whose episode is over ignores its
+    action. All random draws come from the seeds given to ``start``.
+
+    Attributes:
+        view: the observations, overwritten by every ``start`` and ``step``.
+        marginal: (B, N+1) true marginal QoS of every action, where the scenario's ``observation.counterfactual`` asks for it.
+        now_s: (B,) time of the present decision; after the last one, of the end of the drain.
+    """
+
+    def __init__(self, scenario: Scenario, batch: int, *, show: bool = True) -> None:
+        """Set up empty clusters; ``show=False`` skips the observations (for routers that need none).
+
+        Raises:
+            ValueError: batch < 1.
+        """
+        if batch < 1:
+            raise ValueError(f"batch = {batch}: must be >= 1")
+        self.scenario = scenario
+        self.batch = batch
+        self.capacity_rps = capacity_rps(scenario)
+        spec, n, m = scenario.observation, scenario.n_experts, scenario.workload.requests
+        believed = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
+        self.state = allocate(believed.copy(), m)
+        self.workload = allocate_workload(batch, m, n)
+        self.cursor = np.zeros(batch, np.int32)
+        self.now_s = np.zeros(batch)
+        self.view = allocate_view(batch, n, spec)
+        write_engine_features(self.view, believed, scenario.slo_s_per_token)
+        self.marginal = np.zeros((batch, n + 1))
+        self.steps = np.zeros(batch, STEP)
+        self._impact = np.zeros(batch)
+        self._show = show
+        self._world = _World(
+            state=self.state,
+            late=allocate(self.state.engines, m) if scenario.faults.telemetry_delay_s > 0 else self.state,
+            believed=believed,
+            workload=self.workload,
+            cursor=self.cursor,
+            late_cursor=np.zeros(batch, np.int32),
+            now_s=self.now_s,
+            gaps=np.zeros((batch, len(GAP_GAINS))),
+            scratch=scratch_for(self.state),
+            seen=self.view,
+            marginal=self.marginal,
+        )
+        self._rules = _Rules(
+            slo_s=scenario.slo_s_per_token,
+            delay_s=scenario.faults.telemetry_delay_s,
+            tau=spec.whatif_tau,
+            predict=spec.whatif,
+            track_future=2 if spec.counterfactual else int(scenario.reward.marginal_qos != 0),
+        )
+
+    def start(self, cluster: int, seed: int | np.random.SeedSequence) -> None:
+        """Begin the episode that ``seed`` fixes in one cluster, and show its first arrival."""
+        episode = draw_episode(self.scenario, self.capacity_rps, seed)
+        count = episode.arrival_s.size
+        w = self.workload
+        w.total[cluster] = count
+        for name in ("arrival_s", "prompt", "score", "output", "told_score", "told_tokens"):
+            getattr(w, name)[cluster, :count] = getattr(episode, name)
+        self.state.engines[cluster] = engine_records(episode.engines)
+        clear(self.state, cluster)
+        if self._world.late is not self.state:
+            clear(self._world.late, cluster)
+        self._world.late_cursor[cluster] = 0
+        begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
+        self._world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
+        only = np.zeros(self.batch, np.bool_)
+        only[cluster] = True
+        _look_all(only, self._world, self._rules)
+
+    def start_all(self, seeds: list[int] | list[np.random.SeedSequence]) -> None:
+        """``start`` in every cluster."""
+        for cluster, seed in enumerate(seeds):
+            self.start(cluster, seed)
+
+    @property
+    def over(self) -> NDArray[np.bool_]:
+        """(B,) clusters whose episode has ended."""
+        return self.cursor >= self.workload.total
+
+    def step(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Take one decision in every cluster, (B,) expert indices or N = drop; the rewards (B,).
+
+        Details of the step are in ``steps`` (STEP records), the next observations in ``view``.
+        """
+        weights = self.scenario.reward
+        if weights.paper_impact > 0:
+            paper_impact_all(
+                self.state, self.workload, self.cursor, self.now_s, actions, self.scenario.slo_s_per_token, self._impact
+            )
+        _step_all(actions, self.steps, self._show, self._world, self._rules)
+        return combine(weights, self.steps, self._impact)
+
+    def records(self, cluster: int) -> Records:
+        """What became of the requests of the cluster's episode so far."""
+        count = self.workload.total[cluster]
+        table = self.state.requests[cluster, :count]
+        finished = table["status"] == FINISHED
+        in_time = table["finish_s"] - table["arrival_s"] <= self.scenario.slo_s_per_token * table["output"]
+        return Records(
+            arrival_s=table["arrival_s"].copy(),
+            route=table["route"].copy(),
+            status=table["status"].copy(),
+            first_scheduled_s=table["first_scheduled_s"].copy(),
+            first_token_s=table["first_token_s"].copy(),
+            finish_s=table["finish_s"].copy(),
+            prompt_tokens=table["prompt"].copy(),
+            output_tokens=table["output"].copy(),
+            told_tokens=table["told_tokens"].astype(np.float64),
+            score=table["score"].astype(np.float64),
+            told_score=table["told_score"].astype(np.float64),
+            preemptions=table["preemptions"].copy(),
+            qos=np.where(finished & in_time, table["score"].astype(np.float64), 0.0),
+            late=finished & ~in_time,
+        )

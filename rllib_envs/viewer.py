@@ -1,0 +1,78 @@
+"""One picture of a cluster over time: who runs, who waits, how full the KV memory is, what was late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from rllib_envs.observation import EXPERT_FEATURES
+from rllib_envs.scenario import Scenario
+from rllib_envs.simulation import Simulation
+
+_ROWS = {"running": 32.0, "waiting": 32.0, "kv_used": 1.0}  # expert features drawn over time, and what undoes their scaling
+
+
+class History:
+    """What an episode looked like at each decision."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        """Start empty."""
+        self.names = [expert.name for expert in scenario.experts]
+        self.title = f"{scenario.name}: SLO {scenario.slo_s_per_token * 1e3:g} ms per token"
+        self.times_s: list[float] = []
+        self.experts: list[NDArray[np.float32]] = []  # (N, 20) each
+        self.late: list[NDArray[np.int64]] = []  # (N,) each, requests that finished late so far
+        self.turned_away: list[int] = []  # dropped or rejected so far
+
+    def restart(self, simulation: Simulation) -> None:
+        """Forget the last episode and record the first observation of the next."""
+        for entries in (self.times_s, self.experts, self.late, self.turned_away):
+            entries.clear()
+        self._add(simulation, 0)
+
+    def record(self, simulation: Simulation) -> None:
+        """Record the state after a decision."""
+        step = simulation.steps[0]
+        self._add(simulation, self.turned_away[-1] + int(step["dropped"]) + int(step["rejected"]))
+
+    def _add(self, simulation: Simulation, turned_away: int) -> None:
+        self.times_s.append(float(simulation.now_s[0]))
+        self.experts.append(simulation.view.experts[0].copy())
+        self.late.append(simulation.state.experts["late"][0].copy())
+        self.turned_away.append(turned_away)
+
+    def draw(self) -> NDArray[np.uint8]:
+        """The episode so far as an (800, 1000, 3) picture, one colour for each expert."""
+        figure = Figure(figsize=(10, 8), dpi=100, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axes: Any = figure.subplots(4, 1, sharex=True)
+        table = np.stack(self.experts)  # (T, N, features)
+        late = np.stack(self.late)
+        panels = [table[..., EXPERT_FEATURES.index(name)] * scale for name, scale in _ROWS.items()]
+        for axis, values, label in zip(
+            axes,
+            [*panels, late],
+            ("running requests", "waiting requests", "KV blocks in use", "finished late so far"),
+            strict=True,
+        ):
+            for e, name in enumerate(self.names):
+                axis.plot(self.times_s, values[:, e], drawstyle="steps-post", linewidth=1.2, color=f"C{e % 10}", label=name)
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.3)
+        axes[2].set_ylim(0, 1.02)
+        axes[2].yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        axes[3].plot(self.times_s, self.turned_away, color="black", linestyle="--", linewidth=1.2, label="dropped or rejected")
+        axes[3].set_xlabel("time, s")
+        figure.suptitle(self.title)
+        handles, labels = axes[3].get_legend_handles_labels()
+        shown = 8  # more names than that fill the picture
+        figure.legend(
+            handles[:shown] + handles[-1:], labels[:shown] + labels[-1:], loc="outside lower center", ncols=4, fontsize=8
+        )
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,312 @@
+"""What is asked: prompts with every expert's true score and output length, synthetic or from a file of real prompts.
+
+Synthetic. A Gaussian copula with one shared factor, drawn per request ``i`` and MODEL ``m`` (experts that serve the same
+model give the same answer, as greedy decoding does)::
+
+    correct_ie = 1[ theta_e + sqrt(v_z)*z_i + sqrt(v_e)*own_im + sqrt(v_r)*luck_im > 0 ]          v_z + v_e + v_r = 1
+    log d_ie   = log mean_e - s^2/2 + s*( -lambda*z_i + gamma*g_i + sqrt(1-lambda^2-gamma^2)*w_im )
+
+``z`` is how easy the request is, ``own`` what only this model finds easy, ``g`` how long an answer the request asks for.
+The continuous score is the probability of a correct answer given ``z`` and ``own``, ``Phi((theta + ..)/sqrt(v_r))``, and
+the binary one a Bernoulli draw from it; ``theta_e = Phi^-1(mean_score)`` makes the mean of both exactly
+``Expert.mean_score``. The mean length is exactly ``Expert.mean_output_tokens`` (up to rounding to whole tokens).
+
+The constants were fitted to the ZeroEval results (GSM8K, CRUX, MATH level 5; 2,840 prompts) of its seven models of at
+most 9 billion parameters; ``benchmarks/fit_catalogue.py`` does it again from the public file. File against model:
+
+===================================================  ======  ======
+mean correlation between two models' 0/1 scores       .531    .537
+best model per prompt (oracle), mean 0/1 score        .771    .782
+correlation of lengths between models, in tokens      .329    .329
+correlation of 0/1 score and length, in tokens       -.271   -.271
+standard deviation of log length                      .718    .718
+===================================================  ======  ======
+
+Correlations of lengths are matched in TOKENS, the unit an engine spends. A log-normal law cannot match the log scale at
+the same time: there the file correlates .62 (this model .39), because 1-2 % of its answers are endless loops that come at
+random and hide the agreement of all others; for the same reason the file's coefficient of variation is 1.7 (this model
+.82). Scores and lengths depend on each other through ``z`` alone: in the file another model's failure says nearly as much
+about a length (-.24) as one's own (-.27). Prompt lengths are independent of both (in the file: -.05 with log length, -.23
+with the score).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Expert, Scenario
+
+SHARED_VARIANCE = 0.768
+"""v_z: share of the latent score that all models have in common; fitted to pairwise correlation and oracle together."""
+
+OWN_VARIANCE = (1 - SHARED_VARIANCE) / 2
+"""v_e: share particular to a model and knowable before it answers. An assumption: 0/1 results cannot tell it from luck
+(v_r, the rest). Half and half leaves an oracle over continuous scores about two thirds of the 0/1 oracle's lead."""
+
+LENGTH_LOG_SD = 0.718
+"""s: standard deviation of log output length, mean over the seven models."""
+
+LENGTH_EASE = 0.451
+"""lambda: how much shorter answers to easy requests are; fitted to the correlation of 0/1 score and length in tokens."""
+
+LENGTH_SHARED = 0.430
+"""gamma: what else lengths have in common; lambda^2 + gamma^2 is fitted to the correlation of lengths in tokens."""
+
+TRAIN_SHARE = 0.7
+"""Share of a file's prompts that the train split gets."""
+
+MAX_TOKENS = 2**30
+"""Longest prompt or answer; beyond any engine, and small enough that sums stay whole numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestBatch:
+    """M requests with the truth about all N experts.
+
+    ``probability`` is what a perfect predictor could know of ``score``: the score itself where it is continuous; for 0/1
+    scores the chance of a correct answer (the copula's, or for a file the expert's mean on the task's train split).
+    """
+
+    prompt_tokens: NDArray[np.int32]  # (M,) >= 1
+    score: NDArray[np.float64]  # (M, N) in [0, 1]
+    probability: NDArray[np.float64]  # (M, N) in [0, 1]
+    output_tokens: NDArray[np.int32]  # (M, N) >= 1, not truncated to the engine's max_model_len
+
+
+def draw_requests(
+    scenario: Scenario, n: int, rng: np.random.Generator, prompt_tokens: NDArray[np.integer[Any]] | None = None
+) -> RequestBatch:
+    """Draw ``n`` requests from the scenario's catalogue.
+
+    Args:
+        scenario: its ``workload.catalogue`` says which; a file's score type is what the file holds, not ``scores``.
+        n: M, how many.
+        rng: the catalogue's own stream.
+        prompt_tokens: (M,) prompt lengths of a trace; they replace the catalogue's and leave every other draw as it was.
+
+    Raises:
+        InputError: the file is missing or malformed, lacks an expert's model, or ``prompt_tokens`` is not (M,).
+    """
+    batch = _draw_from_file(scenario, n, rng) if scenario.workload.catalogue.kind == "file" else _draw_synthetic(scenario, n, rng)
+    if prompt_tokens is None:
+        return batch
+    if prompt_tokens.shape != (n,):
+        raise InputError(f"prompt_tokens: shape {prompt_tokens.shape}, must be ({n},): one length for each request")
+    return RequestBatch(
+        prompt_tokens=np.clip(prompt_tokens, 1, MAX_TOKENS).astype(np.int32),
+        score=batch.score,
+        probability=batch.probability,
+        output_tokens=batch.output_tokens,
+    )
+
+
+def _draw_synthetic(scenario: Scenario, n: int, rng: np.random.Generator) -> RequestBatch:
+    experts, catalogue = scenario.experts, scenario.workload.catalogue
+    names = list(dict.fromkeys(expert.model for expert in experts))
+    model_of = [names.index(expert.model) for expert in experts]
+
+    def per_model(draws: NDArray[np.float32]) -> NDArray[np.float32]:
+        return draws if len(names) == len(experts) else draws[:, model_of]
+
+    ease = rng.standard_normal((n, 1), dtype=np.float32)
+    theta = ndtri([expert.mean_score for expert in experts])
+    own = per_model(rng.standard_normal((n, len(names)), dtype=np.float32))
+    probability = _probability(theta, ease, own)
+    wordy = rng.standard_normal((n, 1), dtype=np.float32)
+    rest = per_model(rng.standard_normal((n, len(names)), dtype=np.float32))
+    output_tokens = _output_tokens(np.log([expert.mean_output_tokens for expert in experts]), ease, wordy, rest)
+    score = probability
+    if catalogue.scores == "binary":
+        score = (per_model(rng.random((n, len(names)), dtype=np.float32)) < probability).astype(np.float64)
+    log_sd = np.sqrt(np.log1p(catalogue.prompt_tokens_cv**2))
+    prompt = log_sd * rng.standard_normal(n) + (np.log(catalogue.prompt_tokens_mean) - log_sd**2 / 2)
+    return RequestBatch(prompt_tokens=_whole_tokens(prompt), score=score, probability=probability, output_tokens=output_tokens)
+
+
+def _probability(theta: NDArray[np.float64], ease: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float64]:
+    luck_sd = np.sqrt(1 - SHARED_VARIANCE - OWN_VARIANCE)
+    latent = own * np.float32(np.sqrt(OWN_VARIANCE) / luck_sd)
+    latent += ease * np.float32(np.sqrt(SHARED_VARIANCE) / luck_sd)
+    latent += (theta / luck_sd).astype(np.float32)
+    return ndtr(latent).astype(np.float64)
+
+
+def _output_tokens(
+    log_mean: NDArray[np.float64], ease: NDArray[np.float32], wordy: NDArray[np.float32], rest: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    log_length = rest * np.float32(LENGTH_LOG_SD * np.sqrt(1 - LENGTH_EASE**2 - LENGTH_SHARED**2))
+    log_length += wordy * np.float32(LENGTH_LOG_SD * LENGTH_SHARED) - ease * np.float32(LENGTH_LOG_SD * LENGTH_EASE)
+    log_length += (log_mean - LENGTH_LOG_SD**2 / 2).astype(np.float32)
+    return _whole_tokens(log_length)
+
+
+def _whole_tokens(log_tokens: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+    tokens = np.exp(np.minimum(log_tokens, np.log(MAX_TOKENS), dtype=log_tokens.dtype))
+    return np.clip(np.rint(tokens), 1, MAX_TOKENS).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptFile:
+    """P prompts with the results of A models: a file in the format of the ZeroEval extract."""
+
+    path: str
+    models: tuple[str, ...]  # A names
+    ids: tuple[str, ...]  # P
+    tasks: tuple[str, ...]  # P
+    prompt_tokens: NDArray[np.int32]  # (P,)
+    score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
+    output_tokens: NDArray[np.float64]  # (P, A), NaN where not run
+
+
+def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator) -> RequestBatch:
+    catalogue = scenario.workload.catalogue
+    pool = _pool(read_prompt_file(str(catalogue.path)), scenario.experts, catalogue.split)
+    rows = rng.integers(0, len(pool.prompt_tokens), n)
+    return RequestBatch(
+        prompt_tokens=pool.prompt_tokens[rows],
+        score=pool.score[rows],
+        probability=pool.probability[rows],
+        output_tokens=pool.output_tokens[rows],
+    )
+
+
+@lru_cache(maxsize=16)
+def _pool(file: PromptFile, experts: tuple[Expert, ...], split: str) -> RequestBatch:
+    columns = [_column(file, expert) for expert in experts]
+    score = file.score[:, columns]
+    train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
+    chosen = {"train": train, "test": ~train, "all": np.ones_like(train)}[split]
+    if not chosen.any():
+        raise InputError(f"workload.catalogue.split = {split!r}: none of the {len(train)} prompts of {file.path} fall in it")
+    binary = bool(np.isin(score, (0.0, 1.0)).all())
+    return RequestBatch(
+        prompt_tokens=file.prompt_tokens[chosen],
+        score=score[chosen],
+        probability=(_task_means(score, file.tasks, train) if binary else score)[chosen],
+        output_tokens=np.maximum(file.output_tokens[:, columns][chosen], 1).astype(np.int32),
+    )
+
+
+def in_train_split(prompt_id: str) -> bool:
+    """Whether a prompt belongs to the train split: fixed by its id, the same for every file, machine and run."""
+    digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < TRAIN_SHARE * 2**64
+
+
+def _column(file: PromptFile, expert: Expert) -> int:
+    if expert.model not in file.models:
+        have = ", ".join(file.models)
+        raise InputError(f"{file.path}: no results for model {expert.model!r} of expert {expert.name!r}; it has {have}")
+    column = file.models.index(expert.model)
+    absent = np.isnan(file.score) | np.isnan(file.output_tokens)  # (P, A)
+    gaps = absent[:, column]
+    if gaps.any():
+        complete = ", ".join(model for i, model in enumerate(file.models) if not absent[:, i].any())
+        raise InputError(
+            f"{file.path}: model {expert.model!r} of expert {expert.name!r} was not run on {gaps.sum()} of {gaps.size} prompts "
+            f"(first: {file.ids[int(gaps.argmax())]!r}), and a request needs every expert's result; "
+            f"models run on all prompts: {complete or 'none'}"
+        )
+    return column
+
+
+def _task_means(score: NDArray[np.float64], tasks: tuple[str, ...], train: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(P, N) each expert's mean score on the prompt's task, over train prompts and one more that has the overall mean."""
+    overall = (score[train].sum(axis=0) + 0.5) / (train.sum() + 1)
+    means = np.empty_like(score)
+    for task in set(tasks):
+        members = np.array([other == task for other in tasks])
+        means[members] = (score[members & train].sum(axis=0) + overall) / ((members & train).sum() + 1)
+    return means
+
+
+def read_prompt_file(path: str) -> PromptFile:
+    """Read a JSONL file, plain or gzip; parsed once for as long as it is not modified.
+
+    First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
+    models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Other keys are ignored.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not as above: names file, line, column of bad JSON, and field.
+    """
+    try:
+        mtime_ns = Path(path).stat().st_mtime_ns
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return _parse(path, mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _parse(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file is a new entry of the cache
+    records = _records(path)
+    where, header = next(records, (path, {}))
+    models = header.get("models")
+    if header.get("header") is not True or not isinstance(models, list) or not models or len(set(map(str, models))) < len(models):
+        raise InputError(f'{where}: not a header: the first line must be {{"header": true, "models": [different names]}}')
+    width = len(cast(list[object], models))
+    rows = [(where, _text(record, "id", where), _text(record, "task", where), record) for where, record in records]
+    if not rows:
+        raise InputError(f"{path}: no prompts after the header")
+    prompts = [_cell(record.get("prompt_tokens"), MAX_TOKENS, f"{where}: prompt_tokens") for where, _, _, record in rows]
+    return PromptFile(
+        path=path,
+        models=tuple(map(str, cast(list[object], models))),
+        ids=tuple(prompt_id for _, prompt_id, _, _ in rows),
+        tasks=tuple(task for _, _, task, _ in rows),
+        prompt_tokens=np.maximum(prompts, 1).astype(np.int32),
+        score=np.array([_cells(record, "correct", width, 1, where) for where, _, _, record in rows]),
+        output_tokens=np.array([_cells(record, "out_tokens", width, MAX_TOKENS, where) for where, _, _, record in rows]),
+    )
+
+
+def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) for each line that is not blank."""
+    try:
+        data = Path(path).read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable JSONL file, plain or gzip: {error}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}:{error.colno}: not JSON: {error.msg}") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: {line.strip()[:60]!r} is not a JSON object")
+        yield f"{path}:{number}", cast(dict[str, Any], record)
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {field} = {value!r}: must be a string")
+    return value
+
+
+def _cells(record: dict[str, Any], field: str, width: int, high: int, where: str) -> list[float]:
+    values = record.get(field)
+    if not isinstance(values, list) or len(cast(list[object], values)) != width:
+        raise InputError(f"{where}: {field} must be a list of {width} numbers or nulls, one for each model of the header")
+    cells = enumerate(cast(list[object], values))
+    return [np.nan if value is None else _cell(value, high, f"{where}: {field}[{i}]") for i, value in cells]
+
+
+def _cell(value: object, high: int, what: str) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= high:
+        raise InputError(f"{what} = {value!r}: must be a number from 0 to {high}")
+    return float(value)

@@ -1,0 +1,91 @@
+"""One episode: everything random about it, drawn from one seed through named streams.
+
+Changing how one stream is used (more noise, another arrival process) leaves the draws of the others alone, so two scenarios
+that differ in one thing are compared on the same requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Scenario
+from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.workload.arrivals import draw_arrivals
+from rllib_envs.workload.catalogue import draw_requests
+from rllib_envs.workload.predictions import predict
+
+_STREAMS = ("load", "arrivals", "requests", "predictions", "faults")
+_COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")
+_SCORE_GRID = 2.0**20
+"""Scores are rounded to multiples of 2**-20, so that sums of them are exact in float64, in any order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """What happens in one episode of M requests on N experts."""
+
+    arrival_s: NDArray[np.float64]  # (M,) ascending
+    prompt: NDArray[np.int32]  # (M,)
+    score: NDArray[np.float32]  # (M, N) true
+    output: NDArray[np.int32]  # (M, N) true tokens
+    told_score: NDArray[np.float32]  # (M, N)
+    told_tokens: NDArray[np.float32]  # (M, N)
+    engines: tuple[EngineProfile, ...]  # (N,) as they truly are
+
+
+def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.SeedSequence) -> Episode:
+    """Draw one episode; ``capacity_rps`` is what named loads are fractions of.
+
+    Raises:
+        InputError: a trace or catalogue file cannot be read.
+    """
+    root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    # Children by key rather than spawn(): the same sequence handed in twice gives the same episode.
+    streams = {
+        name: np.random.default_rng(np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, i)))
+        for i, name in enumerate(_STREAMS)
+    }
+    rate = _rate_rps(scenario, capacity_rps, streams["load"])
+    arrivals = draw_arrivals(scenario.workload.arrivals, rate, scenario.workload.requests, streams["arrivals"])
+    requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens)
+    told = predict(scenario.predictions, requests, streams["predictions"])
+    return Episode(
+        arrival_s=arrivals.arrival_s,
+        prompt=requests.prompt_tokens,
+        score=(np.rint(requests.score * _SCORE_GRID) / _SCORE_GRID).astype(np.float32),
+        output=requests.output_tokens,
+        told_score=told.score.astype(np.float32),
+        told_tokens=told.output_tokens.astype(np.float32),
+        engines=_true_engines(scenario, streams["faults"]),
+    )
+
+
+def _rate_rps(scenario: Scenario, capacity_rps: float, rng: np.random.Generator) -> float | None:
+    """Mean arrival rate of the episode; None = the trace's own."""
+    load = scenario.workload.load
+    if load == "native":
+        return None
+    if load == "mixed":
+        low, high = np.log(scenario.workload.mixed_range)
+        return capacity_rps * float(np.exp(rng.uniform(low, high)))
+    if isinstance(load, str):
+        return capacity_rps * LOAD_FRACTIONS[load]
+    return load
+
+
+def _true_engines(scenario: Scenario, rng: np.random.Generator) -> tuple[EngineProfile, ...]:
+    """The engines as they run, where the figures given to the router are wrong."""
+    faults = scenario.faults
+    normal = rng.standard_normal(scenario.n_experts)
+    signs = rng.choice([-1.0, 1.0], size=(scenario.n_experts, len(_COEFFICIENTS)))
+    if faults == Faults(telemetry_delay_s=faults.telemetry_delay_s):
+        return tuple(expert.engine for expert in scenario.experts)
+    common = faults.engine_factor * np.exp(faults.engine_expert_log_sd * normal)
+    factors = common[:, None] * faults.engine_coefficient_factor**signs
+    return tuple(
+        replace(engine, **{name: getattr(engine, name) * float(f) for name, f in zip(_COEFFICIENTS, row, strict=True)})
+        for engine, row in zip((expert.engine for expert in scenario.experts), factors, strict=True)
+    )

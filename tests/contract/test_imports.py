@@ -1,0 +1,87 @@
+"""The house: which way imports go, and what is shipped."""
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("rllib_envs", "models", "tuning")
+BREACHES = {  # file with the breach: (its import, how the checker puts it)
+    "rllib_envs/sim/up.py": ("import rllib_envs.errors", "rllib_envs.sim is not allowed to import rllib_envs.errors"),
+    "rllib_envs/sim/lib.py": ("import scipy.stats", "rllib_envs.sim is not allowed to import scipy"),
+    "rllib_envs/learner.py": ("import torch", "rllib_envs is not allowed to import torch"),
+    "rllib_envs/up.py": ("import models.router_", "rllib_envs is not allowed to import models"),
+    "models/router_.py": ("import ray", "models is not allowed to import ray"),
+    "models/up.py": ("import tuning", "models is not allowed to import tuning"),
+    "models/glue.py": ("import models.rllib", "models.glue"),
+    "tuning/up.py": ("import edgeroute", "tuning is not allowed to import edgeroute"),
+}
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the checker on the packages in ``folder``, by the contracts of the repository."""
+    checker = Path(sys.executable).with_name("lint-imports")
+    command = [checker, "--config", ROOT / "setup.cfg", "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_imports_go_one_way():
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def report_on_breaches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("breaches")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, (statement, _) in BREACHES.items():
+        (folder / file).write_text(statement + "\n")
+    result = lint_imports(folder)
+    assert result.returncode == 1, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("file", BREACHES)
+def test_the_checker_sees_a_breach(file, report_on_breaches):
+    assert BREACHES[file][1] in report_on_breaches
+
+
+def test_every_package_is_under_contract():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    shipped = {name.split(".")[0] for name in config["options"]["packages"].split()}
+    assert set(config["importlinter"]["root_packages"].split()) == shipped == set(PACKAGES)
+
+
+def test_the_engine_needs_numpy_and_numba_alone():
+    graph = grimp.build_graph("rllib_envs", include_external_packages=True, cache_dir=None)
+    engine = {"rllib_envs.sim"} | graph.find_descendants("rllib_envs.sim")
+    imported = {other for module in engine for other in graph.find_modules_directly_imported_by(module)} - engine
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "numba"}
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
+    source = tmp_path / "source"  # a copy: the build leaves folders behind
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "runs", "wandb", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("edgeroute-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
+    modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    scenarios = {str(path.relative_to(ROOT)) for path in (ROOT / "rllib_envs/scenarios").glob("*.yaml")}
+    assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | scenarios
+    assert scenarios
+    assert "edgeroute = edgeroute:main" in entry_points

@@ -1,0 +1,29 @@
+"""The compiled engine leaps from event to event; it must end every request when the stepper of single iterations does."""
+
+import numpy as np
+from hypothesis import given, settings
+
+from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.sim.reference import Arrival, simulate
+from rllib_envs.sim.state import REJECTED
+from tests.sim.engine_runs import compiled_run, runs
+
+
+@settings(max_examples=400, deadline=None)
+@given(runs())
+def test_leaping_equals_stepping_every_iteration(run: tuple[EngineProfile, list[Arrival]]) -> None:
+    profile, arrivals = run
+    expected = simulate(profile, arrivals)
+    state = compiled_run(profile, arrivals)
+    got = state.requests[0]
+    assert (got["status"] == REJECTED).tolist() == [o.rejected for o in expected.outcomes]
+    assert got["preemptions"].tolist() == [o.preemptions for o in expected.outcomes]
+    for name in ("first_scheduled_s", "first_token_s", "finish_s"):
+        np.testing.assert_allclose(got[name], [getattr(o, name) for o in expected.outcomes], rtol=1e-9, atol=1e-12)
+    expert = state.experts[0, 0]
+    np.testing.assert_allclose(expert["busy_s"], expected.busy_s, rtol=1e-9)
+    np.testing.assert_allclose(expert["kv_token_s"], expected.kv_token_s, rtol=1e-9, atol=1e-12)
+    assert expert["iteration"] == expected.iterations
+    assert expert["freed"] - expert["taken"] == profile.usable_blocks
+    assert (expert["context"], expert["n_run"], expert["n_wait"]) == (0, 0, 0)
+    assert not expert["phase"].any()

@@ -1,0 +1,246 @@
+"""The plain stepper against cases worked out by hand, and against laws that hold for any engine of its kind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
+from rllib_envs.sim.reference import Arrival, Engine, Result, simulate
+
+PROFILE = EngineProfile(
+    c0_ms=10,
+    b_ms=1,
+    c_ms=0.01,
+    a_ms=0.5,
+    n0_tokens=8,
+    q_ms=0.001,
+    kv_tokens=16 * 101,
+    kv_bytes_per_token=1000,
+    max_num_seqs=8,
+    max_num_batched_tokens=64,
+    max_model_len=256,
+    max_waiting=50,
+)
+FOUR_BLOCKS = replace(PROFILE, kv_tokens=16 * 5, max_model_len=64, max_num_batched_tokens=256)
+
+
+def arrivals(*rows: tuple[float, int, int]) -> list[Arrival]:
+    return [Arrival(arrival_s=at, prompt_tokens=prompt, output_tokens=output) for at, prompt, output in rows]
+
+
+def times(result: Result) -> list[tuple[float, float, float]]:
+    return [(outcome.first_scheduled_s, outcome.first_token_s, outcome.finish_s) for outcome in result.outcomes]
+
+
+def clock(profile: EngineProfile, *steps: tuple[int, int, tuple[tuple[int, int], ...]]) -> list[float]:
+    """Ends of back-to-back iterations from time 0, each given as (decodes, context, prompts)."""
+    return np.cumsum([profile.iteration_s(*step) for step in steps]).tolist()
+
+
+def test_a_lone_request_takes_its_prefill_and_one_iteration_per_further_token() -> None:
+    result = simulate(PROFILE, arrivals((2.0, 20, 3)))
+    prefill_s = 0.010 + 0.0005 * 12 + 0.000001 * 20 * 10
+    decode_s = [0.010 + 0.001 + 0.00001 * context for context in (20, 21)]
+    (outcome,) = result.outcomes
+    assert outcome.first_scheduled_s == 2.0
+    assert outcome.first_token_s == pytest.approx(2.0 + prefill_s)
+    assert outcome.finish_s == pytest.approx(2.0 + prefill_s + sum(decode_s))
+    assert (outcome.preemptions, outcome.rejected, result.iterations) == (0, False, 3)
+    assert result.busy_s == pytest.approx(prefill_s + sum(decode_s))
+    assert result.kv_token_s == pytest.approx(20 * decode_s[0] + 21 * decode_s[1])
+
+
+def test_an_arrival_joins_the_running_batch_at_the_next_iteration() -> None:
+    result = simulate(PROFILE, arrivals((0.0, 20, 3), (0.001, 10, 2)))
+    ends = clock(PROFILE, (0, 0, ((20, 0),)), (1, 20, ((10, 0),)), (2, 21 + 10, ()))
+    first, second = result.outcomes
+    assert (first.first_token_s, second.first_scheduled_s) == pytest.approx((ends[0], ends[0]))
+    assert second.first_token_s == pytest.approx(ends[1])
+    assert (first.finish_s, second.finish_s) == pytest.approx((ends[2], ends[2]))
+
+
+def test_a_long_prompt_is_computed_in_chunks_of_what_the_budget_leaves() -> None:
+    result = simulate(PROFILE, arrivals((0.0, 10, 3), (0.0, 150, 1)))
+    ends = clock(PROFILE, (0, 0, ((10, 0), (54, 0))), (1, 10, ((63, 54),)), (1, 11, ((33, 117),)))
+    short, long = result.outcomes
+    assert short.first_token_s == pytest.approx(ends[0])
+    assert long.first_scheduled_s == 0.0
+    assert long.first_token_s == long.finish_s == pytest.approx(ends[2])
+    assert short.finish_s == pytest.approx(ends[2])
+
+
+def test_the_last_token_of_a_chunked_prompt_counts_as_prefill() -> None:
+    result = simulate(PROFILE, arrivals((0.0, 65, 1)))
+    assert result.outcomes[0].finish_s == pytest.approx(clock(PROFILE, (0, 0, ((64, 0),)), (0, 0, ((1, 64),)))[-1])
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_preempted_request_recomputes_what_others_took(reuse: bool) -> None:
+    profile = replace(FOUR_BLOCKS, reuse_preempted_blocks=reuse)
+    # Both hold 2 blocks. At 32 cached tokens the first needs a third: the second loses its blocks, and the first takes the tail.
+    result = simulate(profile, arrivals((0.0, 31, 4), (0.0, 31, 4)))
+    ends = clock(profile, (0, 0, ((31, 0), (31, 0))), (2, 62, ()), (1, 32, ()), (1, 33, ()))
+    first, second = result.outcomes
+    assert (first.finish_s, first.preemptions) == (pytest.approx(ends[3]), 0)
+    assert second.preemptions == 1
+    assert second.first_token_s == pytest.approx(ends[0])  # a token once given stays given
+    again = (33 - BLOCK_TOKENS, BLOCK_TOKENS) if reuse else (33, 0)  # its first block is still there
+    assert second.finish_s == pytest.approx(ends[3] + profile.iteration_s(0, 0, (again,)) + profile.iteration_s(1, 33))
+
+
+def test_an_asker_admitted_last_preempts_itself_and_the_others_run_on() -> None:
+    # The first has room for its 17..20 tokens; the second is at 32 of 32 and finds no third block.
+    result = simulate(FOUR_BLOCKS, arrivals((0.0, 17, 3), (0.0, 32, 2)))
+    ends = clock(FOUR_BLOCKS, (0, 0, ((17, 0), (32, 0))), (1, 17, ()), (1, 18, ()), (0, 0, ((1, 32),)))
+    first, second = result.outcomes
+    assert (first.preemptions, second.preemptions) == (0, 1)
+    assert first.finish_s == pytest.approx(ends[2])
+    assert second.finish_s == pytest.approx(ends[3])  # both its blocks were still there
+
+
+def test_preempted_requests_go_before_those_that_never_ran_in_their_old_order() -> None:
+    # 5 blocks hold two prompts of 2 and a short one; when both long ones grow, the later two make room.
+    rows = arrivals((0.0, 31, 4), (0.0, 31, 4), (0.001, 16, 2), (0.02, 1, 1))
+    queues: list[list[tuple[int, int]]] = []
+
+    def watch(engine: Engine) -> None:
+        queues.append([(request.preemptions, request.prompt) for request in engine.waiting])
+
+    result = simulate(replace(FOUR_BLOCKS, kv_tokens=16 * 6), rows, after_step=watch)
+    assert [outcome.preemptions for outcome in result.outcomes] == [0, 1, 1, 0]
+    assert [(1, 31), (1, 16), (0, 1)] in queues
+
+
+def test_a_request_that_does_not_fit_holds_up_those_behind_it() -> None:
+    # 4 blocks: the first holds 2, the second needs 3, the third would fit.
+    result = simulate(FOUR_BLOCKS, arrivals((0.0, 20, 5), (0.001, 40, 1), (0.002, 5, 1)))
+    first, second, third = result.outcomes
+    assert second.first_scheduled_s == first.finish_s
+    assert third.first_scheduled_s >= second.first_scheduled_s
+
+
+def test_the_gate_asks_for_room_for_the_whole_prompt() -> None:
+    profile = replace(FOUR_BLOCKS, max_num_batched_tokens=16)  # a first chunk of 14 tokens would fit beside the first request
+    result = simulate(profile, arrivals((0.0, 16, 10), (0.001, 60, 1)))
+    assert result.outcomes[1].first_scheduled_s == result.outcomes[0].finish_s
+
+
+def test_requests_that_cannot_be_held_are_rejected_and_long_answers_are_cut() -> None:
+    result = simulate(PROFILE, arrivals((0.0, 256, 1), (0.0, 255, 50), (5.0, 300, 1)))
+    assert [outcome.rejected for outcome in result.outcomes] == [True, False, True]
+    assert math.isnan(result.outcomes[0].finish_s)
+    assert result.outcomes[1].finish_s == result.outcomes[1].first_token_s  # room for one token
+
+
+def test_an_arrival_at_the_start_of_an_iteration_finds_the_queue_before_its_admissions() -> None:
+    profile = replace(PROFILE, max_num_seqs=1, max_waiting=1)
+    done_s = simulate(profile, arrivals((0.0, 10, 1))).outcomes[0].finish_s
+    together = simulate(profile, arrivals((0.0, 10, 1), (0.0, 10, 1)))
+    assert [outcome.rejected for outcome in together.outcomes] == [False, True]
+    for late_s, rejected in ((done_s, True), (np.nextafter(done_s, 1), False)):
+        result = simulate(profile, arrivals((0.0, 10, 1), (0.001, 10, 1), (late_s, 10, 1)))
+        assert [outcome.rejected for outcome in result.outcomes] == [False, False, rejected]
+
+
+@pytest.mark.parametrize(
+    ("rows", "field"),
+    [
+        (((1.0, 1, 1), (0.5, 1, 1)), r"arrivals\[1\].arrival_s = 0.5"),
+        (((math.nan, 1, 1),), r"arrivals\[0\].arrival_s = nan"),
+        (((0.0, 0, 1),), r"arrivals\[0\].prompt_tokens = 0"),
+        (((0.0, 1, 0),), r"arrivals\[0\].output_tokens = 0"),
+    ],
+)
+def test_impossible_arrivals_are_refused(rows: tuple[tuple[float, int, int], ...], field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        simulate(PROFILE, arrivals(*rows))
+
+
+def check_invariants(engine: Engine) -> None:
+    """What must hold after every iteration."""
+    profile = engine.profile
+    held = [block for request in engine.running for block in request.blocks]
+    assert sorted([*held, *engine.free]) == list(range(profile.usable_blocks))
+    assert set(engine.cached) <= set(engine.free)
+    assert len(engine.running) <= profile.max_num_seqs
+    for request in engine.running:
+        assert len(request.blocks) == -(-request.computed // BLOCK_TOKENS)
+        assert request.computed < request.tokens <= profile.max_model_len
+    assert not any(request.prefilling for request in engine.running[:-1])
+    assert all(not request.blocks and request.computed == 0 for request in engine.waiting)
+    ran = [request.preemptions > 0 for request in engine.waiting]
+    assert ran == sorted(ran, reverse=True)  # preempted requests wait in front
+
+
+def random_case(seed: int) -> tuple[EngineProfile, list[Arrival]]:
+    """A small engine, mostly short of KV, and up to 30 requests in bursts."""
+    rng = np.random.default_rng(seed)
+    seqs, max_len = int(rng.integers(1, 7)), int(rng.integers(8, 90))
+    profile = replace(
+        PROFILE,
+        kv_tokens=BLOCK_TOKENS * (1 - (-max_len // BLOCK_TOKENS) + int(rng.integers(0, 6))),
+        max_model_len=max_len,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=int(rng.integers(seqs, 100)),
+        max_waiting=int(rng.choice([1, 4, 30])),
+        reuse_preempted_blocks=bool(rng.integers(2)),
+    )
+    count = int(rng.integers(1, 31))
+    at_s = np.cumsum(rng.choice([0.0, 0.002, 0.015, 0.25], count))
+    prompts = rng.integers(1, rng.integers(2, max_len + 3), count)
+    outputs = rng.integers(1, 61, count)
+    return profile, arrivals(*zip(at_s.tolist(), prompts.tolist(), outputs.tolist(), strict=True))
+
+
+cases = st.integers(0, 2**32 - 1).map(random_case)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases)
+def test_laws_on_any_input(case: tuple[EngineProfile, list[Arrival]]) -> None:
+    profile, requests = case
+    result = simulate(profile, requests, after_step=check_invariants)
+    served = [(arrival, outcome) for arrival, outcome in zip(requests, result.outcomes, strict=True) if not outcome.rejected]
+    starts = [outcome.first_scheduled_s for _, outcome in served]
+    assert starts == sorted(starts)  # first come, first admitted
+    for arrival, outcome in served:
+        assert arrival.arrival_s <= outcome.first_scheduled_s < outcome.first_token_s <= outcome.finish_s
+        length = min(arrival.output_tokens, profile.max_model_len - arrival.prompt_tokens)
+        shortest_s = (length - 1) * profile.iteration_s(1, arrival.prompt_tokens)
+        assert outcome.finish_s - outcome.first_token_s >= shortest_s - 1e-9 or outcome.preemptions
+        assert (outcome.finish_s == outcome.first_token_s) == (length == 1)
+    for arrival, outcome in zip(requests, result.outcomes, strict=True):
+        assert not outcome.rejected or arrival.prompt_tokens >= profile.max_model_len or len(requests) > profile.max_waiting
+    if served:
+        assert result.busy_s <= max(outcome.finish_s for _, outcome in served) - served[0][0].arrival_s + 1e-9
+    assert result.kv_token_s <= result.busy_s * profile.usable_blocks * BLOCK_TOKENS
+    np.testing.assert_array_equal(times(simulate(profile, requests)), times(result))
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases)
+def test_twice_as_slow_and_fed_half_as_fast_it_does_the_same_in_twice_the_time(case: tuple[EngineProfile, list[Arrival]]) -> None:
+    profile, requests = case
+    slow = simulate(replace(profile, overhead=2.0), [replace(arrival, arrival_s=2 * arrival.arrival_s) for arrival in requests])
+    result = simulate(profile, requests)
+    np.testing.assert_array_equal(times(slow), 2 * np.array(times(result)))
+    assert (slow.busy_s, slow.kv_token_s, slow.iterations) == (2 * result.busy_s, 2 * result.kv_token_s, result.iterations)
+
+
+def test_one_at_a_time_with_constant_service_is_a_single_server_queue() -> None:
+    """Lindley's recursion: each request starts when it is there and the one before it has left."""
+    profile = replace(PROFILE, max_num_seqs=1, max_waiting=1000)
+    service_s = profile.iteration_s(0, 0, ((30, 0),))
+    at_s = np.cumsum(np.random.default_rng(5).exponential(service_s / 0.8, 500))
+    result = simulate(profile, arrivals(*((float(at), 30, 1) for at in at_s)))
+    finish_s = 0.0
+    for at, outcome in zip(at_s, result.outcomes, strict=True):
+        finish_s = max(finish_s, at) + service_s
+        assert outcome.finish_s == pytest.approx(finish_s, rel=1e-12)
+    assert result.busy_s == pytest.approx(500 * service_s)
