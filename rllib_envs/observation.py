@@ -20,8 +20,7 @@ from rllib_envs.scenario import Observation
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
-from rllib_envs.sim.state import FINISHED, ROUTED
-from rllib_envs.sim.whatif import WHATIF_FEATURES, believed_output
+from rllib_envs.sim.whatif import WHATIF_FEATURES, believed_output, on_its_way
 
 EXPERT_FEATURES = (
     "running",  # running requests / 32
@@ -128,22 +127,44 @@ def write_engine_features(view: View, engines: NDArray[np.void], slo_s: float) -
     view.experts[..., _N_DYNAMIC:] = np.stack(columns, axis=-1)
 
 
+_MILLI, _PER_256 = np.float32(1 / 1024), np.float32(1 / 256)
+_ONE, _HALF, _QUARTER, _FOUR = np.float32(1), np.float32(0.5), np.float32(0.25), np.float32(4)
+
+
 @kernel
-def _show(row, request, generated, cached_share, budget_used, elapsed_slo, remaining):
+def _show(row, request, generated, cached_share, used, elapsed_slo, remaining):
     """Fill one request's row (REQUEST_FEATURES)."""
-    row[0] = request.prompt * (1.0 / 1024)
+    row[0] = np.float32(request.prompt) * _MILLI
     row[1] = request.told_score
-    row[2] = request.told_tokens * (1.0 / 256)
-    row[3] = generated * (1.0 / 256)
+    row[2] = request.told_tokens * _PER_256
+    row[3] = np.float32(generated) * _PER_256
     row[4] = cached_share
-    row[5] = budget_used
-    row[6] = min(np.float32(elapsed_slo) / np.float32(max(generated, 1)) * np.float32(0.25), np.float32(4.0))
-    row[7] = remaining * (1.0 / 256)
+    row[5] = used
+    row[6] = min(elapsed_slo / np.float32(max(generated, 1)) * _QUARTER, _FOUR)
+    row[7] = np.float32(remaining) * _PER_256
 
 
 @kernel
-def _observe_expert(source, pending, engine, b, e, first_pending, last_pending, view_s, now_s, slo_s, view):
-    """Fill everything about expert e of cluster b; returns the mask bit: whether it can take one more."""
+def _tally(sums, request, output, remaining, used, elapsed_slo, step_slo):
+    """Add one request to the expert's sums (see ``_observe_expert``)."""
+    reserved, decode, used_sum, used_max, score, at_risk = sums
+    late = elapsed_slo + np.float32(remaining) * step_slo > np.float32(output)
+    return (
+        reserved + (request.prompt + output),
+        decode + remaining,
+        used_sum + used,
+        max(used_max, used),
+        score + request.told_score,
+        at_risk + (request.told_score if late else np.float32(0)),
+    )
+
+
+@kernel
+def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, view_s, now_s, slo_s, view):
+    """Fill everything about expert e of cluster b; returns the mask bit: whether it can take one more.
+
+    The loop over the decoding requests is the hot one: 32-bit arithmetic halves its time.
+    """
     expert = source.experts[b, e]
     requests = source.requests[b]
     running, waiting = source.running[b, e], source.waiting[b, e]
@@ -151,78 +172,80 @@ def _observe_expert(source, pending, engine, b, e, first_pending, last_pending, 
     n_known = n_run + n_wait
     begun = steps_begun(expert, view_s)
     complete = max(begun - 1, 0)
-    iteration = expert.iteration + complete
+    iteration = np.int32(expert.iteration + complete)
     taken = expert.taken
     if begun > 1:
         taken += blocks_crossed(expert, 1, begun)
     capacity = engine.blocks * BLOCK_TOKENS
-    share = 1.0 / capacity
-    step_s = engine.c0_s + engine.b_s * n_dec + engine.c_s * (expert.context + n_dec * complete)
+    share = np.float32(1.0 / capacity)
     per_slo = 1.0 / slo_s
-    step_slo = step_s * per_slo
+    step_slo = np.float32((engine.c0_s + engine.b_s * n_dec + engine.c_s * (expert.context + n_dec * complete)) * per_slo)
 
     slots_run, slots_wait = view.running.shape[2], view.waiting.shape[2]
     rows_run, rows_wait = view.running[b, e], view.waiting[b, e]
     mask_run, mask_wait = view.running_mask[b, e], view.waiting_mask[b, e]
-    reserved, prefill, decode, decode_beyond = 0, 0, 0, 0
-    used_sum, used_max, score, at_risk = 0.0, 0.0, 0.0, 0.0
+    sums = (0, 0, np.float32(0), np.float32(0), np.float32(0), np.float32(0))
+    decode_beyond = 0
+    for i in range(n_dec):
+        request = requests[np.uint32(running[np.uint32(i)])]  # unsigned: no test for an index from the end
+        generated = np.int32(iteration - request.start)
+        output = believed_output(request.told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        remaining = np.int32(max(output - generated, 1))
+        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+        used = elapsed_slo / max(request.told_tokens, _ONE)
+        if i < slots_run:
+            cached_share = np.float32(request.prompt + generated - 1) * share
+            _show(rows_run[np.uint32(i)], request, generated, cached_share, used, elapsed_slo, remaining)
+            mask_run[np.uint32(i)] = _ONE
+        else:
+            decode_beyond += remaining
+        sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
+    prefill = 0
     shown_wait = 0
-    for i in range(n_known + last_pending - first_pending):
-        generated = 0
+    for i in range(n_dec, n_known + last_pending - first_pending):
         cached = 0
+        generated = np.int32(0)
         if i < n_run:
             request = requests[running[i]]
-            if i < n_dec:
-                generated = iteration - request.start
-                cached = request.prompt + generated - 1
-            else:
-                generated = request.generated
-                if i == n_run - 1 and expert.partial == 1:
-                    cached = expert.pre_done
+            generated = request.generated
+            if i == n_run - 1 and expert.partial == 1:
+                cached = expert.pre_done
         elif i < n_known:
             request = requests[waiting[(expert.wait_head + i - n_run) & (waiting.size - 1)]]
             generated = request.generated
         else:  # sent since the telemetry was taken
-            request = pending[b, first_pending + i - n_known]
-            if request.route != e or (request.status != ROUTED and request.status != FINISHED):
+            index = first_pending + i - n_known
+            if not on_its_way(actual.records[b, index], e):
                 continue
+            request = actual.requests[b, index]
             n_wait += 1
-        output = min(believed_output(request.told_tokens, generated), engine.max_model_len - request.prompt)
-        remaining = max(output - generated, 1)
-        elapsed_slo = (now_s - request.arrival_s) * per_slo
-        used = np.float32(elapsed_slo) / max(request.told_tokens, np.float32(1.0))
-        if i < n_run:
-            if i < slots_run:
-                _show(rows_run[i], request, generated, cached * share, used, elapsed_slo, remaining)
-                mask_run[i] = 1.0
-            else:
-                decode_beyond += remaining
-        elif shown_wait < slots_wait:
-            _show(rows_wait[shown_wait], request, generated, 0.0, used, elapsed_slo, remaining)
-            mask_wait[shown_wait] = 1.0
+        output = believed_output(request.told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        remaining = np.int32(max(output - generated, 1))
+        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+        used = elapsed_slo / max(request.told_tokens, _ONE)
+        if i < n_run and i < slots_run:
+            _show(rows_run[i], request, generated, np.float32(cached) * share, used, elapsed_slo, remaining)
+            mask_run[i] = _ONE
+        elif i >= n_run and shown_wait < slots_wait:
+            _show(rows_wait[shown_wait], request, generated, np.float32(0), used, elapsed_slo, remaining)
+            mask_wait[shown_wait] = _ONE
             shown_wait += 1
         else:
             decode_beyond += remaining
-        if i >= n_dec:
-            prefill += request.prompt + generated - cached
-        reserved += request.prompt + output
-        decode += remaining
-        used_sum += used
-        used_max = max(used_max, used)
-        score += request.told_score
-        if elapsed_slo + remaining * step_slo > output:
-            at_risk += request.told_score
+        prefill += request.prompt + generated - cached
+        sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
     for i in range(n_run, slots_run):  # empty what the last observation had shown
-        if mask_run[i] == 0.0:
+        if mask_run[i] == 0:
             break
-        mask_run[i] = 0.0
-        rows_run[i] = 0.0
+        mask_run[i] = 0
+        rows_run[i] = 0
     for i in range(shown_wait, slots_wait):
-        if mask_wait[i] == 0.0:
+        if mask_wait[i] == 0:
             break
-        mask_wait[i] = 0.0
-        rows_wait[i] = 0.0
+        mask_wait[i] = 0
+        rows_wait[i] = 0
 
+    reserved, decode, used_sum, used_max, score, at_risk = sums
     row = view.experts[b, e]
     row[0] = n_run * (1.0 / 32)
     row[1] = n_wait * (1.0 / 32)
@@ -242,11 +265,11 @@ def _observe_expert(source, pending, engine, b, e, first_pending, last_pending, 
 
 
 @kernel
-def observe(source, pending, believed, workload, cursor, b, first_pending, view_s, now_s, slo_s, gaps, view):
+def observe(source, actual, believed, workload, cursor, b, first_pending, view_s, now_s, slo_s, gaps, view):
     """Write the observation of cluster b for its arrived request.
 
-    ``source`` is the cluster as telemetry shows it, at ``view_s`` <= ``now_s``; requests from ``first_pending`` on, of
-    ``pending``, have been sent since. ``believed`` holds the engine figures that the router was given, ``gaps`` the moving
+    ``source`` is the cluster as telemetry shows it, at ``view_s`` <= ``now_s``; requests from ``first_pending`` on have been
+    sent since, as ``actual`` has them. ``believed`` holds the engine figures that the router was given, ``gaps`` the moving
     averages of the gaps between arrivals. After the last request the arrived part is zero and only drop is allowed.
     """
     n_experts = source.experts.shape[1]
@@ -258,7 +281,7 @@ def observe(source, pending, believed, workload, cursor, b, first_pending, view_
     summary[2:] = 0.0
     for e in range(n_experts):
         engine = believed[b, e]
-        open_ = _observe_expert(source, pending, engine, b, e, first_pending, r, view_s, now_s, slo_s, view)
+        open_ = _observe_expert(source, actual, engine, b, e, first_pending, r, view_s, now_s, slo_s, view)
         row = view.experts[b, e]
         summary[2] += row[0] / n_experts
         summary[3] = max(summary[3], row[0])

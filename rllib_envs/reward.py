@@ -26,14 +26,15 @@ def paper_impact(state, b, e, now_s, slo_s, prompt, output):
     iteration = expert.iteration + max(steps_begun(expert, now_s) - 1, 0)
     penalty = 0.0
     for i in range(expert.n_dec):
-        request = state.requests[b, state.running[b, e, i]]
+        index = state.running[b, e, i]
+        request = state.requests[b, index]
         generated = iteration - request.start
         shared = min(request.output - generated, output) - 1
         slowed = engine.a_s * prompt
         if shared > 0:
             slowed += engine.c_s * (shared * prompt + 0.5 * shared * (shared + 1))
         if (now_s - request.arrival_s) / generated + slowed / request.output > slo_s:
-            penalty += request.score
+            penalty += state.records[b, index].score
     return penalty
 
 

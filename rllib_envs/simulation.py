@@ -93,7 +93,7 @@ def _look(world, rules, b):
         source, first_pending = world.late, world.late_cursor[b]
     observe(
         source,
-        state.requests,
+        state,
         world.believed,
         workload,
         world.cursor,
@@ -113,7 +113,7 @@ def _look(world, rules, b):
     if rules.predict:
         for e in range(view.experts.shape[1]):
             predict_action(
-                source, state.requests, b, e, first_pending, r, scratch, world.believed[b, e], view_s, now_s, rules.slo_s,
+                source, state, b, e, first_pending, r, scratch, world.believed[b, e], view_s, now_s, rules.slo_s,
                 rules.tau, workload.prompt[b, r], workload.told_score[b, r, e], workload.told_tokens[b, r, e], view.whatif[b, e],
             )  # fmt: skip
     if rules.track_future == 2:
@@ -286,22 +286,23 @@ class Simulation:
     def records(self, cluster: int) -> Records:
         """What became of the requests of the cluster's episode so far."""
         count = self.workload.total[cluster]
-        table = self.state.requests[cluster, :count]
-        finished = table["status"] == FINISHED
-        in_time = table["finish_s"] - table["arrival_s"] <= self.scenario.slo_s_per_token * table["output"]
+        requests, records = self.state.requests[cluster, :count], self.state.records[cluster, :count]
+        finished = records["status"] == FINISHED
+        in_time = records["finish_s"] - requests["arrival_s"] <= self.scenario.slo_s_per_token * requests["output"]
+        score = records["score"].astype(np.float64)
         return Records(
-            arrival_s=table["arrival_s"].copy(),
-            route=table["route"].copy(),
-            status=table["status"].copy(),
-            first_scheduled_s=table["first_scheduled_s"].copy(),
-            first_token_s=table["first_token_s"].copy(),
-            finish_s=table["finish_s"].copy(),
-            prompt_tokens=table["prompt"].copy(),
-            output_tokens=table["output"].copy(),
-            told_tokens=table["told_tokens"].astype(np.float64),
-            score=table["score"].astype(np.float64),
-            told_score=table["told_score"].astype(np.float64),
-            preemptions=table["preemptions"].copy(),
-            qos=np.where(finished & in_time, table["score"].astype(np.float64), 0.0),
+            arrival_s=requests["arrival_s"].copy(),
+            route=records["route"].copy(),
+            status=records["status"].copy(),
+            first_scheduled_s=records["first_scheduled_s"].copy(),
+            first_token_s=records["first_token_s"].copy(),
+            finish_s=records["finish_s"].copy(),
+            prompt_tokens=requests["prompt"].copy(),
+            output_tokens=requests["output"].copy(),
+            told_tokens=requests["told_tokens"].astype(np.float64),
+            score=score,
+            told_score=requests["told_score"].astype(np.float64),
+            preemptions=records["preemptions"].copy(),
+            qos=np.where(finished & in_time, score, 0.0),
             late=finished & ~in_time,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import borrow, kernel
-from rllib_envs.sim.kernels import advance, push
+from rllib_envs.sim.kernels import advance, push, work_of
 from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, ROUTED
 from rllib_envs.sim.whatif import future_qos_with
 
@@ -76,16 +76,7 @@ def advance_all(state, b, slo_s, time_s):
                 continue
         elif expert.n_run + expert.n_wait == 0:
             continue
-        advance(
-            state.engines[b, e],
-            expert,
-            state.requests[b],
-            state.running[b, e],
-            state.finish_at[b, e],
-            state.waiting[b, e],
-            slo_s,
-            time_s,
-        )
+        advance(state.engines[b, e], expert, work_of(state, b, e), slo_s, time_s)
 
 
 @kernel
@@ -108,7 +99,7 @@ def begin(state, workload, cursor, now_s, b, slo_s):
         request = state.requests[b, r]
         request.arrival_s = workload.arrival_s[b, r]
         request.prompt = workload.prompt[b, r]
-        request.route = -1
+        state.records[b, r].route = -1
     now_s[b] = workload.arrival_s[b, 0]
 
 
@@ -127,8 +118,8 @@ def route(state, workload, cursor, now_s, b, action, track_future, marginal, scr
     """
     n_experts = state.experts.shape[1]
     r = cursor[b]
-    request = state.requests[b, r]
-    request.route = action
+    request, record = state.requests[b, r], state.records[b, r]
+    record.route = action
     clear_step(out)
     qos, done, late = 0.0, 0, 0
     for e in range(n_experts):
@@ -137,24 +128,24 @@ def route(state, workload, cursor, now_s, b, action, track_future, marginal, scr
         done -= expert.done
         late -= expert.late
     if action == n_experts:
-        request.status = DROPPED
+        record.status = DROPPED
         out.dropped = 1
     else:
         expert = state.experts[b, action]
-        request.score = workload.score[b, r, action]
+        record.score = workload.score[b, r, action]
         request.output = workload.output[b, r, action]
         request.told_score = workload.told_score[b, r, action]
         request.told_tokens = workload.told_tokens[b, r, action]
         if track_future == 1 and accepts(state.engines[b, action], expert, request.prompt):
-            future = future_qos_with(state, b, action, scratch, slo_s, now_s[b], request.prompt, request.output, request.score)
+            future = future_qos_with(state, b, action, scratch, slo_s, now_s[b], request.prompt, request.output, record.score)
             out.marginal_qos = future - expert.future_qos
         elif track_future == 2:
             out.marginal_qos = marginal[action]
         expert.future_qos += out.marginal_qos
-        if push(state.engines[b, action], expert, state.requests[b], state.waiting[b, action], r, now_s[b]):
-            request.status = ROUTED
+        if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s[b]):
+            record.status = ROUTED
         else:
-            request.status = REJECTED
+            record.status = REJECTED
             out.rejected = 1
     cursor[b] = r + 1
     if r + 1 < workload.total[b]:
@@ -202,22 +193,17 @@ def follow(state, late_state, cursor, late_cursor, b, slo_s, time_s):
     """Bring the replica of cluster b, which telemetry shows, to ``time_s`` <= now."""
     r = late_cursor[b]
     while r < cursor[b] and state.requests[b, r].arrival_s <= time_s:
-        e = state.requests[b, r].route
-        if state.requests[b, r].status == ROUTED or state.requests[b, r].status == FINISHED:
+        record = state.records[b, r]
+        if record.status == ROUTED or record.status == FINISHED:
+            e = record.route
             late_state.requests[b, r] = state.requests[b, r]
             request = late_state.requests[b, r]
-            request.first_scheduled_s = np.nan
             request.start = 0
             request.generated = 0
-            request.preemptions = 0
-            request.cache_end = 0
-            request.cache_blocks = 0
-            request.status = ROUTED
-            expert = late_state.experts[b, e]
-            engine = late_state.engines[b, e]
-            running, finish_at, waiting = late_state.running[b, e], late_state.finish_at[b, e], late_state.waiting[b, e]
-            advance(engine, expert, late_state.requests[b], running, finish_at, waiting, slo_s, request.arrival_s)
-            push(engine, expert, late_state.requests[b], waiting, r, request.arrival_s)
+            late_state.records[b, r].score = record.score
+            engine, expert, work = late_state.engines[b, e], late_state.experts[b, e], work_of(late_state, b, e)
+            advance(engine, expert, work, slo_s, request.arrival_s)
+            push(engine, expert, work, r, request.arrival_s)
         r += 1
     late_cursor[b] = r
     advance_all(late_state, b, slo_s, time_s)

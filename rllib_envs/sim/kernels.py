@@ -22,7 +22,7 @@ import numpy as np
 
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.profile import BLOCK_TOKENS
-from rllib_envs.sim.state import FINISHED, NEVER, State
+from rllib_envs.sim.state import FINISHED, NEVER, State, Work
 
 _BLOCK = BLOCK_TOKENS
 _MASK = BLOCK_TOKENS - 1
@@ -35,10 +35,17 @@ def borrow_state(state):
         borrow(state.engines),
         borrow(state.experts),
         borrow(state.requests),
+        borrow(state.records),
         borrow(state.running),
         borrow(state.finish_at),
         borrow(state.waiting),
     )
+
+
+@kernel
+def work_of(state, b, e):
+    """The lists of expert e of cluster b."""
+    return Work(state.requests[b], state.records[b], state.running[b, e], state.finish_at[b, e], state.waiting[b, e])
 
 
 @kernel
@@ -110,25 +117,26 @@ def _least(finish_at, n):
 
 
 @kernel
-def _preempt_last(expert, requests, running, finish_at, waiting):
+def _preempt_last(expert, work):
     """Evict the request admitted last: it frees its blocks, keeps its tokens and goes to the front of the queue."""
+    requests, running, waiting = work.requests, work.running, work.waiting
     expert.n_run -= 1
     last = expert.n_run
-    request = requests[running[last]]
+    request, record = requests[running[last]], work.records[running[last]]
     if last < expert.n_dec:
         expert.n_dec -= 1
         request.generated = expert.iteration - request.start
         cached = request.prompt + request.generated - 1
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
-        expert.min_finish = _least(finish_at, expert.n_dec)
+        expert.min_finish = _least(work.finish_at, expert.n_dec)
     else:
         cached = expert.pre_done
         expert.partial = 0
     expert.freed += blocks_of(cached)
-    request.cache_end = expert.freed
-    request.cache_blocks = cached // _BLOCK
-    request.preemptions += 1
+    record.cache_end = expert.freed
+    record.cache_blocks = cached // _BLOCK
+    record.preemptions += 1
     expert.preempted += 1
     expert.wait_head = (expert.wait_head - 1) & (waiting.size - 1)
     waiting[expert.wait_head] = running[last]
@@ -136,15 +144,15 @@ def _preempt_last(expert, requests, running, finish_at, waiting):
 
 
 @kernel
-def _run_under_pressure(expert, requests, running, finish_at, waiting, chunk):
+def _run_under_pressure(expert, work, chunk):
     """The RUNNING loop when blocks run out: in order of admission, each takes its block or the last ones make room."""
     asking = expert.phase[-expert.iteration & _MASK]  # this many need a block, less those who are evicted
     i = 0
     while i < expert.n_dec and asking > 0:
-        request = requests[running[i]]
+        request = work.requests[work.running[i]]
         if (request.prompt + expert.iteration - request.start - 1) & _MASK == 0:
             while expert.freed == expert.taken:
-                _preempt_last(expert, requests, running, finish_at, waiting)
+                _preempt_last(expert, work)
                 if expert.n_run == i:  # it was the asker itself: the loop ends
                     return
             expert.taken += 1
@@ -153,31 +161,33 @@ def _run_under_pressure(expert, requests, running, finish_at, waiting, chunk):
     if expert.n_run > expert.n_dec:
         blocks = blocks_of(expert.pre_done + chunk) - blocks_of(expert.pre_done)
         if blocks > expert.freed - expert.taken:
-            _preempt_last(expert, requests, running, finish_at, waiting)
+            _preempt_last(expert, work)
         else:
             expert.taken += blocks
 
 
 @kernel
-def _reusable_blocks(expert, requests, waiting, request, tokens):
+def _reusable_blocks(expert, work, record, tokens):
     """Take a preempted request's surviving blocks out of the middle of the free queue; how many they are.
 
     Its tail block was freed first, so what is left is the longest prefix. At least one token must remain to be computed.
     """
-    blocks = min(request.cache_blocks, request.cache_end - expert.taken, (tokens - 1) // _BLOCK)
+    waiting = work.waiting
+    blocks = min(record.cache_blocks, record.cache_end - expert.taken, (tokens - 1) // _BLOCK)
     if blocks <= 0:
         return 0
     expert.freed -= blocks
     for i in range(expert.n_wait):  # whoever lies behind in the free queue moves up
-        other = requests[waiting[(expert.wait_head + i) & (waiting.size - 1)]]
-        if other.cache_end > request.cache_end:
+        other = work.records[waiting[(expert.wait_head + i) & (waiting.size - 1)]]
+        if other.cache_end > record.cache_end:
             other.cache_end -= blocks
     return blocks
 
 
 @kernel
-def _schedule(engine, expert, requests, running, finish_at, waiting):
+def _schedule(engine, expert, work):
     """Compose the step that starts at ``clock`` and plan how often it repeats. Nobody to serve: no plan."""
+    requests, running, waiting = work.requests, work.running, work.waiting
     preempted = expert.preempted
     chunk = 0
     if expert.n_run > expert.n_dec:  # one request in the middle of its prefill
@@ -190,7 +200,7 @@ def _schedule(engine, expert, requests, running, finish_at, waiting):
     if crossing + more <= expert.freed - expert.taken:
         expert.taken += crossing + more
     else:
-        _run_under_pressure(expert, requests, running, finish_at, waiting, chunk)
+        _run_under_pressure(expert, work, chunk)
     preempted = expert.preempted - preempted
 
     budget = engine.max_tokens - expert.n_dec
@@ -210,15 +220,15 @@ def _schedule(engine, expert, requests, running, finish_at, waiting):
     if preempted == 0:
         while expert.n_wait > 0 and budget > 0 and expert.n_run < engine.max_seqs:
             index = waiting[expert.wait_head]
-            request = requests[index]
+            request, record = requests[index], work.records[index]
             tokens = request.prompt + request.generated
             if blocks_of(tokens) > expert.freed - expert.taken:
                 break
             expert.wait_head = (expert.wait_head + 1) & (waiting.size - 1)
             expert.n_wait -= 1
             hit = 0
-            if request.preemptions > 0 and engine.reuse == 1:
-                hit = _reusable_blocks(expert, requests, waiting, request, tokens)
+            if record.preemptions > 0 and engine.reuse == 1:
+                hit = _reusable_blocks(expert, work, record, tokens)
             done = hit * _BLOCK
             chunk = min(tokens - done, budget)
             expert.taken += blocks_of(done + chunk) - hit
@@ -231,10 +241,10 @@ def _schedule(engine, expert, requests, running, finish_at, waiting):
                 expert.pre_done = done
                 expert.pre_chunk = chunk
             running[expert.n_run] = index
-            finish_at[expert.n_run] = NEVER
+            work.finish_at[expert.n_run] = NEVER
             expert.n_run += 1
-            if math.isnan(request.first_scheduled_s):
-                request.first_scheduled_s = expert.clock_s
+            if math.isnan(record.first_scheduled_s):
+                record.first_scheduled_s = expert.clock_s
     if expert.n_run == 0:
         return
 
@@ -259,17 +269,18 @@ def _schedule(engine, expert, requests, running, finish_at, waiting):
 
 
 @kernel
-def _start_decoding(expert, requests, running, finish_at):
+def _start_decoding(expert, work):
     """At the end of an iteration with prefill: each completed prompt has yielded a token and decodes from now on."""
     completed = expert.n_run - expert.partial
     for i in range(expert.n_dec, completed):
-        request = requests[running[i]]
+        index = work.running[i]
+        request = work.requests[index]
         if request.generated == 0:
-            request.first_token_s = expert.clock_s
+            work.records[index].first_token_s = expert.clock_s
         cached = request.prompt + request.generated
         request.start = expert.iteration - request.generated - 1
-        finish_at[i] = request.start + request.output
-        expert.min_finish = min(expert.min_finish, finish_at[i])
+        work.finish_at[i] = request.start + request.output
+        expert.min_finish = min(expert.min_finish, work.finish_at[i])
         expert.phase[(cached - expert.iteration) & _MASK] += 1
         expert.context += cached
     expert.n_dec = completed
@@ -278,8 +289,9 @@ def _start_decoding(expert, requests, running, finish_at):
 
 
 @kernel
-def _retire(expert, requests, running, finish_at, slo_s):
+def _retire(expert, work, slo_s):
     """Remove the requests that are complete at ``clock``, in order, and account for them."""
+    running, finish_at = work.running, work.finish_at
     kept = 0
     while finish_at[kept] != expert.iteration:
         kept += 1
@@ -289,17 +301,17 @@ def _retire(expert, requests, running, finish_at, slo_s):
             finish_at[kept] = finish_at[i]
             kept += 1
             continue
-        request = requests[running[i]]
-        request.finish_s = expert.clock_s
-        request.status = FINISHED
+        request, record = work.requests[running[i]], work.records[running[i]]
+        record.finish_s = expert.clock_s
+        record.status = FINISHED
         cached = request.prompt + request.output - 1
         expert.freed += blocks_of(cached)
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
         expert.n_dec -= 1
         expert.done += 1
-        if request.finish_s - request.arrival_s <= slo_s * request.output:
-            expert.qos += request.score
+        if record.finish_s - request.arrival_s <= slo_s * request.output:
+            expert.qos += record.score
         else:
             expert.late += 1
     expert.n_run = kept
@@ -307,7 +319,7 @@ def _retire(expert, requests, running, finish_at, slo_s):
 
 
 @kernel
-def _commit(expert, requests, running, finish_at, slo_s):
+def _commit(expert, work, slo_s):
     """Carry out the plan: time, tokens, blocks, then the completions at its end."""
     steps = expert.plan_steps
     expert.busy_s += expert.plan_end_s - expert.clock_s
@@ -326,21 +338,21 @@ def _commit(expert, requests, running, finish_at, slo_s):
     expert.clock_s = expert.plan_end_s
     expert.plan_steps = 0
     if expert.n_run > expert.n_dec:
-        _start_decoding(expert, requests, running, finish_at)
+        _start_decoding(expert, work)
     if expert.iteration == expert.min_finish:
-        _retire(expert, requests, running, finish_at, slo_s)
+        _retire(expert, work, slo_s)
 
 
 @kernel
-def next_event(engine, expert, requests, running, finish_at, waiting, slo_s):
+def next_event(engine, expert, work, slo_s):
     """Let an expert that has somebody to serve work to the end of its plan, composing one first where there is none."""
     if expert.plan_steps == 0:
-        _schedule(engine, expert, requests, running, finish_at, waiting)
-    _commit(expert, requests, running, finish_at, slo_s)
+        _schedule(engine, expert, work)
+    _commit(expert, work, slo_s)
 
 
 @kernel
-def advance(engine, expert, requests, running, finish_at, waiting, slo_s, time_s):
+def advance(engine, expert, work, slo_s, time_s):
     """Let one expert work until ``time_s``: every iteration that ends by then is complete, the one under way is planned.
 
     A step that would start exactly at ``time_s`` is left open, so that an arrival at that instant is part of it.
@@ -350,16 +362,16 @@ def advance(engine, expert, requests, running, finish_at, waiting, slo_s, time_s
         if expert.plan_steps == 0:
             if expert.n_run + expert.n_wait == 0 or expert.clock_s >= time_s:
                 return
-            _schedule(engine, expert, requests, running, finish_at, waiting)
+            _schedule(engine, expert, work)
         if expert.plan_end_s > time_s:
             return
-        _commit(expert, requests, running, finish_at, slo_s)
+        _commit(expert, work, slo_s)
 
 
 @kernel
-def push(engine, expert, requests, waiting, index, time_s):
+def push(engine, expert, work, index, time_s):
     """Hand request ``index`` to the expert at ``time_s``, to which it has been advanced. False: its queue is full."""
-    request = requests[index]
+    request = work.requests[index]
     if expert.n_wait >= engine.max_waiting or request.prompt >= engine.max_model_len:
         return False
     if expert.n_run + expert.n_wait == 0:
@@ -367,7 +379,7 @@ def push(engine, expert, requests, waiting, index, time_s):
     elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:
         cut_at(expert, time_s)  # else the head of the queue is blocked until somebody leaves, and so is the newcomer
     request.output = min(request.output, engine.max_model_len - request.prompt)
-    waiting[(expert.wait_head + expert.n_wait) & (waiting.size - 1)] = index
+    work.waiting[(expert.wait_head + expert.n_wait) & (work.waiting.size - 1)] = index
     expert.n_wait += 1
     expert.routed += 1
     return True

@@ -18,7 +18,7 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
-# What a request went through (field ``status`` of a request).
+# What a request went through (field ``status`` of a RECORD).
 PENDING, ROUTED, FINISHED, DROPPED, REJECTED = range(5)
 
 ENGINE = np.dtype(
@@ -62,17 +62,24 @@ EXPERT = np.dtype(
 
 REQUEST = np.dtype(
     [
-        # What an observation reads, together.
+        # What every step and every observation reads of a request: two of them fit in a cache line.
         ("arrival_s", "f8"),
-        ("told_score", "f4"), ("told_tokens", "f4"),  # at the expert it was sent to, as all that follows
+        ("told_score", "f4"), ("told_tokens", "f4"),  # at the expert it was sent to
         ("start", "i4"),  # iteration of its expert minus tokens generated, while decoding
         ("generated", "i4"),  # tokens generated when it last was preempted
-        ("prompt", "i4"), ("output", "i4"),  # tokens; output: true, cut at max_model_len
-        ("score", "f4"),
-        ("route", "i4"), ("status", "i4"),
-        ("preemptions", "i4"),
-        ("cache_blocks", "i4"), ("cache_end", "i8"),  # full blocks at its last preemption; where they end in the free queue
+        ("prompt", "i4"), ("output", "i4"),  # tokens; output: true, at the expert it was sent to, cut at max_model_len
+    ],
+    align=True,
+)  # fmt: skip
+
+RECORD = np.dtype(
+    [
+        # What became of a request.
         ("first_scheduled_s", "f8"), ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
+        ("cache_end", "i8"), ("cache_blocks", "i4"),  # where its full blocks end in the free queue; how many
+        ("preemptions", "i4"),
+        ("score", "f4"),  # true, at the expert it was sent to
+        ("route", "i4"), ("status", "i4"),
     ],
     align=True,
 )  # fmt: skip
@@ -84,9 +91,20 @@ class State(NamedTuple):
     engines: NDArray[np.void]  # (B, N) ENGINE
     experts: NDArray[np.void]  # (B, N) EXPERT
     requests: NDArray[np.void]  # (B, M) REQUEST
+    records: NDArray[np.void]  # (B, M) RECORD
     running: NDArray[np.int32]  # (B, N, R) requests running, in order of admission
     finish_at: NDArray[np.int32]  # (B, N, R) iteration at whose end each is complete
     waiting: NDArray[np.int32]  # (B, N, W) ring buffer of requests waiting, W a power of two
+
+
+class Work(NamedTuple):
+    """The lists of one expert and the tables of its cluster: what a kernel needs beside the expert's own record."""
+
+    requests: NDArray[np.void]  # (M,) REQUEST
+    records: NDArray[np.void]  # (M,) RECORD
+    running: NDArray[np.int32]  # (R,)
+    finish_at: NDArray[np.int32]  # (R,)
+    waiting: NDArray[np.int32]  # (W,)
 
 
 def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
@@ -118,6 +136,7 @@ def allocate(engines: NDArray[np.void], max_requests: int) -> State:
         engines=engines,
         experts=np.zeros((batch, n_experts), EXPERT),
         requests=np.zeros((batch, max_requests), REQUEST),
+        records=np.zeros((batch, max_requests), RECORD),
         running=np.zeros((batch, n_experts, slots), np.int32),
         finish_at=np.zeros((batch, n_experts, slots), np.int32),
         waiting=np.zeros((batch, n_experts, queue), np.int32),
@@ -133,5 +152,6 @@ def clear(state: State, cluster: int) -> None:
     state.experts["freed"][cluster] = state.engines["blocks"][cluster]
     state.experts["min_finish"][cluster] = NEVER
     state.requests[cluster] = np.zeros((), REQUEST)
+    state.records[cluster] = np.zeros((), RECORD)
     for name in ("first_scheduled_s", "first_token_s", "finish_s"):
-        state.requests[name][cluster] = np.nan
+        state.records[name][cluster] = np.nan

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import borrow, kernel
-from rllib_envs.sim.kernels import advance, borrow_state, cut_at, next_event, push, steps_begun
+from rllib_envs.sim.kernels import advance, borrow_state, cut_at, next_event, push, steps_begun, work_of
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, State, allocate
 
@@ -67,9 +67,19 @@ def borrow_scratch(scratch):
 
 
 @kernel
-def believed_output(told_tokens, generated):
-    """Output length to expect of a request that was told to have ``told_tokens`` and has generated ``generated``."""
-    return max(np.int64(told_tokens + 0.5), generated + max(1, np.int64(OVERRUN * generated)))
+def on_its_way(record, e):
+    """Whether a request that telemetry does not show yet was sent to expert e, and accepted."""
+    return record.route == e and (record.status == ROUTED or record.status == FINISHED)
+
+
+@kernel
+def believed_output(told_tokens, generated, room):
+    """Output length, int32, to expect of a request that was told to have ``told_tokens`` and has generated ``generated``.
+
+    At most ``room``, what the prompt leaves of max_model_len.
+    """
+    beyond = generated + max(np.int32(1), np.int32(np.float32(OVERRUN) * np.float32(generated)))
+    return np.int32(min(max(np.int32(told_tokens + np.float32(0.5)), beyond), room))
 
 
 @kernel
@@ -86,22 +96,26 @@ def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
     cut_at(expert, time_s)
     iteration = expert.iteration + max(begun - 1, 0)
     requests, source_requests = copy.requests[0], source.requests[b]
+    records, source_records = copy.records[0], source.records[b]
     running, waiting = source.running[b, e], source.waiting[b, e]
     n_run, n_dec = expert.n_run, expert.n_dec
     n = n_run + expert.n_wait
     least = NEVER
     for i in range(n):
-        request = requests[i]
         if i < n_run:
-            requests[i] = source_requests[running[i]]
+            index = running[i]
             copy.running[0, 0, i] = i
         else:
-            requests[i] = source_requests[waiting[(expert.wait_head + i - n_run) & (waiting.size - 1)]]
+            index = waiting[(expert.wait_head + i - n_run) & (waiting.size - 1)]
             copy.waiting[0, 0, i - n_run] = i
+        requests[i] = source_requests[index]
+        request = requests[i]
+        if i >= n_dec or not believe:
+            records[i] = source_records[index]
         if believe:
-            generated = iteration - request.start if i < n_dec else np.int64(request.generated)
-            room = engine.max_model_len - request.prompt
-            request.output = max(generated + 1, min(believed_output(request.told_tokens, generated), room))
+            generated = np.int32(iteration - request.start if i < n_dec else request.generated)
+            output = believed_output(request.told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+            request.output = max(generated + 1, output)
         scratch.per_slo[i] = 1.0 / (request.output * slo_s)
         if i < n_dec:
             finish = request.start + request.output
@@ -146,7 +160,8 @@ def _sweep(engine, scratch, slo_s, first, last):
     ``order`` from ``first`` to ``last`` is the batch. Leaves the copied expert as it is. Returns whether the blocks surely
     last to the end, the end of the last request, and the QoS of all.
     """
-    expert, requests, order = scratch.state.experts[0, 0], scratch.state.requests[0], scratch.order
+    expert, order = scratch.state.experts[0, 0], scratch.order
+    requests, records = scratch.state.requests[0], scratch.state.records[0]
     time_s, iteration, context = expert.clock_s, expert.iteration, expert.context
     qos = 0.0
     for i in range(first, last):
@@ -159,11 +174,12 @@ def _sweep(engine, scratch, slo_s, first, last):
             if context + batch * (BLOCK_TOKENS - 1) > engine.blocks * BLOCK_TOKENS:  # each may leave 15 tokens of a block unused
                 return False, time_s, qos
             iteration = finish
-        request = requests[order[i] & 0xFFFFFFFF]
-        request.finish_s = time_s
+        index = order[i] & 0xFFFFFFFF
+        request = requests[index]
+        records[index].finish_s = time_s
         context -= request.prompt + request.output - 1
         if time_s - request.arrival_s <= slo_s * request.output:
-            qos += request.score
+            qos += records[index].score
     return True, time_s, qos
 
 
@@ -176,8 +192,7 @@ def roll(scratch, engine, slo_s, n_sorted):
     copied expert is still as it was.
     """
     copy = scratch.state
-    expert = copy.experts[0, 0]
-    requests, running, finish_at, waiting = copy.requests[0], copy.running[0, 0], copy.finish_at[0, 0], copy.waiting[0, 0]
+    expert, work = copy.experts[0, 0], work_of(copy, 0, 0)
     preempted = expert.preempted
     untouched = True
     crowd = NEVER  # with so many running a sweep is of no use
@@ -192,46 +207,40 @@ def roll(scratch, engine, slo_s, n_sorted):
             n_sorted = 0
             crowd = expert.n_run - expert.n_run // 4
         untouched = False
-        next_event(engine, expert, requests, running, finish_at, waiting, slo_s)
+        next_event(engine, expert, work, slo_s)
 
 
 @kernel
 def join(scratch, engine, slo_s, index, time_s):
     """Hand request ``index`` of the scratch to the copy at ``time_s``; False where its queue is full."""
-    copy = scratch.state
-    expert = copy.experts[0, 0]
-    advance(engine, expert, copy.requests[0], copy.running[0, 0], copy.finish_at[0, 0], copy.waiting[0, 0], slo_s, time_s)
-    return push(engine, expert, copy.requests[0], copy.waiting[0, 0], index, time_s)
+    expert, work = scratch.state.experts[0, 0], work_of(scratch.state, 0, 0)
+    advance(engine, expert, work, slo_s, time_s)
+    return push(engine, expert, work, index, time_s)
 
 
 @kernel
 def newcomer(scratch, index, slo_s, arrival_s, prompt, output, score, told_score, told_tokens):
     """Write a request that has not been anywhere yet as number ``index`` of the scratch."""
     scratch.per_slo[index] = 1.0 / (output * slo_s)
-    request = scratch.state.requests[0, index]
+    request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
     request.arrival_s = arrival_s
-    request.first_scheduled_s = np.nan
-    request.first_token_s = np.nan
-    request.finish_s = np.nan
-    request.score = score
     request.told_score = told_score
     request.told_tokens = told_tokens
-    request.prompt = prompt
-    request.output = output
     request.start = 0
     request.generated = 0
-    request.preemptions = 0
-    request.cache_end = 0
-    request.cache_blocks = 0
-    request.route = 0
-    request.status = ROUTED
+    request.prompt = prompt
+    request.output = output
+    record.first_scheduled_s = np.nan
+    record.first_token_s = np.nan
+    record.finish_s = np.nan
+    record.preemptions = 0
+    record.score = score
 
 
 @kernel
 def _latency(scratch, index):
     """Latency per token of a rolled request, in units of the SLO."""
-    request = scratch.state.requests[0, index]
-    return (request.finish_s - request.arrival_s) * scratch.per_slo[index]
+    return (scratch.state.records[0, index].finish_s - scratch.state.requests[0, index].arrival_s) * scratch.per_slo[index]
 
 
 @kernel
@@ -241,13 +250,13 @@ def _soft(latency, tau):
 
 
 @kernel
-def _load(source, pending, b, e, first_pending, last_pending, scratch, engine, time_s, slo_s):
+def _load(source, actual, b, e, first_pending, last_pending, scratch, engine, time_s, slo_s):
     """Copy an expert with believed lengths, and send it what is on its way there (telemetry is late); count of both."""
     n = copy_expert(source, b, e, scratch, engine, time_s, slo_s, True)
     for r in range(first_pending, last_pending):
-        p = pending[b, r]
-        if p.route == e and (p.status == ROUTED or p.status == FINISHED):
-            output = min(believed_output(p.told_tokens, 0), engine.max_model_len - p.prompt)
+        if on_its_way(actual.records[b, r], e):
+            p = actual.requests[b, r]
+            output = believed_output(p.told_tokens, np.int32(0), np.int32(engine.max_model_len - p.prompt))
             newcomer(scratch, n, slo_s, p.arrival_s, p.prompt, output, 0.0, p.told_score, p.told_tokens)
             if join(scratch, engine, slo_s, n, p.arrival_s):
                 n += 1
@@ -257,7 +266,7 @@ def _load(source, pending, b, e, first_pending, last_pending, scratch, engine, t
 @kernel
 def predict_action(
     source,
-    pending,
+    actual,
     b,
     e,
     first_pending,
@@ -275,18 +284,18 @@ def predict_action(
 ):
     """Fill ``out`` (WHATIF_FEATURES) with the predicted effect of sending the arrived request to expert e at ``now_s``.
 
-    ``source`` is the cluster as known, at time ``view_s``; requests first_pending..last_pending of ``pending`` have been sent
-    since.
+    ``source`` is the cluster as known, at time ``view_s``; requests first_pending..last_pending have been sent since, as
+    ``actual`` has them.
     """
-    n = _load(source, pending, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
+    n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
     n_sorted = 0
     if n > 0:
         _, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
         for i in range(n):
             scratch.before[i] = _latency(scratch, i)
         if not untouched:
-            n = _load(source, pending, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
-    output = max(1, min(believed_output(told_tokens, 0), engine.max_model_len - prompt))
+            n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
+    output = max(1, believed_output(told_tokens, np.int32(0), np.int32(engine.max_model_len - prompt)))
     newcomer(scratch, n, slo_s, now_s, prompt, output, 0.0, told_score, told_tokens)
     out[:] = 0.0
     if not join(scratch, engine, slo_s, n, now_s):

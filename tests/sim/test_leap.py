@@ -15,7 +15,7 @@ def test_leaping_equals_stepping_every_iteration(run: tuple[EngineProfile, list[
     profile, arrivals = run
     expected = simulate(profile, arrivals)
     state = compiled_run(profile, arrivals)
-    got = state.requests[0]
+    got = state.records[0]
     assert (got["status"] == REJECTED).tolist() == [o.rejected for o in expected.outcomes]
     assert got["preemptions"].tolist() == [o.preemptions for o in expected.outcomes]
     for name in ("first_scheduled_s", "first_token_s", "finish_s"):
