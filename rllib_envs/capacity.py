@@ -9,11 +9,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.scenario import Scenario
+from rllib_envs.scenario import Arrivals, Scenario, Workload
 from rllib_envs.sim.cluster import STEP, allocate_workload, begin, route
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.state import allocate, clear, engine_records
 from rllib_envs.sim.whatif import scratch_for
+from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 
 IN_TIME = 0.9
@@ -21,6 +22,7 @@ IN_TIME = 0.9
 _REPEATS, _REQUESTS = 4, 1000
 _HALVINGS = 20  # of the logarithm of an interval that spans a million: the rate is found to 0.002 %
 _SEED = 20_250_801
+_WITH_PROMPTS = ("azure-conversation", "azure-code", "trace")
 
 
 def capacity_rps(scenario: Scenario) -> float:
@@ -30,13 +32,28 @@ def capacity_rps(scenario: Scenario) -> float:
     return float(expert_capacities(scenario).sum())
 
 
-@lru_cache(maxsize=64)
 def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     """(N,) largest Poisson rate, requests/s, at which each expert, alone, finishes 90 % of its requests within the SLO.
 
-    Found by halving an interval of rates on fixed draws of the scenario's catalogue. The sum over experts is the capacity of
-    the cluster: it knows nothing of a router, so that loads of different clusters compare.
+    Found by halving an interval of rates on fixed draws of the scenario's catalogue, with the prompts of its arrival process where
+    that brings its own. The sum over experts is the capacity of the cluster: it knows nothing of a router, so that loads of
+    different clusters compare.
+
+    Raises:
+        InputError: the catalogue or the trace cannot be read.
     """
+    arrivals = scenario.workload.arrivals
+    workload = Workload(
+        catalogue=scenario.workload.catalogue, arrivals=arrivals if arrivals.kind in _WITH_PROMPTS else Arrivals(), load=1.0
+    )
+    # What the figure does not depend on is left out, so that scenarios which differ in it share one measurement.
+    return _measure(
+        Scenario(name="capacity", experts=scenario.experts, slo_s_per_token=scenario.slo_s_per_token, workload=workload)
+    )
+
+
+@lru_cache(maxsize=64)
+def _measure(scenario: Scenario) -> NDArray[np.float64]:
     n = scenario.n_experts
     rng = np.random.default_rng(_SEED)
     owner = np.repeat(np.arange(n), _REPEATS)  # cluster b consists of expert owner[b] alone
@@ -44,7 +61,8 @@ def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     workload = allocate_workload(owner.size, _REQUESTS, 1)
     workload.total[:] = _REQUESTS
     for repeat in range(_REPEATS):
-        requests = draw_requests(scenario, _REQUESTS, rng, None)
+        prompts = draw_arrivals(scenario.workload.arrivals, 1.0, _REQUESTS, rng).prompt_tokens
+        requests = draw_requests(scenario, _REQUESTS, rng, None if prompts is None else rng.choice(prompts, _REQUESTS))
         mine = slice(repeat, None, _REPEATS)
         workload.prompt[mine] = requests.prompt_tokens
         workload.output[mine, :, 0] = requests.output_tokens.T
@@ -64,14 +82,20 @@ def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
 
 @kernel
 def _run_alone(state, workload, slo_s, scratch, step, late):
-    """Send every request of each one-expert cluster to its expert; share that was late or rejected, (B,)."""
+    """Send every request of each one-expert cluster to its expert; share that was late or rejected, (B,).
+
+    Prompts that the expert can never hold do not count: no rate is low enough for them.
+    """
     cursor = np.zeros(late.size, np.int32)
     now_s = np.zeros(late.size)
     marginal = np.zeros(2)
     for b in range(late.size):
         begin(state, workload, cursor, now_s, b, slo_s)
-        missed = 0
-        for _ in range(workload.total[b]):
+        missed, possible = 0, 0
+        for r in range(workload.total[b]):
             route(state, workload, cursor, now_s, b, 0, 0, marginal, scratch, slo_s, step[0])
-            missed += step[0].late + step[0].rejected
-        late[b] = missed / workload.total[b]
+            missed += step[0].late
+            if workload.prompt[b, r] < state.engines[b, 0].max_model_len:
+                missed += step[0].rejected
+                possible += 1
+        late[b] = missed / max(possible, 1)
