@@ -56,7 +56,8 @@ def main() -> None:
     print(f"{'edge6':10}{'steps/s':>12}{'with what-if':>14}{'single env':>12}{'ratio':>8}")
     for load in ("light", "moderate", "heavy"):
         scenario = with_workload(edge6, load=load)
-        plain, whatif, single = steps_per_cpu_s(scenario, whatif=False), steps_per_cpu_s(scenario, whatif=True), single_steps_per_cpu_s(scenario)
+        plain, whatif = (steps_per_cpu_s(scenario, whatif=key) for key in (False, True))
+        single = single_steps_per_cpu_s(scenario)
         print(f"{load:10}{plain:12,.0f}{whatif:14,.0f}{single:12,.0f}{plain / single:8.1f}")
 
 

@@ -37,7 +37,7 @@ from rllib_envs.workload.episode import draw_episode
 STATUS_NAMES = {PENDING: "pending", ROUTED: "routed", FINISHED: "finished", DROPPED: "dropped", REJECTED: "rejected"}
 
 
-class _World(NamedTuple):
+class World(NamedTuple):
     """Everything that the compiled step touches."""
 
     state: State
@@ -53,7 +53,7 @@ class _World(NamedTuple):
     marginal: NDArray[np.float64]  # (B, N+1)
 
 
-class _Rules(NamedTuple):
+class Rules(NamedTuple):
     """The scenario's figures that the compiled step needs."""
 
     slo_s: float
@@ -64,9 +64,9 @@ class _Rules(NamedTuple):
 
 
 @kernel
-def _borrow_world(world):
+def borrow_world(world):
     """The world without reference counting (``borrow``)."""
-    return _World(
+    return World(
         borrow_state(world.state),
         borrow_state(world.late),
         borrow(world.believed),
@@ -82,7 +82,7 @@ def _borrow_world(world):
 
 
 @kernel
-def _look(world, rules, b):
+def look(world, rules, b):
     """Write the observation of cluster b, the what-if results and the counterfactuals where asked for."""
     state, workload, scratch, view = world.state, world.workload, world.scratch, world.seen
     now_s = world.now_s[b]
@@ -122,17 +122,17 @@ def _look(world, rules, b):
 
 @kernel
 def _look_all(only, world, rules):
-    """``_look`` at the clusters of the mask ``only``, (B,)."""
-    world = _borrow_world(world)
+    """``look`` at the clusters of the mask ``only``, (B,)."""
+    world = borrow_world(world)
     for b in range(only.size):
         if only[b]:
-            _look(world, rules, b)
+            look(world, rules, b)
 
 
 @kernel
 def _step_all(actions, steps, show, world, rules):
     """One decision in every cluster that has a request to route, then its next observation."""
-    world = _borrow_world(world)
+    world = borrow_world(world)
     for b in range(actions.size):
         if world.cursor[b] == world.workload.total[b]:
             clear_step(steps[b])
@@ -145,7 +145,7 @@ def _step_all(actions, steps, show, world, rules):
             for i in range(len(GAP_GAINS)):
                 world.gaps[b, i] += GAP_GAINS[i] * (steps[b].dt_s - world.gaps[b, i])
         if show:
-            _look(world, rules, b)
+            look(world, rules, b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ class Simulation:
         self.steps = np.zeros(batch, STEP)
         self._impact = np.zeros(batch)
         self._show = show
-        self._world = _World(
+        self.world = World(
             state=self.state,
             late=allocate(self.state.engines, m) if scenario.faults.telemetry_delay_s > 0 else self.state,
             believed=believed,
@@ -233,7 +233,7 @@ class Simulation:
             seen=self.view,
             marginal=self.marginal,
         )
-        self._rules = _Rules(
+        self.rules = Rules(
             slo_s=scenario.slo_s_per_token,
             delay_s=scenario.faults.telemetry_delay_s,
             tau=spec.whatif_tau,
@@ -251,14 +251,14 @@ class Simulation:
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
         clear(self.state, cluster)
-        if self._world.late is not self.state:
-            clear(self._world.late, cluster)
-        self._world.late_cursor[cluster] = 0
+        if self.world.late is not self.state:
+            clear(self.world.late, cluster)
+        self.world.late_cursor[cluster] = 0
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
-        self._world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
+        self.world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True
-        _look_all(only, self._world, self._rules)
+        _look_all(only, self.world, self.rules)
 
     def start_all(self, seeds: list[int] | list[np.random.SeedSequence]) -> None:
         """``start`` in every cluster."""
@@ -280,7 +280,7 @@ class Simulation:
             paper_impact_all(
                 self.state, self.workload, self.cursor, self.now_s, actions, self.scenario.slo_s_per_token, self._impact
             )
-        _step_all(actions, self.steps, self._show, self._world, self._rules)
+        _step_all(actions, self.steps, self._show, self.world, self.rules)
         return combine(weights, self.steps, self._impact)
 
     def records(self, cluster: int) -> Records:

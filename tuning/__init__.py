@@ -1,0 +1,1 @@
+"""Experiments: train, evaluate, simulate, tune; one module for each command."""

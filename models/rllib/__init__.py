@@ -1,0 +1,1 @@
+"""RLModules and what else RLlib needs to train the router."""
