@@ -1,8 +1,8 @@
 """Speed of the engine: routed requests per CPU-second, with and without observations, and against a plain Python stepper.
 
 Run ``python -m benchmarks.engine``. Join-shortest-queue, compiled, routes 64 clusters of the preset edge6; every figure is the
-best of five runs on one core, without the drawing of the episodes. Expect the engine to be limited by its events (about two for each request) and the observation by the
-number of requests in flight, which is printed.
+best of five runs on one core, without the drawing of the episodes. Expect the engine to be limited by its events (about two
+for each request) and the observation by the number of requests in flight, which is printed.
 """
 
 from __future__ import annotations

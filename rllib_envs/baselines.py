@@ -89,23 +89,24 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
     """The best predicted marginal QoS: own chance to be in time times told score, plus the change for those present.
 
     Deadlines are soft, with the scale ``observation.whatif_tau`` of the scenario, since predictions err. Told scores are shrunk
-    towards the expert's mean score, what is known of a noisy score. ``price`` charges for what the request costs those to come:
-    the expert's time that it is predicted to take, in units of the SLO. Drops what would do more harm than good.
+    towards the expert's mean score (or spread, ``shrink`` > 1, against a high price). ``price`` charges for what the request
+    costs those to come (``_congestion``). Drops what would do more harm than good.
 
     The scenario must ask for the what-if results.
     """
     view = simulation.view
     means = np.array([expert.mean_score for expert in simulation.scenario.experts])
     score = means + shrink * (_arrived(view, "told_score") - means)
-    value = score * _whatif(view, "own_success") + _whatif(view, "soft_change") - price * _occupancy(view)
+    value = score * _whatif(view, "own_success") + _whatif(view, "soft_change") - price * _congestion(view)
     mask = _mask(view)
     return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, _best(value, mask), mask.shape[1])
 
 
 def impact_greedy_true(simulation: Simulation, rng: np.random.Generator) -> Actions:
-    """The best TRUE marginal QoS: a reference for what better predictions would be worth, no router.
+    """The best TRUE marginal QoS: what impact-greedy without a price would do if predictions were true; no router, and no bound.
 
-    The scenario must ask for the counterfactual.
+    It is myopic and never drops: a price on congestion is worth more than the truth under load. The scenario must ask for the
+    counterfactual.
     """
     mask = _mask(simulation.view)
     return _best(simulation.marginal[:, :-1], mask)
@@ -139,9 +140,14 @@ def _present(view: View) -> Values:
     return np.rint(32 * (_expert(view, "running") + _expert(view, "waiting")))
 
 
-def _occupancy(view: View) -> Values:
-    """(B, N) expert's time that the request takes, in units of 100 SLO: its share of the batch's time while it is there."""
+def _congestion(view: View) -> Values:
+    """(B, N) what the request costs those to come.
+
+    Its share of the batch's time while it is there, in units of 100 SLO, times the share of the KV memory that those present will
+    need: the fuller the dearer. Of some twenty forms tried on edge6 the best.
+    """
     sequence = _expert(view, "sequence_time") / 32
     context = _expert(view, "context_time") * (_arrived(view, "prompt") + _arrived(view, "told_length") / 8) / 16
     prefill = _expert(view, "prefill_time") * _arrived(view, "prompt")
-    return (256 * _arrived(view, "told_length") * (sequence + context) + prefill) / 100
+    time = (256 * _arrived(view, "told_length") * (sequence + context) + prefill) / 100
+    return time * _expert(view, "kv_reserved")

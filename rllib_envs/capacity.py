@@ -35,8 +35,8 @@ def capacity_rps(scenario: Scenario) -> float:
 def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     """(N,) largest Poisson rate, requests/s, at which each expert, alone, finishes 90 % of its requests within the SLO.
 
-    Found by halving an interval of rates on fixed draws of the scenario's catalogue, with the prompts of its arrival process where
-    that brings its own. The sum over experts is the capacity of the cluster: it knows nothing of a router, so that loads of
+    Found by halving an interval of rates on fixed draws of the scenario's catalogue, with the prompts of its arrival process
+    where that brings its own. The sum over experts is the capacity of the cluster: it knows nothing of a router, so that loads of
     different clusters compare.
 
     Raises:

@@ -81,7 +81,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
         names = archive.namelist()
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    scenarios = {str(path.relative_to(ROOT)) for path in (ROOT / "rllib_envs/scenarios").glob("*.yaml")}
-    assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | scenarios
-    assert scenarios
+    data = {
+        str(path.relative_to(ROOT))
+        for glob in ("rllib_envs/scenarios/*.yaml", "tuning/presets/*.json")
+        for path in ROOT.glob(glob)
+    }
+    assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | data
+    assert {Path(name).suffix for name in data} == {".yaml", ".json"}
     assert "edgeroute = edgeroute:main" in entry_points

@@ -1,0 +1,88 @@
+"""Figures can be told apart and draw whatever there is."""
+
+import dataclasses
+
+import matplotlib.image
+import pytest
+
+import tuning.figures as figures
+from rllib_envs.scenario import load_scenario
+from tuning.comparison import compare
+from tuning.figures import draw_latency, draw_qos_against_load
+from tuning.matrix import CellResult
+from tuning.metrics import METRICS
+from tuning.routers import HEURISTICS, parse_router
+from tuning.workloads import TraceOptions, make_workloads
+
+ROUTERS = [parse_router(name) for name in [*HEURISTICS, *(f"quality-greedy:cap={cap}" for cap in range(1, 6))]]
+
+
+def result(router, qos, finished=1.0, quantiles=(0.01, 0.05, 0.2)):
+    metrics = {name: [0.5] * len(qos) for name in METRICS} | {"qos": qos, "completion_rate": [finished] * len(qos)}
+    return CellResult(
+        key=router.text,
+        router=router.text,
+        seeds=list(range(len(qos))),
+        metrics=metrics,
+        shares=[[1 / 7] * 7] * len(qos),
+        latency_quantiles_s=list(quantiles),
+    )
+
+
+def comparison(load="light", qos=(0.5, 0.6), **kwargs):
+    (workload,) = make_workloads(load_scenario("edge6"), [load], [], TraceOptions(), None)
+    return compare(workload, ROUTERS, [result(router, list(qos), **kwargs) for router in ROUTERS], None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Axes of the figures that were written, before they were."""
+    axes_of = []
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda figure, axes, path: axes_of.append(axes) or save(figure, axes, path))
+    return axes_of
+
+
+def test_no_two_routers_look_alike_and_each_looks_the_same_everywhere():
+    first, second = comparison(), comparison("heavy", (0.3, 0.2))
+    styles = figures._styles([first])
+    assert len({(style["color"], style["linestyle"]) for style in styles.values()}) == len(ROUTERS)
+    assert styles == figures._styles([second])
+    assert styles == figures._styles([first, second])
+
+
+def test_a_latency_curve_ends_at_the_share_that_finished(tmp_path, drawn):
+    draw_latency(tmp_path / "latency.png", comparison(finished=0.4))
+    for line in drawn[0].get_lines()[: len(ROUTERS)]:
+        x, y = line.get_data()
+        assert (x[1:] >= x[:-1]).all()
+        assert (y[1:] >= y[:-1]).all()
+        assert y[-1] == pytest.approx(40)
+        assert x[-1] >= drawn[0].get_xlim()[1]
+
+
+@pytest.mark.parametrize("qos", [(0.5,), (0.5, 0.6)])
+def test_qos_is_drawn_against_load(tmp_path, drawn, qos):
+    points = [comparison(load, qos) for load in ("heavy", "light", "50%")]
+    draw_qos_against_load(tmp_path / "qos.png", points)
+    for line in drawn[0].get_lines():
+        assert line.get_xdata() == pytest.approx([30, 50, 100])
+    assert len(drawn[0].get_legend().get_texts()) == len(ROUTERS)
+
+
+def test_nothing_finished_can_be_drawn(tmp_path):
+    draw_latency(tmp_path / "latency.png", comparison(finished=0.0, quantiles=()))
+    assert matplotlib.image.imread(tmp_path / "latency.png").shape[2] in (3, 4)
+
+
+def test_the_legend_stays_within_the_figure(tmp_path, drawn):
+    base = comparison()
+    long = dataclasses.replace(base.rows[0].router, name="checkpoint:" + "a/long/path/" * 8 + "best")
+    rows = [dataclasses.replace(base.rows[0], router=long), *base.rows[1:]]
+    draw_latency(tmp_path / "latency.png", dataclasses.replace(base, rows=rows))
+    axes = drawn[0]
+    legend, canvas = axes.get_legend().get_window_extent(), axes.figure.bbox
+    assert legend.x1 <= canvas.x1
+    assert legend.y0 >= canvas.y0
+    assert legend.y1 <= canvas.y1
+    assert legend.x0 > axes.get_window_extent().x1

@@ -1,0 +1,127 @@
+"""Router names, as typed."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Observation, load_scenario, with_workload
+from tuning.matrix import start_simulation
+from tuning.routers import BEST, HEURISTICS, REFERENCES, build_router, content_digest, parse_router, parse_routers, with_tuned
+
+
+@pytest.mark.parametrize("name", HEURISTICS)
+def test_every_heuristic_decides_by_its_name(name):
+    scenario = with_workload(load_scenario("edge6"), requests=15)
+    simulation = start_simulation(parse_router(name), scenario, [1, 2])
+    assert simulation.over.all()
+    assert all((simulation.records(cluster).status > 1).all() for cluster in range(2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quality-greedy",
+        "quality-greedy:cap=8",
+        "quality-greedy:cap=inf",
+        "impact-greedy:price=0.1234567890123",
+        "impact-greedy:price=0.02,tau=0.1",
+    ],
+)
+def test_a_router_reads_back_from_its_text(text):
+    assert parse_router(text).text == text
+    assert parse_router(parse_router(text).text) == parse_router(text)
+
+
+def test_the_order_of_parameters_does_not_matter():
+    assert parse_router("impact-greedy:tau=0.1,price=0.02").text == parse_router("impact-greedy:price=0.02,tau=0.1").text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("join-shortest-que", "did you mean 'join-shortest-queue'"),
+        ("impact_greedy", "did you mean 'impact-greedy'"),
+        ("zzz", "allowed are random, "),
+        ("", "unknown"),
+        ("quality-greedy:caps=8", "no parameter 'caps'; did you mean 'cap'"),
+        ("quality-greedy:cap", "cap = '': must be a number"),
+        ("quality-greedy:cap=eight", "cap = 'eight': must be a number"),
+        ("quality-greedy:cap=nan", "must be a number"),
+        ("quality-greedy:cap=0", "cap = 0: must be from 1 to inf"),
+        ("quality-greedy:", "no parameter ''"),
+        ("quality-greedy:cap=8,cap=9", "cap is given twice"),
+        ("impact-greedy:tau=0", "tau = 0: must be from 0.001"),
+        ("impact-greedy:shrink=-1", "shrink = -1: must be from 0 to 10"),
+        ("random:cap=8", "random takes no parameters"),
+        ("checkpoint:no/such/folder", "no such file or folder: no/such/folder"),
+    ],
+)
+def test_bad_routers_are_explained(text, message):
+    with pytest.raises(InputError) as error:
+        parse_router(text)
+    assert message in str(error.value)
+    assert repr(text) in str(error.value)
+
+
+def test_groups_expand_and_doubles_are_left_out():
+    assert [router.text for router in parse_routers(["all"])] == list(HEURISTICS)
+    assert [router.text for router in parse_routers(["best", "least-work"])] == list(BEST)
+    assert {*BEST, *REFERENCES} <= set(HEURISTICS)
+    with pytest.raises(InputError, match="none given"):
+        parse_routers([])
+
+
+def test_a_router_brings_the_observation_it_needs():
+    plain = Observation(whatif=True, counterfactual=True, whatif_tau=0.3)
+    assert build_router(parse_router("least-work"), plain)[1] == Observation(whatif_tau=0.3)
+    assert build_router(parse_router("impact-greedy"), Observation())[1] == Observation(whatif=True)
+    assert build_router(parse_router("impact-greedy:tau=0.2"), Observation())[1] == Observation(whatif=True, whatif_tau=0.2)
+    assert build_router(parse_router("impact-greedy-true"), Observation())[1] == Observation(counterfactual=True)
+
+
+def test_parameters_reach_the_router():
+    scenario = with_workload(load_scenario("edge6"), requests=60, load="heavy")
+    present = []
+    for cap in (1, 1000):
+        simulation = start_simulation(parse_router(f"quality-greedy:cap={cap}"), scenario, [3])
+        present.append(np.bincount(simulation.records(0).route, minlength=6).max())
+    assert present[0] < present[1]
+
+
+def test_tuned_parameters_go_to_the_bare_name_alone():
+    tuned = {"quality-greedy": {"cap": 9.0}}
+    assert with_tuned(parse_router("quality-greedy"), tuned).text == "quality-greedy:cap=9"
+    assert with_tuned(parse_router("quality-greedy"), tuned).name == "quality-greedy"
+    assert with_tuned(parse_router("quality-greedy:cap=3"), tuned).text == "quality-greedy:cap=3"
+    assert with_tuned(parse_router("least-work"), tuned).text == "least-work"
+
+
+def test_only_fair_heuristics_are_baselines(tmp_path):
+    assert not parse_router("impact-greedy-true").is_baseline
+    assert not parse_router(f"checkpoint:{tmp_path}").is_baseline
+    assert parse_router("impact-greedy").is_baseline
+
+
+def test_a_checkpoint_brings_its_router_and_observation(tmp_path, monkeypatch):
+    always_first = lambda simulation, rng: np.zeros(simulation.batch, np.int64)  # noqa: E731
+    train = types.ModuleType("tuning.train")
+    train.load_router = lambda path: (always_first, Observation(running_slots=3)) if path == tmp_path else None
+    monkeypatch.setitem(sys.modules, "tuning.train", train)
+    router = parse_router(f"checkpoint:{tmp_path}")
+    scenario = with_workload(load_scenario("edge6"), requests=10)
+    simulation = start_simulation(router, scenario, [1])
+    assert simulation.view.running.shape[2] == 3
+    assert (simulation.records(0).route == 0).all()
+
+
+def test_a_digest_sees_bytes_and_names(tmp_path):
+    (tmp_path / "a").write_bytes(b"xy")
+    first = content_digest([tmp_path])
+    assert content_digest([tmp_path]) == first
+    (tmp_path / "a").write_bytes(b"xz")
+    second = content_digest([tmp_path])
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({first, second, content_digest([tmp_path])}) == 3

@@ -1,0 +1,131 @@
+"""Routers on one workload, side by side: means, intervals and paired differences, as JSON and as a Markdown table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuning.matrix import CellResult
+from tuning.metrics import METRICS
+from tuning.routers import RouterSpec
+from tuning.statistics import Interval, mean_interval, paired_difference
+from tuning.tables import ABSENT, markdown_table, metric_title, show_interval
+from tuning.workloads import Workload
+
+_COLUMNS = (
+    "violation_rate",
+    "drop_rate",
+    "rejected_rate",
+    "latency_per_token_p50_s",
+    "latency_per_token_p99_s",
+    "ttft_p50_s",
+    "qos_per_gpu_s",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One router."""
+
+    router: RouterSpec  # with the parameters it had here
+    result: CellResult
+    metrics: dict[str, Interval]  # over seeds
+    difference: Interval  # of its QoS to the baseline's, paired by seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Routers on one workload, the best mean QoS first."""
+
+    workload: Workload
+    baseline: str  # name of the router that differences are to
+    chosen: bool  # whether it was taken because it came out best, rather than asked for
+    rows: list[Row]
+
+
+def compare(workload: Workload, routers: Sequence[RouterSpec], results: Sequence[CellResult], baseline: str | None) -> Comparison:
+    """Put the results of a workload side by side.
+
+    Args:
+        workload: what they ran on.
+        routers: as they ran, one for each result.
+        results: all on the same seeds.
+        baseline: name of the router to take differences to; None for the heuristic with the best mean QoS, or where there is
+            none, the router with it.
+    """
+    qos = {router.name: result.metrics["qos"] for router, result in zip(routers, results, strict=True)}
+    candidates = [router.name for router in routers if router.is_baseline] or list(qos)
+    chosen = max(candidates, key=lambda name: float(np.mean(qos[name]))) if baseline is None else baseline
+    rows = [
+        Row(
+            router=router,
+            result=result,
+            metrics={name: mean_interval(values) for name, values in result.metrics.items()},
+            difference=paired_difference(qos[router.name], qos[chosen]),
+        )
+        for router, result in zip(routers, results, strict=True)
+    ]
+    rows.sort(key=lambda row: -row.metrics["qos"].mean)
+    return Comparison(workload=workload, baseline=chosen, chosen=baseline is None, rows=rows)
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """A heading, what the baseline is, and the table."""
+    workload = comparison.workload
+    rate = "" if workload.rate_rps is None else f" ({workload.rate_rps:.2f} requests/s)"
+    seeds = len(comparison.rows[0].result.seeds)
+    how = "the heuristic with the best mean QoS here" if comparison.chosen else "as asked for"
+    header = ["router", "QoS", "difference", *map(metric_title, _COLUMNS)]
+    cells = [_cells(row, comparison.baseline) for row in comparison.rows]
+    return "\n\n".join(
+        [
+            f"## {workload.name}{rate}",
+            f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to `{comparison.baseline}`, {how}, by seed.",
+            markdown_table(header, cells),
+        ]
+    )
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything in it, and the values of each seed."""
+    workload = comparison.workload
+    experts = [expert.name for expert in workload.scenario.experts]
+    return {
+        "workload": workload.name,
+        "arrivals": workload.arrivals,
+        "load": workload.load,
+        "rate_rps": workload.rate_rps,
+        "capacity_rps": workload.scenario.capacity_rps,
+        "requests": workload.scenario.workload.requests,
+        "fingerprint": workload.scenario.fingerprint(),
+        "baseline": comparison.baseline,
+        "baseline_chosen": comparison.chosen,
+        "routers": [_row_json(row, experts) for row in comparison.rows],
+    }
+
+
+def _row_json(row: Row, experts: list[str]) -> dict[str, Any]:
+    shares = np.mean(row.result.shares, axis=0).tolist()
+    return {
+        "router": row.router.name,
+        "ran_as": row.router.text,
+        "parameters": dict(row.router.parameters),
+        "difference": _interval_json(row.difference),
+        "metrics": {name: _interval_json(row.metrics[name]) | {"values": row.result.metrics[name]} for name in METRICS},
+        "routing_share": dict(zip([*experts, "drop"], shares, strict=True)),
+        "latency_per_token_quantiles_s": row.result.latency_quantiles_s,
+    }
+
+
+def _interval_json(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "half_width": interval.half_width}
+
+
+def _cells(row: Row, baseline: str) -> list[str]:
+    difference = ABSENT if row.router.name == baseline else show_interval("qos", row.difference, signed=True)
+    others = [show_interval(name, Interval(mean=row.metrics[name].mean, half_width=math.nan)) for name in _COLUMNS]
+    return [row.router.text, show_interval("qos", row.metrics["qos"]), difference, *others]

@@ -1,0 +1,158 @@
+"""Compare routers, heuristic and trained, on the same requests.
+
+Every router meets the same episodes, seed by seed, and differences are taken within seeds. Example:
+edgeroute evaluate --scenario edge6 --load light moderate heavy --routers best checkpoint:runs/mine --out runs/comparison
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Scenario, load_scenario, with_workload
+from tuning.comparison import Comparison, compare, to_json, to_markdown
+from tuning.figures import draw_latency, draw_qos_against_load
+from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, code_digest, run_cells
+from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
+from tuning.storage import write_json, write_text
+from tuning.tuned import Tuned, read_tuned, shipped_tuned
+from tuning.workloads import TraceOptions, Workload, make_workloads
+
+FORMAT = 1
+_SMOKE = {"seeds": 2, "requests": 50}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    scenario: str = "edge6"
+    """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file."""
+    load: tuple[str, ...] = ()
+    """Loads: light, moderate, heavy, mixed, native, requests/s, or shares of the capacity (70%). Default: the scenario's."""
+    arrivals: tuple[str, ...] = ()
+    """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation). Default: the scenario's."""
+    trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    routers: tuple[str, ...] = ("all",)
+    """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), checkpoint:PATH. A heuristic
+    given by its bare name has its tuned parameters, where there are any."""
+    baseline: str | None = None
+    """Router that differences are taken to. Default: on each workload the heuristic with the best mean QoS."""
+    seeds: int = 20
+    """Episodes for each router and workload."""
+    first_seed: int = EVALUATION_SEEDS.start
+    """Seed of the first; the others follow it. Seeds from 2,000,000 to 2,999,999 are those of tune-heuristics and not allowed."""
+    requests: int | None = None
+    """Requests in an episode. Default: the scenario's."""
+    tuned: Path | None = None
+    """Tuned parameters of the heuristics, as tune-heuristics writes them. Default: those shipped for the scenario, if any."""
+    out: Path = Path("runs/evaluate")
+    """Folder for the results: results.json, results.md, figures, and what is needed to go on after an interruption."""
+    jobs: int | None = None
+    """Processes; results do not depend on it. Default: one for each core."""
+    smoke: bool = False
+    """A tiny run that takes seconds: two seeds, fifty requests."""
+
+
+def run(options: Options) -> None:
+    """Run the matrix, print the tables, and write the results.
+
+    Raises:
+        InputError: an option that names nothing or is out of range; a file that cannot be read or written.
+    """
+    if options.smoke:
+        options = replace(options, **_SMOKE)
+    seeds = _seeds(options)
+    scenario, notes = _held_out(load_scenario(options.scenario))
+    workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
+    routers, baseline = _routers(options)
+    tuned = shipped_tuned(scenario) if options.tuned is None else read_tuned(options.tuned, scenario)
+    notes += _notes_on_tuned(tuned, workloads)
+    matrix = {w.name: [with_tuned(router, tuned.at(w) if tuned else {}) for router in routers] for w in workloads}
+    cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
+    results = iter(run_cells(cells, options.out / "cells", options.jobs, "evaluate"))
+    comparisons = [compare(w, matrix[w.name], [next(results) for _ in routers], baseline) for w in workloads]
+    _write(options.out, scenario, seeds, notes, comparisons)
+
+
+def _seeds(options: Options) -> tuple[int, ...]:
+    if options.seeds < 1 or options.first_seed < 0:
+        raise InputError(f"seeds = {options.seeds}, first-seed = {options.first_seed}: must be >= 1 and >= 0")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if seeds.start < TUNING_SEEDS.stop and seeds.stop > TUNING_SEEDS.start:
+        raise InputError(
+            f"first-seed = {options.first_seed}: seeds from {TUNING_SEEDS.start} to {TUNING_SEEDS.stop - 1} are those that "
+            "heuristics are tuned on; a comparison on them would favour those"
+        )
+    return tuple(seeds)
+
+
+def _held_out(scenario: Scenario) -> tuple[Scenario, list[str]]:
+    """The scenario with the prompts that nothing is trained or tuned on."""
+    catalogue = scenario.workload.catalogue
+    if catalogue.kind != "file" or catalogue.split != "train":
+        return scenario, []
+    return with_workload(scenario, catalogue=replace(catalogue, split="test")), [f"Prompts: the test split of {catalogue.path}."]
+
+
+def _routers(options: Options) -> tuple[list[RouterSpec], str | None]:
+    """The routers to run, and the name of the baseline among them, where one is asked for."""
+    routers = parse_routers(options.routers)
+    if options.baseline is None:
+        return routers, None
+    asked = parse_router(options.baseline)
+    same = [router for router in routers if router.text == asked.text]
+    return (routers, same[0].name) if same else ([*routers, asked], asked.name)
+
+
+def _notes_on_tuned(tuned: Tuned | None, workloads: Sequence[Workload]) -> list[str]:
+    if tuned is None:
+        return ["Heuristics have their default parameters: none were tuned for this scenario (edgeroute tune-heuristics)."]
+    notes = [f"Heuristics by their bare names have the parameters that are shown with them, from {tuned.source}."]
+    others = [(w.name, tuned.nearest(w)) for w in workloads if tuned.nearest(w) != w.name]
+    return notes + [f"Nothing is tuned for {name}: those for {near} are used." for name, near in others]
+
+
+def _write(out: Path, scenario: Scenario, seeds: tuple[int, ...], notes: list[str], comparisons: list[Comparison]) -> None:
+    title = f"# {scenario.name}: SLO {1e3 * scenario.slo_s_per_token:g} ms per token, seeds {seeds[0]} to {seeds[-1]}"
+    text = "\n\n".join([title, *notes, *map(to_markdown, comparisons)])
+    print(text)
+    figures = _draw(out, comparisons)
+    write_text(out / "results.md", "\n\n".join([text, *(f"![{name}]({name})" for name in figures)]) + "\n")
+    write_json(
+        out / "results.json",
+        {
+            "format": FORMAT,
+            "code": code_digest(),
+            "scenario": scenario.name,
+            "slo_s_per_token": scenario.slo_s_per_token,
+            "seeds": seeds,
+            "notes": notes,
+            "comparisons": [to_json(comparison) for comparison in comparisons],
+        },
+    )
+    print(f"\nWritten: {', '.join(str(out / name) for name in ('results.json', 'results.md', *figures))}")
+
+
+def _draw(out: Path, comparisons: list[Comparison]) -> list[str]:
+    """Draw what there is to draw; the names of the files."""
+    figures: list[str] = []
+    for arrivals in dict.fromkeys(c.workload.arrivals for c in comparisons):
+        points = [c for c in comparisons if c.workload.arrivals == arrivals and c.workload.rate_rps is not None]
+        if len(points) >= 2:
+            figures.append(f"qos-{_slug(arrivals)}.png")
+            draw_qos_against_load(out / figures[-1], points)
+    for comparison in comparisons:
+        figures.append(f"latency-{_slug(comparison.workload.name)}.png")
+        draw_latency(out / figures[-1], comparison)
+    return figures
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.=%]+", "-", name)

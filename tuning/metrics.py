@@ -1,0 +1,114 @@
+"""What an episode came to: the figures by which routers are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.scenario import Scenario
+from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED
+from rllib_envs.simulation import Records, Simulation
+
+Values = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A figure of an episode: what it is, and how tables show it."""
+
+    label: str
+    unit: str = ""
+    scale: float = 1.0  # shown value = scale * value
+    digits: int = 3
+    larger_is_better: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "qos": Metric(label="QoS per arrived request", digits=4, larger_is_better=True),  # score if in time, else 0; drops 0
+    "violation_rate": Metric(label="late", unit="%", scale=100, digits=2),  # finished late, per arrived request
+    "drop_rate": Metric(label="dropped", unit="%", scale=100, digits=2),  # by the router, per arrived request
+    "rejected_rate": Metric(label="rejected", unit="%", scale=100, digits=2),  # by a full expert, per arrived request
+    "completion_rate": Metric(label="finished", unit="%", scale=100, digits=2, larger_is_better=True),
+    "mean_score": Metric(label="score of finished", digits=4, larger_is_better=True),  # true quality, in time or not
+    "latency_per_token_mean_s": Metric(label="latency/token mean", unit="ms", scale=1e3, digits=1),
+    "latency_per_token_p50_s": Metric(label="latency/token p50", unit="ms", scale=1e3, digits=1),
+    "latency_per_token_p90_s": Metric(label="latency/token p90", unit="ms", scale=1e3, digits=1),
+    "latency_per_token_p99_s": Metric(label="latency/token p99", unit="ms", scale=1e3, digits=1),
+    "ttft_mean_s": Metric(label="TTFT mean", unit="s"),
+    "ttft_p50_s": Metric(label="TTFT p50", unit="s"),
+    "ttft_p99_s": Metric(label="TTFT p99", unit="s"),
+    "tpot_mean_s": Metric(label="TPOT mean", unit="ms", scale=1e3, digits=1),
+    "tpot_p99_s": Metric(label="TPOT p99", unit="ms", scale=1e3, digits=1),
+    "preemptions_per_request": Metric(label="preemptions per request"),
+    "qos_per_gpu_s": Metric(label="QoS per busy GPU-second", digits=3, larger_is_better=True),
+    "qos_per_kv_gb_s": Metric(label="QoS per GB-second of KV", digits=3, larger_is_better=True),
+    "arrival_rps": Metric(label="arrivals", unit="/s", digits=2),
+    "duration_s": Metric(label="duration", unit="s", digits=1),  # from time 0 until the cluster is empty
+}
+"""The figures of ``episode_metrics``. Latencies are over finished requests; NaN where there is none."""
+
+
+def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
+    """The ``METRICS`` of a cluster whose episode is over."""
+    records = simulation.records(cluster)
+    experts = simulation.state.experts[cluster]
+    kv_bytes = np.array([expert.engine.kv_bytes_per_token for expert in simulation.scenario.experts])
+    qos = float(records.qos.sum())
+    return {
+        **request_metrics(records),
+        "qos_per_gpu_s": _ratio(qos, float(experts["busy_s"].sum())),
+        "qos_per_kv_gb_s": _ratio(qos, float((experts["kv_token_s"] * kv_bytes).sum()) / 1e9),
+        "arrival_rps": _ratio(records.qos.size, float(records.arrival_s[-1])),
+        "duration_s": float(simulation.now_s[cluster]),
+    }
+
+
+def request_metrics(records: Records) -> dict[str, float]:
+    """The figures that follow from the requests alone."""
+    arrived = records.qos.size
+    finished = records.status == FINISHED
+    latency = records.latency_per_token_s[finished]
+    ttft, tpot = records.ttft_s[finished], records.tpot_s[finished]
+    tpot = tpot[~np.isnan(tpot)]  # one-token answers have none
+    return {
+        "qos": float(records.qos.sum()) / arrived,
+        "violation_rate": np.count_nonzero(records.late) / arrived,
+        "drop_rate": np.count_nonzero(records.status == DROPPED) / arrived,
+        "rejected_rate": np.count_nonzero(records.status == REJECTED) / arrived,
+        "completion_rate": np.count_nonzero(finished) / arrived,
+        "mean_score": _mean(records.score[finished]),
+        "latency_per_token_mean_s": _mean(latency),
+        **{f"latency_per_token_p{q}_s": _quantile(latency, q) for q in (50, 90, 99)},
+        "ttft_mean_s": _mean(ttft),
+        **{f"ttft_p{q}_s": _quantile(ttft, q) for q in (50, 99)},
+        "tpot_mean_s": _mean(tpot),
+        "tpot_p99_s": _quantile(tpot, 99),
+        "preemptions_per_request": float(records.preemptions.sum()) / arrived,
+    }
+
+
+def routing_shares(scenario: Scenario, records: Records) -> list[float]:
+    """(N+1,) share of the arrived requests sent to each expert, and dropped."""
+    return (np.bincount(records.route, minlength=scenario.n_experts + 1) / records.route.size).tolist()
+
+
+def latency_quantiles(records: Sequence[Records], levels: int = 201) -> list[float]:
+    """Quantiles of the latency per token, s, of all finished requests, at evenly spaced levels from 0 to 1; [] if none."""
+    latency = np.concatenate([r.latency_per_token_s[r.status == FINISHED] for r in records])
+    return np.quantile(latency, np.linspace(0, 1, levels)).tolist() if latency.size else []
+
+
+def _mean(values: Values) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _quantile(values: Values, percent: float) -> float:
+    return float(np.quantile(values, percent / 100)) if values.size else float("nan")
+
+
+def _ratio(value: float, per: float) -> float:
+    return value / per if per > 0 else float("nan")

@@ -1,0 +1,145 @@
+"""Routers by name: what a user types, as something that decides.
+
+A router is written ``NAME``, ``NAME:key=value,...`` (a function of ``rllib_envs.baselines``, with ``-`` for ``_``) or
+``checkpoint:PATH`` (a trained one). ``all`` and ``best`` stand for several. ``tau`` of impact-greedy is not the function's own
+parameter but the scenario's ``observation.whatif_tau``: a router comes with the observation that it needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rllib_envs import baselines
+from rllib_envs.baselines import Router
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Observation
+from tuning.spec import format_spec, nearest, parse_spec
+
+HEURISTICS: dict[str, Router] = {
+    name.replace("_", "-"): function
+    for name, function in vars(baselines).items()
+    if inspect.isfunction(function) and function.__module__ == baselines.__name__ and not name.startswith("_")
+}
+"""Name on the command line -> function of ``rllib_envs.baselines``."""
+
+BEST = ("join-shortest-queue", "least-work", "quality-greedy", "impact-greedy")
+"""What ``best`` stands for: the strongest that looks at queues, at work, at quality, and at predicted impact."""
+
+REFERENCES = ("impact-greedy-true",)
+"""Heuristics that see true lengths and scores, as no router does: shown for reference, never a baseline unasked."""
+
+_NEEDS: dict[str, dict[str, bool]] = {"impact-greedy": {"whatif": True}, "impact-greedy-true": {"counterfactual": True}}
+_RANGES = {"cap": (1.0, float("inf")), "tau": (1e-3, 1e3), "price": (0.0, 1e3), "shrink": (0.0, 10.0)}
+_CHECKPOINT = "checkpoint:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSpec:
+    """One router, as asked for."""
+
+    name: str  # as tables show it: a heuristic's name, with the parameters that were given; or checkpoint:PATH
+    heuristic: str | None  # key of HEURISTICS; None for a checkpoint
+    parameters: tuple[tuple[str, float], ...] = ()
+    path: Path | None = None  # of a checkpoint
+
+    @property
+    def text(self) -> str:
+        """The text that parses to this router, with all the parameters that are not left at their defaults."""
+        return f"{_CHECKPOINT}{self.path}" if self.heuristic is None else format_spec(self.heuristic, dict(self.parameters))
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it may be what others are compared with unasked: a heuristic that sees no more than a router may."""
+        return self.heuristic is not None and self.heuristic not in REFERENCES
+
+
+def heuristic_parameters(name: str) -> list[str]:
+    """Names of the parameters that a heuristic takes."""
+    own = [key for key, p in inspect.signature(HEURISTICS[name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    return [*(["tau"] if _NEEDS.get(name, {}).get("whatif") else []), *own]
+
+
+def parse_router(text: str) -> RouterSpec:
+    """Read one router.
+
+    Raises:
+        InputError: unknown name or parameter (with the nearest ones), a value out of range, no such checkpoint.
+    """
+    if text.startswith(_CHECKPOINT):
+        path = Path(text.removeprefix(_CHECKPOINT))
+        if not path.exists():
+            raise InputError(f"router {text!r}: no such file or folder: {path}")
+        return RouterSpec(name=text, heuristic=None, path=path)
+    known = {name: heuristic_parameters(name) for name in HEURISTICS}
+    if text.partition(":")[0] not in known:
+        raise InputError(f"router {text!r}: unknown; {nearest(text, known)} (or checkpoint:PATH)")
+    name, values = parse_spec(text, "router", known)
+    for key, value in values.items():
+        low, high = _RANGES.get(key, (-float("inf"), float("inf")))
+        if not low <= value <= high:
+            raise InputError(f"router {text!r}: {key} = {value:g}: must be from {low:g} to {high:g}")
+    return RouterSpec(name=format_spec(name, values), heuristic=name, parameters=tuple(sorted(values.items())))
+
+
+def parse_routers(texts: Iterable[str]) -> list[RouterSpec]:
+    """Read routers in order, with ``all`` and ``best`` expanded and doubles left out.
+
+    Raises:
+        InputError: as ``parse_router``, or none given.
+    """
+    groups = {"all": tuple(HEURISTICS), "best": BEST}
+    singles = [single for text in texts for single in groups.get(text, (text,))]
+    if not singles:
+        raise InputError(f"routers: none given; allowed are all, best, checkpoint:PATH and {', '.join(HEURISTICS)}")
+    return list({spec.text: spec for spec in map(parse_router, singles)}.values())
+
+
+def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> RouterSpec:
+    """A heuristic asked for by its bare name gets its tuned parameters, where there are any; its name stays."""
+    if spec.heuristic is None or spec.parameters:
+        return spec
+    parameters = parse_router(format_spec(spec.heuristic, tuned.get(spec.heuristic, {}))).parameters
+    return replace(spec, parameters=parameters)
+
+
+def build_router(spec: RouterSpec, observation: Observation) -> tuple[Router, Observation]:
+    """The router as a function, and the scenario's ``observation`` changed to what it needs.
+
+    Raises:
+        InputError: a checkpoint that cannot be loaded.
+    """
+    if spec.path is not None:
+        return _load_checkpoint(spec.path)
+    assert spec.heuristic is not None
+    values = dict(spec.parameters)
+    needs: dict[str, bool | float] = dict(_NEEDS.get(spec.heuristic, {}))
+    if "tau" in values:
+        needs["whatif_tau"] = values.pop("tau")
+    # Only what it needs: what-if results and counterfactuals are the dear part of a simulation.
+    wanted = replace(observation, **({"whatif": False, "counterfactual": False} | needs))
+    return partial(HEURISTICS[spec.heuristic], **values), wanted
+
+
+def content_digest(paths: Sequence[Path]) -> str:
+    """Digest of files, and of all files in folders: it changes whenever a byte or a name in a folder does."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _load_checkpoint(path: Path) -> tuple[Router, Observation]:
+    import torch  # here: who compares heuristics need not wait for torch
+
+    from tuning.train import load_router
+
+    torch.set_num_threads(1)  # a sum split over threads rounds otherwise, and cells already use every core
+    return load_router(path)

@@ -1,0 +1,157 @@
+"""Run a cluster with a router and report what its requests got.
+
+One router, one workload, one seed. Example: edgeroute simulate --scenario edge6 --load heavy --router impact-greedy --out run.csv
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import tyro
+from pyarrow import csv, parquet
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Scenario, load_scenario
+from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
+from tuning.matrix import start_simulation
+from tuning.metrics import METRICS, episode_metrics, routing_shares
+from tuning.routers import RouterSpec, parse_router
+from tuning.storage import write_atomically, write_json
+from tuning.tables import markdown_table, metric_title, show
+from tuning.workloads import TraceOptions, Workload, make_workloads
+
+_SMOKE_REQUESTS = 50
+_FORMATS = {".csv": csv.write_csv, ".parquet": parquet.write_table}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    scenario: str = "edge6"
+    """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file."""
+    router: str = "impact-greedy"
+    """Router: a heuristic, with parameters if need be (quality-greedy:cap=8), or checkpoint:PATH."""
+    load: str | None = None
+    """light, moderate, heavy, mixed, native, requests/s, or a share of the capacity (70%). Default: the scenario's."""
+    arrivals: str | None = None
+    """Arrival process, with parameters if need be (gamma:cv=3). Default: the scenario's."""
+    trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    requests: int | None = None
+    """Requests in the episode. Default: the scenario's."""
+    seed: int = 0
+    """Seed of the episode: the same seed, the same episode, whatever the router."""
+    out: Path | None = None
+    """File for the requests, one a row: .csv or .parquet. A summary goes beside it, as .json."""
+    smoke: bool = False
+    """A tiny run that takes a second: fifty requests."""
+
+
+def run(options: Options) -> None:
+    """Simulate, print the summary, and write the files asked for.
+
+    Raises:
+        InputError: an option that names nothing or is out of range; a file that cannot be read or written.
+    """
+    if options.seed < 0:
+        raise InputError(f"seed = {options.seed}: must be >= 0")
+    if options.out is not None and options.out.suffix not in _FORMATS:
+        raise InputError(f"out {str(options.out)!r}: must end in {' or '.join(_FORMATS)}")
+    if options.smoke:
+        options = replace(options, requests=_SMOKE_REQUESTS)
+    router = parse_router(options.router)
+    workload = _workload(options)
+    simulation = start_simulation(router, workload.scenario, [options.seed])
+    summary = summarise(simulation, router, workload, options.seed)
+    print(_report(summary))
+    if options.out is not None:
+        _write_table(options.out, request_table(simulation.records(0), workload.scenario))
+        write_json(options.out.with_suffix(".json"), summary)
+
+
+def request_table(records: Records, scenario: Scenario) -> Any:
+    """What became of each request, in order of arrival, as an Arrow table; empty where it never came to that."""
+    names = np.array([*(expert.name for expert in scenario.experts), "drop"])
+    served = records.route < scenario.n_experts
+    columns: dict[str, Any] = {
+        "arrival_s": records.arrival_s,
+        "expert": names[records.route],
+        "status": np.array([STATUS_NAMES[status] for status in records.status.tolist()]),
+        "prompt_tokens": records.prompt_tokens,
+        "first_scheduled_s": records.first_scheduled_s,
+        "first_token_s": records.first_token_s,
+        "finish_s": records.finish_s,
+        "preemptions": records.preemptions,
+        "ttft_s": records.ttft_s,
+        "tpot_s": records.tpot_s,
+        "latency_per_token_s": records.latency_per_token_s,
+        "late": records.late,
+        "qos": records.qos,
+    }
+    of_expert = {name: getattr(records, name) for name in ("output_tokens", "told_tokens", "score", "told_score")}
+    return pa.table(
+        {name: pa.array(values, from_pandas=True) for name, values in columns.items()}  # from_pandas: NaN is missing
+        | {name: pa.array(values, mask=~served) for name, values in of_expert.items()}  # a dropped request has no expert
+    )
+
+
+def summarise(simulation: Simulation, router: RouterSpec, workload: Workload, seed: int) -> dict[str, Any]:
+    """The episode in figures: ``METRICS``, and each expert's share of the requests and of the time it was busy."""
+    shares = routing_shares(workload.scenario, simulation.records(0))
+    metrics = episode_metrics(simulation, 0)
+    busy = simulation.state.experts["busy_s"][0] / metrics["duration_s"]
+    experts = [
+        {"name": expert.name, "share": share, "busy": float(b)}
+        for expert, share, b in zip(workload.scenario.experts, shares[:-1], busy, strict=True)
+    ]
+    return {
+        "scenario": workload.scenario.name,
+        "fingerprint": workload.scenario.fingerprint(),
+        "slo_s_per_token": workload.scenario.slo_s_per_token,
+        "workload": workload.name,
+        "rate_rps": workload.rate_rps,
+        "router": router.text,
+        "seed": seed,
+        "requests": simulation.records(0).qos.size,
+        "metrics": metrics,
+        "experts": experts,
+        "dropped_share": shares[-1],
+    }
+
+
+def _write_table(path: Path, table: Any) -> None:
+    def write(aside: Path) -> None:
+        _FORMATS[path.suffix](table, aside)
+
+    write_atomically(path, write)
+
+
+def _workload(options: Options) -> Workload:
+    if options.trace.trace is not None and options.arrivals is not None:
+        raise InputError(f"arrivals {options.arrivals!r} with a trace: a trace has its own; give one of the two")
+    loads = () if options.load is None else (options.load,)
+    arrivals = () if options.arrivals is None else (options.arrivals,)
+    (workload,) = make_workloads(load_scenario(options.scenario), loads, arrivals, options.trace, options.requests)
+    return workload
+
+
+def _report(summary: dict[str, Any]) -> str:
+    rate = "" if summary["rate_rps"] is None else f" ({summary['rate_rps']:.2f}/s)"
+    head = (
+        f"{summary['scenario']}, {summary['workload']}{rate}, {summary['requests']} requests, seed {summary['seed']}, "
+        f"router {summary['router']}, SLO {1e3 * summary['slo_s_per_token']:g} ms per token"
+    )
+    metrics = [[metric_title(name), show(name, summary["metrics"][name])] for name in METRICS]
+    experts = [[e["name"], f"{100 * e['share']:.1f}", f"{100 * e['busy']:.1f}"] for e in summary["experts"]]
+    experts.append(["drop", f"{100 * summary['dropped_share']:.1f}", ""])
+    return "\n\n".join(
+        [
+            head,
+            markdown_table(["metric", "value"], metrics),
+            markdown_table(["expert", "requests, %", "busy, % of the time"], experts),
+        ]
+    )

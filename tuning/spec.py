@@ -1,0 +1,64 @@
+"""The small language of the command line: ``name`` or ``name:key=value,key=value``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+from rllib_envs.errors import InputError
+
+
+def parse_spec(text: str, what: str, parameters: Mapping[str, Iterable[str]]) -> tuple[str, dict[str, float]]:
+    """Read a name with numeric parameters.
+
+    Args:
+        text: what the user gave.
+        what: what it names, for messages.
+        parameters: the names there are, each with the parameters it takes.
+
+    Raises:
+        InputError: unknown name or parameter (with the nearest ones), or a value that is no number.
+    """
+    name, colon, rest = text.partition(":")
+    if name not in parameters:
+        raise InputError(f"{what} {text!r}: there is no {name!r}; {nearest(name, parameters)}")
+    values: dict[str, float] = {}
+    for item in rest.split(",") if colon else []:
+        key, equals, number = item.partition("=")
+        allowed = sorted(parameters[name])
+        if not allowed:
+            raise InputError(f"{what} {text!r}: {name} takes no parameters")
+        if key not in allowed:
+            raise InputError(f"{what} {text!r}: {name} has no parameter {key!r}; {nearest(key, allowed)}")
+        if key in values:
+            raise InputError(f"{what} {text!r}: {key} is given twice")
+        values[key] = _number(number if equals else "", f"{what} {text!r}: {key}")
+    return name, values
+
+
+def format_spec(name: str, values: Mapping[str, float]) -> str:
+    """The text that ``parse_spec`` reads back to this name and these values."""
+    return name + (":" + ",".join(f"{key}={_shortest(value)}" for key, value in values.items()) if values else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to suggest instead of an unknown name."""
+    names = list(known)
+    matches = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"allowed are {', '.join(names)}"
+
+
+def _shortest(value: float) -> str:
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise InputError(f"{where} = {text!r}: must be a number, as in key=0.5")
+    return value

@@ -1,0 +1,179 @@
+"""Tune the parameters of the heuristic routers for a scenario.
+
+On each workload: the mean QoS over a coarse grid, then over a finer one around its best point, all on the same episodes, whose
+seeds no comparison uses. Example: edgeroute tune-heuristics --scenario edge6 --load light moderate heavy --out tuned.json
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import load_scenario
+from tuning.matrix import TUNING_SEEDS, Cell, CellResult, code_digest, run_cells
+from tuning.routers import parse_router
+from tuning.spec import format_spec
+from tuning.statistics import mean_interval, paired_difference
+from tuning.storage import write_json
+from tuning.tables import markdown_table, show_interval
+from tuning.tuned import FORMAT, world_fingerprint
+from tuning.workloads import TraceOptions, Workload, make_workloads
+
+Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
+
+COARSE: dict[str, Grid] = {
+    "quality-greedy": {"cap": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 512)},
+    "impact-greedy": {"tau": (0.02, 0.05, 0.1), "price": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), "shrink": (0.75, 1.0, 1.25, 1.5)},
+}
+_SMOKE_GRID: dict[str, Grid] = {
+    "quality-greedy": {"cap": (4, 16)},
+    "impact-greedy": {"tau": (0.1,), "price": (0.0, 2.0), "shrink": (1.0,)},
+}
+_WHOLE = ("cap",)  # parameters that count something
+_Key = tuple[str, str]  # workload, router
+_SMOKE = {"seeds": 2, "requests": 50}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    scenario: str = "edge6"
+    """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file."""
+    load: tuple[str, ...] = ()
+    """Loads: light, moderate, heavy, mixed, native, requests/s, or shares of the capacity (70%). Default: the scenario's."""
+    arrivals: tuple[str, ...] = ()
+    """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation). Default: the scenario's."""
+    trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    seeds: int = 10
+    """Episodes for each combination and workload; their seeds start at 2,000,000."""
+    requests: int | None = None
+    """Requests in an episode. Default: the scenario's."""
+    out: Path = Path("runs/tune-heuristics/tuned.json")
+    """File for the parameters; the folder `cells` beside it holds what is needed to go on after an interruption."""
+    jobs: int | None = None
+    """Processes; results do not depend on it. Default: one for each core."""
+    smoke: bool = False
+    """A tiny run that takes seconds: two seeds, fifty requests, two values of each parameter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One router with parameters on one workload."""
+
+    router: str
+    parameters: dict[str, float]
+    result: CellResult
+
+    @property
+    def qos(self) -> float:
+        """Mean QoS over the tuning seeds."""
+        return mean_interval(self.result.metrics["qos"]).mean
+
+
+def run(options: Options) -> None:
+    """Tune, print what was found, and write the file.
+
+    Raises:
+        InputError: an option that names nothing or is out of range; a file that cannot be read or written.
+    """
+    if options.smoke:
+        options = replace(options, **_SMOKE)
+    if not 1 <= options.seeds <= len(TUNING_SEEDS):
+        raise InputError(f"seeds = {options.seeds}: must be from 1 to {len(TUNING_SEEDS)}")
+    scenario = load_scenario(options.scenario)
+    workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
+    coarse = _SMOKE_GRID if options.smoke else COARSE
+    keys = [(w.name, router) for w in workloads for router in coarse]
+    default = _try(options, workloads, {key: [{}] for key in keys}, "default parameters")
+    trials = _try(options, workloads, {key: _combinations(coarse[key[1]]) for key in keys}, "coarse grid")
+    finer = {key: _around(_best(trials[key]).parameters, coarse[key[1]]) for key in keys}
+    fine = _try(options, workloads, finer, "fine grid")
+    best = {key: _best([*trials[key], *fine[key]]) for key in keys}
+    print(_report(best, {key: default[key][0] for key in keys}))
+    write_json(
+        options.out,
+        {
+            "format": FORMAT,
+            "scenario": scenario.name,
+            "fingerprint": world_fingerprint(scenario),
+            "code": code_digest(),
+            "seeds": {"first": TUNING_SEEDS.start, "count": options.seeds},
+            "requests": workloads[0].scenario.workload.requests,
+            "workloads": {w.name: _entry(w, [best[w.name, router] for router in coarse]) for w in workloads},
+        },
+    )
+    print(f"\nWritten: {options.out}")
+
+
+def _entry(workload: Workload, best: Sequence[Trial]) -> dict[str, Any]:
+    return {
+        "arrivals": workload.arrivals,
+        "share_of_capacity": workload.share_of_capacity,
+        "parameters": {trial.router: trial.parameters for trial in best},
+        "qos": {trial.router: trial.qos for trial in best},
+    }
+
+
+def _try(
+    options: Options, workloads: Sequence[Workload], points: Mapping[_Key, Sequence[dict[str, float]]], label: str
+) -> dict[_Key, list[Trial]]:
+    """Run every point of every workload and router."""
+    worlds = {w.name: w.scenario for w in workloads}
+    flat = [(key, parameters) for key, combinations in points.items() for parameters in combinations]
+    seeds = tuple(TUNING_SEEDS[: options.seeds])
+    cells = [
+        Cell(router=parse_router(format_spec(router, parameters)), scenario=worlds[name], seeds=seeds)
+        for (name, router), parameters in flat
+    ]
+    results = run_cells(cells, options.out.parent / "cells", options.jobs, label)
+    trials: dict[_Key, list[Trial]] = {key: [] for key in points}
+    for (key, parameters), result in zip(flat, results, strict=True):
+        trials[key].append(Trial(router=key[1], parameters=parameters, result=result))
+    return trials
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """The first of those with the greatest mean QoS."""
+    return max(trials, key=lambda trial: trial.qos)
+
+
+def _combinations(grid: Grid) -> list[dict[str, float]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _around(best: Mapping[str, float], grid: Grid) -> list[dict[str, float]]:
+    """Combinations of the best point's values and the middles to their neighbours; the best point itself is left out."""
+    finer = {name: _with_middles(best[name], values, whole=name in _WHOLE) for name, values in grid.items()}
+    return [point for point in _combinations(finer) if point != best]
+
+
+def _with_middles(value: float, values: Sequence[float], *, whole: bool) -> list[float]:
+    """The value, and the middle to each of its neighbours."""
+    i = list(values).index(value)
+    middles = [(value + other) / 2 for other in values[max(i - 1, 0) : i + 2]]
+    return sorted({value, *(float(math.floor(m)) if whole else round(m, 6) for m in middles)})
+
+
+def _report(best: Mapping[_Key, Trial], default: Mapping[_Key, Trial]) -> str:
+    rows = [
+        [
+            workload,
+            format_spec(router, found.parameters),
+            show_interval("qos", mean_interval(found.result.metrics["qos"])),
+            show_interval(
+                "qos",
+                paired_difference(found.result.metrics["qos"], default[workload, router].result.metrics["qos"]),
+                signed=True,
+            ),
+        ]
+        for (workload, router), found in best.items()
+    ]
+    return markdown_table(["workload", "router", "QoS", "over default parameters"], rows, names=2)

@@ -1,0 +1,157 @@
+"""Workloads by name: loads, arrival processes and traces, as a user types them, on a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_type_hints
+
+from pydantic import ValidationError
+
+from rllib_envs.capacity import capacity_rps
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Scenario, TraceFile, with_workload
+from tuning.spec import format_spec, parse_spec
+
+_NUMERIC = {"gamma": ("cv",), "mmpp": ("burst_ratio", "burst_share", "cycle_s"), "diurnal": ("period_s", "amplitude")}
+_KINDS: dict[str, Sequence[str]] = {
+    kind: _NUMERIC.get(kind, ()) for kind in get_args(get_type_hints(Arrivals)["kind"]) if kind != "trace"
+}
+_NAMED_LOADS = (*LOAD_FRACTIONS, "mixed", "native")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOptions:
+    """A recorded trace to replay."""
+
+    trace: Path | None = None
+    """Trace file to replay, plain or gzip. It comes at its own rate, unless a load is given: then its time scale is changed."""
+    trace_format: Literal["azure", "mooncake", "burstgpt", "csv"] = "azure"
+    """Format of the trace."""
+    trace_time_column: str = "timestamp"
+    """Format csv: column of the arrival time, in seconds or ISO 8601."""
+    trace_prompt_column: str | None = None
+    """Format csv: column of the prompt tokens."""
+    trace_output_column: str | None = None
+    """Format csv: column of the output tokens."""
+    trace_start_s: float = 0.0
+    """Start of the window to replay, in seconds from the trace's first request."""
+    trace_duration_s: float | None = None
+    """Length of that window in seconds. Default: to the trace's end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A scenario under one arrival process and load."""
+
+    name: str  # ARRIVALS at LOAD, as given
+    arrivals: str
+    load: str
+    scenario: Scenario  # with capacity_rps measured, so that no other process needs to
+    rate_rps: float | None  # nominal; None where an episode or a trace has its own
+
+    @property
+    def share_of_capacity(self) -> float | None:
+        """The nominal rate as a share of the capacity for these arrivals."""
+        return None if self.rate_rps is None else self.rate_rps / capacity_rps(self.scenario)
+
+
+def make_workloads(
+    scenario: Scenario, loads: Sequence[str], arrivals: Sequence[str], trace: TraceOptions, requests: int | None
+) -> list[Workload]:
+    """Every arrival process at every load; the scenario's own where none is given.
+
+    Raises:
+        InputError: unknown load or process, impossible parameters, no such trace.
+    """
+    world = scenario if requests is None else _changed(scenario, f"requests = {requests}", requests=requests)
+    replay = () if trace.trace is None else (_trace_arrivals(trace),)
+    own = () if arrivals or replay else (world.workload.arrivals,)
+    processes = (*own, *(_parse_arrivals(text, world.workload.arrivals) for text in arrivals), *replay)
+    made = [
+        _make(world, process, load)
+        for process in processes
+        for load in loads or ("native" if process in replay else _load_name(world.workload.load),)
+    ]
+    return list({workload.name: workload for workload in made}.values())
+
+
+def _make(world: Scenario, process: Arrivals, load: str) -> Workload:
+    what = f"arrivals {_arrivals_name(process)!r} at load {load!r}"
+    scenario = _changed(world, what, arrivals=process, load=1.0)  # a process that brings its own prompts has its own capacity
+    capacity = capacity_rps(scenario)
+    scenario = _changed(replace(scenario, capacity_rps=capacity), what, load=_parse_load(load, capacity))
+    return Workload(
+        name=f"{_arrivals_name(process)} at {load}",
+        arrivals=_arrivals_name(process),
+        load=load,
+        scenario=scenario,
+        rate_rps=_nominal_rate_rps(scenario),
+    )
+
+
+def _parse_load(text: str, capacity: float) -> float | str:
+    """A named load as it is; ``70%`` of the capacity and a plain number as requests/s."""
+    if text in _NAMED_LOADS:
+        return text
+    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    try:
+        value = float(number)
+    except ValueError:
+        allowed = f"requests/s, a share of the capacity (70%), {', '.join(_NAMED_LOADS)}"
+        raise InputError(f"load {text!r}: allowed are {allowed}") from None
+    if not 0 < value < float("inf"):
+        raise InputError(f"load {text!r}: must be positive")
+    return value / 100 * capacity if percent else value
+
+
+def _load_name(load: float | str) -> str:
+    return load if isinstance(load, str) else repr(load)
+
+
+def _nominal_rate_rps(scenario: Scenario) -> float | None:
+    load = scenario.workload.load
+    if isinstance(load, str):
+        return LOAD_FRACTIONS[load] * capacity_rps(scenario) if load in LOAD_FRACTIONS else None
+    return load
+
+
+def _parse_arrivals(text: str, own: Arrivals) -> Arrivals:
+    """An arrival process; parameters that are not given are the scenario's."""
+    kind, values = parse_spec(text, "arrivals", _KINDS)
+    try:
+        return replace(own, kind=cast(Any, kind), trace=None, **values)
+    except ValidationError as error:
+        raise InputError(_explain(f"arrivals {text!r}", error)) from None
+
+
+def _arrivals_name(process: Arrivals) -> str:
+    """Its kind, with the parameters that are not the usual ones."""
+    if process.trace is not None:
+        start_s, duration_s = process.trace.start_s, process.trace.duration_s
+        start = f" from {start_s:g} s" if start_s else ""
+        return f"trace {Path(process.trace.path).name}{start}" + ("" if duration_s is None else f" for {duration_s:g} s")
+    usual = Arrivals(kind=cast(Any, process.kind))
+    keys = [key for key in _KINDS[process.kind] if getattr(process, key) != getattr(usual, key)]
+    return format_spec(process.kind, {key: getattr(process, key) for key in keys})
+
+
+def _trace_arrivals(options: TraceOptions) -> Arrivals:
+    names = ("format", "time_column", "prompt_column", "output_column", "start_s", "duration_s")
+    try:
+        file = TraceFile(path=str(options.trace), **{name: getattr(options, f"trace_{name}") for name in names})
+    except ValidationError as error:
+        raise InputError(_explain(f"trace {str(options.trace)!r}", error)) from None
+    return Arrivals(kind="trace", trace=file)
+
+
+def _changed(scenario: Scenario, what: str, **changes: Any) -> Scenario:
+    try:
+        return with_workload(scenario, **changes)
+    except ValidationError as error:
+        raise InputError(_explain(what, error)) from None
+
+
+def _explain(what: str, error: ValidationError) -> str:
+    return "\n".join(f"{what}: {'.'.join(map(str, e['loc']))}{': ' if e['loc'] else ''}{e['msg']}" for e in error.errors())
