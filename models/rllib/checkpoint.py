@@ -1,0 +1,164 @@
+"""Checkpoints of a training run: whole or not there, checked when read, and loadable as a router without Ray.
+
+A run directory holds ``checkpoints/000012/`` and so on, the number being that of the iteration. Each has ``rllib/``, the state
+that training goes on from, ``policy.pt``, the weights that route, and ``checkpoint.json``, what they are and their digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from models.per_expert import FEATURES, PerExpertPolicy
+from rllib_envs.baselines import Actions, Router
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Observation
+from rllib_envs.simulation import Simulation
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+FORMAT = "edgeroute-checkpoint-1"
+_KEPT = 3
+_RLLIB, _POLICY, _ABOUT = "rllib", "policy.pt", "checkpoint.json"
+
+
+def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) -> Path:
+    """Write a checkpoint aside, flush it to the disk and rename it; older ones than the last three go.
+
+    Args:
+        run_dir: run directory.
+        algorithm: PPO with a ``PerExpertPPOModule``.
+        about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``model`` and ``observation`` are what
+            ``load_router`` builds the router from.
+    """
+    folder = run_dir / "checkpoints"
+    target = folder / f"{about['iteration']:06d}"
+    if target.exists():
+        return target
+    aside = folder / f".aside-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        algorithm.save_to_path((aside / _RLLIB).absolute())
+        module: Any = algorithm.get_module()
+        torch.save(module.policy.state_dict(), aside / _POLICY)
+        contents = {"format": FORMAT, "features": FEATURES, **about, "sha256": _digests(aside)}
+        (aside / _ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        aside.rename(target)
+        _flush(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for old in _numbered(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder itself, or the newest one of a run directory.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.is_dir():
+        raise InputError(
+            f"{path}: {'not a folder' if path.exists() else 'no such folder'}: a run directory or checkpoint is needed"
+        )
+    if (path / _ABOUT).is_file():
+        return path
+    newest = _numbered(path / "checkpoints")[-1:]
+    if not newest:
+        raise InputError(f"{path}: no checkpoint of a training run: neither {_ABOUT} nor a folder in checkpoints/")
+    return newest[0]
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """What ``checkpoint.json`` says, once every file is found to be as it was written.
+
+    Raises:
+        InputError: a file is damaged, missing or of another version of the project.
+    """
+    where = folder / _ABOUT
+    try:
+        about = json.loads(where.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: damaged: {error}") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{where}: format is not {FORMAT!r}: not a checkpoint, or one of another version")
+    if about.get("features") != list(FEATURES):
+        raise InputError(f"{where}: features are not those of this version: train anew")
+    for name, digest in about["sha256"].items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing: the checkpoint is damaged")
+        if _digest(folder / name) != digest:
+            raise InputError(f"{folder / name}: damaged: its SHA-256 is not the one in {_ABOUT}")
+    return about
+
+
+def restore_checkpoint(folder: Path, algorithm: Algorithm) -> None:
+    """Put the algorithm, set up as the saved one was, into the saved state.
+
+    Raises:
+        InputError: as ``read_checkpoint``.
+    """
+    read_checkpoint(folder)
+    algorithm.restore_from_path((folder / _RLLIB).absolute())
+
+
+def load_router(path: Path) -> tuple[Router, Observation]:
+    """The router that a run or one of its checkpoints has come to, and the observation that it needs. Starts no Ray.
+
+    Args:
+        path: run directory (its newest checkpoint counts) or checkpoint folder.
+
+    Returns:
+        Router that takes the action with the largest logit, and the observation part for the scenario it is to run in.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one.
+    """
+    folder = find_checkpoint(path)
+    about = read_checkpoint(folder)
+    policy = PerExpertPolicy(**about["model"])
+    policy.load_state_dict(torch.load(folder / _POLICY, weights_only=True))
+    policy.eval()
+
+    def route(simulation: Simulation, rng: np.random.Generator) -> Actions:
+        """(B,) greedy actions; ``rng`` is not used."""
+        if policy.whatif and not simulation.scenario.observation.whatif:
+            raise InputError(f"{folder}: the router needs the what-if results: observation.whatif = False in the scenario")
+        observation = {key: torch.from_numpy(value) for key, value in simulation.view._asdict().items()}
+        with torch.inference_mode():
+            return policy(observation).argmax(dim=-1).numpy()
+
+    return route, Observation(**about["observation"])
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
