@@ -50,7 +50,7 @@ REQUEST_FEATURES = (
     "told_score",
     "told_length",  # predicted output tokens / 256
     "generated",  # tokens so far / 256
-    "kv_share",  # its cached tokens / the expert's KV tokens
+    "kv_share",  # its cached tokens / the expert's KV tokens; 0 in the iteration that completes its prompt
     "budget_used",  # time since arrival / (SLO * predicted length)
     "latency_so_far",  # time since arrival / tokens so far (at least 1) / SLO / 4, at most 4
     "remaining",  # predicted tokens still to be generated / 256
@@ -200,7 +200,8 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
         else:
             decode_beyond += remaining
         sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
-    prefill = 0
+    # Cached already: of the prompts in the iteration under way, or of the one that the last iteration left half computed.
+    prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
     shown_wait = 0
     for i in range(n_dec, n_known + last_pending - first_pending):
         cached = 0
@@ -232,7 +233,7 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
             shown_wait += 1
         else:
             decode_beyond += remaining
-        prefill += request.prompt + generated - cached
+        prefill += request.prompt + generated
         sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
     for i in range(n_run, slots_run):  # empty what the last observation had shown
         if mask_run[i] == 0:

@@ -158,7 +158,6 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
         for i in range(self.num_envs):
             self.simulation.start(i, _episode_seed(self._generators[i]))
         self._ended[:] = False
-        self.simulation.steps[:] = 0
         return self._observe(), _step_info(self.simulation)
 
     def step(

@@ -254,6 +254,7 @@ class Simulation:
         if self.world.late is not self.state:
             clear(self.world.late, cluster)
         self.world.late_cursor[cluster] = 0
+        self.steps[cluster] = np.zeros((), STEP)
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
         self.world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
         only = np.zeros(self.batch, np.bool_)
@@ -274,7 +275,11 @@ class Simulation:
         """Take one decision in every cluster, (B,) expert indices or N = drop; the rewards (B,).
 
         Details of the step are in ``steps`` (STEP records), the next observations in ``view``.
+
+        Raises:
+            ValueError: not one action for each cluster, or an action that does not exist.
         """
+        self._check(actions)
         weights = self.scenario.reward
         if weights.paper_impact > 0:
             paper_impact_all(
@@ -282,6 +287,15 @@ class Simulation:
             )
         _step_all(actions, self.steps, self._show, self.world, self.rules)
         return combine(weights, self.steps, self._impact)
+
+    def _check(self, actions: NDArray[np.int64]) -> None:
+        """Refuse what the compiled code would take for an address outside its arrays."""
+        drop = self.scenario.n_experts
+        if actions.shape != (self.batch,):
+            raise ValueError(f"actions of shape {actions.shape}: must be ({self.batch},), one for each cluster")
+        if actions.min() < 0 or actions.max() > drop:
+            wrong = actions[(actions < 0) | (actions > drop)][0]
+            raise ValueError(f"action {wrong}: must be an expert's index or {drop} = drop, from 0 to {drop}")
 
     def records(self, cluster: int) -> Records:
         """What became of the requests of the cluster's episode so far."""

@@ -24,6 +24,7 @@ class History:
         """Start empty."""
         self.names = [expert.name for expert in scenario.experts]
         self.title = f"{scenario.name}: SLO {scenario.slo_s_per_token * 1e3:g} ms per token"
+        self.last_arrival_s = 0.0
         self.times_s: list[float] = []
         self.experts: list[NDArray[np.float32]] = []  # (N, 20) each
         self.late: list[NDArray[np.int64]] = []  # (N,) each, requests that finished late so far
@@ -41,6 +42,8 @@ class History:
         self._add(simulation, self.turned_away[-1] + int(step["dropped"]) + int(step["rejected"]))
 
     def _add(self, simulation: Simulation, turned_away: int) -> None:
+        if not simulation.over[0]:
+            self.last_arrival_s = float(simulation.now_s[0])
         self.times_s.append(float(simulation.now_s[0]))
         self.experts.append(simulation.view.experts[0].copy())
         self.late.append(simulation.state.experts["late"][0].copy())
@@ -68,9 +71,10 @@ class History:
         axes[2].yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes[3].plot(self.times_s, self.turned_away, color="black", linestyle="--", linewidth=1.2, label="dropped or rejected")
         axes[3].set_xlabel("time, s")
-        figure.suptitle(self.title)
+        axes[3].set_xlim(self.times_s[0], max(self.last_arrival_s, self.times_s[0] + 1))  # the drain is one long step: not drawn
+        figure.suptitle(f"{self.title}; {late[-1].sum()} finished late, {self.turned_away[-1]} dropped or rejected")
         handles, labels = axes[3].get_legend_handles_labels()
-        shown = 8  # more names than that fill the picture
+        shown = min(len(self.names), 8)  # more names than that fill the picture
         figure.legend(
             handles[:shown] + handles[-1:], labels[:shown] + labels[-1:], loc="outside lower center", ncols=4, fontsize=8
         )
