@@ -1,0 +1,244 @@
+"""Rolling an expert forward: what it predicts is what the simulator then does, and the state never notices."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from rllib_envs.scenario import Faults, Observation, Reward, Scenario
+from rllib_envs.sim.state import REJECTED
+from rllib_envs.sim.whatif import OVERRUN, WHATIF_FEATURES, believed_output, predict_action
+from rllib_envs.simulation import Simulation, look
+from rllib_envs.workload.episode import Episode
+from tests.worlds import REQUESTS, Twin, first_requests, play, random_world, seeds, simulation_of, twins_at
+
+TAU = 0.13
+OBSERVATION = Observation(whatif=True, whatif_tau=TAU, running_slots=2, waiting_slots=1)
+COUNTERFACTUAL = Observation(whatif=True, counterfactual=True)
+REGIMES = {"idle", "decode only", "prefill in progress", "queue waiting", "preempting", "full", "too long"}
+
+World = tuple[Scenario, Episode, NDArray[np.int64]]
+
+
+def believed(told: float, generated: int, room: int) -> int:
+    """The length to expect of a request: as told, but at least a quarter more than there is, and no more than fits."""
+    return min(max(math.floor(told + 0.5), generated + max(1, math.floor(OVERRUN * generated))), room)
+
+
+@pytest.mark.parametrize(
+    ("told", "generated", "room", "length"),
+    [(100, 0, 500, 100), (100.5, 0, 500, 101), (100, 80, 500, 100), (100, 100, 500, 125), (100, 101, 110, 110), (1, 1, 500, 2)],
+)
+def test_a_length_is_expected_as_told_and_at_least_a_quarter_more_than_there_is(
+    told: float, generated: int, room: int, length: int
+) -> None:
+    assert believed_output(np.float32(told), np.int32(generated), np.int32(room)) == length == believed(told, generated, room)
+
+
+def beliefs_come_true(world: World, count: int, view_s: float) -> tuple[Episode, list[Twin]]:
+    """The first ``count + 1`` requests where those present at ``view_s``, or on their way then, are as long as is believed.
+
+    The past stays as it was: nobody becomes shorter than what it has generated.
+    """
+    scenario, episode, actions = world
+    twins = twins_at(scenario, episode, actions, count, view_s)
+    output = episode.output.copy()
+    for e, twin in enumerate(twins):
+        room = twin.engine.profile.max_model_len - episode.prompt
+        for request in twin.present:
+            r = twin.number[request]
+            output[r, e] = believed(episode.told_tokens[r, e], request.generated, room[r])
+        for r in range(count + 1):
+            if r == count or (actions[r] == e and episode.arrival_s[r] > view_s):
+                output[r, e] = max(1, believed(episode.told_tokens[r, e], 0, room[r]))
+    return first_requests(replace(episode, output=output), count + 1), twins
+
+
+def continuations(scenario: Scenario, episode: Episode, actions: NDArray[np.int64]) -> Simulation:
+    """Clusters 0..N, drained, that differ in the last decision: cluster a takes action a."""
+    n, count = scenario.n_experts, episode.arrival_s.size - 1
+    plain = replace(scenario, observation=Observation(), faults=Faults(), reward=Reward())
+    simulation = simulation_of(plain, *[episode] * (n + 1), show=False)
+    play(simulation, actions[:count])
+    simulation.step(np.arange(n + 1))
+    assert simulation.over.all()
+    return simulation
+
+
+def latencies(simulation: Simulation, cluster: int, numbers: list[int]) -> NDArray[np.float64]:
+    """Latency per token of the requests, in units of the SLO."""
+    return simulation.records(cluster).latency_per_token_s[numbers] / simulation.scenario.slo_s_per_token
+
+
+def expected_features(
+    told_score: NDArray[np.float64], before: NDArray[np.float64], after: NDArray[np.float64], own: float, drain_s: float
+) -> dict[str, float]:
+    """WHATIF_FEATURES from latencies per token in units of the SLO: those present without and with the newcomer, and its own."""
+
+    def soft(latency: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        return expit((1 - np.asarray(latency)) / TAU)
+
+    slack = np.maximum(1 - after, -10)
+    return {
+        "own_latency": min(own, 10),
+        "own_success": float(soft(own)),
+        "soft_change": float(told_score @ (soft(after) - soft(before))),
+        "hard_change": float(told_score @ ((after <= 1).astype(float) - (before <= 1))),
+        "new_violations": int(((before <= 1) & (after > 1)).sum()),
+        "least_slack": float(min(1, slack.min(initial=1))),
+        "slack_sd": float(slack.std()) if slack.size else 0.0,
+        "drain_s": drain_s,
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(seeds)
+def test_if_beliefs_come_true_so_does_the_prediction(seed: int) -> None:
+    check_predictions(seed, Faults())
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_so_it_does_where_telemetry_is_late(seed: int) -> None:
+    # Nobody may be turned away for a full queue between then and now: that would depend on what is not known.
+    check_predictions(seed, Faults(telemetry_delay_s=0.07), max_waiting=REQUESTS)
+
+
+def check_predictions(seed: int, faults: Faults, max_waiting: int | None = None) -> set[str]:
+    """Compare the what-if results of a random state with what the simulator does once beliefs are the truth; regimes met."""
+    rng = np.random.default_rng(seed)
+    world = scenario, episode, actions = random_world(rng, observation=OBSERVATION, faults=faults, max_waiting=max_waiting)
+    count = int(rng.integers(0, REQUESTS - 1))
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions[:count])
+    now_s = simulation.now_s[0]
+    view_s = max(now_s - faults.telemetry_delay_s, 0.0)
+    true_episode, twins = beliefs_come_true(world, count, view_s)
+    then = continuations(scenario, true_episode, actions)
+    regimes: set[str] = set()
+    for e, twin in enumerate(twins):
+        on_way = [r for r in range(count) if actions[r] == e and episode.arrival_s[r] > view_s]
+        present = [twin.number[q] for q in twin.present] + [r for r in on_way if then.records(e).status[r] != REJECTED]
+        finish_s = predicted_finish_s(simulation, e, view_s, 1 + len(present))
+        got = dict(zip(WHATIF_FEATURES, simulation.view.whatif[0, e].tolist(), strict=True))
+        regimes |= regimes_of(twin, then, e, present)
+        if then.records(e).status[count] == REJECTED:
+            assert got == dict.fromkeys(WHATIF_FEATURES, 0.0) | {"own_latency": 10.0}
+            continue
+        with_it, without = then.records(e), then.records(scenario.n_experts)
+        np.testing.assert_allclose(finish_s, with_it.finish_s[[*present, count]], rtol=1e-9)
+        expected = expected_features(
+            without.told_score[present],
+            latencies(then, scenario.n_experts, present),
+            latencies(then, e, present),
+            float(latencies(then, e, [count])[0]),
+            float(with_it.finish_s[[*present, count]].max() - now_s),
+        )
+        assert got == pytest.approx(expected, rel=2e-6, abs=2e-6)
+    return regimes
+
+
+def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) -> NDArray[np.float64]:
+    """(n,) predicted finish times of those present at expert e and of the newcomer, who is sent there."""
+    world, rules, r = simulation.world, simulation.rules, simulation.cursor[0]
+    late = rules.delay_s > 0
+    told = simulation.workload
+    predict_action(
+        world.late if late else world.state, world.state, 0, e, world.late_cursor[0] if late else r, r, world.scratch,
+        world.believed[0, e], view_s, simulation.now_s[0], rules.slo_s, rules.tau, told.prompt[0, r], told.told_score[0, r, e],
+        told.told_tokens[0, r, e], np.zeros(len(WHATIF_FEATURES), np.float32),
+    )  # fmt: skip
+    return world.scratch.state.records["finish_s"][0, :n].copy()
+
+
+def regimes_of(twin: Twin, then: Simulation, e: int, present: list[int]) -> set[str]:
+    """The kinds of state that this expert is in, and of what follows if the newcomer joins it."""
+    count = len(then.records(e).route) - 1
+    records, engine = then.records(e), twin.engine
+    preempted = {twin.number[q]: q.preemptions for q in twin.present}
+    return {
+        name
+        for name, holds in {
+            "idle": not present,
+            "decode only": bool(twin.decoding) and len(twin.decoding) == len(present),
+            "prefill in progress": len(twin.decoding) < len(engine.running),
+            "queue waiting": bool(engine.waiting),
+            "preempting": any(records.preemptions[r] > preempted.get(r, 0) for r in (*present, count)),
+            "full": len(engine.waiting) >= engine.profile.max_waiting,
+            "too long": records.prompt_tokens[count] >= engine.profile.max_model_len,
+        }.items()
+        if holds
+    }
+
+
+def test_random_worlds_come_into_every_state() -> None:
+    seen = Counter[str]()
+    for seed in range(60):
+        seen.update(check_predictions(seed, Faults()))
+    assert {name for name in REGIMES if seen[name] >= 3} == REGIMES, seen
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=COUNTERFACTUAL)
+    count = int(rng.integers(0, REQUESTS - 1))
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions[:count])
+    then = continuations(scenario, first_requests(episode, count + 1), actions)
+    qos = np.array([then.records(a).qos.sum() for a in range(scenario.n_experts + 1)])
+    np.testing.assert_array_equal(simulation.marginal[0], qos - qos[-1])  # scores lie on a grid: the sums are exact
+    turned_away = [a for a in range(scenario.n_experts) if then.records(a).status[count] == REJECTED]
+    assert not simulation.marginal[0, turned_away].any()
+    assert simulation.marginal[0, -1] == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_marginals_sum_to_the_realised_qos(seed: int) -> None:
+    reward = Reward(realised_qos=0, marginal_qos=1)
+    taken, all_, realised = (
+        random_world(np.random.default_rng(seed), observation=observation, reward=weights)
+        for observation, weights in ((Observation(), reward), (COUNTERFACTUAL, reward), (Observation(), Reward()))
+    )
+    sums = []
+    for scenario, episode, actions in (taken, all_, realised):
+        simulation = simulation_of(scenario, episode)
+        sums.append(play(simulation, actions).sum())
+        assert sums[-1] == simulation.records(0).qos.sum()
+    assert sums[0] == sums[1] == sums[2]
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_looking_ahead_leaves_no_trace(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=COUNTERFACTUAL)
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions[: int(rng.integers(0, REQUESTS))])
+    before = [array.tobytes() for array in simulation.state]
+    seen = [array.tobytes() for array in (*simulation.view, simulation.marginal)]
+    look(simulation.world, simulation.rules, 0)
+    assert [array.tobytes() for array in simulation.state] == before
+    assert [array.tobytes() for array in (*simulation.view, simulation.marginal)] == seen  # nor in what is seen next
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_an_episode_goes_the_same_way_whether_or_not_somebody_looks_ahead(seed: int) -> None:
+    states = []
+    for observation, show in ((COUNTERFACTUAL, True), (Observation(), True), (Observation(), False)):
+        scenario, episode, actions = random_world(np.random.default_rng(seed), observation=observation)
+        simulation = simulation_of(scenario, episode, show=show)
+        play(simulation, actions)
+        simulation.state.experts["future_qos"] = 0  # where counterfactuals add up
+        states.append([array.tobytes() for array in simulation.state])
+    assert states[0] == states[1] == states[2]

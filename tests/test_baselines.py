@@ -1,0 +1,281 @@
+"""Heuristic routers: on a view made by hand each picks the evident expert; in a simulation they rank as they must."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from rllib_envs.baselines import (
+    Router,
+    impact_greedy,
+    impact_greedy_true,
+    join_shortest_queue,
+    least_kv,
+    least_work,
+    lmetric,
+    power_of_two,
+    quality_greedy,
+    random,
+    round_robin,
+)
+from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES
+from rllib_envs.scenario import Observation, Predictions, Scenario
+from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.simulation import Simulation
+from tests.worlds import random_world, seeds, simulation_of, small
+
+LOOKAHEAD = Observation(whatif=True, counterfactual=True)
+N = 3
+ROUTERS: dict[str, Router] = {
+    "random": random,
+    "round robin": round_robin,
+    "join shortest queue": join_shortest_queue,
+    "power of two": power_of_two,
+    "least work": least_work,
+    "least kv": least_kv,
+    "lmetric": lmetric,
+    "quality greedy": quality_greedy,
+    "quality greedy, capped": partial(quality_greedy, cap=2),
+    "impact greedy": impact_greedy,
+    "impact greedy, priced": partial(impact_greedy, price=1.0),
+    "impact greedy, true": impact_greedy_true,
+}
+every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=list(ROUTERS))
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return small("edge3", observation=LOOKAHEAD)
+
+
+def shown(scenario: Scenario, **values: list[float]) -> Simulation:
+    """A cluster that shows these feature values of its three experts, all of which can take the request; the rest is 0."""
+    simulation = Simulation(scenario, 1)
+    view = simulation.view
+    for array in (view.experts, view.arrived, view.whatif, simulation.marginal):
+        array[:] = 0
+    view.action_mask[:] = 1
+    tables = {EXPERT_FEATURES: view.experts, ARRIVED_FEATURES: view.arrived, WHATIF_FEATURES: view.whatif}
+    for name, column in values.items():
+        if name == "marginal":
+            simulation.marginal[0, :N] = column
+            continue
+        ((names, table),) = ((names, table) for names, table in tables.items() if name in names)
+        table[0, :, names.index(name)] = column
+    return simulation
+
+
+def forbid(simulation: Simulation, *experts: int) -> Simulation:
+    simulation.view.action_mask[0, list(experts)] = 0
+    return simulation
+
+
+def choose(router: Router, simulation: Simulation, times: int = 1) -> set[int]:
+    """What the router picks, asked so many times."""
+    rng = np.random.default_rng(0)
+    picked = [router(simulation, rng) for _ in range(times)]
+    assert {action.shape for action in picked} == {(1,)}
+    return {int(action[0]) for action in picked}
+
+
+@every_router
+def test_where_nobody_can_take_it_the_request_is_dropped(router: Router, scenario: Scenario) -> None:
+    assert choose(router, forbid(shown(scenario, own_success=[1, 1, 1], told_score=[1, 1, 1]), 0, 1, 2), 5) == {N}
+
+
+@every_router
+def test_a_masked_expert_is_never_chosen(router: Router, scenario: Scenario) -> None:
+    """However good it looks: whatever the router goes by, here one expert is best, and it is masked."""
+    rng = np.random.default_rng(1)
+    simulation = Simulation(scenario, 1)
+    view = simulation.view
+    for _ in range(200):
+        for array in (view.experts, view.arrived, view.whatif, simulation.marginal):
+            array[:] = rng.exponential(size=array.shape)
+        open_ = rng.random(N) < 0.5
+        view.action_mask[0, :N] = open_
+        allowed = {*np.flatnonzero(open_).tolist(), N}
+        assert choose(router, simulation) <= allowed
+
+
+def test_random_takes_each_expert_as_often() -> None:
+    simulation = forbid(shown(small("edge3", observation=LOOKAHEAD)), 1)
+    rng = np.random.default_rng(2)
+    counts = np.bincount([int(random(simulation, rng)[0]) for _ in range(2000)], minlength=N + 1)
+    assert counts[[1, 3]].tolist() == [0, 0]
+    assert abs(counts[0] - 1000) < 4.5 * np.sqrt(500)  # binomial: a false alarm in 7 of a million
+
+
+def test_round_robin_goes_round_and_skips_the_masked(scenario: Scenario) -> None:
+    simulation = shown(scenario)
+    rng = np.random.default_rng(0)
+
+    def turns() -> list[int]:
+        picked = []
+        for r in range(6):
+            simulation.cursor[:] = r
+            picked.append(int(round_robin(simulation, rng)[0]))
+        return picked
+
+    assert turns() == [0, 1, 2, 0, 1, 2]
+    forbid(simulation, 1)
+    assert turns() == [0, 2, 2, 0, 2, 2]
+
+
+def test_the_shortest_queue_counts_who_runs_and_who_waits(scenario: Scenario) -> None:
+    simulation = shown(scenario, running=[5 / 32, 2 / 32, 3 / 32], waiting=[0, 4 / 32, 1 / 32])
+    assert choose(join_shortest_queue, simulation, 20) == {2}
+    assert choose(join_shortest_queue, forbid(simulation, 2), 20) == {0}
+    tied = shown(scenario, running=[1 / 32, 2 / 32, 1 / 32])
+    assert choose(join_shortest_queue, tied, 50) == {0, 2}
+
+
+def test_power_of_two_takes_the_shorter_of_two(scenario: Scenario) -> None:
+    simulation = shown(scenario, running=[3 / 32, 1 / 32, 2 / 32])
+    rng = np.random.default_rng(3)
+    counts = np.bincount([int(power_of_two(simulation, rng)[0]) for _ in range(3000)], minlength=N + 1)
+    # Of the three pairs two hold the shortest queue, one the second; the longest is never taken.
+    assert counts[[0, 3]].tolist() == [0, 0]
+    assert abs(counts[1] - 2000) < 4.5 * np.sqrt(3000 * 2 / 9)
+    assert choose(power_of_two, forbid(simulation, 1), 50) == {2}
+    assert choose(power_of_two, forbid(simulation, 1, 2), 50) == {0}  # alone there is no second
+
+
+def test_least_work_weighs_tokens_by_the_engines_time(scenario: Scenario) -> None:
+    even = {"told_length": [1, 1, 1], "prompt": [0.1, 0.1, 0.1], "prefill_time": [1, 1, 1]}
+    assert choose(least_work, shown(scenario, base_time=[0.5, 0.4, 0.6], **even)) == {1}
+    assert choose(least_work, shown(scenario, base_time=[0.5] * 3, decode_backlog=[2, 1, 0.5], **even)) == {2}
+    assert choose(least_work, shown(scenario, base_time=[0.5] * 3, prefill_backlog=[0, 1, 2], **even)) == {0}
+    # A long backlog on an engine three times as fast
+    assert choose(least_work, shown(scenario, base_time=[0.6, 0.2, 0.6], decode_backlog=[1, 2, 1], **even)) == {1}
+
+
+def test_least_kv_takes_the_emptiest_memory(scenario: Scenario) -> None:
+    assert choose(least_kv, shown(scenario, kv_used=[0.5, 0.2, 0.21]), 20) == {1}
+    assert choose(least_kv, shown(scenario, kv_used=[0.5, 0.2, 0.2]), 50) == {1, 2}
+
+
+def test_lmetric_multiplies_prefill_and_batch(scenario: Scenario) -> None:
+    prompt = {"prompt": [0.1, 0.1, 0.1]}
+    assert choose(lmetric, shown(scenario, running=[4 / 32, 3 / 32, 8 / 32], **prompt)) == {1}
+    assert choose(lmetric, shown(scenario, running=[1 / 32, 3 / 32, 8 / 32], prefill_backlog=[1, 0, 0], **prompt)) == {1}
+
+
+def test_quality_greedy_takes_the_best_told_score_below_the_cap(scenario: Scenario) -> None:
+    simulation = shown(scenario, told_score=[0.2, 0.9, 0.5], running=[0, 5 / 32, 1 / 32])
+    assert choose(quality_greedy, simulation) == {1}
+    assert choose(partial(quality_greedy, cap=5), simulation) == {2}
+    assert choose(partial(quality_greedy, cap=1), simulation) == {0}
+    crowded = shown(scenario, told_score=[0.2, 0.9, 0.5], running=[4 / 32, 5 / 32, 3 / 32])
+    assert choose(partial(quality_greedy, cap=2), crowded) == {2}  # the shortest queue where all are full
+
+
+def test_impact_greedy_weighs_what_it_gains_against_what_it_spoils(scenario: Scenario) -> None:
+    scores = [expert.mean_score for expert in scenario.experts]
+    sure = {"told_score": scores, "own_success": [1, 1, 1]}
+    assert choose(impact_greedy, shown(scenario, **sure)) == {int(np.argmax(scores))}
+    best = int(np.argmax(scores))
+    harm = [0.0] * N
+    harm[best] = -1.0
+    assert choose(impact_greedy, shown(scenario, soft_change=harm, **sure)) == {int(np.argsort(scores)[-2])}
+    assert choose(impact_greedy, shown(scenario, soft_change=[-1, -1, -1], **sure)) == {N}  # drops what only does harm
+    hopeless = sure | {"own_success": [0, 0, 0]}
+    assert choose(impact_greedy, shown(scenario, **hopeless)) == {N}
+    hopeless["own_success"] = [0, 0.5, 0]
+    assert choose(impact_greedy, shown(scenario, **hopeless)) == {1}
+
+
+def test_impact_greedy_shrinks_what_it_is_told_to_the_mean(scenario: Scenario) -> None:
+    means = np.array([expert.mean_score for expert in scenario.experts])
+    low, high = int(np.argmin(means)), int(np.argmax(means))
+    told = means.copy()
+    told[low] = means[high] + 0.01  # a little better than the best: but noisy
+    simulation = shown(scenario, told_score=told.tolist(), own_success=[1, 1, 1])
+    assert choose(partial(impact_greedy, shrink=1.0), simulation) == {low}
+    assert choose(partial(impact_greedy, shrink=0.0), simulation) == {high}
+
+
+def test_a_price_makes_the_congested_expert_less_attractive(scenario: Scenario) -> None:
+    means = [expert.mean_score for expert in scenario.experts]
+    best = int(np.argmax(means))
+    full = [0.0] * N
+    full[best] = 1.0
+    values = {
+        "told_score": means,
+        "own_success": [1] * N,
+        "told_length": [1] * N,
+        "prompt": [0.2] * N,
+        "sequence_time": [0.05] * N,
+        "context_time": [0.05] * N,
+        "prefill_time": [1.0] * N,
+        "kv_reserved": full,
+    }
+    simulation = shown(scenario, **values)
+    assert choose(impact_greedy, simulation) == {best}
+    assert choose(partial(impact_greedy, price=1e3), simulation).isdisjoint({best})
+    longer = shown(scenario, **(values | {"kv_reserved": [1.0] * N, "told_length": [0.1, 1, 1]}))
+    assert choose(partial(impact_greedy, price=1e3), longer) <= {0, N}
+
+
+def test_the_reference_takes_the_best_true_marginal(scenario: Scenario) -> None:
+    assert choose(impact_greedy_true, shown(scenario, marginal=[0.1, -0.2, 0.3], told_score=[1, 0, 0])) == {2}
+    assert choose(impact_greedy_true, forbid(shown(scenario, marginal=[0.1, -0.2, 0.3]), 2)) == {0}
+
+
+@every_router
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_in_a_cluster_nobody_is_sent_where_there_is_no_room(router: Router, seed: int) -> None:
+    scenario, episode, actions = random_world(np.random.default_rng(seed), observation=LOOKAHEAD)
+    simulation = simulation_of(scenario, episode)
+    rng = np.random.default_rng(0)
+    for _ in actions:
+        simulation.step(router(simulation, rng))
+        assert simulation.steps["rejected"][0] == 0
+
+
+def mean_qos(scenario: Scenario, router: Router, clusters: int = 24) -> np.ndarray:
+    """(clusters,) QoS per arrival, the same episodes whatever the router."""
+    simulation = Simulation(scenario, clusters)
+    simulation.start_all(list(range(clusters)))
+    rng = np.random.default_rng(0)
+    for _ in range(scenario.workload.requests):
+        simulation.step(router(simulation, rng))
+    return np.array([simulation.records(b).qos.mean() for b in range(clusters)])
+
+
+def paired_z(better: np.ndarray, worse: np.ndarray) -> float:
+    """Mean of the paired differences in standard errors."""
+    difference = better - worse
+    return float(difference.mean() / (difference.std(ddof=1) / np.sqrt(difference.size)))
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Scenario:
+    """Edge6 at about its capacity, with predictions that err."""
+    scenario = small("edge6", 250, observation=LOOKAHEAD, predictions=Predictions(score_sd=0.2, length_log_sd=0.5))
+    return replace(scenario, workload=replace(scenario.workload, load=20.0))
+
+
+def test_at_load_the_shortest_queue_beats_random() -> None:
+    """Where all experts are alike, and have few seats, so that only the queues matter."""
+    edge6 = small("edge6", 400)
+    seats = replace(edge6.experts[3].engine, max_num_seqs=4)
+    experts = tuple(replace(edge6.experts[3], name=f"llama {i}", engine=seats) for i in range(4))
+    alike = replace(edge6, experts=experts, workload=replace(edge6.workload, load=1.6))
+    shortest, two, chance = (mean_qos(alike, router) for router in (join_shortest_queue, power_of_two, random))
+    assert paired_z(shortest, chance) > 4
+    assert paired_z(two, chance) > 4  # two choices are worth most of it (Mitzenmacher 2001)
+    assert (two - chance).mean() > 0.5 * (shortest - chance).mean()
+
+
+def test_looking_ahead_beats_the_shortest_queue(loaded: Scenario) -> None:
+    assert paired_z(mean_qos(loaded, impact_greedy), mean_qos(loaded, join_shortest_queue)) > 4
+
+
+def test_true_predictions_are_worth_something(loaded: Scenario) -> None:
+    assert paired_z(mean_qos(loaded, impact_greedy_true), mean_qos(loaded, impact_greedy)) > 4

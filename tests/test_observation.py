@@ -1,0 +1,389 @@
+"""The router's view: what its features say, that nothing true leaks into it, and what late telemetry shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES, GAP_GAINS, REQUEST_FEATURES, View
+from rllib_envs.scenario import Faults, Observation, Scenario
+from rllib_envs.sim.profile import BLOCK_TOKENS
+from rllib_envs.sim.reference import Request
+from rllib_envs.sim.state import REJECTED
+from rllib_envs.sim.whatif import OVERRUN
+from rllib_envs.simulation import Simulation
+from rllib_envs.workload.episode import Episode
+from tests.worlds import (
+    REQUESTS,
+    Twin,
+    begin,
+    play,
+    random_episode,
+    random_scores,
+    random_world,
+    scenario_of,
+    seeds,
+    simulation_of,
+    small,
+    twins_at,
+)
+
+SLOTS = Observation(running_slots=3, waiting_slots=2, whatif=True)
+ELAPSED = ("mean_budget_used", "max_budget_used", "score_at_risk", "budget_used", "latency_so_far")
+
+
+def column(name: str) -> int:
+    return EXPERT_FEATURES.index(name)
+
+
+def request_row(
+    scenario: Scenario, episode: Episode, r: int, e: int, request: Request, now_s: float, completing: bool
+) -> dict[str, float]:
+    """REQUEST_FEATURES of a request as their comments say, before scaling."""
+    engine = scenario.experts[e].engine
+    told = float(episode.told_tokens[r, e])
+    since_slo = (now_s - episode.arrival_s[r]) / scenario.slo_s_per_token
+    least = request.generated + max(1, math.floor(OVERRUN * request.generated))
+    length = min(max(math.floor(told + 0.5), least), engine.max_model_len - request.prompt)
+    return {
+        "prompt": request.prompt / 1024,
+        "told_score": float(episode.told_score[r, e]),
+        "told_length": told / 256,
+        "generated": request.generated / 256,
+        "kv_share": 0 if completing else request.computed / (engine.usable_blocks * BLOCK_TOKENS),
+        "budget_used": since_slo / told,
+        "latency_so_far": min(since_slo / max(request.generated, 1) / 4, 4),
+        "remaining": max(length - request.generated, 1) / 256,
+        "length": max(length, request.generated + 1),
+    }
+
+
+def expert_row(scenario: Scenario, twin: Twin, e: int, rows: list[dict[str, float]]) -> dict[str, float]:
+    """The features of an expert's load, as their comments say, from the rows of all its requests."""
+    engine, slots = scenario.experts[e].engine, scenario.observation
+    running, decoding = len(twin.engine.running), twin.decoding
+    step_s = engine.iteration_s(len(decoding), sum(request.computed for request in decoding))
+    step_slo = step_s / scenario.slo_s_per_token
+    used = [row["budget_used"] for row in rows]
+    since_slo = [row["budget_used"] * row["told_length"] * 256 for row in rows]
+    beyond = rows[slots.running_slots : running] + rows[running + slots.waiting_slots :]
+    return {
+        "running": running / 32,
+        "waiting": len(twin.engine.waiting) / 32,
+        "kv_used": sum(len(request.blocks) for request in twin.engine.running) / engine.usable_blocks,
+        "kv_reserved": sum(1024 * row["prompt"] + row["length"] for row in rows) / (engine.usable_blocks * BLOCK_TOKENS),
+        "step_time": step_slo,
+        "prefill_backlog": sum(r.tokens - r.computed for r in twin.present if r not in decoding) / 2048,
+        "decode_backlog": sum(row["remaining"] for row in rows) / 4,
+        "mean_budget_used": float(np.mean(used)) if used else 0,
+        "max_budget_used": max(used, default=0),
+        "score_present": sum(row["told_score"] for row in rows) / 8,
+        "score_at_risk": sum(
+            row["told_score"]
+            for row, since in zip(rows, since_slo, strict=True)
+            if since + 256 * row["remaining"] * step_slo > row["length"]
+        )
+        / 8,
+        "running_beyond": max(running - slots.running_slots, 0) / 32,
+        "waiting_beyond": max(len(twin.engine.waiting) - slots.waiting_slots, 0) / 32,
+        "decode_backlog_beyond": sum(row["remaining"] for row in beyond) / 4,
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_features_are_what_their_comments_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=SLOTS)
+    count = int(rng.integers(0, REQUESTS))
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions[:count])
+    view, now_s = simulation.view, simulation.now_s[0]
+    for e, twin in enumerate(twins_at(scenario, episode, actions, count, now_s)):
+        rows = [request_row(scenario, episode, twin.number[q], e, q, now_s, twin.completes(q)) for q in twin.present]
+        expected = expert_row(scenario, twin, e, rows)
+        got = dict(zip(EXPERT_FEATURES, view.experts[0, e].tolist(), strict=True))
+        assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        running = len(twin.engine.running)
+        for shown, mask, mine in (
+            (view.running, view.running_mask, rows[:running]),
+            (view.waiting, view.waiting_mask, rows[running:]),
+        ):
+            slots = mask.shape[2]
+            table = np.zeros((slots, len(REQUEST_FEATURES)))
+            for slot, row in enumerate(mine[:slots]):
+                table[slot] = [row[name] for name in REQUEST_FEATURES]
+            np.testing.assert_allclose(shown[0, e], table, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(mask[0, e], np.arange(slots) < len(mine))
+        prompt, engine = episode.prompt[count], scenario.experts[e].engine
+        arrived = [prompt / 1024, episode.told_score[count, e], episode.told_tokens[count, e] / 256]
+        np.testing.assert_allclose(view.arrived[0, e], arrived, rtol=1e-6)
+        open_ = len(twin.engine.waiting) < engine.max_waiting and prompt < engine.max_model_len
+        assert view.action_mask[0, e] == open_
+    assert view.action_mask[0, -1] == 1
+
+
+def test_the_engines_own_columns_do_not_change_and_are_what_the_router_was_told() -> None:
+    told = scenario_of([e.engine for e in small("edge6").experts], slo_s=0.06)
+    rng = np.random.default_rng(0)
+    episode = random_episode(told, rng)
+    slower = replace(episode, engines=tuple(replace(engine, overhead=2.0) for engine in episode.engines))
+    simulation = simulation_of(told, episode, slower)
+    static = slice(column("base_time"), None)
+    first = simulation.view.experts[:, :, static].copy()
+    play(simulation, rng.integers(0, 7, REQUESTS))
+    np.testing.assert_array_equal(simulation.view.experts[:, :, static], first)
+    np.testing.assert_array_equal(first[0], first[1])
+    for e, expert in enumerate(told.experts):
+        engine = expert.engine
+        one, none = engine.iteration_s(1, 0), engine.iteration_s(0, 0)
+        beyond = engine.n0_tokens + 1024
+        prompt_s = replace(engine, q_ms=0).iteration_s(0, 0, ((beyond, 0),)) - none
+        capacity = engine.usable_blocks * BLOCK_TOKENS
+        expected = {
+            "base_time": one / 0.06,
+            "sequence_time": 32 * (one - none) / 0.06,
+            "context_time": (engine.iteration_s(0, 16384) - none) / 0.06,
+            "prefill_time": prompt_s / 0.06,
+            "kv_capacity": math.log2(capacity / 16384) / 4,
+            "max_running": math.log2(engine.max_num_seqs) / 8,
+        }
+        got = dict(zip(EXPERT_FEATURES, simulation.view.experts[0, e].tolist(), strict=True))
+        assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds)
+def test_the_cluster_is_summed_up(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng)
+    count = int(rng.integers(0, REQUESTS))
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions[:count])
+    got = dict(zip(CLUSTER_FEATURES, simulation.view.cluster[0].tolist(), strict=True))
+    experts = simulation.view.experts[0]
+    gaps_s = np.diff(episode.arrival_s[: count + 1])
+    for name, gain in zip(("log_gap_slow", "log_gap_fast"), GAP_GAINS, strict=True):
+        average_s = 1 / scenario.capacity_rps  # type: ignore[operator]
+        for gap_s in gaps_s:
+            average_s = (1 - gain) * average_s + gain * gap_s
+        assert got[name] == pytest.approx(math.log(average_s), rel=1e-6)
+    assert got["mean_running"] == pytest.approx(experts[:, column("running")].mean(), rel=1e-6)
+    assert got["max_running"] == experts[:, column("running")].max()
+    assert got["mean_waiting"] == pytest.approx(experts[:, column("waiting")].mean(), rel=1e-6)
+    assert got["mean_kv_reserved"] == pytest.approx(experts[:, column("kv_reserved")].mean(), rel=1e-6)
+
+
+def with_other_truth(
+    episode: Episode, simulation: Simulation, twins: list[Twin], since_s: float, rng: np.random.Generator
+) -> Episode:
+    """The episode where all that had not ended at ``since_s`` has other true lengths and scores, not shorter than it is by then."""
+    records = simulation.records(0)
+    output, score = episode.output.copy(), random_scores(episode.score.shape, rng)
+    open_ = ~(records.finish_s <= since_s) & (records.status != REJECTED)
+    output[open_] = rng.integers(1, 200, output[open_].shape)
+    score[~open_] = episode.score[~open_]
+    for e, twin in enumerate(twins):
+        for request in twin.present:
+            output[twin.number[request], e] = request.generated + rng.integers(1, 200)
+    return replace(episode, output=output, score=score)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.07])
+@settings(max_examples=150, deadline=None)
+@given(seed=seeds)
+def test_nothing_true_leaks_into_the_view(delay_s: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Late telemetry: whether a queue was full meanwhile is known, and depends on the truth; so nobody is turned away.
+    scenario, episode, actions = random_world(
+        rng,
+        observation=SLOTS,
+        faults=Faults(telemetry_delay_s=delay_s),
+        max_waiting=REQUESTS if delay_s else None,
+    )
+    count = int(rng.integers(1, REQUESTS))
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions[:count])
+    since_s = max(simulation.now_s[0] - delay_s, 0.0)
+    twins = twins_at(scenario, episode, actions, count, since_s)
+    other = simulation_of(scenario, with_other_truth(episode, simulation, twins, since_s, rng))
+    play(other, actions[:count])
+    assert (other.workload.output != simulation.workload.output).any()
+    assert (other.workload.score != simulation.workload.score).any()
+    assert_same(simulation.view, other.view)
+
+
+def assert_same(one: View, other: View) -> None:
+    for name, a, b in zip(View._fields, one, other, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+@settings(max_examples=75, deadline=None)
+@given(seed=seeds)
+def test_experts_in_another_order_are_seen_in_that_order(delay_s: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    observation = replace(SLOTS, counterfactual=True)
+    scenario, episode, actions = random_world(rng, observation=observation, faults=Faults(telemetry_delay_s=delay_s))
+    n = scenario.n_experts
+    order = rng.permutation(n)
+    tables = {name: getattr(episode, name)[:, order] for name in ("score", "output", "told_score", "told_tokens")}
+    turned = replace(episode, **tables, engines=tuple(episode.engines[i] for i in order))
+    place = np.append(np.argsort(order), n)  # where each expert went; drop stays
+    count = int(rng.integers(0, REQUESTS + 1))
+    simulation = simulation_of(scenario, episode)
+    other = simulation_of(replace(scenario, experts=tuple(scenario.experts[i] for i in order)), turned)
+    rewards, rewards_other = play(simulation, actions[:count]), play(other, place[actions[:count]])
+    np.testing.assert_array_equal(rewards, rewards_other)
+    view = simulation.view._asdict()
+    for name, shown in other.view._asdict().items():
+        if name == "cluster":  # sums over experts: their order shows in the last bit
+            np.testing.assert_allclose(shown, view[name], rtol=1e-6)
+        elif name == "action_mask":
+            np.testing.assert_array_equal(shown[:, place], view[name])
+        else:
+            np.testing.assert_array_equal(shown, view[name][:, order], err_msg=name)
+    np.testing.assert_array_equal(other.marginal[:, place], simulation.marginal)
+
+
+@settings(max_examples=75, deadline=None)
+@given(seeds)
+def test_totals_do_not_depend_on_the_slots(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=SLOTS)
+    count = int(rng.integers(0, REQUESTS))
+    wide = replace(scenario, observation=replace(SLOTS, running_slots=64, waiting_slots=64))
+    few, many = simulation_of(scenario, episode), simulation_of(wide, episode)
+    play(few, actions[:count])
+    play(many, actions[:count])
+    beyond = [column(name) for name in EXPERT_FEATURES if name.endswith("_beyond")]
+    np.testing.assert_array_equal(np.delete(few.view.experts, beyond, 2), np.delete(many.view.experts, beyond, 2))
+    for name in ("arrived", "cluster", "action_mask", "whatif"):
+        np.testing.assert_array_equal(getattr(few.view, name), getattr(many.view, name))
+    assert not many.view.experts[..., beyond].any()
+    remaining = REQUEST_FEATURES.index("remaining")
+    hidden = np.zeros(few.view.experts.shape[:2])
+    for kind in ("running", "waiting"):
+        rows, mask = (getattr(many.view, name) for name in (kind, f"{kind}_mask"))
+        slots = getattr(few.view, kind).shape[2]
+        np.testing.assert_array_equal(getattr(few.view, kind), rows[:, :, :slots])
+        np.testing.assert_array_equal(getattr(few.view, f"{kind}_mask"), mask[:, :, :slots])
+        assert (np.diff(mask) <= 0).all()  # no gaps
+        assert not rows[mask == 0].any()
+        assert (rows[mask == 1][:, REQUEST_FEATURES.index("prompt")] > 0).all()
+        np.testing.assert_array_equal(32 * few.view.experts[..., column(f"{kind}_beyond")], mask[:, :, slots:].sum(axis=2))
+        hidden += rows[:, :, slots:, remaining].sum(axis=2)
+    np.testing.assert_allclose(few.view.experts[..., column("decode_backlog_beyond")], hidden / 4, rtol=1e-6)
+
+
+@settings(max_examples=75, deadline=None)
+@given(seeds)
+def test_the_mask_is_what_an_expert_accepts(seed: int) -> None:
+    scenario, episode, actions = random_world(np.random.default_rng(seed))
+    simulation = simulation_of(scenario, episode)
+    for action in actions:
+        allowed = bool(simulation.view.action_mask[0, action])
+        simulation.step(np.array([action]))
+        assert simulation.steps["rejected"][0] == (not allowed)
+    assert simulation.view.action_mask[0].tolist() == [0.0] * scenario.n_experts + [1.0]  # over: nothing is left to route
+    assert not simulation.view.arrived.any()
+
+
+@settings(max_examples=75, deadline=None)
+@given(seeds)
+def test_telemetry_that_is_hardly_late_shows_the_present(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=SLOTS)
+    count = int(rng.integers(0, REQUESTS))
+    late = replace(scenario, faults=Faults(telemetry_delay_s=1e-9))
+    one, other = simulation_of(scenario, episode), simulation_of(late, episode)
+    play(one, actions[:count])
+    play(other, actions[:count])
+    for name, a, b in zip(View._fields, one.view, other.view, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@settings(max_examples=75, deadline=None)
+@given(seeds)
+def test_late_telemetry_shows_what_there_was_then(seed: int) -> None:
+    """With nothing sent since, it is the view of somebody who came then, but for the time that has passed."""
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=SLOTS)
+    delay_s = float(rng.uniform(0.001, 0.2))
+    count = int(rng.integers(1, REQUESTS))
+    then_s, later_s = episode.arrival_s.copy(), episode.arrival_s.copy()
+    then_s[count:] += 1e-5  # not at the very instant of another arrival: rounding would decide
+    later_s[count:] += 1e-5 + delay_s  # nobody comes in the time that is not seen
+    late = replace(scenario, faults=Faults(telemetry_delay_s=delay_s))
+    then = simulation_of(scenario, replace(episode, arrival_s=then_s))
+    later = simulation_of(late, replace(episode, arrival_s=later_s))
+    play(later, actions[:count])
+    play(then, actions[:count])
+    for name in ("running_mask", "waiting_mask", "action_mask", "arrived"):
+        np.testing.assert_array_equal(getattr(later.view, name), getattr(then.view, name))
+    timeless = [column(name) for name in EXPERT_FEATURES if name not in ELAPSED]
+    np.testing.assert_allclose(later.view.experts[..., timeless], then.view.experts[..., timeless], rtol=1e-6, atol=1e-6)
+    for kind in ("running", "waiting"):
+        now, before = getattr(later.view, kind), getattr(then.view, kind)
+        timeless = [i for i, name in enumerate(REQUEST_FEATURES) if name not in ELAPSED]
+        np.testing.assert_allclose(now[..., timeless], before[..., timeless], rtol=1e-6)
+        passed = delay_s / scenario.slo_s_per_token * getattr(then.view, f"{kind}_mask")
+        used, told = REQUEST_FEATURES.index("budget_used"), REQUEST_FEATURES.index("told_length")
+        budget = 256 * now[..., told] * (now[..., used] - before[..., used])
+        np.testing.assert_allclose(budget, passed, rtol=1e-3, atol=2e-3)
+
+
+@settings(max_examples=75, deadline=None)
+@given(seeds)
+def test_what_was_sent_since_is_shown_at_the_end_of_the_queue(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=replace(SLOTS, waiting_slots=64), max_waiting=REQUESTS)
+    delay_s = 0.05
+    count = int(rng.integers(1, REQUESTS))
+    at_s = episode.arrival_s.copy()
+    at_s[count:] = at_s[count - 1] + 0.01  # the last request was sent a moment ago
+    prompt = np.minimum(episode.prompt, min(expert.engine.max_model_len for expert in scenario.experts) - 1).astype(np.int32)
+    episode = replace(episode, arrival_s=at_s, prompt=prompt)
+    e = int(rng.integers(scenario.n_experts))
+    actions[count - 1] = e
+    late = replace(scenario, faults=Faults(telemetry_delay_s=delay_s))
+    sent, dropped = simulation_of(late, episode), simulation_of(late, episode)
+    play(sent, actions[:count])
+    play(dropped, np.append(actions[: count - 1], scenario.n_experts))
+    others = np.arange(scenario.n_experts) != e
+    for name in ("experts", "running", "running_mask", "waiting", "waiting_mask", "whatif"):
+        np.testing.assert_array_equal(getattr(sent.view, name)[:, others], getattr(dropped.view, name)[:, others])
+    np.testing.assert_array_equal(sent.view.running, dropped.view.running)
+    place = int(dropped.view.waiting_mask[0, e].sum())
+    assert sent.view.waiting_mask[0, e].sum() == place + 1
+    row = dict(zip(REQUEST_FEATURES, sent.view.waiting[0, e, place].tolist(), strict=True))
+    assert row["told_score"] == episode.told_score[count - 1, e]
+    assert row["prompt"] == pytest.approx(prompt[count - 1] / 1024)
+    assert (row["generated"], row["kv_share"]) == (0, 0)
+    change = sent.view.experts[0, e] - dropped.view.experts[0, e]
+    assert change[column("waiting")] == pytest.approx(1 / 32)
+    assert change[column("prefill_backlog")] == pytest.approx(row["prompt"] / 2, abs=1e-6)
+    assert change[column("decode_backlog")] == pytest.approx(row["remaining"] / 4, abs=1e-6)
+    assert change[column("score_present")] == pytest.approx(row["told_score"] / 8, abs=1e-6)
+    for name in ("running", "kv_used", "step_time"):
+        assert change[column(name)] == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds)
+def test_a_view_is_cleared_of_the_episode_before(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=SLOTS)
+    used = simulation_of(scenario, episode)
+    play(used, actions[: int(rng.integers(1, REQUESTS + 1))])
+    again = random_episode(scenario, rng)
+    begin(used, 0, again)
+    fresh = simulation_of(scenario, again)
+    assert_same(used.view, fresh.view)
+    play(used, actions[:20])
+    play(fresh, actions[:20])
+    assert_same(used.view, fresh.view)

@@ -1,0 +1,220 @@
+"""Small random clusters under every kind of pressure, episodes put in by hand, and experts stepped one iteration at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import rllib_envs.simulation
+from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, load_scenario, with_workload
+from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.sim.reference import Arrival, Engine, Request
+from rllib_envs.simulation import Simulation
+from rllib_envs.workload.episode import Episode
+
+REQUESTS = 40
+SCORE_GRID = 2.0**20
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def small(name: str, requests: int = REQUESTS, **changes: object) -> Scenario:
+    """A preset with few requests and a capacity that needs no measurement."""
+    scenario = load_scenario(name)
+    return replace(with_workload(scenario, requests=requests), capacity_rps=3.0 * scenario.n_experts, **changes)  # type: ignore[arg-type]
+
+
+def tight(scenario: Scenario) -> Scenario:
+    """The scenario with so little KV memory, and so few seats, that requests wait, preempt each other and are turned away."""
+    experts = tuple(
+        replace(e, engine=replace(e.engine, kv_tokens=1040, max_model_len=1000, max_num_seqs=4, max_waiting=3))
+        for e in scenario.experts
+    )
+    return replace(scenario, experts=experts)
+
+
+def random_engine(rng: np.random.Generator, *, max_waiting: int | None = None) -> EngineProfile:
+    """A small engine with few blocks, few seats, a small token budget or a short queue."""
+    seats, length = int(rng.integers(1, 9)), int(rng.integers(4, 120))
+    return EngineProfile(
+        c0_ms=float(rng.uniform(0.5, 30)),
+        b_ms=float(rng.choice([0.0, rng.uniform(0, 2)])),
+        c_ms=float(rng.choice([0.0, 1e-4, 0.013])),
+        a_ms=float(rng.uniform(0, 0.5)),
+        n0_tokens=int(rng.integers(0, 64)),
+        q_ms=float(rng.uniform(0, 1e-3)),
+        c_mixed_ms=float(rng.choice([0.0, 0.02])),
+        kv_tokens=(length + 15) // 16 * 16 + 16 + 16 * int(rng.integers(0, 16)),
+        kv_bytes_per_token=1,
+        max_num_seqs=seats,
+        max_num_batched_tokens=int(rng.integers(seats, 130)),
+        max_model_len=length,
+        max_waiting=int(rng.choice([1, 3, REQUESTS])) if max_waiting is None else max_waiting,
+        reuse_preempted_blocks=bool(rng.integers(2)),
+    )
+
+
+def scenario_of(
+    engines: Sequence[EngineProfile],
+    *,
+    slo_s: float = 0.05,
+    requests: int = REQUESTS,
+    observation: Observation | None = None,
+    reward: Reward | None = None,
+    faults: Faults | None = None,
+) -> Scenario:
+    """Experts with these engines, made up otherwise."""
+    experts = tuple(
+        Expert(name=f"e{i}", model=f"m{i}", gpu="g", params_b=1, engine=engine, mean_score=0.5, mean_output_tokens=20)
+        for i, engine in enumerate(engines)
+    )
+    return Scenario(
+        name="made-up",
+        experts=experts,
+        slo_s_per_token=slo_s,
+        capacity_rps=1.0,
+        workload=Workload(load=1.0, requests=requests),
+        observation=observation or Observation(),
+        reward=reward or Reward(),
+        faults=faults or Faults(),
+    )
+
+
+def random_world(
+    rng: np.random.Generator,
+    *,
+    max_waiting: int | None = None,
+    observation: Observation | None = None,
+    reward: Reward | None = None,
+    faults: Faults | None = None,
+) -> tuple[Scenario, Episode, NDArray[np.int64]]:
+    """A scenario of small engines, an episode that presses on them, and a decision for each request (masked ones among them)."""
+    engines = [random_engine(rng, max_waiting=max_waiting) for _ in range(int(rng.integers(2, 4)))]
+    slo_s = float(rng.choice([0.02, 0.06, 0.2]))
+    scenario = scenario_of(engines, slo_s=slo_s, observation=observation, reward=reward, faults=faults)
+    share = rng.dirichlet(np.full(len(engines) + 1, 0.7)) * 0.9 + 0.1 / (len(engines) + 1)
+    return scenario, random_episode(scenario, rng), rng.choice(len(engines) + 1, REQUESTS, p=share)
+
+
+def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = REQUESTS) -> Episode:
+    """Arrivals in clumps and with pauses, some at the same instant; some prompts too long; lengths told with large errors."""
+    n, longest = scenario.n_experts, max(expert.engine.max_model_len for expert in scenario.experts)
+    gaps_s = rng.choice([0.0, 0.002, 0.02, 0.1, 0.7], count) * rng.exponential(size=count)
+    output = rng.integers(1, longest + 1, (count, n))
+    return Episode(
+        arrival_s=np.cumsum(gaps_s),
+        prompt=rng.integers(1, rng.integers(2, longest + 3), count).astype(np.int32),
+        score=random_scores((count, n), rng),
+        output=output.astype(np.int32),
+        told_score=random_scores((count, n), rng),
+        told_tokens=np.clip(output * np.exp(0.5 * rng.standard_normal((count, n))), 1, 1e5).astype(np.float32),
+        engines=tuple(expert.engine for expert in scenario.experts),
+    )
+
+
+def random_scores(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Scores on the grid that makes their sums exact."""
+    return (rng.integers(0, int(SCORE_GRID) + 1, shape) / SCORE_GRID).astype(np.float32)
+
+
+def first_requests(episode: Episode, count: int) -> Episode:
+    """The episode cut after ``count`` requests."""
+    names = ("arrival_s", "prompt", "score", "output", "told_score", "told_tokens")
+    return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
+
+
+def begin(simulation: Simulation, cluster: int, episode: Episode) -> None:
+    """Begin this very episode in one cluster."""
+    with mock.patch.object(rllib_envs.simulation, "draw_episode", return_value=episode):
+        simulation.start(cluster, 0)
+
+
+def simulation_of(scenario: Scenario, *episodes: Episode, show: bool = True) -> Simulation:
+    """One cluster for each episode, at its first arrival."""
+    simulation = Simulation(scenario, len(episodes), show=show)
+    for cluster, episode in enumerate(episodes):
+        begin(simulation, cluster, episode)
+    return simulation
+
+
+def play(simulation: Simulation, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Take the decisions (T,) of every cluster alike, or (T, B); the rewards (T, B)."""
+    return np.array([simulation.step(np.broadcast_to(row, simulation.batch).copy()) for row in actions]).reshape(
+        -1, simulation.batch
+    )
+
+
+class Twin:
+    """An expert in the reference stepper, stopped at any time: its iteration under way is composed and has yielded nothing."""
+
+    def __init__(self, profile: EngineProfile) -> None:
+        self.engine = Engine(profile)
+        self.number: dict[Request, int] = {}  # of the requests it accepted, in the episode
+        self._scheduled: dict[Request, int] = {}
+        self._end_s = 0.0
+
+    @property
+    def decoding(self) -> list[Request]:
+        """The running requests that decode in the iteration under way."""
+        return [request for request in self.engine.running if not request.prefilling]
+
+    @property
+    def present(self) -> list[Request]:
+        """Running requests by admission, then waiting ones by place in the queue."""
+        return [*self.engine.running, *self.engine.waiting]
+
+    def completes(self, request: Request) -> bool:
+        """Whether the iteration under way computes the last of the request's prompt."""
+        return request.prefilling and self._scheduled.get(request) == request.tokens - request.computed
+
+    def send(self, number: int, arrival: Arrival) -> bool:
+        """Queue a request at its arrival; False where it is turned away."""
+        self.advance(arrival.arrival_s)
+        if self.engine.idle:
+            self._end_s = arrival.arrival_s
+        request = self.engine.arrive(arrival)
+        if not request.rejected:
+            self.number[request] = number
+        return not request.rejected
+
+    def advance(self, time_s: float) -> None:
+        """Complete every iteration that ends by ``time_s``; one that would start just then is left open."""
+        while True:
+            if not self._scheduled:
+                if self.engine.idle or self._end_s >= time_s:
+                    return
+                self._compose()
+            if self._end_s > time_s:
+                return
+            self.engine._produce(self._scheduled, self._end_s)
+            self._scheduled = {}
+
+    def _compose(self) -> None:
+        engine = self.engine
+        self._scheduled, preempted = engine._schedule_running()
+        if not preempted:
+            budget = engine.profile.max_num_batched_tokens - sum(self._scheduled.values())
+            engine._admit(self._scheduled, budget, self._end_s)
+        self._end_s += engine._duration_s(self._scheduled)
+
+
+def twins_at(scenario: Scenario, episode: Episode, actions: NDArray[np.int64], count: int, time_s: float) -> list[Twin]:
+    """The experts at ``time_s``, after the first ``count`` decisions as far as they were taken by then."""
+    twins = [Twin(engine) for engine in episode.engines]
+    for r in range(count):
+        e = int(actions[r])
+        if e < scenario.n_experts and episode.arrival_s[r] <= time_s:
+            arrival = Arrival(
+                arrival_s=float(episode.arrival_s[r]),
+                prompt_tokens=int(episode.prompt[r]),
+                output_tokens=int(episode.output[r, e]),
+            )
+            twins[e].send(r, arrival)
+    for twin in twins:
+        twin.advance(time_s)
+    return twins
