@@ -17,7 +17,19 @@ from rllib_envs.sim.state import REJECTED
 from rllib_envs.sim.whatif import OVERRUN, WHATIF_FEATURES, believed_output, predict_action
 from rllib_envs.simulation import Simulation, look
 from rllib_envs.workload.episode import Episode
-from tests.worlds import REQUESTS, Twin, first_requests, play, random_world, seeds, simulation_of, twins_at
+from tests.worlds import (
+    REQUESTS,
+    Twin,
+    first_requests,
+    play,
+    random_engine,
+    random_episode,
+    random_world,
+    scenario_of,
+    seeds,
+    simulation_of,
+    twins_at,
+)
 
 TAU = 0.13
 OBSERVATION = Observation(whatif=True, whatif_tau=TAU, running_slots=2, waiting_slots=1)
@@ -101,25 +113,45 @@ def expected_features(
 @settings(max_examples=300, deadline=None)
 @given(seeds)
 def test_if_beliefs_come_true_so_does_the_prediction(seed: int) -> None:
-    check_predictions(seed, Faults())
+    check_predictions(*random_moment(seed))
 
 
 @settings(max_examples=200, deadline=None)
 @given(seeds)
 def test_so_it_does_where_telemetry_is_late(seed: int) -> None:
     # Nobody may be turned away for a full queue between then and now: that would depend on what is not known.
-    check_predictions(seed, Faults(telemetry_delay_s=0.07), max_waiting=REQUESTS)
+    check_predictions(*random_moment(seed, faults=Faults(telemetry_delay_s=0.07), max_waiting=REQUESTS))
 
 
-def check_predictions(seed: int, faults: Faults, max_waiting: int | None = None) -> set[str]:
-    """Compare the what-if results of a random state with what the simulator does once beliefs are the truth; regimes met."""
+def test_any_number_of_requests_may_have_been_sent_since_telemetry_was_taken() -> None:
+    """More than the expert could hold at once: they come one by one, and each is served before the next."""
+    engine = replace(random_engine(np.random.default_rng(0)), c0_ms=1.0, max_num_seqs=1, max_waiting=1)
+    scenario = scenario_of([engine, engine], observation=OBSERVATION, faults=Faults(telemetry_delay_s=100.0))
+    episode = random_episode(scenario, np.random.default_rng(0))
+    short = np.ones_like(episode.output)
+    episode = replace(
+        episode, arrival_s=np.arange(REQUESTS) + 1.0, prompt=short[:, 0], output=short, told_tokens=short.astype(np.float32)
+    )
+    count = REQUESTS - 2
+    check_predictions((scenario, episode, np.zeros(REQUESTS, np.int64)), count)
+    scratch = simulation_of(scenario, episode).world.scratch
+    assert min(scratch.order.size, scratch.before.size, scratch.per_slo.size, scratch.state.requests.size) > count
+
+
+def random_moment(seed: int, *, faults: Faults | None = None, max_waiting: int | None = None) -> tuple[World, int]:
+    """A random world, and how many of its decisions have been taken."""
     rng = np.random.default_rng(seed)
-    world = scenario, episode, actions = random_world(rng, observation=OBSERVATION, faults=faults, max_waiting=max_waiting)
-    count = int(rng.integers(0, REQUESTS - 1))
+    world = random_world(rng, observation=OBSERVATION, faults=faults, max_waiting=max_waiting)
+    return world, int(rng.integers(0, REQUESTS - 1))
+
+
+def check_predictions(world: World, count: int) -> set[str]:
+    """Compare the what-if results of a state with what the simulator does once beliefs are the truth; regimes met."""
+    scenario, episode, actions = world
     simulation = simulation_of(scenario, episode)
     play(simulation, actions[:count])
     now_s = simulation.now_s[0]
-    view_s = max(now_s - faults.telemetry_delay_s, 0.0)
+    view_s = max(now_s - scenario.faults.telemetry_delay_s, 0.0)
     true_episode, twins = beliefs_come_true(world, count, view_s)
     then = continuations(scenario, true_episode, actions)
     regimes: set[str] = set()
@@ -181,7 +213,7 @@ def regimes_of(twin: Twin, then: Simulation, e: int, present: list[int]) -> set[
 def test_random_worlds_come_into_every_state() -> None:
     seen = Counter[str]()
     for seed in range(60):
-        seen.update(check_predictions(seed, Faults()))
+        seen.update(check_predictions(*random_moment(seed)))
     assert {name for name in REGIMES if seen[name] >= 3} == REGIMES, seen
 
 
