@@ -181,7 +181,7 @@ def test_the_cluster_is_summed_up(seed: int) -> None:
 def with_other_truth(
     episode: Episode, simulation: Simulation, twins: list[Twin], since_s: float, rng: np.random.Generator
 ) -> Episode:
-    """The episode where all that had not ended by ``since_s`` has other true scores and lengths, no shorter than what is there."""
+    """The episode where all that had not ended by ``since_s`` has other true scores and lengths, not below what is there."""
     records = simulation.records(0)
     output, score = episode.output.copy(), random_scores(episode.score.shape, rng)
     open_ = ~(records.finish_s <= since_s) & (records.status != REJECTED)

@@ -49,9 +49,12 @@ class Scratch(NamedTuple):
 
 
 def scratch_for(state: State) -> Scratch:
-    """A scratch for copies of the state's experts."""
+    """A scratch for copies of the state's experts.
+
+    It has room for all requests of an episode: where telemetry is late, many that come and go may have been sent since.
+    """
     slots, queue = state.running.shape[2], state.waiting.shape[2]
-    size = 1 + slots + queue
+    size = 1 + state.requests.shape[1]
     copy = allocate(np.zeros((1, 1), state.engines.dtype), size)._replace(
         running=np.zeros((1, 1, slots), np.int32),
         finish_at=np.zeros((1, 1, slots), np.int32),
