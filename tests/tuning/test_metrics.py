@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from rllib_envs.scenario import load_scenario, with_workload
+from rllib_envs.scenario import Catalogue, load_scenario, with_workload
 from tuning.matrix import Cell, run_cell, start_simulation
 from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares
 from tuning.routers import parse_router
@@ -80,9 +80,9 @@ def test_quantiles_pool_all_finished_requests(simulation):
 
 
 def test_where_nothing_finishes_latencies_are_unknown():
-    scenario = with_workload(load_scenario("edge6"), requests=10)
-    price = parse_router("impact-greedy:price=1000")  # so dear that everything is dropped
-    result = run_cell(Cell(router=price, scenario=scenario, seeds=(1,)))
+    endless = Catalogue(prompt_tokens_mean=1e6, prompt_tokens_cv=0.1)  # no expert can hold such prompts
+    scenario = with_workload(load_scenario("edge6"), requests=10, load=1.0, catalogue=endless)
+    result = run_cell(Cell(router=parse_router("least-work"), scenario=scenario, seeds=(1,)))
     assert result.metrics["drop_rate"] == [1.0]
     assert result.metrics["qos"] == [0.0]
     assert np.isnan(result.metrics["ttft_p50_s"]).all()
