@@ -268,7 +268,7 @@ def test_fractional_scores_of_a_file_are_their_own_probability(tmp_path: Path) -
 
 def test_gzip_blank_lines_byte_order_mark_and_windows_line_ends_are_read_alike(prompts: Path, tmp_path: Path) -> None:
     packed = tmp_path / "prompts.jsonl.gz"
-    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + prompts.read_bytes().replace(b"\n", b"\r\n\r\n")))
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + prompts.read_bytes(, mtime=0).replace(b"\n", b"\r\n\r\n")))
     assert_equal(draw(file_pool(prompts), 200), draw(file_pool(packed), 200))
 
 
@@ -311,7 +311,11 @@ def test_a_malformed_file_is_refused_with_line_and_field(tmp_path: Path, records
         draw(file_pool(write(tmp_path / "f.jsonl", records)), 1)
 
 
-@pytest.mark.parametrize("content", [b"\x1f\x8bnonsense", gzip.compress(b"{}" * 500)[:20], b'{"header": "\xff"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"\x1f\x8bnonsense", gzip.compress(b"{}" * 500, mtime=0)[:20], b'{"header": "\xff"}'],
+    ids=["no gzip", "truncated gzip", "no UTF-8"],
+)
 def test_unreadable_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f.jsonl").write_bytes(content)
     with pytest.raises(InputError, match="not a readable JSONL file"):
