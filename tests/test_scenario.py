@@ -78,7 +78,7 @@ SCENARIOS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SCENARIOS)
 def test_any_scenario_is_read_back_from_its_yaml(scenario: Scenario) -> None:
     again = parse_scenario(yaml.safe_load(scenario.to_yaml()), "round trip")

@@ -98,9 +98,12 @@ def test_starting_one_cluster_leaves_the_others_alone_and_forgets_its_past(seed:
     assert [
         array[1].tobytes() for array in (*simulation.state, *simulation.world.late, *simulation.view, simulation.marginal)
     ] == kept
-    play(simulation, actions)
     fresh = simulation_of(scenario, other)
-    play(fresh, actions)
+    for part in (actions[:20], actions[20:]):
+        play(simulation, part)
+        play(fresh, part)
+        for name, shown in simulation.view._asdict().items():
+            np.testing.assert_array_equal(shown[0], getattr(fresh.view, name)[0], err_msg=name)
     assert digest(simulation.records(0)) == digest(fresh.records(0))
     if count < REQUESTS:
         straight = simulation_of(scenario, episode)

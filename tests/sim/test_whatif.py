@@ -110,7 +110,7 @@ def expected_features(
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(seeds)
 def test_if_beliefs_come_true_so_does_the_prediction(seed: int) -> None:
     check_predictions(*random_moment(seed))
@@ -233,7 +233,7 @@ def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> No
     assert simulation.marginal[0, -1] == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds)
 def test_marginals_sum_to_the_realised_qos(seed: int) -> None:
     reward = Reward(realised_qos=0, marginal_qos=1)
