@@ -20,7 +20,7 @@ from rllib_envs.workload.catalogue import draw_requests
 IN_TIME = 0.9
 """Share of the requests that must finish within the SLO for a rate to count as carried."""
 _REPEATS, _REQUESTS = 4, 1000
-_HALVINGS = 20  # of the logarithm of an interval that spans a million: the rate is found to 0.002 %
+_HALVINGS = 20  # of the logarithm of an interval that spans a million; the draws leave several per cent
 _SEED = 20_250_801
 _WITH_PROMPTS = ("azure-conversation", "azure-code", "trace")
 
