@@ -2,7 +2,8 @@
 
 It is also what a cluster runs: ``ray submit cluster.yaml edgeroute.py train --help``. A command's module is imported only
 when the command is chosen, so ``edgeroute --help`` answers at once. Each module gives ``Options``, a frozen dataclass whose
-field docstrings are the command's help, and ``run(options)``, which returns an exit code (None counts as 0).
+field docstrings are the command's help, and ``run(options)``, which returns an exit code (None counts as 0). With
+``defaults(arguments)`` a module says what options are where the command line does not.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
     try:
         module = importlib.import_module(COMMANDS[name][0])
-        options = tyro.cli(module.Options, prog=f"edgeroute {name}", description=module.__doc__, args=arguments)
+        default = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
+        options = tyro.cli(module.Options, prog=f"edgeroute {name}", description=module.__doc__, args=arguments, **default)
         return module.run(options) or 0
     except InputError as error:
         return _fail(str(error))

@@ -92,7 +92,7 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
     towards the expert's mean score (or spread, ``shrink`` > 1, against a high price). ``price`` charges for what the request
     costs those to come (``_congestion``). Drops what would do more harm than good.
 
-    The scenario must ask for the what-if results.
+    The scenario must ask for the what-if results (``observation.whatif``).
     """
     view = simulation.view
     means = np.array([expert.mean_score for expert in simulation.scenario.experts])
@@ -100,6 +100,17 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
     value = score * _whatif(view, "own_success") + _whatif(view, "soft_change") - price * _congestion(view)
     mask = _mask(view)
     return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, _best(value, mask), mask.shape[1])
+
+
+def calibrated_impact_greedy(
+    simulation: Simulation, rng: np.random.Generator, *, price: float = 0.0, shrink: float = 0.75
+) -> Actions:
+    """``impact_greedy`` that learns, while it works, how far told lengths and engine figures are off.
+
+    The scenario must ask for the what-if results and for their calibration (``observation.whatif``, ``observation.calibrate``):
+    it is there that this router differs.
+    """
+    return impact_greedy(simulation, rng, price=price, shrink=shrink)
 
 
 def impact_greedy_true(simulation: Simulation, rng: np.random.Generator) -> Actions:

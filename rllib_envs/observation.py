@@ -11,12 +11,13 @@ length or score: what a request has left is what its prediction leaves.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.scenario import Observation
+from rllib_envs.scenario import Expert, Observation
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
@@ -44,11 +45,15 @@ EXPERT_FEATURES = (
     "prefill_time",  # time of 1,024 prompt tokens beyond the hinge / SLO
     "kv_capacity",  # log2(KV tokens / 16,384) / 4
     "max_running",  # log2(max_num_seqs) / 8
+    # What it has learnt of its errors, where the scenario asks for calibration (and then the figures above are corrected by it):
+    "length_drift",  # log of actual over told output length
+    "step_drift",  # log of observed over told iteration time
+    "mean_score",  # mean quality of its answers, as the scenario states it
 )
 REQUEST_FEATURES = (
     "prompt",  # tokens / 1024
     "told_score",
-    "told_length",  # predicted output tokens / 256
+    "told_length",  # predicted output tokens (times what calibration has learnt of the expert) / 256
     "generated",  # tokens so far / 256
     "kv_share",  # its cached tokens / the expert's KV tokens; 0 in the iteration that completes its prompt
     "budget_used",  # time since arrival / (SLO * predicted length)
@@ -66,22 +71,19 @@ CLUSTER_FEATURES = (
 )
 GAP_GAINS = (0.005, 0.05)
 
-_N_STATIC = 6
-_N_DYNAMIC = len(EXPERT_FEATURES) - _N_STATIC
-
 
 class View(NamedTuple):
     """Observation buffers of B clusters: float32, zero wherever the mask is zero."""
 
     arrived: NDArray[np.float32]  # (B, N, 3)
-    experts: NDArray[np.float32]  # (B, N, 20)
+    experts: NDArray[np.float32]  # (B, N, 23)
     running: NDArray[np.float32]  # (B, N, running_slots, 8)
     waiting: NDArray[np.float32]  # (B, N, waiting_slots, 8)
     running_mask: NDArray[np.float32]  # (B, N, running_slots)
     waiting_mask: NDArray[np.float32]  # (B, N, waiting_slots)
     cluster: NDArray[np.float32]  # (B, 6)
     action_mask: NDArray[np.float32]  # (B, N+1); drop is always allowed
-    whatif: NDArray[np.float32]  # (B, N, 8), or (B, N, 0) where not asked for
+    whatif: NDArray[np.float32]  # (B, N, 16), or (B, N, 0) where not asked for
 
 
 @kernel
@@ -93,38 +95,44 @@ def borrow_view(view):
     )  # fmt: skip
 
 
-def allocate_view(batch: int, n_experts: int, spec: Observation) -> View:
-    """Zeroed buffers for the observations of B clusters."""
-    shape = (batch, n_experts)
+def allocate_view(batch: int, experts: Sequence[Expert], spec: Observation) -> View:
+    """Buffers for the observations of B clusters, zero but for the experts' mean scores, which never change."""
+    shape = (batch, len(experts))
 
     def zeros(*more: int) -> NDArray[np.float32]:
         return np.zeros((*shape, *more), np.float32)
 
+    shown = zeros(len(EXPERT_FEATURES))
+    shown[..., EXPERT_FEATURES.index("mean_score")] = [expert.mean_score for expert in experts]
     return View(
         arrived=zeros(len(ARRIVED_FEATURES)),
-        experts=zeros(len(EXPERT_FEATURES)),
+        experts=shown,
         running=zeros(spec.running_slots, len(REQUEST_FEATURES)),
         waiting=zeros(spec.waiting_slots, len(REQUEST_FEATURES)),
         running_mask=zeros(spec.running_slots),
         waiting_mask=zeros(spec.waiting_slots),
         cluster=np.zeros((batch, len(CLUSTER_FEATURES)), np.float32),
-        action_mask=np.zeros((batch, n_experts + 1), np.float32),
+        action_mask=np.zeros((batch, len(experts) + 1), np.float32),
         whatif=zeros(len(WHATIF_FEATURES) if spec.whatif else 0),
     )
 
 
-def write_engine_features(view: View, engines: NDArray[np.void], slo_s: float) -> None:
-    """Write the columns that describe the engines (B, N) themselves; they do not change within an episode."""
-    tokens = engines["blocks"] * BLOCK_TOKENS
-    columns = (
-        (engines["c0_s"] + engines["b_s"]) / slo_s,
-        32 * engines["b_s"] / slo_s,
-        16_384 * engines["c_s"] / slo_s,
-        1_024 * engines["a_s"] / slo_s,
-        np.log2(tokens / 16_384) / 4,
-        np.log2(engines["max_seqs"]) / 8,
-    )
-    view.experts[..., _N_DYNAMIC:] = np.stack(columns, axis=-1)
+@kernel
+def describe_engines(believed, calibration, b, slo_s, view):
+    """Write the columns that describe the engines of cluster b themselves, as ``believed`` (B, N) has them.
+
+    Without calibration they do not change within an episode. ``calibration`` (B, N): what has been learnt (CALIBRATION).
+    """
+    for e in range(believed.shape[1]):
+        engine, learnt, row = believed[b, e], calibration[b, e], view.experts[b, e]
+        row[14] = (engine.c0_s + engine.b_s) / slo_s
+        row[15] = 32 * engine.b_s / slo_s
+        row[16] = 16_384 * engine.c_s / slo_s
+        row[17] = 1_024 * engine.a_s / slo_s
+        row[18] = math.log2(engine.blocks * BLOCK_TOKENS / 16_384) / 4
+        row[19] = math.log2(engine.max_seqs) / 8
+        row[20] = learnt.length_log
+        row[21] = learnt.step_log
 
 
 _MILLI, _PER_256 = np.float32(1 / 1024), np.float32(1 / 256)
@@ -132,11 +140,11 @@ _ONE, _HALF, _QUARTER, _FOUR = np.float32(1), np.float32(0.5), np.float32(0.25),
 
 
 @kernel
-def _show(row, request, generated, cached_share, used, elapsed_slo, remaining):
+def _show(row, request, told_tokens, generated, cached_share, used, elapsed_slo, remaining):
     """Fill one request's row (REQUEST_FEATURES)."""
     row[0] = np.float32(request.prompt) * _MILLI
     row[1] = request.told_score
-    row[2] = request.told_tokens * _PER_256
+    row[2] = told_tokens * _PER_256
     row[3] = np.float32(generated) * _PER_256
     row[4] = cached_share
     row[5] = used
@@ -189,13 +197,14 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
     for i in range(n_dec):
         request = requests[np.uint32(running[np.uint32(i)])]  # unsigned: no test for an index from the end
         generated = np.int32(iteration - request.start)
-        output = believed_output(request.told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        told_tokens = request.told_tokens * engine.length_factor
+        output = believed_output(told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
         elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
-        used = elapsed_slo / max(request.told_tokens, _ONE)
+        used = elapsed_slo / max(told_tokens, _ONE)
         if i < slots_run:
             cached_share = np.float32(request.prompt + generated - 1) * share
-            _show(rows_run[np.uint32(i)], request, generated, cached_share, used, elapsed_slo, remaining)
+            _show(rows_run[np.uint32(i)], request, told_tokens, generated, cached_share, used, elapsed_slo, remaining)
             mask_run[np.uint32(i)] = _ONE
         else:
             decode_beyond += remaining
@@ -220,15 +229,16 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
                 continue
             request = actual.requests[b, index]
             n_wait += 1
-        output = believed_output(request.told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        told_tokens = request.told_tokens * engine.length_factor
+        output = believed_output(told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
         elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
-        used = elapsed_slo / max(request.told_tokens, _ONE)
+        used = elapsed_slo / max(told_tokens, _ONE)
         if i < n_run and i < slots_run:
-            _show(rows_run[i], request, generated, np.float32(cached) * share, used, elapsed_slo, remaining)
+            _show(rows_run[i], request, told_tokens, generated, np.float32(cached) * share, used, elapsed_slo, remaining)
             mask_run[i] = _ONE
         elif i >= n_run and shown_wait < slots_wait:
-            _show(rows_wait[shown_wait], request, generated, np.float32(0), used, elapsed_slo, remaining)
+            _show(rows_wait[shown_wait], request, told_tokens, generated, np.float32(0), used, elapsed_slo, remaining)
             mask_wait[shown_wait] = _ONE
             shown_wait += 1
         else:
@@ -270,7 +280,7 @@ def observe(source, actual, believed, workload, cursor, b, first_pending, view_s
     """Write the observation of cluster b for its arrived request.
 
     ``source`` is the cluster as telemetry shows it, at ``view_s`` <= ``now_s``; requests from ``first_pending`` on have been
-    sent since, as ``actual`` has them. ``believed`` holds the engine figures that the router was given, ``gaps`` the moving
+    sent since, as ``actual`` has them. ``believed`` holds the engine figures that the router goes by, ``gaps`` the moving
     averages of the gaps between arrivals. After the last request the arrived part is zero and only drop is allowed.
     """
     n_experts = source.experts.shape[1]
@@ -292,7 +302,7 @@ def observe(source, actual, believed, workload, cursor, b, first_pending, view_s
         if present:
             arrived[0] = workload.prompt[b, r] * (1.0 / 1024)
             arrived[1] = workload.told_score[b, r, e]
-            arrived[2] = workload.told_tokens[b, r, e] * (1.0 / 256)
+            arrived[2] = workload.told_tokens[b, r, e] * engine.length_factor * _PER_256
             view.action_mask[b, e] = 1.0 if open_ and workload.prompt[b, r] < engine.max_model_len else 0.0
         else:
             arrived[:] = 0.0

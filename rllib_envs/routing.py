@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -34,14 +35,14 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
 
     ================  ==========================  =====================================================================
     ``arrived``       (N, 3)                      the arrived request as told for each expert (ARRIVED_FEATURES)
-    ``experts``       (N, 20)                     each expert: load, KV, backlog, its engine (EXPERT_FEATURES)
+    ``experts``       (N, 23)                     each expert: load, KV, backlog, its engine (EXPERT_FEATURES)
     ``running``       (N, running_slots, 8)       running requests, by admission (REQUEST_FEATURES)
     ``waiting``       (N, waiting_slots, 8)       waiting requests, by queue position; those beyond are in ``experts``
     ``running_mask``  (N, running_slots)          1 where there is a request
     ``waiting_mask``  (N, waiting_slots)          1 where there is a request
     ``cluster``       (6,)                        the cluster as a whole (CLUSTER_FEATURES)
     ``action_mask``   (N + 1,)                    1 where the action is possible; drop always is
-    ``whatif``        (N, 8)                      predicted effect of each action (WHATIF_FEATURES), if the scenario asks for it
+    ``whatif``        (N, 16)                     predicted effect of each action (WHATIF_FEATURES), if the scenario asks for it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights
@@ -121,11 +122,17 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (Gymnasium's own declaration)
 
     def __init__(
-        self, num_envs: int = 1, scenario: Scenario | str = "edge6", copy: bool = True, render_mode: str | None = None
+        self,
+        num_envs: int = 1,
+        scenario: Scenario | str = "edge6",
+        copy: bool = True,
+        render_mode: str | None = None,
+        worlds: Sequence[Scenario] = (),
     ) -> None:
         """Set up B = ``num_envs`` environments.
 
-        ``copy=False`` hands out the internal buffers, which the next call overwrites.
+        ``copy=False`` hands out the internal buffers, which the next call overwrites. ``worlds`` has a scenario for each
+        environment, where their episodes are drawn differently (``Simulation``).
 
         Raises:
             InputError: no such scenario, or not a valid one.
@@ -136,7 +143,7 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
         self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
         self.num_envs = num_envs
         self.render_mode = None
-        self.simulation = Simulation(self.scenario, num_envs)
+        self.simulation = Simulation(self.scenario, num_envs, worlds=worlds)
         self.single_observation_space = observation_space(self.simulation)
         self.single_action_space = spaces.Discrete(self.scenario.n_experts + 1)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,9 +26,13 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+AtLeastOne = Annotated[float, Field(ge=1)]
 
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
+
+_WITHOUT_PROMPTS = ("poisson", "gamma", "mmpp", "diurnal")  # arrival processes that bring no prompts of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -68,7 +72,7 @@ class Arrivals:
 
     kind: Literal["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code", "trace"] = "poisson"
     cv: Positive = 2.0  # gamma: coefficient of variation of the gaps
-    burst_ratio: Annotated[float, Field(ge=1)] = 4.0  # mmpp: burst rate over quiet rate
+    burst_ratio: AtLeastOne = 4.0  # mmpp: burst rate over quiet rate
     burst_share: Annotated[float, Field(gt=0, lt=1)] = 0.25  # mmpp: share of time in the burst state
     cycle_s: Positive = 30.0  # mmpp: mean length of quiet + burst
     period_s: Positive = 86_400.0  # diurnal: length of a day (compress it for short episodes)
@@ -115,7 +119,7 @@ class Predictions:
     length_log_sd: NonNegative = 0.3  # noise on log length
     length_factor: Positive = 1.0  # told length = factor * true length * noise
     hidden_share: Fraction = 0.0  # share of requests of a kind that runs longer than told, at every expert
-    hidden_factor: Annotated[float, Field(ge=1)] = 2.0  # by how much
+    hidden_factor: AtLeastOne = 2.0  # by how much
     length_buckets: tuple[Annotated[int, Field(gt=0)], ...] = ()  # told lengths are rounded to these (ascending), () = exact
 
 
@@ -125,10 +129,41 @@ class Faults:
 
     engine_factor: Positive = 1.0  # true iteration time over the profile's, every expert
     engine_expert_log_sd: NonNegative = 0.0  # the same, drawn per expert and episode: log-normal
-    engine_coefficient_factor: Annotated[float, Field(ge=1)] = (
-        1.0  # each coefficient multiplied or divided by it, drawn per episode
-    )
+    engine_coefficient_factor: AtLeastOne = 1.0  # each coefficient multiplied or divided by it, drawn per episode
     telemetry_delay_s: NonNegative = 0.0  # the router sees the engines as they were so long ago (and knows what it sent since)
+    kv_factor: Share = 1.0  # share of its KV blocks that an engine has, as the router knows; one longest request fits always
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Variation:
+    """What each episode draws anew (``rllib_envs.workload.variation``), so that one router meets many worlds.
+
+    A range (low, high) is drawn from log-uniformly where it is of a factor or a ratio, else uniformly. What is not drawn stays as
+    the scenario has it.
+    """
+
+    fault_share: Fraction = 0.5  # probability that an episode has faults: one at least of the kinds from engine_factor on
+    each: Fraction = 0.2  # probability of each kind in such an episode, independently
+    burst_share: Fraction = 0.25  # probability that arrivals are mmpp, faults or not
+    burst_ratio: tuple[AtLeastOne, AtLeastOne] = (2.0, 6.0)
+    engine_factor: tuple[Positive, Positive] = (0.7, 1.35)
+    engine_expert_log_sd: tuple[NonNegative, NonNegative] = (0.0, 0.3)
+    engine_coefficient_factor: tuple[AtLeastOne, AtLeastOne] = (1.0, 1.5)
+    kv_factor: tuple[Share, Share] = (0.35, 1.0)
+    telemetry_delay_s: tuple[NonNegative, NonNegative] = (0.0, 0.6)
+    length_factor: tuple[Positive, Positive] = (0.55, 1.7)
+    length_log_sd: tuple[NonNegative, NonNegative] = (0.1, 0.5)
+    hidden_share: tuple[Fraction, Fraction] = (0.0, 0.4)  # one kind with hidden_factor
+    hidden_factor: tuple[AtLeastOne, AtLeastOne] = (1.5, 3.0)
+    score_sd: tuple[NonNegative, NonNegative] = (0.05, 0.2)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        for field in fields(self):
+            limits = getattr(self, field.name)
+            if isinstance(limits, tuple) and limits[0] > limits[1]:
+                raise ValueError(f"{field.name} = {limits}: the first must not exceed the second")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -172,6 +207,7 @@ class Observation:
     whatif: bool = False  # key "whatif": the predicted effect of each action
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
+    calibrate: bool = False  # correct told lengths and engine figures by what the episode has shown so far (sim/calibration.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -185,6 +221,7 @@ class Scenario:
     workload: Workload = Field(default_factory=Workload)
     predictions: Predictions = Field(default_factory=Predictions)
     faults: Faults = Field(default_factory=Faults)
+    variation: Variation | None = None  # None: every episode in the world described above
     reward: Reward = Field(default_factory=Reward)
     observation: Observation = Field(default_factory=Observation)
 
@@ -194,6 +231,16 @@ class Scenario:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"experts: name {twice[0]!r} is used more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _bursts_possible(self) -> Self:
+        kind = self.workload.arrivals.kind
+        if self.variation is not None and self.variation.burst_share > 0 and kind not in _WITHOUT_PROMPTS:
+            raise ValueError(
+                f"variation.burst_share = {self.variation.burst_share} with arrivals.kind = {kind!r}: a trace has bursts of its "
+                f"own, so it must be 0 (or the kind one of {', '.join(_WITHOUT_PROMPTS)})"
+            )
         return self
 
     @property

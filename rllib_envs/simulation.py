@@ -7,16 +7,19 @@ The Gymnasium environments, the heuristic routers and the evaluation all drive t
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.capacity import capacity_rps
-from rllib_envs.observation import GAP_GAINS, View, allocate_view, borrow_view, observe, write_engine_features
+from rllib_envs.errors import InputError
+from rllib_envs.observation import GAP_GAINS, View, allocate_view, borrow_view, describe_engines, observe
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
+from rllib_envs.sim.calibration import Calibration, allocate_calibration, borrow_calibration, forget, learn
 from rllib_envs.sim.cluster import (
     STEP,
     Workload,
@@ -42,10 +45,12 @@ class World(NamedTuple):
 
     state: State
     late: State  # what telemetry shows, where it is late; else the state itself
-    believed: NDArray[np.void]  # (B, N) ENGINE, as the router was told
+    believed: NDArray[np.void]  # (B, N) ENGINE, as the router was told, corrected by the calibration where that is asked for
+    calibration: Calibration
     workload: Workload
     cursor: NDArray[np.int32]  # (B,) number of the request to route
     late_cursor: NDArray[np.int32]  # (B,) the same for ``late``
+    delay_s: NDArray[np.float64]  # (B,) age of telemetry
     now_s: NDArray[np.float64]  # (B,)
     gaps: NDArray[np.float64]  # (B, 2) moving averages of the gaps between arrivals
     scratch: Scratch
@@ -57,10 +62,10 @@ class Rules(NamedTuple):
     """The scenario's figures that the compiled step needs."""
 
     slo_s: float
-    delay_s: float
     tau: float
     predict: bool  # write the what-if results
     track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
+    calibrate: bool  # learn from telemetry how far the figures are off
 
 
 @kernel
@@ -70,9 +75,11 @@ def borrow_world(world):
         borrow_state(world.state),
         borrow_state(world.late),
         borrow(world.believed),
+        borrow_calibration(world.calibration),
         borrow_workload(world.workload),
         borrow(world.cursor),
         borrow(world.late_cursor),
+        borrow(world.delay_s),
         borrow(world.now_s),
         borrow(world.gaps),
         borrow_scratch(world.scratch),
@@ -87,10 +94,14 @@ def look(world, rules, b):
     state, workload, scratch, view = world.state, world.workload, world.scratch, world.seen
     now_s = world.now_s[b]
     source, view_s, first_pending = state, now_s, world.cursor[b]
-    if rules.delay_s > 0.0:
-        view_s = max(now_s - rules.delay_s, 0.0)
+    if world.delay_s[b] > 0.0:
+        view_s = max(now_s - world.delay_s[b], 0.0)
         follow(state, world.late, world.cursor, world.late_cursor, b, rules.slo_s, view_s)
         source, first_pending = world.late, world.late_cursor[b]
+    if rules.calibrate:
+        learn(world.calibration, world.believed, source, state, b, first_pending, view_s)
+    if rules.calibrate or world.cursor[b] == 0:
+        describe_engines(world.believed, world.calibration.records, b, rules.slo_s, view)
     observe(
         source,
         state,
@@ -197,15 +208,21 @@ class Simulation:
         now_s: (B,) time of the present decision; after the last one, of the end of the drain.
     """
 
-    def __init__(self, scenario: Scenario, batch: int, *, show: bool = True) -> None:
+    def __init__(self, scenario: Scenario, batch: int, *, show: bool = True, worlds: Sequence[Scenario] = ()) -> None:
         """Set up empty clusters; ``show=False`` skips the observations (for routers that need none).
 
+        ``worlds`` has a scenario for each cluster, where their episodes are drawn differently: from other arrivals, loads,
+        predictions, faults or variations. In all else they are as ``scenario``.
+
         Raises:
-            ValueError: batch < 1.
+            ValueError: batch < 1, or not one world for each cluster.
+            InputError: worlds that differ in more.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be >= 1")
         self.scenario = scenario
+        self.worlds = tuple(worlds) or (scenario,) * batch
+        _check_worlds(scenario, self.worlds, batch)
         self.batch = batch
         self.capacity_rps = capacity_rps(scenario)
         spec, n, m = scenario.observation, scenario.n_experts, scenario.workload.requests
@@ -214,19 +231,20 @@ class Simulation:
         self.workload = allocate_workload(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
-        self.view = allocate_view(batch, n, spec)
-        write_engine_features(self.view, believed, scenario.slo_s_per_token)
+        self.view = allocate_view(batch, scenario.experts, spec)
         self.marginal = np.zeros((batch, n + 1))
         self.steps = np.zeros(batch, STEP)
         self._impact = np.zeros(batch)
         self._show = show
         self.world = World(
             state=self.state,
-            late=allocate(self.state.engines, m) if scenario.faults.telemetry_delay_s > 0 else self.state,
+            late=self.state,
             believed=believed,
+            calibration=allocate_calibration(batch, n),
             workload=self.workload,
             cursor=self.cursor,
             late_cursor=np.zeros(batch, np.int32),
+            delay_s=np.zeros(batch),
             now_s=self.now_s,
             gaps=np.zeros((batch, len(GAP_GAINS))),
             scratch=scratch_for(self.state),
@@ -235,31 +253,40 @@ class Simulation:
         )
         self.rules = Rules(
             slo_s=scenario.slo_s_per_token,
-            delay_s=scenario.faults.telemetry_delay_s,
             tau=spec.whatif_tau,
             predict=spec.whatif,
             track_future=2 if spec.counterfactual else int(scenario.reward.marginal_qos != 0),
+            calibrate=spec.calibrate,
         )
 
     def start(self, cluster: int, seed: int | np.random.SeedSequence) -> None:
         """Begin the episode that ``seed`` fixes in one cluster, and show its first arrival."""
-        episode = draw_episode(self.scenario, self.capacity_rps, seed)
+        episode = draw_episode(self.worlds[cluster], self.capacity_rps, seed)
         count = episode.arrival_s.size
         w = self.workload
         w.total[cluster] = count
         for name in ("arrival_s", "prompt", "score", "output", "told_score", "told_tokens"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
+        forget(self.world.calibration, cluster, episode.believed)
+        self.world.believed[cluster] = self.world.calibration.told[cluster]
         clear(self.state, cluster)
-        if self.world.late is not self.state:
-            clear(self.world.late, cluster)
-        self.world.late_cursor[cluster] = 0
+        self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
         self.world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True
         _look_all(only, self.world, self.rules)
+
+    def _start_telemetry(self, cluster: int, delay_s: float) -> None:
+        """Telemetry of a new episode in one cluster; the first one that is late makes room for what it shows."""
+        if delay_s > 0 and self.world.late is self.state:
+            self.world = self.world._replace(late=allocate(self.state.engines, self.scenario.workload.requests))
+        if self.world.late is not self.state:
+            clear(self.world.late, cluster)
+        self.world.late_cursor[cluster] = 0
+        self.world.delay_s[cluster] = delay_s
 
     def start_all(self, seeds: list[int] | list[np.random.SeedSequence]) -> None:
         """``start`` in every cluster."""
@@ -320,3 +347,15 @@ class Simulation:
             qos=np.where(finished & in_time, score, 0.0),
             late=finished & ~in_time,
         )
+
+
+def _check_worlds(scenario: Scenario, worlds: Sequence[Scenario], batch: int) -> None:
+    if len(worlds) != batch:
+        raise ValueError(f"worlds has {len(worlds)} entries: must have one for each of the {batch} clusters")
+    for i, world in enumerate(worlds):
+        same = {name: getattr(scenario, name) for name in ("name", "workload", "predictions", "faults", "variation")}
+        if replace(world, **same) != scenario or world.workload.requests != scenario.workload.requests:
+            raise InputError(
+                f"worlds[{i}] ({world.name}): only arrivals, load, catalogue, predictions, faults and variation may differ from "
+                f"those of {scenario.name}"
+            )

@@ -26,7 +26,7 @@ class History:
         self.title = f"{scenario.name}: SLO {scenario.slo_s_per_token * 1e3:g} ms per token"
         self.last_arrival_s = 0.0
         self.times_s: list[float] = []
-        self.experts: list[NDArray[np.float32]] = []  # (N, 20) each
+        self.experts: list[NDArray[np.float32]] = []  # (N, 23) each
         self.late: list[NDArray[np.int64]] = []  # (N,) each, requests that finished late so far
         self.turned_away: list[int] = []  # dropped or rejected so far
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from rllib_envs.baselines import (
     Router,
+    calibrated_impact_greedy,
     impact_greedy,
     impact_greedy_true,
     join_shortest_queue,
@@ -23,7 +24,7 @@ from rllib_envs.baselines import (
     round_robin,
 )
 from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES
-from rllib_envs.scenario import Observation, Predictions, Scenario
+from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
 from rllib_envs.sim.whatif import WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.worlds import random_world, seeds, simulation_of, small
@@ -42,6 +43,7 @@ ROUTERS: dict[str, Router] = {
     "quality greedy, capped": partial(quality_greedy, cap=2),
     "impact greedy": impact_greedy,
     "impact greedy, priced": partial(impact_greedy, price=1.0),
+    "impact greedy, calibrated": calibrated_impact_greedy,
     "impact greedy, true": impact_greedy_true,
 }
 every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=list(ROUTERS))
@@ -279,3 +281,20 @@ def test_looking_ahead_beats_the_shortest_queue(loaded: Scenario) -> None:
 
 def test_true_predictions_are_worth_something(loaded: Scenario) -> None:
     assert paired_z(mean_qos(loaded, impact_greedy_true), mean_qos(loaded, impact_greedy)) > 4
+
+
+def test_calibration_mends_what_wrong_figures_spoil(loaded: Scenario) -> None:
+    wrong = replace(loaded, faults=Faults(engine_factor=1.4))
+    calibrated = replace(wrong, observation=replace(LOOKAHEAD, calibrate=True))
+    assert paired_z(mean_qos(calibrated, calibrated_impact_greedy), mean_qos(wrong, impact_greedy)) > 4
+
+
+@pytest.mark.parametrize("parameters", [{}, {"price": 0.7, "shrink": 0.4}])
+def test_calibrated_impact_greedy_differs_by_what_it_is_shown_alone(scenario: Scenario, parameters: dict[str, float]) -> None:
+    simulation = Simulation(scenario, 4)
+    simulation.start_all([1, 2, 3, 4])
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        actions = impact_greedy(simulation, rng, **parameters)
+        np.testing.assert_array_equal(calibrated_impact_greedy(simulation, rng, **parameters), actions)
+        simulation.step(actions)

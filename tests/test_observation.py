@@ -33,6 +33,7 @@ from tests.worlds import (
 )
 
 SLOTS = Observation(running_slots=3, waiting_slots=2, whatif=True)
+CALIBRATED = replace(SLOTS, calibrate=True)
 ELAPSED = ("mean_budget_used", "max_budget_used", "score_at_risk", "budget_used", "latency_so_far")
 
 
@@ -193,15 +194,16 @@ def with_other_truth(
     return replace(episode, output=output, score=score)
 
 
+@pytest.mark.parametrize("observation", [SLOTS, CALIBRATED], ids=["plain", "calibrated"])
 @pytest.mark.parametrize("delay_s", [0.0, 0.07])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seed=seeds)
-def test_nothing_true_leaks_into_the_view(delay_s: float, seed: int) -> None:
+def test_nothing_true_leaks_into_the_view(delay_s: float, observation: Observation, seed: int) -> None:
     rng = np.random.default_rng(seed)
     # Late telemetry: whether a queue was full meanwhile is known, and depends on the truth; so nobody is turned away.
     scenario, episode, actions = random_world(
         rng,
-        observation=SLOTS,
+        observation=observation,
         faults=Faults(telemetry_delay_s=delay_s),
         max_waiting=REQUESTS if delay_s else None,
     )
@@ -227,12 +229,13 @@ def assert_same(one: View, other: View) -> None:
 @given(seed=seeds)
 def test_experts_in_another_order_are_seen_in_that_order(delay_s: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    observation = replace(SLOTS, counterfactual=True)
+    observation = replace(CALIBRATED, counterfactual=True)
     scenario, episode, actions = random_world(rng, observation=observation, faults=Faults(telemetry_delay_s=delay_s))
     n = scenario.n_experts
     order = rng.permutation(n)
     tables = {name: getattr(episode, name)[:, order] for name in ("score", "output", "told_score", "told_tokens")}
-    turned = replace(episode, **tables, engines=tuple(episode.engines[i] for i in order))
+    engines = {name: tuple(getattr(episode, name)[i] for i in order) for name in ("engines", "believed")}
+    turned = replace(episode, **tables, **engines)
     place = np.append(np.argsort(order), n)  # where each expert went; drop stays
     count = int(rng.integers(0, REQUESTS + 1))
     simulation = simulation_of(scenario, episode)
@@ -299,8 +302,8 @@ def test_telemetry_that_is_hardly_late_shows_the_present(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scenario, episode, actions = random_world(rng, observation=SLOTS)
     count = int(rng.integers(0, REQUESTS))
-    late = replace(scenario, faults=Faults(telemetry_delay_s=1e-9))
-    one, other = simulation_of(scenario, episode), simulation_of(late, episode)
+    late = replace(episode, telemetry_delay_s=1e-9)
+    one, other = simulation_of(scenario, episode), simulation_of(scenario, late)
     play(one, actions[:count])
     play(other, actions[:count])
     for name, a, b in zip(View._fields, one.view, other.view, strict=True):
@@ -318,9 +321,8 @@ def test_late_telemetry_shows_what_there_was_then(seed: int) -> None:
     then_s, later_s = episode.arrival_s.copy(), episode.arrival_s.copy()
     then_s[count:] += 1e-5  # not at the very instant of another arrival: rounding would decide
     later_s[count:] += 1e-5 + delay_s  # nobody comes in the time that is not seen
-    late = replace(scenario, faults=Faults(telemetry_delay_s=delay_s))
     then = simulation_of(scenario, replace(episode, arrival_s=then_s))
-    later = simulation_of(late, replace(episode, arrival_s=later_s))
+    later = simulation_of(scenario, replace(episode, arrival_s=later_s, telemetry_delay_s=delay_s))
     play(later, actions[:count])
     play(then, actions[:count])
     for name in ("running_mask", "waiting_mask", "action_mask", "arrived"):
@@ -347,11 +349,10 @@ def test_what_was_sent_since_is_shown_at_the_end_of_the_queue(seed: int) -> None
     at_s = episode.arrival_s.copy()
     at_s[count:] = at_s[count - 1] + 0.01  # the last request was sent a moment ago
     prompt = np.minimum(episode.prompt, min(expert.engine.max_model_len for expert in scenario.experts) - 1).astype(np.int32)
-    episode = replace(episode, arrival_s=at_s, prompt=prompt)
+    episode = replace(episode, arrival_s=at_s, prompt=prompt, telemetry_delay_s=delay_s)
     e = int(rng.integers(scenario.n_experts))
     actions[count - 1] = e
-    late = replace(scenario, faults=Faults(telemetry_delay_s=delay_s))
-    sent, dropped = simulation_of(late, episode), simulation_of(late, episode)
+    sent, dropped = simulation_of(scenario, episode), simulation_of(scenario, episode)
     play(sent, actions[:count])
     play(dropped, np.append(actions[: count - 1], scenario.n_experts))
     others = np.arange(scenario.n_experts) != e

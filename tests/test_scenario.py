@@ -23,6 +23,7 @@ from rllib_envs.scenario import (
     Reward,
     Scenario,
     TraceFile,
+    Variation,
     Workload,
     load_scenario,
     parse_scenario,
@@ -72,9 +73,9 @@ SCENARIOS = st.builds(
     capacity_rps=st.none() | positive,
     workload=WORKLOADS,
     predictions=st.builds(Predictions, score_sd=positive, hidden_share=fraction, length_buckets=st.tuples(st.integers(1, 99))),
-    faults=st.builds(Faults, engine_factor=positive, telemetry_delay_s=st.floats(0, 10)),
+    faults=st.builds(Faults, engine_factor=positive, telemetry_delay_s=st.floats(0, 10), kv_factor=st.floats(0.01, 1)),
     reward=st.builds(Reward, realised_qos=st.floats(-5, 5), drop=positive),
-    observation=st.builds(Observation, running_slots=st.integers(1, 99), whatif=st.booleans(), counterfactual=st.booleans()),
+    observation=st.builds(Observation, running_slots=st.integers(1, 99), whatif=st.booleans(), calibrate=st.booleans()),
 )
 
 
@@ -205,6 +206,12 @@ def test_a_bad_load_is_refused(value: Any, data: dict[str, Any]) -> None:
         ("workload.catalogue.kind", "file", r"workload.catalogue: .*kind = 'file' and path = None"),
         ("workload.catalogue.path", "x", r"workload.catalogue: .*kind = 'synthetic' and path = 'x'"),
         ("workload.mixed_range", [1.2, 0.2], r"workload: .*mixed_range = \(1.2, 0.2\): the first must not exceed the second"),
+        ("variation", {"kv_factor": [1.0, 0.5]}, r"variation: .*kv_factor = \(1.0, 0.5\): the first must not exceed the second"),
+        ("variation", {"kv_factor": [0.5, 1.5]}, r"variation.kv_factor.1: .*got 1.5"),
+        ("variation", {"hidden_factor": [0.5, 2]}, r"variation.hidden_factor.0: .*got 0.5"),
+        ("variation", {"fault_share": 1.5}, r"variation.fault_share: .*got 1.5"),
+        ("faults.kv_factor", 0, r"faults.kv_factor: .*greater than 0 \(got 0\)"),
+        ("faults.kv_factor", 1.1, r"faults.kv_factor: .*less than or equal to 1 \(got 1.1\)"),
         ("predictions.length_buckets", [16, -1], r"predictions.length_buckets.1: .*got -1"),
         ("experts.1.engine.c0_ms", -1.0, r"experts.1.engine: .*c0_ms = -1.0: must be > 0"),
         ("experts.1.engine.kv_tokens", 512, r"experts.1.engine: .*kv_tokens = 512: must hold the largest request"),
@@ -219,6 +226,15 @@ def test_what_does_not_go_together_is_refused(path: str, value: Any, message: st
     put(data, path, value)
     with pytest.raises(InputError, match=rf"^here.yaml: {message}"):
         parse_scenario(data, "here.yaml")
+
+
+def test_a_trace_cannot_be_made_bursty(data: dict[str, Any]) -> None:
+    data |= {"variation": {"burst_share": 0.2}}
+    data["workload"]["arrivals"]["kind"] = "azure-code"
+    with pytest.raises(InputError, match=r"^here.yaml: scenario: .*burst_share = 0.2 with arrivals.kind = 'azure-code'"):
+        parse_scenario(data, "here.yaml")
+    data["variation"]["burst_share"] = 0
+    assert parse_scenario(data, "here.yaml").variation == Variation(burst_share=0)
 
 
 @pytest.mark.parametrize("path", ["experts", "slo_s_per_token", "name", "experts.2.engine", "experts.0.engine.c0_ms"])
@@ -276,18 +292,20 @@ def test_what_is_neither_preset_nor_file_is_refused_with_what_there_is(name: str
     assert all(preset in str(refused.value) for preset in preset_names())
 
 
-def changed(value: Any) -> Any:
-    """Another value of the same kind, valid next to it."""
+def changed(value: Any, share: bool) -> Any:
+    """Another value of the same kind, valid next to it; ``share``: 1 is the most."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
         return value + 1
+    if value == 1:
+        return 1 - 1e-3 if share else 1 + 1e-3
     return value * 1.01 + 1e-3
 
 
 CHANGES: list[Callable[[Scenario], Scenario]] = [
     lambda s, part=part, field=field.name: replace(  # type: ignore[misc]
-        s, **{part: replace(getattr(s, part), **{field: changed(getattr(getattr(s, part), field))})}
+        s, **{part: replace(getattr(s, part), **{field: changed(getattr(getattr(s, part), field), field == "kv_factor")})}
     )
     for part in ("reward", "observation", "faults", "predictions")
     for field in fields({"reward": Reward, "observation": Observation, "faults": Faults, "predictions": Predictions}[part])
@@ -299,6 +317,7 @@ def test_the_fingerprint_tells_any_change() -> None:
     scenario = load_scenario("edge6")
     others = [change(scenario) for change in CHANGES]
     others.append(with_workload(scenario, requests=1999))
+    others += [replace(scenario, variation=variation) for variation in (Variation(), Variation(kv_factor=(0.4, 1)))]
     first, *rest = scenario.experts
     others.append(replace(scenario, experts=(replace(first, engine=replace(first.engine, max_waiting=255)), *rest)))
     others.append(replace(scenario, experts=tuple(reversed(scenario.experts))))

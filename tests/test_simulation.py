@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Faults, Observation, Predictions, Reward, Scenario
 from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
@@ -89,7 +90,7 @@ def test_starting_one_cluster_leaves_the_others_alone_and_forgets_its_past(seed:
     rng = np.random.default_rng(seed)
     scenario, episode, actions = random_world(rng, observation=LOOKAHEAD, faults=Faults(telemetry_delay_s=0.03))
     _, other, _ = random_world(np.random.default_rng(seed), observation=LOOKAHEAD)
-    other = replace(other, prompt=np.roll(other.prompt, 1))
+    other = replace(other, prompt=np.roll(other.prompt, 1), telemetry_delay_s=0.03)
     simulation = simulation_of(scenario, episode, episode)
     count = int(rng.integers(0, REQUESTS + 1))
     play(simulation, actions[:count])
@@ -188,6 +189,36 @@ def test_a_clusters_engines_are_those_of_its_episode() -> None:
     assert (times[0] != times[1]).all()
     told = [expert.engine.c0_ms * expert.engine.overhead * 1e-3 for expert in scenario.experts]
     np.testing.assert_allclose(simulation.world.believed["c0_s"], np.tile(told, (2, 1)), rtol=1e-12)
+
+
+def test_with_less_memory_requests_are_preempted_and_the_router_knows_why() -> None:
+    """The same requests sent to the same experts: only memory differs."""
+    plain = replace(small("edge6", 300), workload=replace(small("edge6", 300).workload, load=20.0))
+    whole, less = (played(replace(plain, faults=Faults(kv_factor=share)), seeds=[4]) for share in (1.0, 0.35))
+    assert less.records(0).preemptions.sum() > 2 * whole.records(0).preemptions.sum()
+    column = EXPERT_FEATURES.index("kv_capacity")
+    blocks = less.state.engines["blocks"]
+    np.testing.assert_array_equal(less.world.believed["blocks"], blocks)
+    np.testing.assert_allclose(less.view.experts[..., column], np.log2(blocks * 16 / 16_384) / 4, rtol=1e-6)
+    assert (blocks < whole.state.engines["blocks"]).all()
+
+
+def test_telemetry_is_as_late_as_the_episode_says() -> None:
+    """One cluster after the other becomes late, in the same simulation, and one is in time again."""
+    scenario, episode, actions = random_world(np.random.default_rng(3), observation=LOOKAHEAD)
+    episodes = [replace(episode, telemetry_delay_s=delay_s) for delay_s in (0.0, 0.04, 0.5)]
+    together = simulation_of(scenario, *[episodes[0]] * 3)
+    play(together, actions[:10])
+    for order in ((0, 1, 2), (2, 0, 1)):
+        for cluster, which in enumerate(order):
+            begin(together, cluster, episodes[which])
+        play(together, actions[:30])
+        for cluster, which in enumerate(order):
+            alone = simulation_of(scenario, episodes[which])
+            play(alone, actions[:30])
+            for name, shown in together.view._asdict().items():
+                np.testing.assert_array_equal(shown[cluster], getattr(alone.view, name)[0], err_msg=name)
+    assert (together.view.experts[0] != together.view.experts[1]).any()
 
 
 def test_no_clusters_are_refused() -> None:

@@ -113,7 +113,9 @@ def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = RE
         output=output.astype(np.int32),
         told_score=random_scores((count, n), rng),
         told_tokens=np.clip(output * np.exp(0.5 * rng.standard_normal((count, n))), 1, 1e5).astype(np.float32),
-        engines=tuple(expert.engine for expert in scenario.experts),
+        engines=(engines := tuple(expert.engine for expert in scenario.experts)),
+        believed=engines,
+        telemetry_delay_s=scenario.faults.telemetry_delay_s,
     )
 
 

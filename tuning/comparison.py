@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from tuning.matrix import CellResult
 from tuning.metrics import METRICS
 from tuning.routers import RouterSpec
-from tuning.statistics import Interval, mean_interval, paired_difference
-from tuning.tables import ABSENT, markdown_table, metric_title, show_interval
+from tuning.statistics import Interval, mean_interval, paired_difference, relative_difference
+from tuning.tables import ABSENT, markdown_table, metric_title, show_interval, show_percent
 from tuning.workloads import Workload
 
 _COLUMNS = (
@@ -25,6 +25,8 @@ _COLUMNS = (
     "ttft_p50_s",
     "qos_per_gpu_s",
 )
+PLAIN = "the best here of the heuristics that predict no impact"
+NO_INTERVAL = Interval(mean=math.nan, half_width=math.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,12 @@ class Row:
     result: CellResult
     metrics: dict[str, Interval]  # over seeds
     difference: Interval  # of its QoS to the baseline's, paired by seed
+    over_plain: Interval  # relative difference of its QoS to that of the plain heuristic, paired by seed; NaN without one
+
+    @property
+    def qos(self) -> list[float]:
+        """QoS of each seed."""
+        return self.result.metrics["qos"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +52,12 @@ class Comparison:
     workload: Workload
     baseline: str  # name of the router that differences are to
     chosen: bool  # whether it was taken because it came out best, rather than asked for
+    plain: str | None  # name of the best heuristic that predicts no impact; None where none ran
     rows: list[Row]
+
+    def row(self, name: str) -> Row:
+        """The row of the router with this name."""
+        return next(row for row in self.rows if row.router.name == name)
 
 
 def compare(workload: Workload, routers: Sequence[RouterSpec], results: Sequence[CellResult], baseline: str | None) -> Comparison:
@@ -59,18 +72,21 @@ def compare(workload: Workload, routers: Sequence[RouterSpec], results: Sequence
     """
     qos = {router.name: result.metrics["qos"] for router, result in zip(routers, results, strict=True)}
     candidates = [router.name for router in routers if router.is_baseline] or list(qos)
-    chosen = max(candidates, key=lambda name: float(np.mean(qos[name]))) if baseline is None else baseline
+    chosen = _best(candidates, qos) if baseline is None else baseline
+    plain_ones = [router.name for router in routers if router.is_plain]
+    plain = _best(plain_ones, qos) if plain_ones else None
     rows = [
         Row(
             router=router,
             result=result,
             metrics={name: mean_interval(values) for name, values in result.metrics.items()},
             difference=paired_difference(qos[router.name], qos[chosen]),
+            over_plain=NO_INTERVAL if plain is None else relative_difference(qos[router.name], qos[plain]),
         )
         for router, result in zip(routers, results, strict=True)
     ]
     rows.sort(key=lambda row: -row.metrics["qos"].mean)
-    return Comparison(workload=workload, baseline=chosen, chosen=baseline is None, rows=rows)
+    return Comparison(workload=workload, baseline=chosen, chosen=baseline is None, plain=plain, rows=rows)
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -79,15 +95,11 @@ def to_markdown(comparison: Comparison) -> str:
     rate = "" if workload.rate_rps is None else f" ({workload.rate_rps:.2f} requests/s)"
     seeds = len(comparison.rows[0].result.seeds)
     how = "the heuristic with the best mean QoS here" if comparison.chosen else "as asked for"
-    header = ["router", "QoS", "difference", *map(metric_title, _COLUMNS)]
+    header = ["router", "QoS", "difference", "over plain, %", *map(metric_title, _COLUMNS)]
     cells = [_cells(row, comparison.baseline) for row in comparison.rows]
-    return "\n\n".join(
-        [
-            f"## {workload.name}{rate}",
-            f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to `{comparison.baseline}`, {how}, by seed.",
-            markdown_table(header, cells),
-        ]
-    )
+    means = f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to `{comparison.baseline}`, {how}, by seed."
+    plain = "" if comparison.plain is None else f" Over plain: QoS relative to `{comparison.plain}`, {PLAIN}."
+    return "\n\n".join([f"## {workload.name}{rate}", means + plain, markdown_table(header, cells)])
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -98,12 +110,14 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "workload": workload.name,
         "arrivals": workload.arrivals,
         "load": workload.load,
+        "fault": workload.fault,
         "rate_rps": workload.rate_rps,
         "capacity_rps": workload.scenario.capacity_rps,
         "requests": workload.scenario.workload.requests,
         "fingerprint": workload.scenario.fingerprint(),
         "baseline": comparison.baseline,
         "baseline_chosen": comparison.chosen,
+        "plain": comparison.plain,
         "routers": [_row_json(row, experts) for row in comparison.rows],
     }
 
@@ -114,18 +128,24 @@ def _row_json(row: Row, experts: list[str]) -> dict[str, Any]:
         "router": row.router.name,
         "ran_as": row.router.text,
         "parameters": dict(row.router.parameters),
-        "difference": _interval_json(row.difference),
-        "metrics": {name: _interval_json(row.metrics[name]) | {"values": row.result.metrics[name]} for name in METRICS},
+        "difference": interval_json(row.difference),
+        "over_plain": interval_json(row.over_plain),
+        "metrics": {name: interval_json(row.metrics[name]) | {"values": row.result.metrics[name]} for name in METRICS},
         "routing_share": dict(zip([*experts, "drop"], shares, strict=True)),
         "latency_per_token_quantiles_s": row.result.latency_quantiles_s,
     }
 
 
-def _interval_json(interval: Interval) -> dict[str, float]:
+def interval_json(interval: Interval) -> dict[str, float]:
+    """Mean and half width."""
     return {"mean": interval.mean, "half_width": interval.half_width}
 
 
 def _cells(row: Row, baseline: str) -> list[str]:
     difference = ABSENT if row.router.name == baseline else show_interval("qos", row.difference, signed=True)
     others = [show_interval(name, Interval(mean=row.metrics[name].mean, half_width=math.nan)) for name in _COLUMNS]
-    return [row.router.text, show_interval("qos", row.metrics["qos"]), difference, *others]
+    return [row.router.text, show_interval("qos", row.metrics["qos"]), difference, show_percent(row.over_plain), *others]
+
+
+def _best(names: Sequence[str], qos: Mapping[str, Sequence[float]]) -> str:
+    return max(names, key=lambda name: float(np.mean(qos[name])))

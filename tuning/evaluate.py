@@ -6,25 +6,23 @@ edgeroute evaluate --scenario edge6 --load light moderate heavy --routers best c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, load_scenario, with_workload
-from tuning.comparison import Comparison, compare, to_json, to_markdown
-from tuning.figures import draw_latency, draw_qos_against_load
-from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, code_digest, run_cells
+from tuning.comparison import compare
+from tuning.faults import NO_FAULT, describe_fault
+from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
+from tuning.report import write_report
 from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
-from tuning.storage import write_json, write_text
 from tuning.tuned import Tuned, read_tuned, shipped_tuned
-from tuning.workloads import TraceOptions, Workload, make_workloads
+from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
-FORMAT = 1
 _SMOKE = {"seeds": 2, "requests": 50}
 
 
@@ -39,11 +37,20 @@ class Options:
     arrivals: tuple[str, ...] = ()
     """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation). Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    faults: tuple[str, ...] = ()
+    """Ways in which the world differs from what routers are told, each crossed with every load and arrival process: none,
+    engine-fast, engine-slow, engine-mixed, engine-coefficients, lengths-short, lengths-long, lengths-hidden, score-noise,
+    late-telemetry, kv-tight, or all of them but none. Default: the scenario's own."""
+    catalogue: Path | None = None
+    """File of real prompts with scores and answer lengths by model, instead of the scenario's catalogue (docs/data.md). Experts
+    are matched by their models: each must be in the file, run on all its prompts."""
+    split: Literal["test", "train", "all"] = "test"
+    """Prompts of such a file to ask: those that nothing is trained or tuned on (test), the others, or all."""
     routers: tuple[str, ...] = ("all",)
     """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), checkpoint:PATH. A heuristic
     given by its bare name has its tuned parameters, where there are any."""
     baseline: str | None = None
-    """Router that differences are taken to. Default: on each workload the heuristic with the best mean QoS."""
+    """Router that differences are taken to. Default: the heuristic with the best mean QoS, on each workload and over all."""
     seeds: int = 20
     """Episodes for each router and workload."""
     first_seed: int = EVALUATION_SEEDS.start
@@ -69,16 +76,16 @@ def run(options: Options) -> None:
     if options.smoke:
         options = replace(options, **_SMOKE)
     seeds = _seeds(options)
-    scenario, notes = _held_out(load_scenario(options.scenario))
-    workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
+    scenario, notes = _with_prompts(load_scenario(options.scenario), options)
+    workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests, options.faults)
     routers, baseline = _routers(options)
     tuned = shipped_tuned(scenario) if options.tuned is None else read_tuned(options.tuned, scenario)
-    notes += _notes_on_tuned(tuned, workloads)
+    notes += [*_notes_on_faults(workloads), *_notes_on_tuned(tuned, workloads)]
     matrix = {w.name: [with_tuned(router, tuned.at(w) if tuned else {}) for router in routers] for w in workloads}
     cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
     results = iter(run_cells(cells, options.out / "cells", options.jobs, "evaluate"))
     comparisons = [compare(w, matrix[w.name], [next(results) for _ in routers], baseline) for w in workloads]
-    _write(options.out, scenario, seeds, notes, comparisons)
+    write_report(options.out, scenario, seeds, notes, comparisons, baseline)
 
 
 def _seeds(options: Options) -> tuple[int, ...]:
@@ -93,12 +100,15 @@ def _seeds(options: Options) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _held_out(scenario: Scenario) -> tuple[Scenario, list[str]]:
-    """The scenario with the prompts that nothing is trained or tuned on."""
+def _with_prompts(scenario: Scenario, options: Options) -> tuple[Scenario, list[str]]:
+    """The scenario with the prompts asked for, and what to say about them."""
+    if options.catalogue is not None:
+        scenario = with_prompts(scenario, options.catalogue)
     catalogue = scenario.workload.catalogue
-    if catalogue.kind != "file" or catalogue.split != "train":
+    if catalogue.kind != "file":
         return scenario, []
-    return with_workload(scenario, catalogue=replace(catalogue, split="test")), [f"Prompts: the test split of {catalogue.path}."]
+    chosen = with_workload(scenario, catalogue=replace(catalogue, split=options.split))
+    return chosen, [f"Prompts: {catalogue.path}, split {options.split}."]
 
 
 def _routers(options: Options) -> tuple[list[RouterSpec], str | None]:
@@ -111,48 +121,18 @@ def _routers(options: Options) -> tuple[list[RouterSpec], str | None]:
     return (routers, same[0].name) if same else ([*routers, asked], asked.name)
 
 
+def _notes_on_faults(workloads: Sequence[Workload]) -> list[str]:
+    names = [name for name in dict.fromkeys(w.fault for w in workloads) if name != NO_FAULT]
+    if not names:
+        return []
+    return [f"Faults, on the same requests at the same rates: {', '.join(map(describe_fault, names))}."]
+
+
 def _notes_on_tuned(tuned: Tuned | None, workloads: Sequence[Workload]) -> list[str]:
     if tuned is None:
         return ["Heuristics have their default parameters: none were tuned for this scenario (edgeroute tune-heuristics)."]
     notes = [f"Heuristics by their bare names have the parameters that are shown with them, from {tuned.source}."]
-    others = [(w.name, tuned.nearest(w)) for w in workloads if tuned.nearest(w) != w.name]
+    if any(w.fault != NO_FAULT for w in workloads):
+        notes.append("With a fault they are those of the same workload without.")
+    others = dict.fromkeys((w.clean_name, tuned.nearest(w)) for w in workloads if tuned.nearest(w) != w.clean_name)
     return notes + [f"Nothing is tuned for {name}: those for {near} are used." for name, near in others]
-
-
-def _write(out: Path, scenario: Scenario, seeds: tuple[int, ...], notes: list[str], comparisons: list[Comparison]) -> None:
-    title = f"# {scenario.name}: SLO {1e3 * scenario.slo_s_per_token:g} ms per token, seeds {seeds[0]} to {seeds[-1]}"
-    text = "\n\n".join([title, *notes, *map(to_markdown, comparisons)])
-    print(text)
-    figures = _draw(out, comparisons)
-    write_text(out / "results.md", "\n\n".join([text, *(f"![{name}]({name})" for name in figures)]) + "\n")
-    write_json(
-        out / "results.json",
-        {
-            "format": FORMAT,
-            "code": code_digest(),
-            "scenario": scenario.name,
-            "slo_s_per_token": scenario.slo_s_per_token,
-            "seeds": seeds,
-            "notes": notes,
-            "comparisons": [to_json(comparison) for comparison in comparisons],
-        },
-    )
-    print(f"\nWritten: {', '.join(str(out / name) for name in ('results.json', 'results.md', *figures))}")
-
-
-def _draw(out: Path, comparisons: list[Comparison]) -> list[str]:
-    """Draw what there is to draw; the names of the files."""
-    figures: list[str] = []
-    for arrivals in dict.fromkeys(c.workload.arrivals for c in comparisons):
-        points = [c for c in comparisons if c.workload.arrivals == arrivals and c.workload.rate_rps is not None]
-        if len(points) >= 2:
-            figures.append(f"qos-{_slug(arrivals)}.png")
-            draw_qos_against_load(out / figures[-1], points)
-    for comparison in comparisons:
-        figures.append(f"latency-{_slug(comparison.workload.name)}.png")
-        draw_latency(out / figures[-1], comparison)
-    return figures
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.=%]+", "-", name)

@@ -1,4 +1,4 @@
-"""The figures of a comparison: QoS against load, and how latency per token is distributed."""
+"""The figures of comparisons: QoS against load, differences by workload, and how latency per token is distributed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tuning.comparison import Comparison
+from tuning.statistics import Interval
 from tuning.storage import write_atomically
+from tuning.summary import Summary, SummaryRow
 
 # Okabe and Ito's palette, told apart with any colour vision; its yellow is left out, it is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -21,6 +23,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
 _MARKERS = "os^Dv"
 _TICKS_MS = [base * 10.0**power for power in range(-1, 6) for base in (1, 2, 3, 5)]
 _LABEL_LENGTH = 32
+_FEW = 4
 _DPI = 150
 
 
@@ -48,6 +51,52 @@ def draw_qos_against_load(path: Path, comparisons: Sequence[Comparison]) -> None
     axes.set_ylabel("QoS per arrived request")
     axes.set_title(f"{scenario.name}, {points[0].workload.arrivals} arrivals", loc="left")
     _save(figure, axes, path)
+
+
+def draw_differences(path: Path, summary: Summary, comparisons: Sequence[Comparison]) -> None:
+    """Paired difference of QoS to the summary's baseline, with its 95 % interval, on each workload and in the mean over them.
+
+    Shown are the routers that were trained and the heuristics that predict impact, or the few best where there are none of these:
+    beside others, whose differences are many times as large, theirs could not be seen.
+
+    Args:
+        path: PNG file to write.
+        summary: of ``comparisons``, with two routers or more.
+        comparisons: the workloads, from top to bottom.
+    """
+    rows = _rows_to_show(summary)
+    labels = [*(comparison.workload.name for comparison in comparisons), "mean over workloads"]
+    figure, axes = _canvas(height=1.6 + 0.11 * (len(rows) + 1) * len(labels))
+    styles = _styles(comparisons)
+    places = np.array([*range(len(comparisons)), len(comparisons) + 0.3])  # the mean a little apart
+    for i, row in enumerate(rows):
+        offset = 0.7 * ((i + 0.5) / len(rows) - 0.5)
+        intervals: list[Interval] = [*row.differences, row.difference]
+        style = {key: value for key, value in styles[row.router.name].items() if key in ("color", "marker")}
+        axes.errorbar(
+            [interval.mean for interval in intervals],
+            places + offset,
+            xerr=np.nan_to_num([interval.half_width for interval in intervals]),
+            label=_label(row.router.name),
+            linestyle="none",
+            markersize=4.5,
+            elinewidth=1.4,
+            **style,
+        )
+    axes.axvline(0, color="0.35", linewidth=1)
+    axes.axhline(len(comparisons) - 0.35, color="0.6", linewidth=0.8)
+    axes.set_yticks(places, labels)
+    axes.set_ylim(places[-1] + 0.6, -0.6)
+    axes.set_xlabel(f"difference of QoS per arrived request to {_label(summary.baseline)}")
+    axes.set_title(f"{comparisons[0].workload.scenario.name}, {summary.title}", loc="left")
+    _save(figure, axes, path)
+
+
+def _rows_to_show(summary: Summary) -> list[SummaryRow]:
+    """The rows of a figure of differences, the best first."""
+    others = [row for row in summary.rows if row.router.name != summary.baseline]
+    close = [row for row in others if row.router.heuristic is None or (row.router.is_baseline and not row.router.is_plain)]
+    return close or others[:_FEW]
 
 
 def draw_latency(path: Path, comparison: Comparison) -> None:
@@ -87,8 +136,8 @@ def draw_latency(path: Path, comparison: Comparison) -> None:
     _save(figure, axes, path)
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
+def _canvas(height: float = 4.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(9, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

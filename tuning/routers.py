@@ -27,13 +27,19 @@ HEURISTICS: dict[str, Router] = {
 }
 """Name on the command line -> function of ``rllib_envs.baselines``."""
 
-BEST = ("join-shortest-queue", "least-work", "quality-greedy", "impact-greedy")
-"""What ``best`` stands for: the strongest that looks at queues, at work, at quality, and at predicted impact."""
+BEST = ("join-shortest-queue", "least-work", "quality-greedy", "impact-greedy", "calibrated-impact-greedy")
+"""What ``best`` stands for: the strongest that looks at queues, at work, at quality, at predicted impact, and at that corrected
+on the way, which is what counts where the router is told wrong figures."""
 
 REFERENCES = ("impact-greedy-true",)
 """Heuristics that see true lengths and scores, as no router does: shown for reference, never a baseline unasked."""
 
-_NEEDS: dict[str, dict[str, bool]] = {"impact-greedy": {"whatif": True}, "impact-greedy-true": {"counterfactual": True}}
+_NEEDS: dict[str, dict[str, bool]] = {
+    "impact-greedy": {"whatif": True},
+    "calibrated-impact-greedy": {"whatif": True, "calibrate": True},
+    "impact-greedy-true": {"counterfactual": True},
+}
+_TUNED_AS = {"calibrated-impact-greedy": "impact-greedy"}  # has the parameters of, where it has none of its own
 _RANGES = {"cap": (1.0, float("inf")), "tau": (1e-3, 1e3), "price": (0.0, 1e3), "shrink": (0.0, 10.0)}
 _CHECKPOINT = "checkpoint:"
 
@@ -56,6 +62,11 @@ class RouterSpec:
     def is_baseline(self) -> bool:
         """Whether it may be what others are compared with unasked: a heuristic that sees no more than a router may."""
         return self.heuristic is not None and self.heuristic not in REFERENCES
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a heuristic that looks at queues, work, memory or quality alone: one that predicts no impact."""
+        return self.heuristic is not None and self.heuristic not in _NEEDS
 
 
 def heuristic_parameters(name: str) -> list[str]:
@@ -103,7 +114,8 @@ def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> Ro
     """A heuristic asked for by its bare name gets its tuned parameters, where there are any; its name stays."""
     if spec.heuristic is None or spec.parameters:
         return spec
-    parameters = parse_router(format_spec(spec.heuristic, tuned.get(spec.heuristic, {}))).parameters
+    found = tuned.get(spec.heuristic, tuned.get(_TUNED_AS.get(spec.heuristic, ""), {}))
+    parameters = parse_router(format_spec(spec.heuristic, found)).parameters
     return replace(spec, parameters=parameters)
 
 
@@ -121,7 +133,7 @@ def build_router(spec: RouterSpec, observation: Observation) -> tuple[Router, Ob
     if "tau" in values:
         needs["whatif_tau"] = values.pop("tau")
     # Only what it needs: what-if results and counterfactuals are the dear part of a simulation.
-    wanted = replace(observation, **({"whatif": False, "counterfactual": False} | needs))
+    wanted = replace(observation, **({"whatif": False, "counterfactual": False, "calibrate": False} | needs))
     return partial(HEURISTICS[spec.heuristic], **values), wanted
 
 

@@ -53,6 +53,27 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Int
     Raises:
         ValueError: different numbers of seeds.
     """
+    _check_pairs(values, baseline)
+    return mean_interval((np.asarray(values, np.float64) - np.asarray(baseline, np.float64)).tolist())
+
+
+def relative_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
+    """Interval of ``mean(values) / mean(baseline) - 1``, seed by seed; NaN where the baseline's mean is 0.
+
+    The half width is that of the linearised ratio: with R the ratio of the means, of the mean of ``values - R * baseline`` over
+    the baseline's mean (Cochran, Sampling Techniques, 3rd ed., 1977, chapter 6).
+
+    Raises:
+        ValueError: different numbers of seeds.
+    """
+    _check_pairs(values, baseline)
+    own, other = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    if other.mean() == 0:
+        return Interval(mean=math.nan, half_width=math.nan)
+    ratio = own.mean() / other.mean()
+    return Interval(mean=float(ratio) - 1, half_width=mean_interval(((own - ratio * other) / other.mean()).tolist()).half_width)
+
+
+def _check_pairs(values: Sequence[float], baseline: Sequence[float]) -> None:
     if len(values) != len(baseline):
         raise ValueError(f"{len(values)} values against {len(baseline)}: a pair for each seed is needed")
-    return mean_interval((np.asarray(values, np.float64) - np.asarray(baseline, np.float64)).tolist())

@@ -38,6 +38,14 @@ def show(name: str, value: float) -> str:
     return ABSENT if math.isnan(value) else f"{metric.scale * value:.{metric.digits}f}"
 
 
+def show_percent(interval: Interval) -> str:
+    """A relative difference in per cent, ``mean ± half width``."""
+    if math.isnan(interval.mean):
+        return ABSENT
+    mean = f"{100 * interval.mean:+.1f}"
+    return mean if math.isnan(interval.half_width) else f"{mean} ± {100 * interval.half_width:.1f}"
+
+
 def show_interval(name: str, interval: Interval, *, signed: bool = False) -> str:
     """``mean ± half width`` of a metric; the mean alone where there is no interval."""
     metric = METRICS[name]

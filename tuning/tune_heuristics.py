@@ -24,7 +24,7 @@ from tuning.statistics import mean_interval, paired_difference
 from tuning.storage import write_json
 from tuning.tables import markdown_table, show_interval
 from tuning.tuned import FORMAT, world_fingerprint
-from tuning.workloads import TraceOptions, Workload, make_workloads
+from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 
@@ -52,6 +52,8 @@ class Options:
     arrivals: tuple[str, ...] = ()
     """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation). Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    catalogue: Path | None = None
+    """File of real prompts, of which the train split is used, instead of the scenario's catalogue; see evaluate."""
     seeds: int = 10
     """Episodes for each combination and workload; their seeds start at 2,000,000."""
     requests: int | None = None
@@ -89,6 +91,8 @@ def run(options: Options) -> None:
     if not 1 <= options.seeds <= len(TUNING_SEEDS):
         raise InputError(f"seeds = {options.seeds}: must be from 1 to {len(TUNING_SEEDS)}")
     scenario = load_scenario(options.scenario)
+    if options.catalogue is not None:
+        scenario = with_prompts(scenario, options.catalogue)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
     coarse = _SMOKE_GRID if options.smoke else COARSE
     keys = [(w.name, router) for w in workloads for router in coarse]

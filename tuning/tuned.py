@@ -1,8 +1,7 @@
 """Tuned parameters of the heuristics: the file that tune-heuristics writes and evaluate reads; some are shipped, in presets/.
 
 The file is JSON: ``{"format": 1, "scenario", "fingerprint", "workloads": {WORKLOAD: {"arrivals", "share_of_capacity",
-"parameters":
-{ROUTER: {PARAMETER: number}}}}}`` and, for the reader, how it came about.
+"parameters": {ROUTER: {PARAMETER: number}}}}}`` and, for the reader, how it came about.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import Any, cast
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import LOAD_FRACTIONS, Observation, Reward, Scenario
+from rllib_envs.scenario import LOAD_FRACTIONS, Scenario
 from rllib_envs.scenario import Workload as WorkloadSpec
-from tuning.routers import HEURISTICS, parse_router
+from tuning.routers import HEURISTICS, content_digest, parse_router
 from tuning.spec import format_spec, nearest
 from tuning.storage import read_json
 from tuning.workloads import Workload
@@ -49,10 +48,11 @@ class Tuned:
     def nearest(self, workload: Workload) -> str:
         """The workload here that comes nearest: itself, or else the same arrivals, or else any, at the nearest share of capacity.
 
-        A workload without a nominal rate counts as one at moderate load.
+        A workload without a nominal rate counts as one at moderate load. One with a fault counts as the one without: nobody
+        can tune for a fault that has yet to show.
         """
-        if workload.name in self.entries:
-            return workload.name
+        if workload.clean_name in self.entries:
+            return workload.clean_name
         moderate = LOAD_FRACTIONS["moderate"]
 
         def distance(name: str) -> tuple[bool, float]:
@@ -68,15 +68,22 @@ class Tuned:
 
 
 def world_fingerprint(scenario: Scenario) -> str:
-    """Sixteen hex digits of what tuned parameters hold for: experts, SLO, catalogue, predictions and faults, and capacity.
+    """Sixteen hex digits of what tuned parameters hold for: experts, SLO, catalogue and capacity.
 
-    Name, reward and observation have no part in how a heuristic fares; arrivals and load are named beside the parameters.
-    Capacity counts to three digits, so that it does not matter whether it was stated or measured.
+    Predictions, faults and variation are left out: parameters are tuned before anybody knows how wrong the figures are. Arrivals
+    and load are named beside the parameters. Capacity counts to three digits, so that it does not matter whether it was stated or
+    measured; a file of prompts counts by its content, wherever it lies.
     """
-    workload = WorkloadSpec(catalogue=replace(scenario.workload.catalogue, split="train"))
-    world = replace(scenario, name="", workload=workload, reward=Reward(), observation=Observation())
-    world = replace(world, capacity_rps=float(f"{capacity_rps(world):.3g}"))
-    return hashlib.sha256(json.dumps(asdict(world), sort_keys=True).encode()).hexdigest()[:16]
+    catalogue = replace(scenario.workload.catalogue, split="train")
+    capacity = capacity_rps(replace(scenario, workload=WorkloadSpec(catalogue=catalogue)))
+    prompts = None if catalogue.path is None else content_digest([Path(catalogue.path)])
+    world = {
+        "experts": [asdict(expert) for expert in scenario.experts],
+        "slo_s_per_token": scenario.slo_s_per_token,
+        "catalogue": asdict(catalogue) | {"path": prompts},
+        "capacity_rps": float(f"{capacity:.3g}"),
+    }
+    return hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_tuned(path: Path, scenario: Scenario) -> Tuned:

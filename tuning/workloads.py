@@ -1,4 +1,4 @@
-"""Workloads by name: loads, arrival processes and traces, as a user types them, on a scenario."""
+"""Workloads by name: loads, arrival processes, traces, catalogues and faults, as a user types them, on a scenario."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Scenario, TraceFile, with_workload
+from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Scenario, TraceFile, with_workload
+from tuning.faults import NO_FAULT, parse_faults, with_fault
 from tuning.spec import format_spec, parse_spec
 
 _NUMERIC = {"gamma": ("cv",), "mmpp": ("burst_ratio", "burst_share", "cycle_s"), "diurnal": ("period_s", "amplitude")}
@@ -43,13 +44,23 @@ class TraceOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A scenario under one arrival process and load."""
+    """A scenario under one arrival process and load, and perhaps a fault."""
 
-    name: str  # ARRIVALS at LOAD, as given
     arrivals: str
     load: str
+    fault: str  # a name of ``tuning.faults``
     scenario: Scenario  # with capacity_rps measured, so that no other process needs to
     rate_rps: float | None  # nominal; None where an episode or a trace has its own
+
+    @property
+    def name(self) -> str:
+        """ARRIVALS at LOAD, as given, and the fault."""
+        return self.clean_name if self.fault == NO_FAULT else f"{self.clean_name} with {self.fault}"
+
+    @property
+    def clean_name(self) -> str:
+        """The name of the same workload without the fault."""
+        return f"{self.arrivals} at {self.load}"
 
     @property
     def share_of_capacity(self) -> float | None:
@@ -58,12 +69,17 @@ class Workload:
 
 
 def make_workloads(
-    scenario: Scenario, loads: Sequence[str], arrivals: Sequence[str], trace: TraceOptions, requests: int | None
+    scenario: Scenario,
+    loads: Sequence[str],
+    arrivals: Sequence[str],
+    trace: TraceOptions,
+    requests: int | None,
+    faults: Sequence[str] = (),
 ) -> list[Workload]:
-    """Every arrival process at every load; the scenario's own where none is given.
+    """Every arrival process at every load with every fault; the scenario's own where none is given.
 
     Raises:
-        InputError: unknown load or process, impossible parameters, no such trace.
+        InputError: unknown load, process or fault, impossible parameters, no such trace.
     """
     world = scenario if requests is None else _changed(scenario, f"requests = {requests}", requests=requests)
     replay = () if trace.trace is None else (_trace_arrivals(trace),)
@@ -74,7 +90,21 @@ def make_workloads(
         for process in processes
         for load in loads or ("native" if process in replay else _load_name(world.workload.load),)
     ]
-    return list({workload.name: workload for workload in made}.values())
+    faulty = [
+        replace(workload, fault=fault, scenario=with_fault(workload.scenario, fault))
+        for workload in made
+        for fault in parse_faults(faults)
+    ]
+    return list({workload.name: workload for workload in (faulty if faults else made)}.values())
+
+
+def with_prompts(scenario: Scenario, path: Path) -> Scenario:
+    """The scenario with the prompts of a file (``rllib_envs.workload.catalogue``) instead of its catalogue.
+
+    A capacity that it states is of other prompts, and is measured anew.
+    """
+    catalogue = Catalogue(kind="file", path=str(path))
+    return replace(with_workload(scenario, catalogue=catalogue), capacity_rps=None)
 
 
 def _make(world: Scenario, process: Arrivals, load: str) -> Workload:
@@ -83,9 +113,9 @@ def _make(world: Scenario, process: Arrivals, load: str) -> Workload:
     capacity = capacity_rps(scenario)
     scenario = _changed(replace(scenario, capacity_rps=capacity), what, load=_parse_load(load, capacity))
     return Workload(
-        name=f"{_arrivals_name(process)} at {load}",
         arrivals=_arrivals_name(process),
         load=load,
+        fault=NO_FAULT,
         scenario=scenario,
         rate_rps=_nominal_rate_rps(scenario),
     )

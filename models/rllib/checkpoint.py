@@ -6,6 +6,7 @@ that training goes on from, ``policy.pt``, the weights that route, and ``checkpo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from models.per_expert import FEATURES, PerExpertPolicy
+from models.router import Router as RouterNetwork
+from models.router import RouterSpec
 from rllib_envs.baselines import Actions, Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "edgeroute-checkpoint-1"
 _KEPT = 3
+_DEFAULT_MODULE = "default_policy"  # RLlib's DEFAULT_MODULE_ID; importing it here would bring all of Ray
 _RLLIB, _POLICY, _ABOUT = "rllib", "policy.pt", "checkpoint.json"
 
 
@@ -48,9 +52,8 @@ def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) 
     aside.mkdir(parents=True)
     try:
         algorithm.save_to_path((aside / _RLLIB).absolute())
-        module: Any = algorithm.get_module()
-        torch.save(module.policy.state_dict(), aside / _POLICY)
-        contents = {"format": FORMAT, "features": FEATURES, **about, "sha256": _digests(aside)}
+        torch.save(router_of(algorithm).state_dict(), aside / _POLICY)
+        contents = {"format": FORMAT, **about, "sha256": _digests(aside)}
         (aside / _ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
@@ -94,8 +97,6 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         raise InputError(f"{where}: damaged: {error}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{where}: format is not {FORMAT!r}: not a checkpoint, or one of another version")
-    if about.get("features") != list(FEATURES):
-        raise InputError(f"{where}: features are not those of this version: train anew")
     for name, digest in about["sha256"].items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing: the checkpoint is damaged")
@@ -128,19 +129,39 @@ def load_router(path: Path) -> tuple[Router, Observation]:
     """
     folder = find_checkpoint(path)
     about = read_checkpoint(folder)
-    policy = PerExpertPolicy(**about["model"])
+    policy = RouterNetwork(RouterSpec(**about["model"]))
     policy.load_state_dict(torch.load(folder / _POLICY, weights_only=True))
     policy.eval()
 
     def route(simulation: Simulation, rng: np.random.Generator) -> Actions:
         """(B,) greedy actions; ``rng`` is not used."""
-        if policy.whatif and not simulation.scenario.observation.whatif:
-            raise InputError(f"{folder}: the router needs the what-if results: observation.whatif = False in the scenario")
-        observation = {key: torch.from_numpy(value) for key, value in simulation.view._asdict().items()}
+        observation = {key: torch.from_numpy(value) for key, value in simulation.view._asdict().items() if value.size}
         with torch.inference_mode():
             return policy(observation).argmax(dim=-1).numpy()
 
     return route, Observation(**about["observation"])
+
+
+def router_of(algorithm: Algorithm) -> nn.Module:
+    """The router that training has come to: a copy of what the learner's module has to serve."""
+
+    def serve(learner: Any) -> nn.Module:
+        return copy.deepcopy(learner.module[_DEFAULT_MODULE].unwrapped().served).cpu().eval()
+
+    assert algorithm.learner_group is not None
+    return next(iter(algorithm.learner_group.foreach_learner(serve))).get()
+
+
+def learner_state(algorithm: Algorithm) -> Any:
+    """Copy of all that a step of learning changes."""
+    assert algorithm.learner_group is not None
+    return copy.deepcopy(algorithm.learner_group.get_state())
+
+
+def restore_learner(algorithm: Algorithm, state: Any) -> None:
+    """Put the learner into a state that ``learner_state`` gave."""
+    assert algorithm.learner_group is not None
+    algorithm.learner_group.set_state(state)
 
 
 def _numbered(folder: Path) -> list[Path]:

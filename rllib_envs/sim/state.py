@@ -29,6 +29,7 @@ ENGINE = np.dtype(
         ("blocks", "i4"),  # usable KV blocks
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
         ("reuse", "i4"),  # 1: preempted requests find their own untouched blocks
+        ("length_factor", "f4"),  # what the router multiplies told lengths by, once it has learnt that they are off (calibration)
     ],
     align=True,
 )  # fmt: skip
@@ -110,6 +111,7 @@ class Work(NamedTuple):
 def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
     """(N,) ENGINE records of the profiles."""
     records = np.zeros(len(profiles), ENGINE)
+    records["length_factor"] = 1
     for record, p in zip(records, profiles, strict=True):
         scale = p.overhead * 1e-3
         for name, ms in (

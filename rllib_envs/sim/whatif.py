@@ -35,8 +35,19 @@ WHATIF_FEATURES = (
     "least_slack",  # least predicted slack 1 - latency/SLO among those present, with the newcomer there, at least -10
     "slack_sd",  # standard deviation of that slack
     "drain_s",  # predicted time until the expert has finished everything, newcomer included
+    "stay_1",  # sum over those present and the newcomer of t / (t + 1 s), where t is the predicted time until each leaves
+    "stay_4",  # the same with 4 s: the longer the scale, the more it tells of the future and the less of how many there are
+    "stay_16",
+    # The same of those present if the newcomer goes elsewhere:
+    "soft_before",  # sum of told score times soft deadline
+    "drain_before_s",
+    "stay_1_before",
+    "stay_4_before",
+    "stay_16_before",
 )
 """Columns of the what-if result of an action."""
+
+STAY_SCALES_S = (1.0, 4.0, 16.0)
 
 
 class Scratch(NamedTuple):
@@ -117,7 +128,8 @@ def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
             records[i] = source_records[index]
         if believe:
             generated = np.int32(iteration - request.start if i < n_dec else request.generated)
-            output = believed_output(request.told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+            told_tokens = request.told_tokens * engine.length_factor
+            output = believed_output(told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
             request.output = max(generated + 1, output)
         scratch.per_slo[i] = 1.0 / (request.output * slo_s)
         if i < n_dec:
@@ -253,13 +265,27 @@ def _soft(latency, tau):
 
 
 @kernel
+def _stay(scratch, n, now_s, out):
+    """Fill ``out`` (3,) with the sums of t / (t + scale) over the first n rolled requests, t being the time until each leaves."""
+    records = scratch.state.records[0]
+    one, four, sixteen = 0.0, 0.0, 0.0
+    for i in range(n):
+        left_s = max(records[i].finish_s - now_s, 0.0)
+        one += left_s / (left_s + STAY_SCALES_S[0])
+        four += left_s / (left_s + STAY_SCALES_S[1])
+        sixteen += left_s / (left_s + STAY_SCALES_S[2])
+    out[0], out[1], out[2] = one, four, sixteen
+
+
+@kernel
 def _load(source, actual, b, e, first_pending, last_pending, scratch, engine, time_s, slo_s):
     """Copy an expert with believed lengths, and send it what is on its way there (telemetry is late); count of both."""
     n = copy_expert(source, b, e, scratch, engine, time_s, slo_s, True)
     for r in range(first_pending, last_pending):
         if on_its_way(actual.records[b, r], e):
             p = actual.requests[b, r]
-            output = believed_output(p.told_tokens, np.int32(0), np.int32(engine.max_model_len - p.prompt))
+            told_tokens = p.told_tokens * engine.length_factor
+            output = believed_output(told_tokens, np.int32(0), np.int32(engine.max_model_len - p.prompt))
             newcomer(scratch, n, slo_s, p.arrival_s, p.prompt, output, 0.0, p.told_score, p.told_tokens)
             if join(scratch, engine, slo_s, n, p.arrival_s):
                 n += 1
@@ -292,26 +318,33 @@ def predict_action(
     """
     n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
     n_sorted = 0
+    out[:] = 0.0
     if n > 0:
-        _, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
+        end_s, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
         for i in range(n):
             scratch.before[i] = _latency(scratch, i)
+        out[12] = max(end_s - now_s, 0.0)  # where telemetry is late, all may be over by now
+        _stay(scratch, n, now_s, out[13:16])
         if not untouched:
             n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
-    output = max(1, believed_output(told_tokens, np.int32(0), np.int32(engine.max_model_len - prompt)))
+    room = np.int32(engine.max_model_len - prompt)
+    output = max(1, believed_output(told_tokens * engine.length_factor, np.int32(0), room))
     newcomer(scratch, n, slo_s, now_s, prompt, output, 0.0, told_score, told_tokens)
-    out[:] = 0.0
     if not join(scratch, engine, slo_s, n, now_s):
         out[0] = 10.0
+        for i in range(n):
+            out[11] += scratch.state.requests[0, i].told_score * _soft(scratch.before[i], tau)
         return
     end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
     own = _latency(scratch, n)
-    soft, hard, pushed = 0.0, 0.0, 0
+    present, soft, hard, pushed = 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
         score = scratch.state.requests[0, i].told_score
         before, after = scratch.before[i], _latency(scratch, i)
-        soft += score * (_soft(after, tau) - _soft(before, tau))
+        soft_before = score * _soft(before, tau)
+        present += soft_before
+        soft += score * _soft(after, tau) - soft_before
         if after > 1.0 and before <= 1.0:
             hard -= score
             pushed += 1
@@ -330,6 +363,8 @@ def predict_action(
     if n > 0:
         out[6] = math.sqrt(max(squares / n - (total / n) ** 2, 0.0))
     out[7] = end_s - now_s
+    _stay(scratch, n + 1, now_s, out[8:11])
+    out[11] = present
 
 
 @kernel

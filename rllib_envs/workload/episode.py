@@ -6,18 +6,20 @@ that differ in one thing are compared on the same requests.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Scenario
-from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.predictions import predict
+from rllib_envs.workload.variation import vary
 
-_STREAMS = ("load", "arrivals", "requests", "predictions", "faults")
+_STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation")
 _COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")
 _SCORE_GRID = 2.0**20
 """Scores are rounded to multiples of 2**-20, so that sums of them are exact in float64, in any order."""
@@ -34,6 +36,8 @@ class Episode:
     told_score: NDArray[np.float32]  # (M, N)
     told_tokens: NDArray[np.float32]  # (M, N)
     engines: tuple[EngineProfile, ...]  # (N,) as they truly are
+    believed: tuple[EngineProfile, ...]  # (N,) as the router is told
+    telemetry_delay_s: float
 
 
 def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.SeedSequence) -> Episode:
@@ -48,6 +52,9 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         name: np.random.default_rng(np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, i)))
         for i, name in enumerate(_STREAMS)
     }
+    if scenario.variation is not None:
+        scenario = vary(scenario, streams["variation"])
+    believed = tuple(_with_kv_share(expert.engine, scenario.faults.kv_factor) for expert in scenario.experts)
     rate = _rate_rps(scenario, capacity_rps, streams["load"])
     arrivals = draw_arrivals(scenario.workload.arrivals, rate, scenario.workload.requests, streams["arrivals"])
     requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens)
@@ -59,7 +66,9 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         output=requests.output_tokens,
         told_score=told.score.astype(np.float32),
         told_tokens=told.output_tokens.astype(np.float32),
-        engines=_true_engines(scenario, streams["faults"]),
+        engines=_true_engines(believed, scenario.faults, streams["faults"]),
+        believed=believed,
+        telemetry_delay_s=scenario.faults.telemetry_delay_s,
     )
 
 
@@ -76,16 +85,23 @@ def _rate_rps(scenario: Scenario, capacity_rps: float, rng: np.random.Generator)
     return load
 
 
-def _true_engines(scenario: Scenario, rng: np.random.Generator) -> tuple[EngineProfile, ...]:
+def _with_kv_share(engine: EngineProfile, share: float) -> EngineProfile:
+    """The engine with this share of its KV blocks, or as many as one longest request needs."""
+    if share == 1:
+        return engine
+    blocks = max(int(share * engine.usable_blocks), math.ceil(engine.max_model_len / BLOCK_TOKENS))
+    return replace(engine, kv_tokens=(blocks + 1) * BLOCK_TOKENS)  # one is the server's null block
+
+
+def _true_engines(told: tuple[EngineProfile, ...], faults: Faults, rng: np.random.Generator) -> tuple[EngineProfile, ...]:
     """The engines as they run, where the figures given to the router are wrong."""
-    faults = scenario.faults
-    normal = rng.standard_normal(scenario.n_experts)
-    signs = rng.choice([-1.0, 1.0], size=(scenario.n_experts, len(_COEFFICIENTS)))
-    if faults == Faults(telemetry_delay_s=faults.telemetry_delay_s):
-        return tuple(expert.engine for expert in scenario.experts)
+    normal = rng.standard_normal(len(told))
+    signs = rng.choice([-1.0, 1.0], size=(len(told), len(_COEFFICIENTS)))
+    if (faults.engine_factor, faults.engine_expert_log_sd, faults.engine_coefficient_factor) == (1, 0, 1):
+        return told
     common = faults.engine_factor * np.exp(faults.engine_expert_log_sd * normal)
     factors = common[:, None] * faults.engine_coefficient_factor**signs
     return tuple(
         replace(engine, **{name: getattr(engine, name) * float(f) for name, f in zip(_COEFFICIENTS, row, strict=True)})
-        for engine, row in zip((expert.engine for expert in scenario.experts), factors, strict=True)
+        for engine, row in zip(told, factors, strict=True)
     )

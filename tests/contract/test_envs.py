@@ -20,7 +20,7 @@ import rllib_envs
 from rllib_envs import routing
 from rllib_envs.errors import InputError
 from rllib_envs.routing import EdgeRoutingEnv, EdgeRoutingVectorEnv
-from rllib_envs.scenario import Faults, Observation, Reward, Scenario
+from rllib_envs.scenario import Faults, Observation, Reward, Scenario, Variation
 from tests.worlds import small, tight
 
 ENV_IDS = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("rllib_envs")]
@@ -32,6 +32,10 @@ SCENARIOS = {
     "paper3": small("paper3"),
     "edge3": small("edge3", reward=EVERY_TERM),
     "late telemetry": small("edge6", faults=Faults(telemetry_delay_s=1.0, engine_factor=1.2), observation=LOOKAHEAD),
+    "calibrated": small(
+        "edge6", faults=Faults(telemetry_delay_s=0.3, engine_expert_log_sd=0.3), observation=replace(LOOKAHEAD, calibrate=True)
+    ),
+    "varied": small("edge6", variation=Variation(fault_share=0.8, each=0.4), observation=replace(LOOKAHEAD, calibrate=True)),
     "tight": tight(small("edge3", 150, observation=LOOKAHEAD, reward=EVERY_TERM)),
 }
 

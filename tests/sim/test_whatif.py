@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario
 from rllib_envs.sim.state import REJECTED
-from rllib_envs.sim.whatif import OVERRUN, WHATIF_FEATURES, believed_output, predict_action
+from rllib_envs.sim.whatif import OVERRUN, STAY_SCALES_S, WHATIF_FEATURES, believed_output, predict_action
 from rllib_envs.simulation import Simulation, look
 from rllib_envs.workload.episode import Episode
 from tests.worlds import (
@@ -76,8 +76,8 @@ def beliefs_come_true(world: World, count: int, view_s: float) -> tuple[Episode,
 def continuations(scenario: Scenario, episode: Episode, actions: NDArray[np.int64]) -> Simulation:
     """Clusters 0..N, drained, that differ in the last decision: cluster a takes action a."""
     n, count = scenario.n_experts, episode.arrival_s.size - 1
-    plain = replace(scenario, observation=Observation(), faults=Faults(), reward=Reward())
-    simulation = simulation_of(plain, *[episode] * (n + 1), show=False)
+    plain = replace(scenario, observation=Observation(), reward=Reward())
+    simulation = simulation_of(plain, *[replace(episode, telemetry_delay_s=0.0)] * (n + 1), show=False)
     play(simulation, actions[:count])
     simulation.step(np.arange(n + 1))
     assert simulation.over.all()
@@ -89,14 +89,36 @@ def latencies(simulation: Simulation, cluster: int, numbers: list[int]) -> NDArr
     return simulation.records(cluster).latency_per_token_s[numbers] / simulation.scenario.slo_s_per_token
 
 
-def expected_features(
-    told_score: NDArray[np.float64], before: NDArray[np.float64], after: NDArray[np.float64], own: float, drain_s: float
+def soft(latency: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    return expit((1 - np.asarray(latency)) / TAU)
+
+
+def stays(left_s: NDArray[np.float64]) -> list[float]:
+    """For each scale the sum of the times until those present leave, each bent towards 1; those who left before now count 0."""
+    return [float((left_s / (left_s + scale_s)).sum()) for scale_s in STAY_SCALES_S]
+
+
+def features_before(
+    told_score: NDArray[np.float64], before: NDArray[np.float64], left_s: NDArray[np.float64]
 ) -> dict[str, float]:
-    """WHATIF_FEATURES from latencies per token in units of the SLO: those present without and with the newcomer, and its own."""
+    """The WHATIF_FEATURES without the newcomer, from the latencies of those present and the time until each leaves."""
+    left_s = np.maximum(left_s, 0)
+    names = ("soft_before", "drain_before_s", "stay_1_before", "stay_4_before", "stay_16_before")
+    values = (float(told_score @ soft(before)), float(left_s.max(initial=0)), *stays(left_s))
+    return dict(zip(names, values, strict=True))
 
-    def soft(latency: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        return expit((1 - np.asarray(latency)) / TAU)
 
+def features_with(
+    told_score: NDArray[np.float64],
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    own: float,
+    left_s: NDArray[np.float64],
+) -> dict[str, float]:
+    """The other WHATIF_FEATURES: latencies per token, in units of the SLO, are of those present without and with the newcomer.
+
+    ``own`` is the newcomer's latency; ``left_s``, the time until each leaves, includes it.
+    """
     slack = np.maximum(1 - after, -10)
     return {
         "own_latency": min(own, 10),
@@ -106,7 +128,8 @@ def expected_features(
         "new_violations": int(((before <= 1) & (after > 1)).sum()),
         "least_slack": float(min(1, slack.min(initial=1))),
         "slack_sd": float(slack.std()) if slack.size else 0.0,
-        "drain_s": drain_s,
+        "drain_s": float(left_s.max()),
+        **dict(zip(("stay_1", "stay_4", "stay_16"), stays(np.maximum(left_s, 0)), strict=True)),
     }
 
 
@@ -161,18 +184,14 @@ def check_predictions(world: World, count: int) -> set[str]:
         finish_s = predicted_finish_s(simulation, e, view_s, 1 + len(present))
         got = dict(zip(WHATIF_FEATURES, simulation.view.whatif[0, e].tolist(), strict=True))
         regimes |= regimes_of(twin, then, e, present)
-        if then.records(e).status[count] == REJECTED:
-            assert got == dict.fromkeys(WHATIF_FEATURES, 0.0) | {"own_latency": 10.0}
-            continue
         with_it, without = then.records(e), then.records(scenario.n_experts)
-        np.testing.assert_allclose(finish_s, with_it.finish_s[[*present, count]], rtol=1e-9)
-        expected = expected_features(
-            without.told_score[present],
-            latencies(then, scenario.n_experts, present),
-            latencies(then, e, present),
-            float(latencies(then, e, [count])[0]),
-            float(with_it.finish_s[[*present, count]].max() - now_s),
-        )
+        told_score, before = without.told_score[present], latencies(then, scenario.n_experts, present)
+        expected = dict.fromkeys(WHATIF_FEATURES, 0.0) | {"own_latency": 10.0}
+        expected |= features_before(told_score, before, without.finish_s[present] - now_s)
+        if with_it.status[count] != REJECTED:
+            np.testing.assert_allclose(finish_s, with_it.finish_s[[*present, count]], rtol=1e-9)
+            after, own = latencies(then, e, present), float(latencies(then, e, [count])[0])
+            expected |= features_with(told_score, before, after, own, with_it.finish_s[[*present, count]] - now_s)
         assert got == pytest.approx(expected, rel=2e-6, abs=2e-6)
     return regimes
 
@@ -180,7 +199,7 @@ def check_predictions(world: World, count: int) -> set[str]:
 def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) -> NDArray[np.float64]:
     """(n,) predicted finish times of those present at expert e and of the newcomer, who is sent there."""
     world, rules, r = simulation.world, simulation.rules, simulation.cursor[0]
-    late = rules.delay_s > 0
+    late = world.delay_s[0] > 0
     told = simulation.workload
     predict_action(
         world.late if late else world.state, world.state, 0, e, world.late_cursor[0] if late else r, r, world.scratch,

@@ -61,6 +61,8 @@ def poisson_episodes(
             told_score=np.zeros((REQUESTS, 2), np.float32),
             told_tokens=np.ones((REQUESTS, 2), np.float32),
             engines=(profile, profile),
+            believed=(profile, profile),
+            telemetry_delay_s=0.0,
         )
         for _ in range(CLUSTERS)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Faults, Predictions, Scenario, TraceFile, with_workload
+from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.workload.episode import Episode, draw_episode
 from tests.worlds import small
 
@@ -55,7 +57,8 @@ def test_a_seed_sequence_may_be_handed_in_twice(scenario: Scenario) -> None:
         ({"faults": Faults(engine_factor=1.5)}, {"engines"}),
         ({"faults": Faults(engine_expert_log_sd=0.2)}, {"engines"}),
         ({"faults": Faults(engine_coefficient_factor=1.3)}, {"engines"}),
-        ({"faults": Faults(telemetry_delay_s=1)}, set()),
+        ({"faults": Faults(telemetry_delay_s=1)}, {"telemetry_delay_s"}),
+        ({"faults": Faults(kv_factor=0.5)}, {"engines", "believed"}),
         ({"slo_s_per_token": 0.1}, set()),
     ],
 )
@@ -125,6 +128,26 @@ def test_a_mixed_load_is_log_uniform_over_its_range(scenario: Scenario) -> None:
 def test_without_faults_the_engines_are_those_of_the_scenario(scenario: Scenario) -> None:
     engines = tuple(expert.engine for expert in scenario.experts)
     assert draw(scenario).engines == draw(replace(scenario, faults=Faults(telemetry_delay_s=2))).engines == engines
+    wrong = draw(replace(scenario, faults=Faults(engine_factor=2)))
+    assert draw(scenario).believed == wrong.believed == engines != wrong.engines
+
+
+@pytest.mark.parametrize("share", [0.01, 0.35, 0.6, 0.999])
+def test_less_memory_is_there_as_told_and_holds_one_longest_request(scenario: Scenario, share: float) -> None:
+    episode = draw(replace(scenario, faults=Faults(kv_factor=share)))
+    assert episode.engines == episode.believed
+    for engine, expert in zip(episode.believed, scenario.experts, strict=True):
+        least, whole = math.ceil(engine.max_model_len / BLOCK_TOKENS), expert.engine.usable_blocks
+        assert engine.usable_blocks == max(math.floor(share * whole), least) <= whole
+        assert replace(engine, kv_tokens=expert.engine.kv_tokens) == expert.engine
+    assert {engine.usable_blocks for engine in episode.engines} != {expert.engine.usable_blocks for expert in scenario.experts}
+
+
+def test_what_is_wrong_of_an_engine_is_so_whatever_memory_it_has(scenario: Scenario) -> None:
+    wrong = Faults(engine_expert_log_sd=0.3, engine_coefficient_factor=1.2)
+    one, other = (draw(replace(scenario, faults=faults)) for faults in (wrong, replace(wrong, kv_factor=0.5)))
+    for engine, smaller, told in zip(one.engines, other.engines, other.believed, strict=True):
+        assert smaller == replace(engine, kv_tokens=told.kv_tokens)
 
 
 def ratios(scenario: Scenario, faults: Faults, seed: int = 9) -> dict[str, np.ndarray]:

@@ -1,0 +1,132 @@
+"""The action impact estimator: what sending the arrived request to an expert does to everyone's quality of service.
+
+The roll-out (``rllib_envs.sim.whatif``) gives a first estimate; a small network corrects it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.features import CHOICE_COLUMNS, Columns, Observation, arrived_column, expert_column, whatif_column
+from rllib_envs.observation import REQUEST_FEATURES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why the estimator thinks what it thinks of each action; all (B, N), a column for each expert."""
+
+    latency: Tensor  # predicted latency per token of the request, in units of the SLO (at most 10)
+    in_time: Tensor  # predicted chance that it is in time
+    quality: Tensor  # its told score
+    own: Tensor  # quality * in_time: QoS to expect of it
+    others: Tensor  # change of the soft QoS of those present
+    newly_late: Tensor  # how many of those present are expected to miss the SLO because of it
+    lost: Tensor  # their told scores: the QoS that goes with them
+    correction: Tensor  # what was learned on top
+    marginal: Tensor  # predicted marginal QoS: own + others + correction
+
+
+class ImpactEstimator(nn.Module):
+    """Predicted marginal QoS of sending the request to each expert: the roll-out's estimate plus a learned correction.
+
+    The marginal QoS of an action is the change in the QoS that the cluster will have realised if the action is taken and nobody
+    else arrives. The roll-out says ``told score * P(in time) + change of the soft QoS of those present``, with the lengths and
+    scores that were told and the engines as they are believed. The correction is regressed on the marginal QoS that follows with
+    the truth, of ALL actions, which the simulator knows; it is 0 before training.
+
+    Args:
+        hidden: width of the correction's layers; 0 for none.
+        embedding: width of an encoder's embedding of each choice that the correction may use (``Branched``); 0 for none.
+
+    Shapes:
+        - columns: ``read_columns`` of the observation; embedding: (B, N, embedding)
+        - output: (B, N)
+    """
+
+    def __init__(self, *, hidden: int = 128, embedding: int = 0) -> None:
+        super().__init__()
+        self.correction = Branched(CHOICE_COLUMNS, hidden, 1, embedding) if hidden else None
+
+    def forward(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
+        """(B, N) predicted marginal QoS."""
+        return columns.marginal + self.correct(columns, embedding)
+
+    def correct(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
+        """(B, N) the learned part."""
+        if self.correction is None:
+            return torch.zeros_like(columns.marginal)
+        return self.correction(columns.choice, embedding).squeeze(-1)
+
+    def explain(self, observation: Observation, columns: Columns, embedding: Tensor | None = None) -> Explanation:
+        """The estimate of every action and what it is made of."""
+        in_time, quality = whatif_column(observation, "own_success"), arrived_column(observation, "told_score")
+        others, correction = whatif_column(observation, "soft_change"), self.correct(columns, embedding)
+        return Explanation(
+            latency=whatif_column(observation, "own_latency"),
+            in_time=in_time,
+            quality=quality,
+            own=quality * in_time,
+            others=others,
+            newly_late=whatif_column(observation, "new_violations"),
+            lost=(-whatif_column(observation, "hard_change")).clamp(min=0),
+            correction=correction,
+            marginal=columns.marginal + correction,
+        )
+
+
+class Branched(nn.Module):
+    """Two hidden layers on given columns, the first of which also hears an embedding: through weights that are 0 before training.
+
+    So the network begins as if there were no embedding, and whatever the embedding adds has to earn its place.
+
+    Args:
+        columns: width of the input.
+        hidden: width of the hidden layers.
+        out: width of the output, which is 0 before training.
+        embedding: width of the embedding; 0 for none.
+    """
+
+    def __init__(self, columns: int, hidden: int, out: int, embedding: int = 0) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(columns, hidden), nn.Linear(hidden, hidden), zero_linear(hidden, out)
+        self.branch = zero_linear(embedding, hidden, bias=False) if embedding else None
+
+    def forward(self, columns: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(..., out) of (..., columns) and (..., embedding)."""
+        x = self.first(columns)
+        if self.branch is not None and embedding is not None:
+            x = x + self.branch(embedding)
+        return self.last(self.second(x.relu()).relu())
+
+
+def zero_linear(width: int, out: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer that gives 0 before training."""
+    layer = nn.Linear(width, out, bias=bias)
+    nn.init.zeros_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def paper_impact(observation: Observation) -> Tensor:
+    """(B, N) the closed form of arXiv 2508.00234: told QoS of the running requests that the newcomer would push past the SLO.
+
+    ``sum_j s_j * 1[l_now,j + D_j > L]``, ``D_j = (k1*p_i + k2*sum_{k=1..min(d_j - o_j, d_i)-1} (p_i + k)) / d_j``: see
+    ``rllib_envs.reward.paper_impact``, which has the true lengths; here they are as told, and requests beyond the slots do not
+    count. k1 and k2 are the engine's prefill time per token and its decode time per context token. Requests without a token yet
+    have no latency per token and are left out, as in the paper.
+    """
+    columns = observation["running"].unbind(dim=-1)
+    told = dict(zip(REQUEST_FEATURES, columns, strict=True))  # each (B, N, slots)
+    prompt, _, length = (x.unsqueeze(-1) for x in observation["arrived"].unbind(dim=-1))
+    prompt, length = 1024 * prompt, 256 * length
+    k1 = (expert_column(observation, "prefill_time") / 1024).unsqueeze(-1)  # in units of the SLO
+    k2 = (expert_column(observation, "context_time") / 16_384).unsqueeze(-1)
+    shared = (torch.minimum(256 * told["remaining"], length) - 1).clamp(min=0)
+    slowed = k1 * prompt + k2 * (shared * prompt + shared * (shared + 1) / 2)
+    late = 4 * told["latency_so_far"] + slowed / (256 * told["told_length"]).clamp(min=1) > 1
+    counted = (observation["running_mask"] > 0) & (told["generated"] > 0)
+    return (told["told_score"] * (late & counted)).sum(dim=-1)

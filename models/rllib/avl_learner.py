@@ -1,0 +1,293 @@
+"""What AVL learns from a sample of columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_TRAINED
+from torch import Tensor
+
+from models.rllib.avl_module import AVLModule
+from models.rllib.columns import Fragment
+from models.rllib.returns import afterstate_returns
+
+BASELINES = "baselines"
+"""Name of the learner's component that holds the statistics of the environments."""
+
+_CHUNK = 4096  # rows of a forward pass that needs no gradient
+_GAIN = 0.05  # of the running mean reward of an environment
+_SCALE_GAIN = 0.1  # of the running variances
+_COMMON = 0.3  # share of the median in what an environment's errors are divided by: no environment counts for nearly all
+_GRADIENT_NORM = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Baselines:
+    """Running statistics of each of B environments: their loads differ, and so do the sizes of rewards and errors."""
+
+    reward: NDArray[np.float64]  # mean of what a decision earns more than usual
+    return_variance: NDArray[np.float64]
+    impact_error: NDArray[np.float64]  # mean squared error of the impact estimate
+    advantage_variance: NDArray[np.float64]
+    samples: int = 0
+
+    @staticmethod
+    def of(count: int) -> Baselines:
+        """Before the first sample."""
+        zero, one = np.zeros(count), np.ones(count)
+        return Baselines(reward=zero, return_variance=one, impact_error=one.copy(), advantage_variance=one.copy())
+
+    def heed(self, name: str, seen: NDArray[np.float64], gain: float) -> NDArray[np.float64]:
+        """Move a statistic towards what a sample shows, (B,), at first all the way; the new value."""
+        value = getattr(self, name)
+        value = value + max(gain, 1 / (self.samples + 1)) * (seen - value)
+        setattr(self, name, value)
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Rows to learn from, one for each decision that is followed by another: R of them."""
+
+    observation: dict[str, Tensor]  # each (R, ...)
+    action: Tensor  # (R, 1)
+    log_policy: Tensor  # (R, N+1) of the router that sampled
+    impact: Tensor  # (R, N) its estimate
+    marginal: Tensor  # (R, N) true marginal QoS
+    known: Tensor  # (R, N) 1 where there is one
+    usual: Tensor  # (R,) what ``UsualQuality`` is regressed on
+    returns: Tensor  # (R,)
+    advantage: Tensor  # (R,)
+    value_weight: Tensor  # (R,)
+    impact_weight: Tensor  # (R,)
+
+    def rows(self, index: Tensor) -> Targets:
+        """Some of them."""
+        taken = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "observation"}
+        return Targets(observation={key: x[index] for key, x in self.observation.items()}, **taken)
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+
+class AVLLearner(TorchLearner):
+    """Three regressions and a cautious improvement, from one sample of columns.
+
+    With ``I`` the estimated impact, ``pi`` the router, ``m`` the true marginal QoS:
+
+    - impact estimator: ``I(s, a)`` on ``m(s, a)``, all actions of every decision;
+    - usual quality ``b``: on ``r = sum_a pi(a|s) I(s, a)``, what a decision is expected to earn. The reward of a decision is
+      ``r - b - mean``: rid of the luck of the draw and of the request's own quality, both of which are many times what a
+      decision costs those to come; the mean is that of its environment;
+    - state value ``V``: on the lambda-returns ``G`` of the afterstate (``afterstate_returns``);
+    - future part of the scores: a clipped step (Schulman et al., arXiv 1707.06347) along the advantage
+      ``I(s, a) - r + G - V(s)``. To act greedily on differences of ``V`` goes wrong: the values are those of a router that
+      avoids overload, and say little about what happens to one that does not.
+
+    Errors and advantages are scaled environment by environment: else the heaviest load would be all that counts.
+    """
+
+    config: Any
+
+    def build(self) -> None:
+        """Build what every learner has, and the baselines."""
+        self.baselines: dict[tuple[int, int], Baselines] = {}
+        self._samples = 0
+        super().build()
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """One optimizer: the losses share the encoder and are differentiated together."""
+        params = [p for p in self.module[module_id].parameters() if p.requires_grad]  # pyright: ignore
+        optimizer = torch.optim.Adam(params)
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
+
+    def compute_loss_for_module(self, **kwargs: Any) -> Tensor:
+        """Not used: ``update`` does it all."""
+        raise NotImplementedError
+
+    def update(self, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:  # pyright: ignore
+        """Learn from fragments, which come as ``training_data.episodes``.
+
+        Raises:
+            FloatingPointError: a loss is not finite; nothing has been changed by it.
+        """
+        self._check_is_built()
+        self.before_gradient_based_update(timesteps=timesteps or {})
+        self._weights_seq_no += 1  # else the workers would take the new weights for the old ones
+        module: AVLModule = self.module[DEFAULT_MODULE_ID].unwrapped()  # pyright: ignore[reportAssignmentType]
+        samples = [self._targets(module, fragment) for fragment in training_data.episodes]
+        self._samples += 1
+        logged = self._fit(module, samples)
+        module.serve(self.config.keep if self._samples > 2 * self.config.warmup else 0.5)
+        self.metrics.log_dict(logged, key=DEFAULT_MODULE_ID, window=1)
+        self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED), sum(map(len, training_data.episodes)), reduce="sum")
+        self.after_gradient_based_update(timesteps=timesteps or {})
+        return self.metrics.reduce()
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and the baselines."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(BASELINES, components, not_components):
+            state[BASELINES] = {"samples": self._samples, "environments": self.baselines}
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``get_state`` gave."""
+        super().set_state(state)
+        if BASELINES in state:
+            self._samples, self.baselines = state[BASELINES]["samples"], state[BASELINES]["environments"]
+
+    def _targets(self, module: AVLModule, fragment: Fragment) -> Targets:
+        steps, environments = fragment.actions.shape
+        impact, log_policy, usual, value = _look(module, fragment, self._device)
+        policy = np.exp(log_policy)
+        expected = (policy[..., :-1] * impact).sum(axis=-1)
+        baselines = self.baselines.setdefault((fragment.worker, fragment.group), Baselines.of(environments))
+        goes_on = fragment.valid & ~fragment.terminated
+        learned_from = goes_on.sum(axis=0).clip(min=1)
+
+        def mean(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+            return x.sum(axis=0, where=goes_on, dtype=np.float64) / learned_from
+
+        if self._samples < self.config.warmup:
+            baselines.samples = 0  # while everything still changes, the past tells little
+        excess = (expected - usual).astype(np.float64)
+        reward = excess - baselines.heed("reward", mean(excess[:-1]), _GAIN)
+        returns = afterstate_returns(
+            reward, value, fragment.dt_s, goes_on, beta_per_s=self.config.beta_per_s, lam=self.config.lam
+        )
+        taken = np.concatenate([impact, np.zeros_like(impact[..., :1])], axis=-1)[:-1]
+        own = np.take_along_axis(taken, fragment.actions[..., None], axis=-1)[..., 0] - expected[:-1]
+        advantage = own + returns - value[:-1]
+        advantage = advantage - mean(advantage)
+        assert fragment.marginal is not None
+        marginal = fragment.marginal[..., :-1]
+        known = np.isfinite(marginal) & (fragment.obs["action_mask"][:-1, :, :-1] > 0)
+        marginal = np.where(known, marginal, 0.0)
+        error = np.where(known, (impact[:-1] - marginal) ** 2, 0.0).mean(axis=-1)
+        centred = returns - mean(returns)
+        return_variance = baselines.heed("return_variance", mean(centred**2), _SCALE_GAIN)
+        impact_error = baselines.heed("impact_error", mean(error), _SCALE_GAIN)
+        scale = np.sqrt(_with_common(baselines.heed("advantage_variance", mean(advantage**2), _SCALE_GAIN)))
+        baselines.samples += 1
+        level = returns.mean(where=goes_on)  # the same for all: differences are all that counts, and they stay small
+        rows = goes_on.reshape(-1)
+
+        def flat(x: NDArray[Any]) -> Tensor:
+            wide = np.broadcast_to(x, (steps, environments, *x.shape[2:])) if x.ndim > 1 else np.broadcast_to(x, goes_on.shape)
+            data = wide.reshape(-1, *wide.shape[2:])[rows]
+            return torch.from_numpy(np.ascontiguousarray(data, data.dtype if data.dtype == np.int64 else np.float32)).to(
+                self._device
+            )
+
+        return Targets(
+            observation={key: flat(column[:-1]) for key, column in fragment.obs.items()},
+            action=flat(fragment.actions[..., None]),
+            log_policy=flat(log_policy[:-1]),
+            impact=flat(impact[:-1]),
+            marginal=flat(marginal),
+            known=flat(known),
+            usual=flat(expected[:-1]),
+            returns=flat(returns - level),
+            advantage=flat(advantage / scale),
+            value_weight=flat(_weights(return_variance)),
+            impact_weight=flat(_weights(impact_error)),
+        )
+
+    def _fit(self, module: AVLModule, samples: list[Targets]) -> dict[str, float]:
+        config = self.config
+        optimizer: Any = self.get_optimizer(DEFAULT_MODULE_ID)
+        future = [] if module.router.future is None else list(module.router.future.parameters())
+        generator = torch.Generator().manual_seed(int(config.seed or 0) * 1_000_003 + self._samples)
+        improve = module.router.future is not None and self._samples > config.warmup
+        total = sum(map(len, samples))
+        kl = 0.0
+        logged: dict[str, float] = {}
+        for _ in range(config.epochs):
+            for batch in _minibatches(samples, max(total // config.minibatch, 1), generator):
+                losses, moved = _losses(module, batch, total, config.clip, improve and kl < config.kl_stop)
+                kl = 0.8 * kl + 0.2 * moved
+                for name, loss in losses.items():
+                    if not math.isfinite(loss.item()):
+                        raise FloatingPointError(f"{name} loss is {loss.item()}: training cannot go on")
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(losses.values())).sum().backward()
+                norm = torch.nn.utils.clip_grad_norm_(future, _GRADIENT_NORM) if future else torch.zeros(())
+                if not math.isfinite(norm.item()):
+                    raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
+                optimizer.step()
+                logged = {f"{name}_loss": loss.item() for name, loss in losses.items()}
+        advantage = torch.cat([targets.advantage for targets in samples])
+        returns = torch.cat([targets.returns for targets in samples])
+        entropy = -sum(float((t.log_policy.exp() * t.log_policy).sum()) for t in samples) / total
+        return logged | {
+            "kl": kl,
+            "entropy": entropy,
+            "returns_sd": float(returns.std()),
+            "advantage_max": float(advantage.abs().max()),
+            "impact_error": float(np.mean([b.impact_error.mean() for b in self.baselines.values()])),
+        }
+
+
+def _losses(module: AVLModule, batch: list[Targets], total: int, clip: float, improve: bool) -> tuple[dict[str, Tensor], float]:
+    """The losses of a minibatch that holds some rows of every fragment, and how far the router has moved (KL)."""
+    rows = sum(map(len, batch))
+    losses: dict[str, Tensor] = {name: torch.zeros(()) for name in ("impact", "usual", "value", "future")}
+    moved = 0.0
+    for t in batch:
+        share = len(t) / rows
+        parts = module.router.parts(t.observation)
+        error = ((parts.impact - t.marginal) ** 2 * t.known).sum(dim=-1)
+        value_error = (module.state_value(parts) - t.returns) ** 2
+        losses["impact"] = losses["impact"] + share * (t.impact_weight * error).mean()
+        losses["usual"] = losses["usual"] + share * ((module.usual(parts.columns) - t.usual) ** 2).mean()
+        losses["value"] = losses["value"] + share * (t.value_weight * value_error).mean()
+        if improve:
+            scores = module.router.scores(t.observation, parts._replace(impact=t.impact))
+            log_policy = (scores / module.temperature).log_softmax(dim=-1)
+            ratio = (log_policy.gather(-1, t.action) - t.log_policy.gather(-1, t.action)).squeeze(-1).exp()
+            gain = torch.minimum(ratio * t.advantage, ratio.clamp(1 - clip, 1 + clip) * t.advantage)
+            losses["future"] = losses["future"] - share * gain.mean()
+            with torch.no_grad():
+                moved += share * (t.log_policy.exp() * (t.log_policy - log_policy)).sum(dim=-1).mean().item()
+    return losses, moved
+
+
+def _minibatches(samples: list[Targets], count: int, generator: torch.Generator) -> Iterator[list[Targets]]:
+    """So many minibatches that together hold every row once, each its share of every sample."""
+    orders = [torch.randperm(len(targets), generator=generator).tensor_split(count) for targets in samples]
+    for parts in zip(*orders, strict=True):
+        yield [targets.rows(index) for targets, index in zip(samples, parts, strict=True) if len(index)]
+
+
+@torch.no_grad()
+def _look(module: AVLModule, fragment: Fragment, device: Any) -> tuple[NDArray[np.float32], ...]:
+    """Impact (T+1, B, N), log policy (T+1, B, N+1), usual quality and value (T+1, B) of every observation."""
+    shape = fragment.obs["action_mask"].shape[:2]
+    count = shape[0] * shape[1]
+    columns = {key: torch.from_numpy(x.reshape(count, *x.shape[2:])) for key, x in fragment.obs.items()}
+    results: list[list[Tensor]] = []
+    for begin in range(0, count, _CHUNK):
+        observation = {key: x[begin : begin + _CHUNK].to(device) for key, x in columns.items()}
+        parts = module.router.parts(observation)
+        log_policy = (module.router.scores(observation, parts) / module.temperature).log_softmax(dim=-1)
+        results.append([parts.impact, log_policy, module.usual(parts.columns), module.state_value(parts)])
+    return tuple(torch.cat(column).cpu().numpy().reshape(*shape, *column[0].shape[1:]) for column in zip(*results, strict=True))
+
+
+def _with_common(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x + _COMMON * np.median(x)
+
+
+def _weights(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B,) weights of the environments, 1 on average: the smaller their usual squared error, the more an error counts."""
+    weights = 1 / np.maximum(_with_common(x), 1e-8)
+    return weights / weights.mean()

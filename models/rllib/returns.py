@@ -1,0 +1,41 @@
+"""Returns of a fragment: discounted by time, mixed over horizons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+
+def afterstate_returns(
+    reward: Array, value: Array, dt_s: Array, goes_on: NDArray[np.bool_], *, beta_per_s: float, lam: float
+) -> NDArray[np.float64]:
+    """Lambda-returns of T afterstates: what the requests to come earn, the one just routed left out.
+
+    ``G_t = exp(-beta*dt_t) * (r_{t+1} + (1 - lambda) * V_{t+1} + lambda * G_{t+1})``, with ``G_T = V_T`` for the last one
+    (Sutton and Barto 2018, eq. 12.20, with a discount by time as decision epochs differ in length). Where an episode does not
+    go on, ``G_t = V_t``: nothing is learned there, and nothing flows across.
+
+    Args:
+        reward: (T+1, B) what decision t earned.
+        value: (T+1, B) value of the state at decision t, for the requests after t.
+        dt_s: (T, B) time from decision t to the next.
+        goes_on: (T, B) whether decision t + 1 belongs to the same episode as t.
+        beta_per_s: discount rate.
+        lam: lambda, from 0 (one step) to 1 (all of them).
+
+    Returns:
+        (T, B)
+    """
+    steps = len(dt_s)
+    discount = np.exp(-beta_per_s * dt_s.astype(np.float64))
+    returns = np.empty(dt_s.shape)
+    later = value[steps].astype(np.float64)
+    for t in range(steps - 1, -1, -1):
+        ahead = (1 - lam) * value[t + 1] + lam * later
+        later = np.where(goes_on[t], discount[t] * (reward[t + 1] + ahead), value[t])
+        returns[t] = later
+    return returns

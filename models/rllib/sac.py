@@ -1,0 +1,213 @@
+"""Discrete SAC on columns: its configuration and its training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import (
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    REPLAY_BUFFER_ADD_DATA_TIMER,
+    REPLAY_BUFFER_SAMPLE_TIMER,
+    TIMERS,
+)
+
+from models.rllib.collect import collect, share_weights, steps_sampled
+from models.rllib.columns import Fragment
+from models.rllib.env_groups import Group
+from models.rllib.replay import Replay
+from models.rllib.runner import ColumnRunner
+from models.rllib.sac_learner import SACLearner
+from models.rllib.sac_module import SACModule
+from rllib_envs import ENV_ID
+from rllib_envs.errors import InputError
+
+COMPONENT_REPLAY = "replay"
+"""Name of the replay buffer in a checkpoint."""
+
+PAPER: Mapping[str, Any] = {"lr": 3e-5, "alpha_lr": 3e-4, "gamma": 0.99, "beta": 0.0, "minibatch_size": 256, "polyak": 0.995}
+"""What arXiv 2508.00234 trains with. Its discount is that of a step, however long."""
+
+_UPDATES_A_CALL = 8  # some 25 MB of observations: fewer calls gain nothing, more memory costs time
+
+
+class RouterSACConfig(AlgorithmConfig):
+    """What ``RouterSAC`` needs beside RLlib's own, of which it uses ``lr`` (actor and critics), ``gamma`` and ``minibatch_size``.
+
+    Attributes:
+        alpha_lr: learning rate of the temperature.
+        polyak: share of the slow critics that stays in an update.
+        beta: discount rate of time, 1/s.
+        twins: ``mean`` or ``min``, how the critics are joined.
+        q_clip: bound of the clipped critic loss, None for the plain one.
+        target_entropy_share: target entropy over that of the uniform policy on the possible actions.
+        steps_per_update: environment steps for each optimizer step.
+        replay_capacity: environment steps to keep, some 6 kB each with six experts.
+        learning_starts: environment steps before the first optimizer step.
+    """
+
+    OWN = frozenset({
+        "alpha_lr", "polyak", "beta", "twins", "q_clip", "target_entropy_share", "steps_per_update", "replay_capacity",
+        "learning_starts",
+    })  # fmt: skip
+
+    def __init__(self, algo_class: Any = None) -> None:
+        super().__init__(algo_class or RouterSAC)
+        self.alpha_lr = 3e-4
+        self.polyak = 0.995
+        self.beta = 0.05
+        self.twins = "mean"
+        self.q_clip: float | None = 0.5
+        self.target_entropy_share = 0.3
+        self.steps_per_update = 32
+        self.replay_capacity = 50_000
+        self.learning_starts = 5_000
+        self.env_runner_cls = ColumnRunner
+        self.lr = 3e-4
+        self.gamma = 1.0
+        self.minibatch_size = 256
+
+    def training(self, **kwargs: Any) -> Self:
+        """Set some of ``OWN`` and of RLlib's training settings."""
+        for name in self.OWN & kwargs.keys():
+            setattr(self, name, kwargs.pop(name))
+        return super().training(**kwargs)
+
+    def validate(self) -> None:
+        """Check the settings.
+
+        Raises:
+            InputError: one is not valid.
+        """
+        super().validate()
+        for name in ("lr", "alpha_lr", "steps_per_update", "replay_capacity", "minibatch_size"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} = {getattr(self, name)}: must be positive")
+        for name in ("gamma", "polyak", "target_entropy_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
+        if self.twins not in ("mean", "min"):
+            raise InputError(f"twins = {self.twins!r}: must be 'mean' or 'min'")
+        if not self.beta >= 0:
+            raise InputError(f"beta = {self.beta}: must be >= 0")
+
+    def get_default_learner_class(self) -> type[SACLearner]:
+        """The learner."""
+        return SACLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """The module."""
+        return RLModuleSpec(module_class=SACModule)
+
+
+class RouterSAC(Algorithm):
+    """Samples columns, stores them, and takes an optimizer step for every ``steps_per_update`` of them.
+
+    Checkpoints hold the replay buffer and the temperature too.
+    """
+
+    config: Any
+
+    def setup(self, config: Any) -> None:
+        """Set up an empty replay buffer beside what every algorithm has."""
+        super().setup(config)
+        self.replay = Replay(self.config.replay_capacity, len(self.config.env_config["scenarios"]))
+        self._rng = np.random.default_rng(None if self.config.seed is None else [self.config.seed, 1])
+        self._owed_steps = 0
+
+    def training_step(self) -> None:
+        """Sample once, store, learn, and give the workers the new weights."""
+        self._store(collect(self))
+        sampled = steps_sampled(self)
+        if sampled < self.config.learning_starts or not len(self.replay):
+            self._owed_steps = 0
+            return
+        updates, self._owed_steps = divmod(self._owed_steps, self.config.steps_per_update)
+        while updates > 0:
+            self._learn(min(updates, _UPDATES_A_CALL), sampled)
+            updates -= _UPDATES_A_CALL
+        share_weights(self)
+
+    def _store(self, fragments: list[Fragment]) -> None:
+        with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
+            for fragment in fragments:
+                self.replay.add(fragment)
+                self._owed_steps += fragment.env_steps()
+
+    def _learn(self, updates: int, sampled: int) -> None:
+        """Take so many optimizer steps, on minibatches of one scenario each."""
+        assert self.learner_group is not None
+        size = self.config.minibatch_size
+        for ring, share in zip(self.replay.rings, self.replay.shares(updates, self._rng), strict=True):
+            if not share:
+                continue
+            rows = int(share) * size
+            with self.metrics.log_time((TIMERS, REPLAY_BUFFER_SAMPLE_TIMER)):
+                columns = ring.sample(rows, self._rng)
+            with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+                results = self.learner_group.update(
+                    batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=rows),
+                    timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled},
+                    minibatch_size=size,
+                    num_epochs=1,
+                )
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and the replay buffer."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_REPLAY, components, not_components):
+            state[COMPONENT_REPLAY] = self.replay.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``get_state`` gave."""
+        super().set_state(state)
+        if COMPONENT_REPLAY in state:
+            self.replay.set_state(state[COMPONENT_REPLAY])
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """RLlib's components and the replay buffer."""
+        return [*super().get_checkpointable_components(), (COMPONENT_REPLAY, self.replay)]
+
+
+def sac_config(
+    scenarios: Sequence[Group],
+    *,
+    seed: int,
+    env_runners: int,
+    rows: int,
+    model: dict[str, Any],
+    lr: float = 3e-4,
+    paper: bool = False,
+) -> RouterSACConfig:
+    """Configuration of discrete SAC with the scenarios' rewards.
+
+    Args:
+        scenarios: worlds to train in, which may differ in the number of experts, and the environments of each in a worker.
+        seed: seed of weights, episodes and exploration.
+        env_runners: worker processes that step environments; 0 steps them in this process.
+        rows: steps of each environment between two rounds of learning.
+        model: ``hidden`` and ``temperature`` of ``SACModule``.
+        lr: learning rate of actor and critics.
+        paper: the hyperparameters of the paper (``PAPER``, which sets the learning rate too) instead of ours.
+    """
+    environments = sum(count for _, count in scenarios)
+    config = (
+        RouterSACConfig()
+        .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": list(scenarios)})
+        .env_runners(num_env_runners=env_runners, num_envs_per_env_runner=environments, rollout_fragment_length=rows)
+        .learners(num_learners=0)
+        .rl_module(model_config=model)
+        .training(lr=lr)
+        .debugging(seed=seed)
+    )
+    return config.training(**PAPER) if paper else config

@@ -1,0 +1,166 @@
+"""The router: encoder, impact estimator and per-expert heads, one score for each action. Knows no RL library."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
+from models.han import HANEncoder, PooledHAN
+from models.impact import Branched, Explanation, ImpactEstimator
+from rllib_envs.errors import InputError
+from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
+
+MASKED_SCORE = -1e9
+"""Score of an action that is not possible: its probability is exactly 0 in float32, and scores stay finite."""
+
+EncoderName = Literal["han", "aggregates", "pooled"]
+
+_FULL_RATE_RPS = 4.0  # requests/s at one expert near its capacity: where the price below reaches its full height
+_FULL_PRICE = 4.5
+_HIGHEST_USE = 1.3
+_PRICE_LOG_BOUND = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSpec:
+    """What a router is made of; everything that its weights fit."""
+
+    encoder: EncoderName = "han"
+    """han: heterogeneous graph attention over all requests, as a branch beside the aggregates; aggregates: without it; pooled:
+    the paper's readout, one embedding for the whole cluster from stock HANConv layers."""
+    graph_hidden: int = 32
+    """Width of the graph's embeddings."""
+    heads: int = 4
+    """Attention heads."""
+    layers: int = 1
+    """Layers of the graph encoder, 1 or 2."""
+    hidden: int = 96
+    """Width of the hidden layers of the heads."""
+    impact_hidden: int = 128
+    """Width of the hidden layers of the impact estimator's correction; 0: no correction is learned."""
+    impact: bool = True
+    """Whether observations hold the roll-out's results, and scores begin with them."""
+    future: bool = True
+    """Whether scores have a learned part for what a decision costs those to come."""
+    drop: bool = True
+    """Whether a request may be dropped that some expert could take."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            InputError: unknown encoder, or sizes that do not go together.
+        """
+        if self.encoder not in get_args(EncoderName):
+            raise InputError(f"encoder = {self.encoder!r}: allowed are {', '.join(get_args(EncoderName))}")
+        for name, least in (("graph_hidden", 1), ("heads", 1), ("hidden", 1), ("impact_hidden", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} = {getattr(self, name)}: must be >= {least}")
+        if self.graph_hidden % self.heads:
+            raise InputError(f"graph_hidden = {self.graph_hidden}, heads = {self.heads}: must be a multiple of heads")
+        if self.layers not in (1, 2):
+            raise InputError(f"layers = {self.layers}: must be 1 or 2")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``RouterSpec(**...)`` and JSON."""
+        return asdict(self)
+
+
+class Parts(NamedTuple):
+    """How the scores come about."""
+
+    columns: Columns
+    embedding: Tensor | None  # (B, N, E) of each choice, from the encoder
+    impact: Tensor  # (B, N) predicted marginal QoS of each expert
+    future: Tensor  # (B, N) what the choice is worth to those to come, <= 0 as a rule
+    drop: Tensor  # (B, 1) score of a drop
+
+
+class Router(nn.Module):
+    """Scores of the N experts and of drop, in QoS: the greater, the better.
+
+    ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future is
+    what the expert's afterstate is worth less than the state itself: ``- price(load) * congestion * exp(m) + u`` with m and u
+    learned and 0 at first, so that an untrained router is impact-greedy with a price that rises with the square of the rate of
+    arrivals (a fit to prices tuned load by load). A drop changes nothing, now or later: its score is 0, plus a learned u.
+
+    Weights are shared by the experts, so any number of them will do; permuting them permutes their scores and leaves that of
+    drop. Where an expert is loaded is seen from that expert's own columns and embedding.
+
+    Args:
+        spec: what it is made of.
+
+    Shapes:
+        - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
+        - output: (B, N + 1), ``MASKED_SCORE`` where the action is not possible
+    """
+
+    def __init__(self, spec: RouterSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        widths = (len(EXPERT_FEATURES) + len(CLUSTER_FEATURES), len(REQUEST_FEATURES), len(ARRIVED_FEATURES))
+        self.encoder: HANEncoder | PooledHAN | None = None
+        if spec.encoder == "han":
+            self.encoder = HANEncoder(*widths, spec.graph_hidden, spec.heads, spec.layers)
+        elif spec.encoder == "pooled":
+            self.encoder = PooledHAN(*widths, spec.graph_hidden, spec.heads)
+        self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
+        self.estimator = ImpactEstimator(hidden=spec.impact_hidden if spec.impact else 0, embedding=self.embedding)
+        self.future = Branched(CHOICE_COLUMNS, spec.hidden, 3, self.embedding) if spec.future else None
+
+    def forward(self, observation: Observation) -> Tensor:
+        """(B, N + 1) masked scores."""
+        return self.scores(observation, self.parts(observation))
+
+    def parts(self, observation: Observation) -> Parts:
+        """What the scores are made of, for who trains or explains them."""
+        columns, embedding = read_columns(observation), self.embed(observation)
+        impact = self.estimator(columns, embedding)
+        future, drop = self.look_ahead(observation, columns, embedding)
+        return Parts(columns=columns, embedding=embedding, impact=impact, future=future, drop=drop)
+
+    def scores(self, observation: Observation, parts: Parts) -> Tensor:
+        """(B, N + 1) masked scores from their parts."""
+        mask = observation["action_mask"] > 0
+        drop = parts.drop
+        if not self.spec.drop:  # only where no expert can take the request
+            drop = torch.where(mask[..., :-1].any(dim=-1, keepdim=True), MASKED_SCORE / 2, drop)
+        return torch.where(mask, torch.cat([parts.impact + parts.future, drop], dim=-1), MASKED_SCORE)
+
+    def embed(self, observation: Observation) -> Tensor | None:
+        """(B, N, E) the encoder's embedding of each choice: the expert with the request and without; None without an encoder."""
+        if self.encoder is None:
+            return None
+        experts = observation["experts"]
+        cluster = observation["cluster"].unsqueeze(-2).expand(*experts.shape[:-1], -1)
+        requests = [squash(observation[name]) if "mask" not in name else observation[name] for name in _REQUEST_KEYS]
+        arrays = (squash(torch.cat([experts, cluster], dim=-1)), squash(observation["arrived"]), *requests)
+        if isinstance(self.encoder, PooledHAN):
+            return self.encoder(*arrays).unsqueeze(-2).expand(*experts.shape[:-1], -1)
+        return torch.cat(self.encoder(*arrays), dim=-1)
+
+    def look_ahead(self, observation: Observation, columns: Columns, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, N) the future part of the experts' scores, and (B, 1) the score of a drop."""
+        if self.future is None:
+            return torch.zeros_like(columns.marginal), torch.zeros_like(columns.marginal[..., :1])
+        dearer, more, drop = self.future(columns.choice, embedding).unbind(dim=-1)
+        price = prior_price(observation).unsqueeze(-1) * dearer.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
+        return more - price * columns.congestion, drop.mean(dim=-1, keepdim=True)
+
+    def explain(self, observation: Observation) -> Explanation:
+        """What the impact estimator predicts for each expert, and from what."""
+        return self.estimator.explain(observation, read_columns(observation), self.embed(observation))
+
+
+def prior_price(observation: Observation) -> Tensor:
+    """(B,) price of a unit of ``congestion`` before training: it grows with the square of the rate of arrivals per expert."""
+    gap = observation["cluster"][..., CLUSTER_FEATURES.index("log_gap_slow")]
+    rate_rps = torch.exp(-gap) / observation["experts"].shape[-2]
+    return _FULL_PRICE * (rate_rps / _FULL_RATE_RPS).clamp(max=_HIGHEST_USE).square()
+
+
+_REQUEST_KEYS = ("running", "running_mask", "waiting", "waiting_mask")

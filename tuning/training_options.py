@@ -1,0 +1,225 @@
+"""Options of a training run: from the command line, from a file, from a preset."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from models.router import RouterSpec
+from rllib_envs.errors import InputError
+from tuning.spec import nearest
+
+AlgorithmName = Literal["avl", "sac", "ppo"]
+PresetName = Literal["ours", "paper"]
+
+DEFAULT_STEPS = 3_000_000
+_LEARNING_RATES: Mapping[str, float] = {"avl": 1e-3, "sac": 3e-4, "ppo": 1e-3}
+_OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke")
+"""Options that do not define the run: each start has its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    algo: AlgorithmName = "avl"
+    """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation."""
+    preset: PresetName = "ours"
+    """paper: what arXiv 2508.00234 does. SAC with its hyperparameters, a policy on its pooled graph embedding without the
+    what-if results, its reward; and as defaults of other options the scenario paper3 under its own load, nothing else."""
+    config: Path | None = None
+    """YAML file of options, under their names here, as a sweep writes it. The command line wins."""
+    scenario: str = "edge6"
+    """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file. Its reward and observation are set anew."""
+    load: str = "mixed"
+    """mixed (each environment has its own, from the lowest to the highest of the scenario's mixed_range, and some episodes have
+    bursts), light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own: the scenario's."""
+    fleets: tuple[str, ...] = ("edge3", "edge10")
+    """Other clusters to train on beside, in an eighth of the environments each, so that the router fits any number of experts."""
+    calibrate: bool = True
+    """Observations corrected by what telemetry has shown of the errors of lengths and engine figures."""
+    variation: bool = True
+    """Faults drawn for every other episode: wrong predictions, wrong engine figures, late telemetry, scarce memory."""
+    router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
+    correction: bool = True
+    """Whether a correction of the impact estimate is learned; without it, impact-hidden counts as 0."""
+    temperature: float = 0.01
+    """QoS that makes an action e times as likely in training; small is close to greedy."""
+    lr: float | None = None
+    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4. That of avl falls to a tenth over the run where its number of steps is
+    known, from --steps or --iterations; it stays where --minutes alone limits the run."""
+    seed: int = 0
+    """Seed of weights, episodes and exploration. Without worker processes, the same seed gives the same weights."""
+    envs_per_runner: int = 96
+    """Environments in each process that steps them."""
+    requests: int = 2000
+    """Requests in a training episode."""
+    steps_per_iteration: int = 32_768
+    """Decisions in an iteration, over all environments."""
+    validate_every: int = 10
+    """Iterations between two comparisons with tuned impact-greedy, on a few short episodes: a rough figure. 0: none."""
+    run_dir: Path = Path("runs/train")
+    """Folder of the run."""
+    steps: int | None = None
+    """Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: 3,000,000."""
+    iterations: int | None = None
+    """Stop after so many iterations, counted from the beginning of the run."""
+    minutes: float | None = None
+    """Stop after so many minutes, counted from this start."""
+    num_env_runners: int | None = None
+    """Worker processes that step environments; 0 steps them in the process that learns. Default: 0 on up to 2 cores, else
+    one for each core but one."""
+    address: str = "local"
+    """Ray: local starts one for this run, auto or a URL attaches to a running cluster."""
+    resume: bool = False
+    """Go on with the run in the folder. Scenario, seed and all else that defines the run are taken from there."""
+    smoke: bool = False
+    """A tiny run that takes seconds."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate to begin with."""
+        return _LEARNING_RATES[self.algo] if self.lr is None else self.lr
+
+    @property
+    def spec(self) -> RouterSpec:
+        """What the router is made of."""
+        return self.router if self.correction else replace(self.router, impact_hidden=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Environment steps of the whole run, if known."""
+        by_iterations = None if self.iterations is None else self.iterations * self.steps_per_iteration
+        known = [total for total in (self.steps, by_iterations) if total is not None]
+        return min(known) if known else None
+
+
+_PAPER = Options(
+    preset="paper",
+    algo="sac",
+    scenario="paper3",
+    load="own",
+    fleets=(),
+    calibrate=False,
+    variation=False,
+    requests=5000,
+    router=RouterSpec(encoder="pooled", graph_hidden=64, heads=8, layers=2, impact=False),
+)
+_SMOKE: dict[str, Any] = {
+    "requests": 20, "envs_per_runner": 4, "steps_per_iteration": 64, "num_env_runners": 0, "validate_every": 2,
+}  # fmt: skip
+_ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
+
+
+def preset(name: PresetName) -> Options:
+    """The options that a preset stands for."""
+    return _PAPER if name == "paper" else Options()
+
+
+def defaults(arguments: Sequence[str]) -> Options:
+    """What options are where the command line does not say: those of the preset, changed as the file says that it names.
+
+    Raises:
+        InputError: the file cannot be read or is not one of options.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--preset", default="ours")
+    named, _ = parser.parse_known_args(list(arguments))
+    if named.config is None:
+        return preset(named.preset)
+    data = _read(named.config)
+    return replace(parse_options({"preset": named.preset} | data, str(named.config)), config=named.config)
+
+
+def parse_options(data: Mapping[str, Any], where: str) -> Options:
+    """Options from a mapping by their names; those that are missing are the preset's.
+
+    Raises:
+        InputError: an unknown name or a value that is not possible.
+    """
+    given = {str(key).replace("-", "_"): value for key, value in data.items()}
+    known = [*(f.name for f in fields(Options) if f.name != "router"), *(f.name for f in fields(RouterSpec))]
+    for key in given:
+        if key not in known:
+            raise InputError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
+    flat = to_mapping(preset(given.get("preset", "ours"))) | given
+    router = {f.name: flat.pop(f.name) for f in fields(RouterSpec)}
+    try:
+        return _ADAPTER.validate_python({**flat, "router": router})
+    except ValidationError as error:
+        lines = [f"{where}: {e['loc'][-1] if e['loc'] else 'options'} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def to_mapping(options: Options) -> dict[str, Any]:
+    """Options by name, those of the router among them; ``parse_options`` reads it back."""
+    flat = asdict(options)
+    return {**{key: value for key, value in flat.items() if key != "router"}, **flat["router"]}
+
+
+def definition(options: Options) -> dict[str, Any]:
+    """Those that define the run, in YAML's types."""
+    kept = {key: value for key, value in to_mapping(options).items() if key not in _OF_ONE_START}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+
+
+def complete(options: Options) -> Options:
+    """The options with what is left open filled in.
+
+    Raises:
+        InputError: one is out of range, or two do not go together.
+    """
+    if options.smoke:
+        fleets = options.fleets[:1]
+        options = replace(options, **_SMOKE, fleets=fleets, iterations=options.iterations or 2)
+    if options.steps is None and options.iterations is None and options.minutes is None and not options.resume:
+        options = replace(options, steps=DEFAULT_STEPS)
+    if options.num_env_runners is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options = replace(options, num_env_runners=0 if cores <= 2 else cores - 1)
+    positive = ("steps", "iterations", "minutes", "envs_per_runner", "requests", "steps_per_iteration", "lr", "temperature")
+    for name in positive:
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{name.replace('_', '-')} = {value}: must be positive")
+    for name in ("num_env_runners", "seed", "validate_every"):
+        if getattr(options, name) < 0:
+            raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+    if options.preset == "paper" and options.algo != "sac":
+        raise InputError(f"algo = {options.algo}: the preset paper trains with sac")
+    return options
+
+
+def resumed(options: Options, own: Mapping[str, Any], where: str) -> Options:
+    """The options of a run to go on with: its own, with what each start has for itself as given now.
+
+    Raises:
+        InputError: an option is given that would change the run, or the run's own are not valid.
+    """
+    theirs = parse_options(own, where)
+    given, usual, kept = definition(options), definition(preset(options.preset)), definition(theirs)
+    for name, value in given.items():
+        if value not in (kept[name], usual[name]) and not (options.smoke and name in _SMOKE):
+            raise InputError(f"{name.replace('_', '-')} = {value}: a resumed run keeps its own, which is {kept[name]}")
+    return replace(theirs, **{name: getattr(options, name) for name in _OF_ONE_START})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: must be a mapping of options")
+    return cast(dict[str, Any], data)
