@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tuning.comparison import Comparison
 from tuning.statistics import Interval
@@ -85,6 +86,7 @@ def draw_differences(path: Path, summary: Summary, comparisons: Sequence[Compari
         )
     axes.axvline(0, color="0.35", linewidth=1)
     axes.axhline(len(comparisons) - 0.35, color="0.6", linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_yticks(places, labels)
     axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.set_xlabel(f"difference of QoS per arrived request to {_label(summary.baseline)}")

@@ -5,11 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from models.features import CHOICE_COLUMNS, read_columns
 from models.impact import Branched, ImpactEstimator, paper_impact
-from rllib_envs.observation import ARRIVED_FEATURES
+from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 from rllib_envs.reward import paper_impact as true_impact
 from rllib_envs.scenario import Observation
 from rllib_envs.sim.whatif import WHATIF_FEATURES
@@ -22,7 +23,7 @@ DOUBLE = torch.float64
 @pytest.fixture(scope="module")
 def observation():
     """Clusters where some present would be late because of the newcomer."""
-    now = seen(busy(world(seats=6, load=10.0), clusters=8, decisions=240), DOUBLE)
+    now = seen(busy(world(load=14.0), clusters=8, decisions=300), DOUBLE)
     assert now["whatif"][..., WHATIF_FEATURES.index("hard_change")].min() < 0
     return now
 
@@ -104,28 +105,47 @@ def test_the_papers_closed_form_is_that_of_the_simulator_where_told_lengths_are_
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
-@given(seeds)
-def test_the_papers_closed_form_in_any_world(seed):
-    """Where nobody runs twice: a preempted request that has tokens is counted here, and not by the simulator."""
+def told_the_truth(seed):
+    """A random world with memory enough and no wrong prediction, its episode, and some decisions."""
     rng = np.random.default_rng(seed)
     scenario, episode, actions = random_world(rng, observation=Observation(running_slots=8))
-    engines = [replace(expert.engine, kv_tokens=16 * 2000) for expert in scenario.experts]
-    scenario = replace(
-        scenario, experts=tuple(replace(x, engine=engine) for x, engine in zip(scenario.experts, engines, strict=True))
-    )
-    exact = replace(
-        episode,
-        told_tokens=episode.output.astype(np.float32),
-        told_score=episode.score,
-        engines=tuple(engines),
-        believed=tuple(engines),
-    )
-    room = np.array([engine.max_model_len for engine in engines]) - exact.prompt[:, None]
-    exact = replace(exact, told_tokens=np.clip(exact.told_tokens, 1, np.maximum(room, 1)).astype(np.float32))
-    simulation = simulation_of(scenario, exact)
-    play(simulation, actions[: int(rng.integers(1, 40))])
-    np.testing.assert_allclose(paper_impact(seen(simulation, DOUBLE)).numpy(), truth(simulation), atol=1e-4)
+    engines = tuple(replace(expert.engine, kv_tokens=16 * 2000) for expert in scenario.experts)
+    experts = tuple(replace(x, engine=engine) for x, engine in zip(scenario.experts, engines, strict=True))
+    room = np.array([engine.max_model_len for engine in engines]) - episode.prompt[:, None]
+    told = np.minimum(episode.output, np.maximum(room, 1)).astype(np.float32)
+    exact = replace(episode, told_tokens=told, told_score=episode.score, engines=engines, believed=engines)
+    return replace(scenario, experts=experts), exact, actions[: int(rng.integers(1, 40))], rng
+
+
+def pushed(simulation):
+    """Of each request shown that has a token, what it has of its tokens and ``l_now,j + D_j`` over the SLO, written out."""
+    view, values = simulation.view, []
+    for b, e, j in np.argwhere(view.running_mask > 0):
+        told = dict(zip(REQUEST_FEATURES, view.running[b, e, j].astype(float), strict=True))
+        engine = dict(zip(EXPERT_FEATURES, view.experts[b, e].astype(float), strict=True))
+        p, d_i = 1024 * float(view.arrived[b, e, 0]), 256 * float(view.arrived[b, e, 2])
+        d_j, o_j = 256 * told["told_length"], 256 * told["generated"]
+        k1, k2 = engine["prefill_time"] / 1024, engine["context_time"] / 16_384
+        slowed = k1 * p + k2 * sum(p + k for k in range(1, round(min(d_j - o_j, d_i))))
+        values += [(o_j / d_j, 4 * told["latency_so_far"] + slowed / d_j)] if o_j else []
+    return values
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.booleans())
+def test_the_papers_closed_form_decides_as_the_simulator_on_the_very_edge(seed, nearly_done):
+    """The SLO, on which nothing else depends, is put just under and just over what one request comes to."""
+    scenario, episode, actions, rng = told_the_truth(seed)
+    scenario = replace(scenario, slo_s_per_token=1.0)
+    simulation = simulation_of(scenario, episode)
+    play(simulation, actions)
+    candidates = [pair for pair in pushed(simulation) if pair[1] > 0]
+    assume(candidates)
+    value = max(candidates)[1] if nearly_done else rng.permutation(candidates)[0][1]
+    for slo_s in (0.9999 * value, 1.0001 * value):
+        simulation = simulation_of(replace(scenario, slo_s_per_token=slo_s), episode)
+        play(simulation, actions)
+        np.testing.assert_allclose(paper_impact(seen(simulation, DOUBLE)).numpy(), truth(simulation), atol=1e-5)
 
 
 def test_the_more_is_running_the_more_there_is_to_push():
