@@ -6,6 +6,7 @@ permuting the experts permutes the columns. Unbounded quantities go through ``sq
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ _ENGINE = (
     "step_drift",
 )  # fmt: skip
 _ROLLED_SCALE = (0.25, 0.1, 0.25, 0.25, 0.25)
-_KV_UNIT_TOKENS = 16_384  # of EXPERT_FEATURES' kv_capacity
+_KV_UNIT_TOKENS = 16_384  # of EXPERT_FEATURES' kv_capacity, which is the logarithm to base 16
+_LN_16 = math.log(16)  # exp2 has no counterpart in ONNX
 _BOUND = 20.0  # no request is worth more than 1; what ruins twenty others need not look worse still
 
 _CHANGING = len(_GROWING) + len(_ROLLED)
@@ -82,7 +84,7 @@ def read_columns(observation: Observation) -> Columns:
     success, soft_change = whatif_column(observation, "own_success"), whatif_column(observation, "soft_change")
     own = score * success
     steady, growing, engine = (_take(experts, EXPERT_FEATURES, names) for names in (_STEADY, _GROWING, _ENGINE))
-    kv_tokens = _KV_UNIT_TOKENS * torch.exp2(4 * expert_column(observation, "kv_capacity"))
+    kv_tokens = _KV_UNIT_TOKENS * torch.exp(_LN_16 * expert_column(observation, "kv_capacity"))
     added = (
         torch.full_like(prompt, 1 / 32),
         (1024 * prompt + 256 * length) / kv_tokens,

@@ -116,8 +116,9 @@ def paper_impact(observation: Observation) -> Tensor:
 
     ``sum_j s_j * 1[l_now,j + D_j > L]``, ``D_j = (k1*p_i + k2*sum_{k=1..min(d_j - o_j, d_i)-1} (p_i + k)) / d_j``: see
     ``rllib_envs.reward.paper_impact``, which has the true lengths; here they are as told, and requests beyond the slots do not
-    count. A preempted request whose tokens are being computed anew does, which has none at present in the simulator. k1 and k2 are the engine's prefill time per token and its decode time per context token. Requests without a token yet
-    have no latency per token and are left out, as in the paper.
+    count. k1 and k2 are the engine's prefill time per token and its decode time per context token. Requests without a token yet
+    have no latency per token and are left out, as in the paper; one that computes its context anew after a preemption counts
+    here, but not there.
     """
     columns = observation["running"].unbind(dim=-1)
     told = dict(zip(REQUEST_FEATURES, columns, strict=True))  # each (B, N, slots)
@@ -125,7 +126,7 @@ def paper_impact(observation: Observation) -> Tensor:
     prompt, length = 1024 * prompt, 256 * length
     k1 = (expert_column(observation, "prefill_time") / 1024).unsqueeze(-1)  # in units of the SLO
     k2 = (expert_column(observation, "context_time") / 16_384).unsqueeze(-1)
-    shared = (torch.minimum(256 * (told["told_length"] - told["generated"]), length) - 1).clamp(min=0)
+    shared = (torch.minimum(256 * told["remaining"], length) - 1).clamp(min=0)
     slowed = k1 * prompt + k2 * (shared * prompt + shared * (shared + 1) / 2)
     late = 4 * told["latency_so_far"] + slowed / (256 * told["told_length"]).clamp(min=1) > 1
     counted = (observation["running_mask"] > 0) & (told["generated"] > 0)

@@ -47,8 +47,8 @@ class Options:
     split: Literal["test", "train", "all"] = "test"
     """Prompts of such a file to ask: those that nothing is trained or tuned on (test), the others, or all."""
     routers: tuple[str, ...] = ("all",)
-    """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), checkpoint:PATH. A heuristic
-    given by its bare name has its tuned parameters, where there are any."""
+    """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), bundle:PATH,
+    checkpoint:PATH. A heuristic given by its bare name has its tuned parameters, where there are any."""
     baseline: str | None = None
     """Router that differences are taken to. Default: the heuristic with the best mean QoS, on each workload and over all."""
     seeds: int = 20

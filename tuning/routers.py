@@ -41,7 +41,7 @@ _NEEDS: dict[str, dict[str, bool]] = {
 }
 _TUNED_AS = {"calibrated-impact-greedy": "impact-greedy"}  # has the parameters of, where it has none of its own
 _RANGES = {"cap": (1.0, float("inf")), "tau": (1e-3, 1e3), "price": (0.0, 1e3), "shrink": (0.0, 10.0)}
-_CHECKPOINT = "checkpoint:"
+_CHECKPOINT, _BUNDLE = "checkpoint:", "bundle:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class RouterSpec:
     @property
     def text(self) -> str:
         """The text that parses to this router, with all the parameters that are not left at their defaults."""
-        return f"{_CHECKPOINT}{self.path}" if self.heuristic is None else format_spec(self.heuristic, dict(self.parameters))
+        return self.name if self.heuristic is None else format_spec(self.heuristic, dict(self.parameters))
 
     @property
     def is_baseline(self) -> bool:
@@ -81,14 +81,14 @@ def parse_router(text: str) -> RouterSpec:
     Raises:
         InputError: unknown name or parameter (with the nearest ones), a value out of range, no such checkpoint.
     """
-    if text.startswith(_CHECKPOINT):
-        path = Path(text.removeprefix(_CHECKPOINT))
+    if text.startswith((_CHECKPOINT, _BUNDLE)):
+        path = Path(text.partition(":")[2])
         if not path.exists():
             raise InputError(f"router {text!r}: no such file or folder: {path}")
         return RouterSpec(name=text, heuristic=None, path=path)
     known = {name: heuristic_parameters(name) for name in HEURISTICS}
     if text.partition(":")[0] not in known:
-        raise InputError(f"router {text!r}: unknown; {nearest(text, known)} (or checkpoint:PATH)")
+        raise InputError(f"router {text!r}: unknown; {nearest(text, known)} (or bundle:PATH, checkpoint:PATH)")
     name, values = parse_spec(text, "router", known)
     for key, value in values.items():
         low, high = _RANGES.get(key, (-float("inf"), float("inf")))
@@ -106,7 +106,7 @@ def parse_routers(texts: Iterable[str]) -> list[RouterSpec]:
     groups = {"all": tuple(HEURISTICS), "best": BEST}
     singles = [single for text in texts for single in groups.get(text, (text,))]
     if not singles:
-        raise InputError(f"routers: none given; allowed are all, best, checkpoint:PATH and {', '.join(HEURISTICS)}")
+        raise InputError(f"routers: none given; allowed are all, best, bundle:PATH, checkpoint:PATH and {', '.join(HEURISTICS)}")
     return list({spec.text: spec for spec in map(parse_router, singles)}.values())
 
 
@@ -126,7 +126,7 @@ def build_router(spec: RouterSpec, observation: Observation) -> tuple[Router, Ob
         InputError: a checkpoint that cannot be loaded.
     """
     if spec.path is not None:
-        return _load_checkpoint(spec.path)
+        return _load_trained(spec)
     assert spec.heuristic is not None
     values = dict(spec.parameters)
     needs: dict[str, bool | float] = dict(_NEEDS.get(spec.heuristic, {}))
@@ -148,10 +148,12 @@ def content_digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load_checkpoint(path: Path) -> tuple[Router, Observation]:
+def _load_trained(spec: RouterSpec) -> tuple[Router, Observation]:
     import torch  # here: who compares heuristics need not wait for torch
 
-    from tuning.train import load_router
+    from models.bundle import bundle_router
+    from models.rllib.checkpoint import load_router
 
     torch.set_num_threads(1)  # a sum split over threads rounds otherwise, and cells already use every core
-    return load_router(path)
+    assert spec.path is not None
+    return (bundle_router if spec.name.startswith(_BUNDLE) else load_router)(spec.path)

@@ -1,10 +1,11 @@
 """Train a router.
 
-It starts as the impact-greedy heuristic, and learns what the impact estimate leaves out: its errors, and above all what a decision
-costs the requests still to come. A run has a folder with its configuration, progress, checkpoints and learning curve; Ctrl-C stops
-it with a checkpoint, --resume goes on from there. Some minutes of training, and what they are worth:
+It starts as the impact-greedy heuristic, and learns what the impact estimate leaves out: its errors, and above all what a
+decision costs the requests still to come. A run has a folder with its configuration, progress, checkpoints and learning curve;
+Ctrl-C stops it with a checkpoint, --resume goes on from there. Some minutes of training, and what they are worth:
 edgeroute train --minutes 5 --run-dir runs/mine;
-edgeroute evaluate --load light moderate heavy --routers best checkpoint:runs/mine
+edgeroute export runs/mine --out bundles/mine;
+edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def run(options: Options) -> int:
 def _trainer(options: Options, scenario: Scenario, algorithm: Algorithm, log: RunLog, starts: int) -> Trainer:
     about = {
         "starts": starts,
-        "model": asdict(options.spec),
+        "algo": options.algo,
+        "seed": options.seed,
         "observation": asdict(replace(scenario.observation, counterfactual=False)),
         "scenario": scenario.name,
         "fingerprint": scenario.fingerprint(),
@@ -116,7 +118,11 @@ def _trainer(options: Options, scenario: Scenario, algorithm: Algorithm, log: Ru
 def _world_options(options: Options) -> WorldOptions:
     paper = options.preset == "paper"
     observation = Observation(
-        whatif=options.spec.impact, whatif_tau=_TAU, counterfactual=not paper, calibrate=options.calibrate, **(_PAPER_SLOTS if paper else {})
+        whatif=options.spec.impact,
+        whatif_tau=_TAU,
+        counterfactual=not paper,
+        calibrate=options.calibrate,
+        **(_PAPER_SLOTS if paper else {}),
     )
     return WorldOptions(
         scenario=options.scenario,

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.paper import PaperSpec
 from models.rllib.env_groups import Group
+from models.router import RouterSpec
+from rllib_envs.scenario import Scenario
 from tuning.training_options import Options
 
 
-def algorithm_config(options: Options, groups: list[Group], *, seed: int) -> Any:
+def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec:
+    """What the router is made of."""
+    if options.preset == "paper":
+        return PaperSpec(experts=scenario.n_experts)
+    return options.spec
+
+
+def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | PaperSpec, *, seed: int) -> Any:
     """The configuration, an ``AlgorithmConfig`` to build from; the options are complete."""
     workers = options.num_env_runners or 0
     environments = options.envs_per_runner * max(workers, 1)
-    return _avl(options, groups, seed=seed, env_runners=workers, rows=max(options.steps_per_iteration // environments, 1))
+    common: dict[str, Any] = {
+        "seed": seed,
+        "lr": options.learning_rate,
+        "temperature": options.temperature,
+        "env_runners": workers,
+        "rows": max(options.steps_in_iteration // environments, 1),
+        "router": spec,
+    }
+    # Here, and not above: only the algorithm that is asked for, and none for --help.
+    if options.algo == "avl":
+        from models.rllib.avl import avl_config
 
+        return avl_config(groups, total_steps=options.total_steps, **common)
+    if options.algo == "ppo":
+        from models.rllib.ppo import ppo_config
 
-def _avl(options: Options, groups: list[Group], *, seed: int, env_runners: int, rows: int) -> Any:
-    from models.rllib.avl import avl_config  # here and below: only the algorithm that is asked for, and none for --help
+        return ppo_config(groups, **common)
+    from models.rllib.sac import sac_config
 
-    return avl_config(
-        groups,
-        seed=seed,
-        lr=options.learning_rate,
-        total_steps=options.total_steps,
-        env_runners=env_runners,
-        rows=rows,
-        router=options.spec,
-        temperature=options.temperature,
-    )
+    return sac_config(groups, save_replay=options.keep_replay, **common)

@@ -24,7 +24,9 @@ def draw_curve(path: Path, records: Sequence[Iteration], title: str) -> None:
     compared = [record for record in records if record.validation]
     figure = Figure(figsize=(9, 7.6 if compared else 5.4), layout="constrained")
     FigureCanvasAgg(figure)
-    rows: list[Axes] = list(figure.subplots(3 if compared else 2, 1, sharex=True, height_ratios=[2, 1, 2][: 3 if compared else 2]))
+    rows: list[Axes] = list(
+        figure.subplots(3 if compared else 2, 1, sharex=True, height_ratios=[2, 1, 2][: 3 if compared else 2])
+    )
     rows[0].set_title(title, loc="left")
     _draw_series(rows[0], records, {"QoS": ("#0072B2", [record.qos for record in records])})
     rows[0].set_ylabel("QoS per decision, training")
@@ -57,8 +59,14 @@ def _draw_differences(axes: Axes, records: Sequence[Iteration]) -> None:
     for load, colour in zip(loads, _COLOURS, strict=False):
         found = [(record.validation or {})[load] for record in records]
         axes.errorbar(
-            steps, [d["mean"] for d in found], yerr=[d["error"] for d in found], color=colour, label=load, capsize=2, linewidth=1.5
-        )  # fmt: skip
+            steps,
+            [d["mean"] for d in found],
+            yerr=[d["error"] for d in found],
+            color=colour,
+            label=load,
+            capsize=2,
+            linewidth=1.5,
+        )
     axes.set_ylabel("QoS over tuned impact-greedy")
     axes.legend(frameon=False, ncols=len(loads))
 

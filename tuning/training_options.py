@@ -22,6 +22,7 @@ PresetName = Literal["ours", "paper"]
 
 DEFAULT_STEPS = 3_000_000
 _LEARNING_RATES: Mapping[str, float] = {"avl": 1e-3, "sac": 3e-4, "ppo": 1e-3}
+_STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
 _OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke")
 """Options that do not define the run: each start has its own."""
 
@@ -62,10 +63,12 @@ class Options:
     """Environments in each process that steps them."""
     requests: int = 2000
     """Requests in a training episode."""
-    steps_per_iteration: int = 32_768
-    """Decisions in an iteration, over all environments."""
+    steps_per_iteration: int | None = None
+    """Decisions in an iteration, over all environments. Default: avl 32,768, ppo 16,384, sac 3,072."""
     validate_every: int = 10
     """Iterations between two comparisons with tuned impact-greedy, on a few short episodes: a rough figure. 0: none."""
+    keep_replay: bool = False
+    """sac: checkpoints hold the replay buffer, some 300 MB; without it, a resumed run fills a new one before it learns on."""
     run_dir: Path = Path("runs/train")
     """Folder of the run."""
     steps: int | None = None
@@ -90,6 +93,11 @@ class Options:
         return _LEARNING_RATES[self.algo] if self.lr is None else self.lr
 
     @property
+    def steps_in_iteration(self) -> int:
+        """Decisions in an iteration."""
+        return _STEPS_PER_ITERATION[self.algo] if self.steps_per_iteration is None else self.steps_per_iteration
+
+    @property
     def spec(self) -> RouterSpec:
         """What the router is made of."""
         return self.router if self.correction else replace(self.router, impact_hidden=0)
@@ -97,7 +105,7 @@ class Options:
     @property
     def total_steps(self) -> int | None:
         """Environment steps of the whole run, if known."""
-        by_iterations = None if self.iterations is None else self.iterations * self.steps_per_iteration
+        by_iterations = None if self.iterations is None else self.iterations * self.steps_in_iteration
         known = [total for total in (self.steps, by_iterations) if total is not None]
         return min(known) if known else None
 

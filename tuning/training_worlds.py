@@ -62,7 +62,9 @@ def training_groups(own: Scenario, options: WorldOptions, environments: int) -> 
     each = max(environments // _FLEET_SHARE, 1)
     count = environments - each * len(options.fleets)
     if count < 1:
-        raise InputError(f"envs-per-runner = {environments}: must be more than the {len(options.fleets)} fleets trained on beside")
+        raise InputError(
+            f"envs-per-runner = {environments}: must be more than the {len(options.fleets)} fleets trained on beside"
+        )
     fleets = [_dressed(replace(load_scenario(name), workload=own.workload), options) for name in options.fleets]
     return [(_spread(own, count, options), count), *((_spread(fleet, each, options), each) for fleet in fleets)]
 

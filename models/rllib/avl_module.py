@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from models.critic import StateValue, UsualQuality
-from models.rllib.ppo_module import MaskedCategorical
+from models.rllib.distribution import MaskedCategorical
 from models.router import Parts, Router, RouterSpec
 
 

@@ -1,37 +1,34 @@
 """Checkpoints of a training run: whole or not there, checked when read, and loadable as a router without Ray.
 
 A run directory holds ``checkpoints/000012/`` and so on, the number being that of the iteration. Each has ``rllib/``, the state
-that training goes on from, ``policy.pt``, the weights that route, and ``checkpoint.json``, what they are and their digests.
+that training goes on from, ``bundle/``, the router to serve, and ``checkpoint.json``, where they come from and their digests.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import nn
-
+from models.bundle import bundle_router, save_bundle
+from models.files import check_digests, digests, written_aside
 from models.router import Router as RouterNetwork
-from models.router import RouterSpec
-from rllib_envs.baselines import Actions, Router
+from rllib_envs.baselines import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
-from rllib_envs.simulation import Simulation
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-FORMAT = "edgeroute-checkpoint-1"
+FORMAT = "edgeroute-checkpoint-2"
 _KEPT = 3
 _DEFAULT_MODULE = "default_policy"  # RLlib's DEFAULT_MODULE_ID; importing it here would bring all of Ray
-_RLLIB, _POLICY, _ABOUT = "rllib", "policy.pt", "checkpoint.json"
+BUNDLE = "bundle"
+"""Folder of a checkpoint that holds the router."""
+
+_RLLIB, _ABOUT = "rllib", "checkpoint.json"
 
 
 def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) -> Path:
@@ -39,28 +36,20 @@ def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) 
 
     Args:
         run_dir: run directory.
-        algorithm: PPO with a ``PerExpertPPOModule``.
-        about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``model`` and ``observation`` are what
-            ``load_router`` builds the router from.
+        algorithm: whose module has a ``served`` router.
+        about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs, and
+            all but that goes into the bundle too.
     """
     folder = run_dir / "checkpoints"
     target = folder / f"{about['iteration']:06d}"
     if target.exists():
         return target
-    aside = folder / f".aside-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with written_aside(target) as aside:
         algorithm.save_to_path((aside / _RLLIB).absolute())
-        torch.save(router_of(algorithm).state_dict(), aside / _POLICY)
-        contents = {"format": FORMAT, **about, "sha256": _digests(aside)}
+        origin = {key: value for key, value in about.items() if key != "observation"}
+        save_bundle(aside / BUNDLE, router_of(algorithm), Observation(**about["observation"]), origin)
+        contents = {"format": FORMAT, **about, "sha256": digests(aside)}
         (aside / _ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-        for path in [*aside.rglob("*"), aside]:
-            _flush(path)
-        aside.rename(target)
-        _flush(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     for old in _numbered(folder)[:-_KEPT]:
         shutil.rmtree(old)
     return target
@@ -97,11 +86,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         raise InputError(f"{where}: damaged: {error}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{where}: format is not {FORMAT!r}: not a checkpoint, or one of another version")
-    for name, digest in about["sha256"].items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing: the checkpoint is damaged")
-        if _digest(folder / name) != digest:
-            raise InputError(f"{folder / name}: damaged: its SHA-256 is not the one in {_ABOUT}")
+    check_digests(folder, about["sha256"], where, "checkpoint")
     return about
 
 
@@ -122,34 +107,25 @@ def load_router(path: Path) -> tuple[Router, Observation]:
         path: run directory (its newest checkpoint counts) or checkpoint folder.
 
     Returns:
-        Router that takes the action with the largest logit, and the observation part for the scenario it is to run in.
+        Router that takes the action with the best score, and the observation part for the scenario it is to run in.
 
     Raises:
         InputError: no checkpoint there, or a damaged one.
     """
     folder = find_checkpoint(path)
-    about = read_checkpoint(folder)
-    policy = RouterNetwork(RouterSpec(**about["model"]))
-    policy.load_state_dict(torch.load(folder / _POLICY, weights_only=True))
-    policy.eval()
-
-    def route(simulation: Simulation, rng: np.random.Generator) -> Actions:
-        """(B,) greedy actions; ``rng`` is not used."""
-        observation = {key: torch.from_numpy(value) for key, value in simulation.view._asdict().items() if value.size}
-        with torch.inference_mode():
-            return policy(observation).argmax(dim=-1).numpy()
-
-    return route, Observation(**about["observation"])
+    read_checkpoint(folder)
+    return bundle_router(folder / BUNDLE)
 
 
-def router_of(algorithm: Algorithm) -> nn.Module:
+def router_of(algorithm: Algorithm) -> RouterNetwork:
     """The router that training has come to: a copy of what the learner's module has to serve."""
 
-    def serve(learner: Any) -> nn.Module:
+    def serve(learner: Any, *_: Any) -> Any:
         return copy.deepcopy(learner.module[_DEFAULT_MODULE].unwrapped().served).cpu().eval()
 
     assert algorithm.learner_group is not None
-    return next(iter(algorithm.learner_group.foreach_learner(serve))).get()
+    router: Any = next(iter(algorithm.learner_group.foreach_learner(serve))).get()
+    return router
 
 
 def learner_state(algorithm: Algorithm) -> Any:
@@ -166,20 +142,3 @@ def restore_learner(algorithm: Algorithm, state: Any) -> None:
 
 def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

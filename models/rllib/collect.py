@@ -9,6 +9,8 @@ from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
@@ -47,3 +49,18 @@ def share_weights(algorithm: Algorithm) -> None:
     assert algorithm.env_runner_group is not None
     with algorithm.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
         algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
+
+
+def learn_from_sample(algorithm: Algorithm) -> None:
+    """A training step that learns from what it has just sampled, and from nothing else: its learner takes fragments as episodes."""
+    fragments = collect(algorithm)
+    if not fragments:
+        return  # every worker has failed: RLlib brings them back
+    assert algorithm.learner_group is not None
+    with algorithm.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+        results = algorithm.learner_group.update(
+            episodes=fragments,  # pyright: ignore[reportArgumentType] (columns for episodes)
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps_sampled(algorithm)},
+        )
+        algorithm.metrics.aggregate(results, key=LEARNER_RESULTS)
+    share_weights(algorithm)

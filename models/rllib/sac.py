@@ -20,6 +20,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
+from models.paper import PaperSpec
 from models.rllib.collect import collect, share_weights, steps_sampled
 from models.rllib.columns import Fragment
 from models.rllib.env_groups import Group
@@ -27,6 +28,7 @@ from models.rllib.replay import Replay
 from models.rllib.runner import ColumnRunner
 from models.rllib.sac_learner import SACLearner
 from models.rllib.sac_module import SACModule
+from models.router import RouterSpec
 from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
 
@@ -51,12 +53,13 @@ class RouterSACConfig(AlgorithmConfig):
         target_entropy_share: target entropy over that of the uniform policy on the possible actions.
         steps_per_update: environment steps for each optimizer step.
         replay_capacity: environment steps to keep, some 6 kB each with six experts.
-        learning_starts: environment steps before the first optimizer step.
+        learning_starts: environment steps in the replay buffer before the first optimizer step.
+        save_replay: whether checkpoints hold the replay buffer. Without it, a restored run first fills a new one.
     """
 
     OWN = frozenset({
         "alpha_lr", "polyak", "beta", "twins", "q_clip", "target_entropy_share", "steps_per_update", "replay_capacity",
-        "learning_starts",
+        "learning_starts", "save_replay",
     })  # fmt: skip
 
     def __init__(self, algo_class: Any = None) -> None:
@@ -70,6 +73,7 @@ class RouterSACConfig(AlgorithmConfig):
         self.steps_per_update = 32
         self.replay_capacity = 50_000
         self.learning_starts = 5_000
+        self.save_replay = False
         self.env_runner_cls = ColumnRunner
         self.lr = 3e-4
         self.gamma = 1.0
@@ -96,6 +100,10 @@ class RouterSACConfig(AlgorithmConfig):
                 raise InputError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
         if self.twins not in ("mean", "min"):
             raise InputError(f"twins = {self.twins!r}: must be 'mean' or 'min'")
+        if self.learning_starts > self.replay_capacity:
+            raise InputError(
+                f"learning_starts = {self.learning_starts}: must not exceed replay_capacity = {self.replay_capacity}"
+            )
         if not self.beta >= 0:
             raise InputError(f"beta = {self.beta}: must be >= 0")
 
@@ -111,7 +119,7 @@ class RouterSACConfig(AlgorithmConfig):
 class RouterSAC(Algorithm):
     """Samples columns, stores them, and takes an optimizer step for every ``steps_per_update`` of them.
 
-    Checkpoints hold the replay buffer and the temperature too.
+    Checkpoints hold the temperature, and the replay buffer where ``save_replay`` says so.
     """
 
     config: Any
@@ -127,7 +135,7 @@ class RouterSAC(Algorithm):
         """Sample once, store, learn, and give the workers the new weights."""
         self._store(collect(self))
         sampled = steps_sampled(self)
-        if sampled < self.config.learning_starts or not len(self.replay):
+        if len(self.replay) < self.config.learning_starts:
             self._owed_steps = 0
             return
         updates, self._owed_steps = divmod(self._owed_steps, self.config.steps_per_update)
@@ -161,22 +169,10 @@ class RouterSAC(Algorithm):
                 )
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state and the replay buffer."""
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_REPLAY, components, not_components):
-            state[COMPONENT_REPLAY] = self.replay.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave."""
-        super().set_state(state)
-        if COMPONENT_REPLAY in state:
-            self.replay.set_state(state[COMPONENT_REPLAY])
-
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        """RLlib's components and the replay buffer."""
-        return [*super().get_checkpointable_components(), (COMPONENT_REPLAY, self.replay)]
+        """RLlib's components and, where asked for, the replay buffer."""
+        own = [(COMPONENT_REPLAY, self.replay)] if self.config.save_replay else []
+        return [*super().get_checkpointable_components(), *own]
 
 
 def sac_config(
@@ -185,9 +181,10 @@ def sac_config(
     seed: int,
     env_runners: int,
     rows: int,
-    model: dict[str, Any],
+    router: RouterSpec | PaperSpec,
+    temperature: float = 0.015,
     lr: float = 3e-4,
-    paper: bool = False,
+    save_replay: bool = False,
 ) -> RouterSACConfig:
     """Configuration of discrete SAC with the scenarios' rewards.
 
@@ -196,10 +193,16 @@ def sac_config(
         seed: seed of weights, episodes and exploration.
         env_runners: worker processes that step environments; 0 steps them in this process.
         rows: steps of each environment between two rounds of learning.
-        model: ``hidden`` and ``temperature`` of ``SACModule``.
+        router: what the router is made of. That of the paper comes with its hyperparameters (``PAPER``) instead of ours, the
+            learning rate among them, and has no temperature: its logits begin near 0.
+        temperature: QoS that a difference of 1 in the logits stands for.
         lr: learning rate of actor and critics.
-        paper: the hyperparameters of the paper (``PAPER``, which sets the learning rate too) instead of ours.
+        save_replay: whether checkpoints hold the replay buffer.
     """
+    model: dict[str, Any] = {"router": router.to_dict(), "temperature": temperature}
+    paper = isinstance(router, PaperSpec)
+    if paper:
+        model = {"paper": router.to_dict(), "temperature": 1.0}
     environments = sum(count for _, count in scenarios)
     config = (
         RouterSACConfig()
@@ -207,7 +210,8 @@ def sac_config(
         .env_runners(num_env_runners=env_runners, num_envs_per_env_runner=environments, rollout_fragment_length=rows)
         .learners(num_learners=0)
         .rl_module(model_config=model)
-        .training(lr=lr)
+        .training(lr=lr, save_replay=save_replay)
+        .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)
     )
     return config.training(**PAPER) if paper else config

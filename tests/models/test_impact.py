@@ -112,8 +112,9 @@ def told_the_truth(seed):
     engines = tuple(replace(expert.engine, kv_tokens=16 * 2000) for expert in scenario.experts)
     experts = tuple(replace(x, engine=engine) for x, engine in zip(scenario.experts, engines, strict=True))
     room = np.array([engine.max_model_len for engine in engines]) - episode.prompt[:, None]
-    told = np.minimum(episode.output, np.maximum(room, 1)).astype(np.float32)
-    exact = replace(episode, told_tokens=told, told_score=episode.score, engines=engines, believed=engines)
+    output = np.minimum(episode.output, np.maximum(room, 1))
+    told = {"told_tokens": output.astype(np.float32), "told_score": episode.score}
+    exact = replace(episode, output=output, engines=engines, believed=engines, **told)
     return replace(scenario, experts=experts), exact, actions[: int(rng.integers(1, 40))], rng
 
 

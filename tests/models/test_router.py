@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.router import MASKED_SCORE, Router, RouterSpec, prior_price
+from models.router import MASKED_SCORE, RouterSpec, prior_price
 from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES

@@ -43,6 +43,7 @@ def test_evaluate_writes_all_its_files(smoke):
         "results.json",
         "results.md",
         "qos-poisson.png",
+        "differences-all-2-workloads.png",
         "cells",
         *(f"latency-poisson-at-{load}.png" for load in LOADS),
     }
@@ -76,6 +77,18 @@ def test_differences_are_to_the_best_heuristic_that_sees_no_truth(smoke):
         assert list(qos.values()) == sorted(qos.values(), reverse=True)
         for row in comparison["routers"]:
             assert row["difference"]["mean"] == pytest.approx(qos[row["router"]] - qos[comparison["baseline"]])
+
+
+def test_over_plain_is_relative_to_the_best_heuristic_that_predicts_no_impact(smoke):
+    results = json.loads((smoke[0] / "results.json").read_text())
+    for comparison in results["comparisons"]:
+        qos = {row["router"]: row["metrics"]["qos"]["mean"] for row in comparison["routers"]}
+        best = max(value for name, value in qos.items() if "impact" not in name)
+        assert qos[comparison["plain"]] == best
+        for row in comparison["routers"]:
+            assert row["over_plain"]["mean"] == pytest.approx(qos[row["router"]] / best - 1)
+    (summary,) = results["summaries"]
+    assert summary["workloads"] == [comparison["workload"] for comparison in results["comparisons"]]
 
 
 def judge(*arguments, code=0):
@@ -146,6 +159,67 @@ def test_a_real_trace_can_be_judged_on(data_dir, tmp_path, capsys):
     assert arrival_rps[0] == arrival_rps[1]  # a replay draws nothing
 
 
+def test_faults_change_the_world_and_neither_the_requests_nor_the_parameters(tmp_path, capsys):
+    routers = ["quality-greedy", "calibrated-impact-greedy", "impact-greedy"]
+    options = ["--faults", "none", "engine-slow", "lengths-short", "--load", "heavy", "--routers", *routers]
+    judge("evaluate", "--smoke", "--jobs", 1, *options, "--out", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    comparisons = results["comparisons"]
+    assert [c["workload"] for c in comparisons] == [
+        "poisson at heavy",
+        "poisson at heavy with engine-slow",
+        "poisson at heavy with lengths-short",
+    ]
+    rows = [{row["router"]: row for row in c["routers"]} for c in comparisons]
+    for name in routers:
+        assert all(r[name]["parameters"] == rows[0][name]["parameters"] != {} for r in rows)
+        assert all(r[name]["metrics"]["arrival_rps"] == rows[0][name]["metrics"]["arrival_rps"] for r in rows)
+    assert rows[0]["calibrated-impact-greedy"]["parameters"] == rows[0]["impact-greedy"]["parameters"]
+    latency = [r["quality-greedy"]["metrics"]["latency_per_token_mean_s"]["mean"] for r in rows]
+    assert latency[1] > 1.1 * latency[0]
+    assert [s["title"] for s in results["summaries"]] == ["all 3 workloads", "the 2 workloads with faults"]
+    printed = capsys.readouterr().out
+    assert "engine-slow (engine_factor = 1.25), lengths-short (length_factor = 0.6)" in printed
+    assert "Nothing is tuned" not in printed
+    assert {file.name for file in tmp_path.glob("*.png")} == {
+        "differences-all-3-workloads.png",
+        "differences-the-2-workloads-with-faults.png",
+        "latency-poisson-at-heavy.png",
+    }
+
+
+def prompt_file(path, models, prompts=40):
+    lines = [{"header": True, "models": list(models)}]
+    for i in range(prompts):
+        correct, lengths = [(i + j) % 2 for j in range(len(models))], [20 + i + j for j in range(len(models))]
+        lines.append({"id": f"p{i}", "task": "t", "prompt_tokens": 50, "correct": correct, "out_tokens": lengths})
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_real_prompts_are_asked_from_the_split_that_nothing_is_tuned_on(tmp_path, capsys):
+    models = [expert.model for expert in load_scenario("edge6").experts]
+    file = prompt_file(tmp_path / "prompts.jsonl", models)
+    tuned = tmp_path / "tuned.json"
+    common = ["--smoke", "--jobs", 1, "--catalogue", file, "--load", "heavy"]
+    judge("tune-heuristics", *common, "--out", tuned)
+    judge("evaluate", *common, "--tuned", tuned, "--routers", "quality-greedy", "--out", tmp_path / "test")
+    assert f"Prompts: {file}, split test." in capsys.readouterr().out
+    judge("evaluate", *common, "--split", "train", "--routers", "least-work", "--out", tmp_path / "train")
+    capacities = [
+        json.loads((tmp_path / name / "results.json").read_text())["comparisons"][0]["capacity_rps"] for name in ("test", "train")
+    ]
+    assert capacities[0] != capacities[1]  # other prompts, another capacity
+
+
+def test_a_catalogue_without_an_experts_model_says_so_before_anything_runs(tmp_path, capsys):
+    models = [expert.model for expert in load_scenario("edge6").experts]
+    file = prompt_file(tmp_path / "prompts.jsonl", models[1:])
+    judge("evaluate", "--smoke", "--catalogue", file, "--out", tmp_path / "out", code=2)
+    assert f"no results for model {models[0]!r} of expert" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_simulate_smoke_runs(tmp_path, capsys):
     judge("simulate", "--smoke", "--router", "least-work", "--out", tmp_path / "run.parquet")
     assert "50 requests" in capsys.readouterr().out
@@ -167,6 +241,8 @@ def test_capacity_prints_each_expert_and_the_sum(tmp_path, capsys):
     [
         (["evaluate", "--routers", "least-wrok"], "did you mean 'least-work'"),
         (["evaluate", "--load", "havy"], "load 'havy'"),
+        (["evaluate", "--faults", "engine-fats"], "did you mean 'engine-fast'"),
+        (["evaluate", "--catalogue", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["evaluate", "--first-seed", "1999999"], "first-seed = 1999999: seeds from 2000000"),
         (["evaluate", "--seeds", "0"], "seeds = 0"),
         (["evaluate", "--tuned", "nowhere.json"], "nowhere.json: cannot be read"),

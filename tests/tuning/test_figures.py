@@ -8,10 +8,11 @@ import pytest
 import tuning.figures as figures
 from rllib_envs.scenario import load_scenario
 from tuning.comparison import compare
-from tuning.figures import draw_latency, draw_qos_against_load
+from tuning.figures import draw_differences, draw_latency, draw_qos_against_load
 from tuning.matrix import CellResult
 from tuning.metrics import METRICS
 from tuning.routers import HEURISTICS, parse_router
+from tuning.summary import summarise
 from tuning.workloads import TraceOptions, make_workloads
 
 ROUTERS = [parse_router(name) for name in [*HEURISTICS, *(f"quality-greedy:cap={cap}" for cap in range(1, 6))]]
@@ -86,3 +87,30 @@ def test_the_legend_stays_within_the_figure(tmp_path, drawn):
     assert legend.y0 >= canvas.y0
     assert legend.y1 <= canvas.y1
     assert legend.x0 > axes.get_window_extent().x1
+
+
+def test_differences_are_drawn_on_each_workload_and_in_the_mean(tmp_path, drawn):
+    points = []
+    for i, load in enumerate(("light", "heavy")):
+        base = comparison(load)
+        results = [result(router, [0.1 * (i + 1) * j, 0.2 * j]) for j, router in enumerate(ROUTERS)]
+        points.append(compare(base.workload, ROUTERS, results, "random"))
+    summary = summarise("both", points, "random")
+    draw_differences(tmp_path / "differences.png", summary, points)
+    axes = drawn[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*(p.workload.name for p in points), "mean over workloads"]
+    shown = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert shown == {"impact-greedy", "calibrated-impact-greedy"}  # the reference and plain ones would set the scale
+    for container in axes.containers:
+        (row,) = [row for row in summary.rows if row.router.name == container.get_label()]
+        expected = [*(interval.mean for interval in row.differences), row.difference.mean]
+        assert container[0].get_xdata() == pytest.approx(expected)
+        assert sorted(container[0].get_ydata()) == list(container[0].get_ydata())
+
+
+def test_plain_heuristics_are_drawn_where_there_are_no_others(tmp_path, drawn):
+    plain = [router for router in ROUTERS if router.is_plain]
+    base = comparison()
+    point = compare(base.workload, plain, [result(router, [0.5, 0.1 * j]) for j, router in enumerate(plain)], None)
+    draw_differences(tmp_path / "differences.png", summarise("two", [point, point], None), [point, point])
+    assert 1 < len(drawn[0].get_legend().get_texts()) < len(plain)

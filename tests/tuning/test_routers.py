@@ -79,6 +79,9 @@ def test_a_router_brings_the_observation_it_needs():
     assert build_router(parse_router("least-work"), plain)[1] == Observation(whatif_tau=0.3)
     assert build_router(parse_router("impact-greedy"), Observation())[1] == Observation(whatif=True)
     assert build_router(parse_router("impact-greedy:tau=0.2"), Observation())[1] == Observation(whatif=True, whatif_tau=0.2)
+    corrected = Observation(whatif=True, calibrate=True)
+    assert build_router(parse_router("calibrated-impact-greedy"), Observation())[1] == corrected
+    assert build_router(parse_router("impact-greedy"), corrected)[1] == Observation(whatif=True)
     assert build_router(parse_router("impact-greedy-true"), Observation())[1] == Observation(counterfactual=True)
 
 
@@ -99,10 +102,24 @@ def test_tuned_parameters_go_to_the_bare_name_alone():
     assert with_tuned(parse_router("least-work"), tuned).text == "least-work"
 
 
+def test_calibrated_impact_greedy_has_the_parameters_of_impact_greedy_unless_it_has_its_own():
+    router = parse_router("calibrated-impact-greedy")
+    tuned = {"impact-greedy": {"price": 3.0}}
+    assert with_tuned(router, tuned).text == "calibrated-impact-greedy:price=3"
+    assert with_tuned(router, tuned | {"calibrated-impact-greedy": {"price": 4.0}}).text == "calibrated-impact-greedy:price=4"
+    assert with_tuned(router, {}).text == "calibrated-impact-greedy"
+
+
 def test_only_fair_heuristics_are_baselines(tmp_path):
     assert not parse_router("impact-greedy-true").is_baseline
     assert not parse_router(f"checkpoint:{tmp_path}").is_baseline
     assert parse_router("impact-greedy").is_baseline
+
+
+def test_plain_heuristics_predict_no_impact(tmp_path):
+    plain = {name for name in HEURISTICS if parse_router(name).is_plain}
+    assert set(HEURISTICS) - plain == {"impact-greedy", "calibrated-impact-greedy", *REFERENCES}
+    assert not parse_router(f"checkpoint:{tmp_path}").is_plain
 
 
 def test_a_checkpoint_brings_its_router_and_observation(tmp_path, monkeypatch):

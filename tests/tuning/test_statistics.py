@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tuning.statistics import CONFIDENCE, mean_interval, paired_difference
+from tuning.statistics import CONFIDENCE, mean_interval, paired_difference, relative_difference
 
 samples = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30)
 
@@ -77,3 +77,36 @@ def test_unknown_values_are_left_out():
 def test_a_pair_is_needed_for_each_seed():
     with pytest.raises(ValueError, match="3 values against 2"):
         paired_difference([1, 2, 3], [1, 2])
+
+
+def test_a_relative_difference_is_that_of_the_means_in_any_unit():
+    rng = np.random.default_rng(4)
+    a, b = rng.uniform(0.5, 0.9, 9), rng.uniform(0.3, 0.6, 9)
+    found, scaled = relative_difference(a.tolist(), b.tolist()), relative_difference((7 * a).tolist(), (7 * b).tolist())
+    assert found.mean == pytest.approx(a.mean() / b.mean() - 1)
+    assert (scaled.mean, scaled.half_width) == pytest.approx((found.mean, found.half_width))
+    constant = np.full(9, 0.5)
+    assert relative_difference(a.tolist(), constant.tolist()).half_width == pytest.approx(
+        mean_interval(a.tolist()).half_width / 0.5
+    )
+    proportional = relative_difference((1.2 * b).tolist(), b.tolist())
+    assert (proportional.mean, proportional.half_width) == pytest.approx((0.2, 0), abs=1e-12)
+
+
+def test_relative_intervals_cover_the_true_ratio_as_often_as_promised():
+    rng = np.random.default_rng(5)
+    repeats = 2000
+    covered = 0
+    for _ in range(repeats):
+        episode = rng.normal(0, 0.05, 10)
+        interval = relative_difference(
+            (0.66 + 1.1 * episode + rng.normal(0, 0.01, 10)).tolist(), (0.6 + episode + rng.normal(0, 0.01, 10)).tolist()
+        )
+        covered += interval.low <= 0.1 <= interval.high
+    assert stats.binomtest(covered, repeats, CONFIDENCE).pvalue > 1e-3
+
+
+def test_nothing_is_relative_to_nothing():
+    assert math.isnan(relative_difference([1.0, 2.0], [0.0, 0.0]).mean)
+    with pytest.raises(ValueError, match="3 values against 2"):
+        relative_difference([1, 2, 3], [1, 2])

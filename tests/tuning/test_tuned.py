@@ -9,10 +9,10 @@ import pytest
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Faults, Observation, Predictions, Reward, load_scenario, with_workload
+from rllib_envs.scenario import Catalogue, Faults, Observation, Predictions, Reward, Variation, load_scenario, with_workload
 from tuning.tune_heuristics import COARSE, _around, _combinations
 from tuning.tuned import read_tuned, shipped_tuned, world_fingerprint
-from tuning.workloads import TraceOptions, make_workloads
+from tuning.workloads import TraceOptions, make_workloads, with_prompts
 
 EDGE6 = load_scenario("edge6")
 
@@ -80,16 +80,41 @@ def test_the_fingerprint_is_of_the_world_alone():
         stated,
         dataclasses.replace(stated, name="mine", reward=Reward(drop=1.0), observation=Observation(whatif=True)),
         with_workload(stated, load="heavy", requests=5),
+        dataclasses.replace(stated, predictions=Predictions(score_sd=0.3), faults=Faults(telemetry_delay_s=1.0)),
+        dataclasses.replace(stated, variation=Variation()),
     ]
     other = [
         dataclasses.replace(stated, slo_s_per_token=0.05),
-        dataclasses.replace(stated, predictions=Predictions(score_sd=0.3)),
-        dataclasses.replace(stated, faults=Faults(telemetry_delay_s=1.0)),
         dataclasses.replace(stated, experts=EDGE6.experts[:-1]),
+        with_workload(stated, catalogue=Catalogue(scores="binary")),
         dataclasses.replace(stated, capacity_rps=1.0),
     ]
     assert {world_fingerprint(scenario) for scenario in same} == {world_fingerprint(EDGE6)}
     assert len({world_fingerprint(scenario) for scenario in [EDGE6, *other]}) == 1 + len(other)
+
+
+def test_a_file_of_prompts_counts_by_its_content_alone(tmp_path):
+    fingerprints = []
+    for name, tokens in (("a", 100), ("b", 100), ("c", 101)):
+        file = tmp_path / name
+        models = [expert.model for expert in EDGE6.experts]
+        prompt = {"id": "1", "task": "t", "prompt_tokens": tokens, "correct": [1] * 6, "out_tokens": [9] * 6}
+        file.write_text(json.dumps({"header": True, "models": models}) + "\n" + json.dumps(prompt))
+        world = with_prompts(EDGE6, file)
+        assert world.workload.catalogue.split == "train"
+        fingerprints.append(world_fingerprint(dataclasses.replace(world, capacity_rps=20.0)))
+        all_of_it = dataclasses.replace(world.workload.catalogue, split="all")
+        other_split = dataclasses.replace(with_workload(world, catalogue=all_of_it), capacity_rps=20.0)
+        assert world_fingerprint(other_split) == fingerprints[-1]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_with_a_fault_parameters_are_those_without(tmp_path):
+    workloads = {f"poisson at {load}": entry({"quality-greedy": {"cap": cap}}) for load, cap in (("light", 1), ("heavy", 2))}
+    tuned = read_tuned(write(tmp_path, workloads=workloads), EDGE6)
+    for load in ("light", "heavy"):
+        (faulty,) = make_workloads(EDGE6, [load], [], TraceOptions(), None, ["engine-slow"])
+        assert tuned.nearest(faulty) == f"poisson at {load}"
 
 
 def test_every_shipped_file_fits_the_scenario_that_it_names():

@@ -1,0 +1,39 @@
+"""Values of sending the request to each expert, and of dropping it; any number of experts will do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.features import CHOICE_COLUMNS, Columns
+from models.impact import zero_linear
+
+
+class ActionValue(nn.Module):
+    """Action values ``Q(s, e) = predicted marginal QoS of e + learned residual``, that of drop with a prediction of 0.
+
+    The residual of an expert comes from its own columns and the mean and the maximum over experts, that of drop from the latter
+    two: permuting the experts permutes their values. Residuals are 0 before training, so that an untrained critic ranks actions
+    by the roll-out. An observation without what-if results has no predictions.
+
+    Args:
+        hidden: width of the hidden layers.
+
+    Shapes:
+        - columns: ``read_columns`` of the observation
+        - output: (B, N + 1)
+    """
+
+    def __init__(self, *, hidden: int = 96) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(CHOICE_COLUMNS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.expert_head = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
+        self.drop_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
+
+    def forward(self, columns: Columns) -> Tensor:
+        """(B, N + 1) action values."""
+        embeddings = self.encoder(columns.choice)
+        pooled = torch.cat([embeddings.mean(dim=-2), embeddings.amax(dim=-2)], dim=-1)
+        everywhere = pooled.unsqueeze(-2).expand(*embeddings.shape[:-1], -1)
+        experts = self.expert_head(torch.cat([embeddings, everywhere], dim=-1)).squeeze(-1)
+        return torch.cat([experts + columns.marginal, self.drop_head(pooled)], dim=-1)

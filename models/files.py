@@ -1,0 +1,73 @@
+"""Folders written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rllib_envs.errors import InputError
+
+
+@contextmanager
+def written_aside(target: Path) -> Generator[Path]:
+    """A new folder to write to, which becomes ``target`` when all is well: flushed to the disk, then renamed.
+
+    Whatever was there before is replaced; if an error comes, it stays as it was.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    aside = target.parent / f".aside-{target.name}-{os.getpid()}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from None
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        old = target.parent / f".old-{target.name}-{os.getpid()}"
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in the folder and those below it, by relative path."""
+    return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def check_digests(folder: Path, expected: Mapping[str, str], where: Path, what: str) -> None:
+    """See that every file is as it was written.
+
+    Raises:
+        InputError: one is missing or changed; the message names it, and ``where`` its digest is.
+    """
+    for name, sha256 in expected.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing: the {what} is damaged")
+        if digest(folder / name) != sha256:
+            raise InputError(f"{folder / name}: damaged: its SHA-256 is not the one in {where.name}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,128 @@
+"""A bundle gives back what went in, or says what is wrong with it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import bundle_router, load_bundle, save_bundle
+from models.onnx_export import export_onnx, random_observation
+from models.router import Router, RouterSpec
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Observation, load_scenario
+from rllib_envs.simulation import Simulation
+
+OBSERVATION = Observation(whatif=True, calibrate=True, whatif_tau=0.035, running_slots=3, waiting_slots=2)
+ABOUT = {"scenario": "edge6", "steps": 12}
+SPECS = {name: RouterSpec(encoder=name, hidden=8, impact_hidden=8, graph_hidden=8) for name in ("han", "aggregates", "pooled")}
+
+
+def stirred(spec, seed=0):
+    """A router none of whose weights is 0."""
+    torch.manual_seed(seed)
+    router = Router(spec)
+    for parameter in router.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return router.eval()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "bundle"
+    save_bundle(folder, stirred(SPECS["han"]), replace(OBSERVATION, counterfactual=True), ABOUT)
+    return folder
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_what_went_in_comes_out(spec, tmp_path):
+    router = stirred(spec)
+    save_bundle(tmp_path / "b", router, replace(OBSERVATION, counterfactual=True), ABOUT)
+    loaded = load_bundle(tmp_path / "b")
+    seen = random_observation(OBSERVATION, batch=4, experts=5, seed=2)
+    with torch.inference_mode():
+        assert torch.equal(loaded.router(seen), router(seen))
+    assert loaded.router.spec == spec
+    assert loaded.observation == OBSERVATION
+    assert loaded.about == ABOUT
+
+
+def test_a_bundle_is_replaced_whole(bundle):
+    save_bundle(bundle, stirred(SPECS["aggregates"]), OBSERVATION, ABOUT | {"steps": 13})
+    assert load_bundle(bundle).about["steps"] == 13
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [bundle.name]  # nothing is left beside it
+
+
+def edit(folder, change):
+    path = folder / "router.json"
+    contents = json.loads(path.read_text())
+    change(contents)
+    path.write_text(json.dumps(contents))
+
+
+DAMAGES = {
+    "gone": (lambda b: (b / "router.json").unlink(), "router.json is missing"),
+    "cut": (lambda b: (b / "router.json").write_text((b / "router.json").read_text()[:99]), "damaged"),
+    "format": (lambda b: edit(b, lambda c: c.update(format="edgeroute-bundle-9")), "format is not 'edgeroute-bundle-1'"),
+    "layout": (lambda b: edit(b, lambda c: c["layout"]["cluster"].pop()), "layout.cluster"),
+    "spec": (lambda b: edit(b, lambda c: c["router"].update(layers=7)), "layers = 7"),
+    "unknown": (lambda b: edit(b, lambda c: c["router"].update(wings=2)), "wings"),
+    "observation": (lambda b: edit(b, lambda c: c["observation"].update(whatif_tau=-1)), "whatif_tau"),
+    "width": (lambda b: edit(b, lambda c: c["router"].update(hidden=9)), "does not fit"),
+    "flipped": (lambda b: flip(b / "router.safetensors"), "SHA-256"),
+    "no weights": (lambda b: (b / "router.safetensors").unlink(), "missing"),
+    "unsigned": (lambda b: edit(b, lambda c: c["sha256"].clear()), "no entry for router.safetensors"),
+}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_one_clear_error(bundle, damage, message):
+    damage(bundle)
+    with pytest.raises(InputError, match=message) as error:
+        load_bundle(bundle)
+    assert str(bundle) in str(error.value) or message in ("layers = 7",)
+
+
+def test_loading_needs_no_ray_and_no_pickle(bundle):
+    code = (
+        f"from pathlib import Path; import pickle, sys; from models.bundle import load_bundle;"
+        f"pickle.load = pickle.loads = pickle.Unpickler = None; load_bundle(Path({str(bundle)!r})); print('ray' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_it_routes_where_it_sees_what_it_needs(bundle):
+    route, observation = bundle_router(bundle)
+    assert observation == OBSERVATION
+    world = replace(load_scenario("edge3"), observation=observation, capacity_rps=10.0)
+    simulation = Simulation(world, 2)
+    simulation.start_all([1, 2])
+    actions = route(simulation, np.random.default_rng(0))
+    assert actions.shape == (2,)
+    assert (simulation.view.action_mask[np.arange(2), actions] > 0).all()
+    blind = Simulation(replace(world, observation=replace(observation, calibrate=False)), 1)
+    blind.start(0, 1)
+    with pytest.raises(InputError, match="calibrate"):
+        route(blind, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["han", "aggregates"])
+def test_onnx_gives_the_same_scores(name, tmp_path):
+    worst = export_onnx(tmp_path, stirred(SPECS[name]), OBSERVATION)  # looks at two sizes itself
+    assert 0 < worst < 1e-4
+    assert (tmp_path / "router.onnx").stat().st_size > 1000
+
+
+def test_onnx_of_the_pooled_readout_is_refused(tmp_path):
+    with pytest.raises(InputError, match="pooled"):
+        export_onnx(tmp_path, stirred(SPECS["pooled"]), OBSERVATION)

@@ -1,0 +1,54 @@
+"""Export the router of a training run as a bundle.
+
+A bundle is a small folder with the weights (safetensors), what they are (router.json) and an ONNX graph. It loads without Ray and
+without pickle: edgeroute export runs/mine --out bundles/mine;
+edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from models.bundle import load_bundle, save_bundle
+from models.onnx_export import ONNX_FILE, export_onnx
+from models.rllib.checkpoint import BUNDLE, find_checkpoint, read_checkpoint
+from rllib_envs.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory, whose newest checkpoint counts, or one of its checkpoints."""
+    out: Path
+    """Folder of the bundle. One that is there already is replaced."""
+    onnx: bool = True
+    """Write router.onnx too (needs the extra onnx)."""
+
+
+def run(options: Options) -> None:
+    """Write the bundle and say what is in it.
+
+    Raises:
+        InputError: no checkpoint there, or a damaged one; --out is something else than a bundle, or cannot be written.
+    """
+    checkpoint = find_checkpoint(options.run)
+    about = read_checkpoint(checkpoint)
+    if options.out.exists() and not (options.out / "router.json").is_file():
+        raise InputError(f"out = {str(options.out)!r}: there is something else than a bundle: name a new folder")
+    bundle = load_bundle(checkpoint / BUNDLE)
+    save_bundle(options.out, bundle.router, bundle.observation, bundle.about)
+    if options.onnx:
+        worst = export_onnx(options.out, bundle.router, bundle.observation)
+        print(f"{options.out / ONNX_FILE}: scores as torch's but for {worst:.1e}")
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    parameters = sum(p.numel() for p in bundle.router.parameters())
+    print(
+        f"{options.out}: {parameters:,} parameters, {size / 2**20:.2f} MiB; {bundle.about.get('algo')} on {about['scenario']}, "
+        f"{about['steps']:,} decisions, encoder {bundle.router.spec.encoder}"
+    )
