@@ -1,8 +1,8 @@
 """Run every benchmark that needs no data file: ``python -m benchmarks``."""
 
-from benchmarks import engine, environment, han, learning
+from benchmarks import decision, engine, environment, han, learning
 
-for benchmark in (engine, environment, han, learning):
+for benchmark in (engine, environment, han, learning, decision):
     print(f"== {benchmark.__name__}")
     benchmark.main()
     print()

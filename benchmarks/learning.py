@@ -25,12 +25,12 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from torch import nn
 
 from benchmarks.timing import cpu_s
-from models.per_expert import PerExpertPolicy, expert_features
-from models.per_expert_critic import PerExpertCritic
-from models.rllib.ppo_module import PerExpertPPOModule
+from models.action_value import ActionValue
+from models.features import read_columns
+from models.rllib.ppo_module import PPOModule
 from models.rllib.runner import ColumnRunner
 from models.rllib.sac import sac_config
-from models.rllib.sac_module import has_whatif
+from models.router import Router, RouterSpec
 from rllib_envs import ENV_ID
 from rllib_envs.scenario import Reward, Scenario, load_scenario, with_workload
 from tuning.ray_session import ray_session
@@ -47,14 +47,19 @@ def scenario(*, whatif: bool) -> Scenario:
     return replace(edge6, observation=observation, reward=Reward(realised_qos=float(not whatif), marginal_qos=float(whatif)))
 
 
+def router(hidden: int, *, whatif: bool) -> RouterSpec:
+    """A router without a graph encoder."""
+    return RouterSpec(encoder="aggregates", hidden=hidden, impact_hidden=hidden, impact=whatif)
+
+
 def rollout_steps_per_cpu_s(runner_class: Any, *, whatif: bool) -> float:
     """Environment steps per CPU-second, exploring."""
-    model = {"hidden": 64, "temperature": TEMPERATURE}
+    model = {"router": router(64, whatif=whatif).to_dict(), "temperature": TEMPERATURE}
     config = (
         PPOConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenario": scenario(whatif=whatif)})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=ENVS, gym_env_vectorize_mode="vector_entry_point")
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=PerExpertPPOModule, model_config=model))
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=PPOModule, model_config=model))
         .debugging(seed=1)
     )
     runner = runner_class(config=config)
@@ -70,27 +75,27 @@ class _Passed(nn.Module):
         return {ENCODER_OUT: batch[Columns.OBS]}
 
 
-class _Actor(PerExpertPolicy):
+class _Actor(Router):
     """Masked logits that RLlib's ``softmax().log()`` can take."""
 
     def forward(self, observation: Any) -> torch.Tensor:
-        return super().forward(observation).clamp(min=-40.0)
+        return (super().forward(observation) / TEMPERATURE).clamp(min=-40.0)
 
 
-class _Critic(PerExpertCritic):
+class _Critic(ActionValue):
     def forward(self, observation: Any) -> torch.Tensor:
-        return super().forward(observation, expert_features(observation))
+        return super().forward(read_columns(observation))
 
 
 class StockSACModule(DefaultSACTorchRLModule):
     """Our networks in RLlib's SAC module."""
 
     def setup(self) -> None:
-        whatif, hidden = has_whatif(self.observation_space), self.model_config["hidden"]
+        hidden = self.model_config["hidden"]
         self.twin_q = True
-        self.pi_encoder, self.pi = _Passed(), _Actor(whatif=whatif, hidden=hidden, temperature=TEMPERATURE)
-        self.qf_encoder, self.qf = _Passed(), _Critic(whatif=whatif, hidden=hidden)
-        self.qf_twin_encoder, self.qf_twin = _Passed(), _Critic(whatif=whatif, hidden=hidden)
+        self.pi_encoder, self.pi = _Passed(), _Actor(router(hidden, whatif=True))
+        self.qf_encoder, self.qf = _Passed(), _Critic(hidden=hidden)
+        self.qf_twin_encoder, self.qf_twin = _Passed(), _Critic(hidden=hidden)
 
 
 def stock_sac(hidden: int) -> Any:
@@ -120,8 +125,9 @@ def stock_sac(hidden: int) -> Any:
 
 def our_sac(hidden: int) -> Any:
     """Ours: a round samples ``UPDATES`` steps of each environment and makes as many updates."""
-    model = {"hidden": hidden, "temperature": TEMPERATURE}
-    config = sac_config([(scenario(whatif=True), SAC_ENVS)], seed=1, env_runners=0, rows=UPDATES, model=model)
+    spec = router(hidden, whatif=True)
+    groups = [(scenario(whatif=True), SAC_ENVS)]
+    config = sac_config(groups, seed=1, env_runners=0, rows=UPDATES, router=spec, temperature=TEMPERATURE)
     return config.training(minibatch_size=BATCH, steps_per_update=SAC_ENVS, replay_capacity=20_000, learning_starts=1_000)
 
 

@@ -15,9 +15,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from models.files import check_digests, digests, written_aside
+from models.paper import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs import baselines
 from rllib_envs.errors import InputError
@@ -36,6 +37,10 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 }
 """Columns of each part of an observation: weights are of use with these alone."""
 
+Network = Router | PaperPolicy
+"""What a bundle may hold."""
+
+_KINDS: dict[str, tuple[Any, Any]] = {"router": (RouterSpec, Router), "paper": (PaperSpec, PaperPolicy)}
 _WEIGHTS, _ABOUT = "router.safetensors", "router.json"
 
 
@@ -43,12 +48,12 @@ _WEIGHTS, _ABOUT = "router.safetensors", "router.json"
 class Bundle:
     """A router as it was loaded."""
 
-    router: Router
+    router: Network
     observation: Observation  # what it needs of a scenario's observation
     about: dict[str, Any]  # where it comes from: scenario, fingerprint, training
 
 
-def save_bundle(folder: Path, router: Router, observation: Observation, about: Mapping[str, Any]) -> None:
+def save_bundle(folder: Path, router: Network, observation: Observation, about: Mapping[str, Any]) -> None:
     """Write a bundle aside and rename it.
 
     Args:
@@ -61,10 +66,10 @@ def save_bundle(folder: Path, router: Router, observation: Observation, about: M
         InputError: the place cannot be written to.
     """
     with written_aside(folder) as aside:
-        save_file({name: x.contiguous() for name, x in router.state_dict().items()}, aside / _WEIGHTS)
+        (aside / _WEIGHTS).write_bytes(save({name: x.contiguous() for name, x in router.state_dict().items()}))
         contents = {
             "format": FORMAT,
-            "router": router.spec.to_dict(),
+            "paper" if isinstance(router, PaperPolicy) else "router": router.spec.to_dict(),
             "layout": LAYOUT,
             "observation": asdict(replace(observation, counterfactual=False)),
             "about": dict(about),
@@ -90,9 +95,12 @@ def load_bundle(folder: Path) -> Bundle:
         raise InputError(f"{where}: format is not {FORMAT!r}: not a bundle, or one of another version")
     contents = cast(dict[str, Any], loaded)
     try:
-        layout, sha256 = contents["layout"], contents["sha256"]
-        spec, observation = RouterSpec(**contents["router"]), Observation(**contents["observation"])
+        layout, sha256 = dict(contents["layout"]), dict(contents["sha256"])
+        kind = "paper" if "paper" in contents else "router"
+        make_spec, make_router = _KINDS[kind]
+        spec, observation = make_spec(**contents[kind]), Observation(**contents["observation"])
         about = dict(contents["about"])
+        router: Network = make_router(spec)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: damaged: {error}") from None
     for part, names in LAYOUT.items():
@@ -101,7 +109,6 @@ def load_bundle(folder: Path) -> Bundle:
     if _WEIGHTS not in sha256:
         raise InputError(f"{where}: sha256 has no entry for {_WEIGHTS}: damaged")
     check_digests(folder, sha256, where, "bundle")
-    router = Router(spec)
     try:
         router.load_state_dict(load_file(folder / _WEIGHTS))
     except (SafetensorError, RuntimeError) as error:

@@ -19,8 +19,10 @@ def written_aside(target: Path) -> Generator[Path]:
     Whatever was there before is replaced; if an error comes, it stays as it was.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: the place cannot be written to, or there is something else than a folder.
     """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file: a folder is to be written there")
     aside = target.parent / f".aside-{target.name}-{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -34,7 +36,12 @@ def written_aside(target: Path) -> Generator[Path]:
         old = target.parent / f".old-{target.name}-{os.getpid()}"
         if target.exists():
             target.rename(old)
-        aside.rename(target)
+        try:
+            aside.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         _flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:

@@ -126,7 +126,7 @@ def paper_impact(observation: Observation) -> Tensor:
     prompt, length = 1024 * prompt, 256 * length
     k1 = (expert_column(observation, "prefill_time") / 1024).unsqueeze(-1)  # in units of the SLO
     k2 = (expert_column(observation, "context_time") / 16_384).unsqueeze(-1)
-    shared = (torch.minimum(256 * told["remaining"], length) - 1).clamp(min=0)
+    shared = (torch.minimum(256 * (told["told_length"] - told["generated"]), length) - 1).clamp(min=0)
     slowed = k1 * prompt + k2 * (shared * prompt + shared * (shared + 1) / 2)
     late = 4 * told["latency_so_far"] + slowed / (256 * told["told_length"]).clamp(min=1) > 1
     counted = (observation["running_mask"] > 0) & (told["generated"] > 0)

@@ -16,6 +16,7 @@ import tyro
 from models.bundle import load_bundle, save_bundle
 from models.onnx_export import ONNX_FILE, export_onnx
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, read_checkpoint
+from models.router import Router
 from rllib_envs.errors import InputError
 
 
@@ -44,11 +45,13 @@ def run(options: Options) -> None:
     bundle = load_bundle(checkpoint / BUNDLE)
     save_bundle(options.out, bundle.router, bundle.observation, bundle.about)
     if options.onnx:
+        if not isinstance(bundle.router, Router):
+            raise InputError("the paper's policy cannot be exported to ONNX: leave it out with --no-onnx")
         worst = export_onnx(options.out, bundle.router, bundle.observation)
         print(f"{options.out / ONNX_FILE}: scores as torch's but for {worst:.1e}")
     size = sum(path.stat().st_size for path in options.out.iterdir())
     parameters = sum(p.numel() for p in bundle.router.parameters())
     print(
         f"{options.out}: {parameters:,} parameters, {size / 2**20:.2f} MiB; {bundle.about.get('algo')} on {about['scenario']}, "
-        f"{about['steps']:,} decisions, encoder {bundle.router.spec.encoder}"
+        f"{about['steps']:,} decisions"
     )

@@ -29,7 +29,7 @@ from rllib_envs.scenario import Observation, Scenario, parse_scenario
 from rllib_envs.simulation import Simulation
 from tuning.ray_session import ray_session
 from tuning.storage import write_text
-from tuning.training_algorithms import algorithm_config
+from tuning.training_algorithms import algorithm_config, network_spec
 from tuning.training_curve import draw_curve
 from tuning.training_log import LOG, RunLog, read_log
 from tuning.training_loop import Diverged, Limits, Trainer
@@ -45,7 +45,7 @@ __all__ = ["Options", "defaults", "load_router", "run"]
 _SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resumed one does not meet the same episodes again
 _CONFIG, _CURVE = "config.yaml", "training.png"
 _PAPER_SLOTS = {"running_slots": 10, "waiting_slots": 10}
-_VALIDATION = {"seeds": 8, "requests": 400}
+_VALIDATION = {"seeds": 4, "requests": 1200}
 _TAU = 0.035  # soft deadline of the roll-out: about what impact-greedy does best with, tuned load by load
 _EXIT_DIVERGED, _EXIT_INTERRUPTED = 1, 130
 
@@ -69,7 +69,7 @@ def run(options: Options) -> int:
     _compile_kernels(scenario)
     with (
         ray_session(options.address, options.num_env_runners or 0),
-        _algorithm(options, groups, starts) as algorithm,
+        _algorithm(options, scenario, groups, starts) as algorithm,
         RunLog(options.run_dir, records) as log,
     ):
         if checkpoint is not None:
@@ -108,7 +108,7 @@ def _trainer(options: Options, scenario: Scenario, algorithm: Algorithm, log: Ru
         algorithm,
         log,
         Limits(steps=options.steps, iterations=options.iterations, minutes=options.minutes),
-        steps_per_iteration=options.steps_per_iteration,
+        steps_per_iteration=options.steps_in_iteration,
         validator=Validator(scenario, options.load, **({"seeds": 2, "requests": 20} if options.smoke else _VALIDATION)),
         validate_every=options.validate_every,
         save=save,
@@ -173,9 +173,10 @@ def _compile_kernels(scenario: Scenario) -> None:
 
 
 @contextmanager
-def _algorithm(options: Options, groups: list[Group], starts: int) -> Generator[Algorithm]:
+def _algorithm(options: Options, scenario: Scenario, groups: list[Group], starts: int) -> Generator[Algorithm]:
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    algorithm = algorithm_config(options, groups, seed=options.seed + (starts - 1) * _SEED_STRIDE).build_algo()
+    seed = options.seed + (starts - 1) * _SEED_STRIDE
+    algorithm = algorithm_config(options, groups, network_spec(options, scenario), seed=seed).build_algo()
     try:
         yield algorithm
     finally:

@@ -10,6 +10,13 @@ from models.router import RouterSpec
 from rllib_envs.scenario import Scenario
 from tuning.training_options import Options
 
+_SMOKE: dict[str, dict[str, Any]] = {
+    "avl": {"warmup": 1},
+    "ppo": {"warmup_steps": 50},
+    "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
+}
+"""What makes every part learn within a tiny run."""
+
 
 def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec:
     """What the router is made of."""
@@ -30,7 +37,12 @@ def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | P
         "rows": max(options.steps_in_iteration // environments, 1),
         "router": spec,
     }
-    # Here, and not above: only the algorithm that is asked for, and none for --help.
+    config = _configure(options, groups, common)
+    return config.training(**_SMOKE[options.algo]) if options.smoke else config
+
+
+def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:
+    # Imported here, and not above: only the algorithm that is asked for, and none for --help.
     if options.algo == "avl":
         from models.rllib.avl import avl_config
 

@@ -213,8 +213,10 @@ class AVLLearner(TorchLearner):
         logged: dict[str, float] = {}
         for _ in range(config.epochs):
             for batch in _minibatches(samples, max(total // config.minibatch, 1), generator):
-                losses, moved = _losses(module, batch, total, config.clip, improve and kl < config.kl_stop)
-                kl = 0.8 * kl + 0.2 * moved
+                losses, moved = _losses(module, batch, config.clip, improve)
+                if improve:
+                    kl = 0.8 * kl + 0.2 * moved
+                    improve = kl < config.kl_stop
                 for name, loss in losses.items():
                     if not math.isfinite(loss.item()):
                         raise FloatingPointError(f"{name} loss is {loss.item()}: training cannot go on")
@@ -237,7 +239,7 @@ class AVLLearner(TorchLearner):
         }
 
 
-def _losses(module: AVLModule, batch: list[Targets], total: int, clip: float, improve: bool) -> tuple[dict[str, Tensor], float]:
+def _losses(module: AVLModule, batch: list[Targets], clip: float, improve: bool) -> tuple[dict[str, Tensor], float]:
     """The losses of a minibatch that holds some rows of every fragment, and how far the router has moved (KL)."""
     rows = sum(map(len, batch))
     losses: dict[str, Tensor] = {name: torch.zeros(()) for name in ("impact", "usual", "value", "future")}

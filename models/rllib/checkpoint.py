@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import bundle_router, save_bundle
+from models.bundle import Network, bundle_router, save_bundle
 from models.files import check_digests, digests, written_aside
-from models.router import Router as RouterNetwork
 from rllib_envs.baselines import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
@@ -117,7 +116,7 @@ def load_router(path: Path) -> tuple[Router, Observation]:
     return bundle_router(folder / BUNDLE)
 
 
-def router_of(algorithm: Algorithm) -> RouterNetwork:
+def router_of(algorithm: Algorithm) -> Network:
     """The router that training has come to: a copy of what the learner's module has to serve."""
 
     def serve(learner: Any, *_: Any) -> Any:

@@ -52,7 +52,7 @@ def share_weights(algorithm: Algorithm) -> None:
 
 
 def learn_from_sample(algorithm: Algorithm) -> None:
-    """A training step that learns from what it has just sampled, and from nothing else: its learner takes fragments as episodes."""
+    """A training step that learns from what it has just sampled, once; the learner takes fragments as episodes."""
     fragments = collect(algorithm)
     if not fragments:
         return  # every worker has failed: RLlib brings them back

@@ -163,9 +163,8 @@ def _losses(module: PPOModule, batch: list[tuple[dict[str, Any], float]], *, lev
         with torch.no_grad():
             entropy = -(log_policy.exp() * log_policy).sum(dim=-1)
             kl = (rows["log_policy"].exp() * (rows["log_policy"] - log_policy)).sum(dim=-1)
-        found = {
-            "policy": -gain, "value": error, "usual": (module.usual(columns) - rows["expected"]) ** 2, "entropy": entropy, "kl": kl
-        }  # fmt: skip
+        usual = (module.usual(columns) - rows["expected"]) ** 2
+        found = {"policy": -gain, "value": error, "usual": usual, "entropy": entropy, "kl": kl}
         total = {name: total[name] + share * found[name].mean() for name in total}
     return total
 

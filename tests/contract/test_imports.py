@@ -83,9 +83,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     data = {
         str(path.relative_to(ROOT))
-        for glob in ("rllib_envs/scenarios/*.yaml", "tuning/presets/*.json")
+        for glob in ("rllib_envs/scenarios/*.yaml", "tuning/presets/*.json", "tuning/presets/*/router.*")
         for path in ROOT.glob(glob)
     }
     assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | data
-    assert {Path(name).suffix for name in data} == {".yaml", ".json"}
+    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors"}
     assert "edgeroute = edgeroute:main" in entry_points

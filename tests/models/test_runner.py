@@ -9,12 +9,14 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from models.rllib.columns import STEP_COLUMNS
 from models.rllib.env_groups import EnvGroups, groups_of
-from models.rllib.ppo_module import PerExpertPPOModule
+from models.rllib.ppo_module import PPOModule
 from models.rllib.runner import ColumnRunner
+from models.router import RouterSpec
 from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, load_scenario, with_workload
 
+MODEL = {"router": RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8).to_dict(), "temperature": 0.05}
 ENVS, REQUESTS = 4, 30
 KEPT = ("actions", "rewards", "dt_s", "terminated", "valid", "marginal")
 
@@ -30,7 +32,7 @@ def config(scenarios, seed=3, evaluation=False, **env_config):
         PPOConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": scenarios, **env_config})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=sum(count for _, count in scenarios))
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=PerExpertPPOModule, model_config={"hidden": 8, "temperature": 0.05}))
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=PPOModule, model_config=MODEL))
         .debugging(seed=seed)
     )
     made.in_evaluation = evaluation

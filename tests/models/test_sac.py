@@ -12,22 +12,27 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-from models.per_expert import MASKED_LOGIT, PerExpertPolicy, expert_features
-from models.per_expert_critic import PerExpertCritic
+from models.action_value import ActionValue
+from models.features import read_columns
+from models.paper import PaperSpec
 from models.rllib.replay import DT_S, Replay
 from models.rllib.runner import ColumnRunner
 from models.rllib.sac import PAPER, sac_config
 from models.rllib.sac_learner import critic_loss, join_twins, soft_target, target_entropy
-from models.rllib.sac_module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule, build_policy
+from models.rllib.sac_module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
+from models.router import MASKED_SCORE, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
 
-MODEL = {"hidden": 8, "temperature": 0.05}
+SPEC = RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8)
+MODEL = {"router": SPEC.to_dict(), "temperature": 0.05}
 ENVS = 4
 
 
 def config(scenario, **training):
-    made = sac_config([(scenario, ENVS)], seed=3, env_runners=0, rows=16, model=MODEL, lr=1e-2)
+    made = sac_config(
+        [(scenario, ENVS)], seed=3, env_runners=0, rows=16, router=SPEC, temperature=0.05, lr=1e-2, save_replay=True
+    )
     small = {"alpha_lr": 1e-2, "minibatch_size": 16, "steps_per_update": 8, "replay_capacity": 400, "learning_starts": 64}
     return made.training(**small | training)
 
@@ -113,9 +118,9 @@ def test_slow_critics_follow_after_each_minibatch(learner, columns):
 def test_before_training_the_actor_is_at_the_soft_optimum_of_its_critics(learner, columns):
     module = learner().module[DEFAULT_MODULE_ID].unwrapped()
     now = tensors(columns)[Columns.OBS]
-    logits = module.policy(now)
+    logits = module.logits(now)
     for critic in module.critics:
-        values = critic(now, expert_features(now)) / module.log_alpha.exp()
+        values = critic(read_columns(now)) / module.log_alpha.exp()
         possible = now["action_mask"] > 0
         torch.testing.assert_close(values[possible], logits[possible])
 
@@ -184,7 +189,7 @@ def test_a_gradient_that_is_not_finite_is_an_error(learner, columns):
 
 
 def test_the_target_is_the_soft_value_discounted_by_time():
-    logits = torch.tensor([[0.3, -0.2, MASKED_LOGIT]]).expand(3, -1)
+    logits = torch.tensor([[0.3, -0.2, MASKED_SCORE]]).expand(3, -1)
     values = torch.randn(2, 3, 3)
     batch = {
         Columns.REWARDS: torch.tensor([0.1, 0.2, 0.3]),
@@ -233,25 +238,15 @@ def test_an_impossible_action_has_probability_zero_and_finite_gradients(learner,
 def test_the_critic_permutes_with_the_experts(columns):
     now = tensors(columns)[Columns.OBS]
     torch.manual_seed(1)
-    critic = PerExpertCritic(whatif=True, hidden=8)
+    critic = ActionValue(hidden=8)
     for head in (critic.expert_head, critic.drop_head):
         torch.nn.init.normal_(head[-1].weight)
     n = now["experts"].shape[1]
     order = torch.randperm(n)
     moved = {key: value if key in ("cluster", "action_mask") else value[:, order] for key, value in now.items()}
-    values, permuted = critic(now, expert_features(now)), critic(moved, expert_features(moved))
+    values, permuted = critic(read_columns(now)), critic(read_columns(moved))
     torch.testing.assert_close(permuted, values[:, [*order.tolist(), n]])
     assert (values[:, :-1].std(dim=-1) > 0).all()
-
-
-def test_the_actor_can_be_another_class(small_scenario, fragment):
-    class Other(PerExpertPolicy):
-        pass
-
-    space = gym.spaces.Dict({"whatif": gym.spaces.Box(0, 1, (2, 3))})
-    assert type(build_policy(MODEL, space)) is PerExpertPolicy
-    assert type(build_policy(MODEL | {"policy": Other}, space)) is Other
-    assert not build_policy(MODEL, gym.spaces.Dict({})).whatif
 
 
 def test_a_worker_has_the_actor_alone(learner, fragment, columns):
@@ -262,11 +257,13 @@ def test_a_worker_has_the_actor_alone(learner, fragment, columns):
     assert not any(hasattr(worker, name) for name in ("critics", "target_critics", "log_alpha"))
     worker.set_state(module.get_state(inference_only=True))
     batch = {Columns.OBS: tensors(columns)[Columns.OBS]}
-    torch.testing.assert_close(worker.forward_inference(batch)[Columns.ACTION_DIST_INPUTS], module.policy(batch[Columns.OBS]))
+    torch.testing.assert_close(
+        worker.forward_inference(batch)[Columns.ACTION_DIST_INPUTS], module.policy(batch[Columns.OBS]) / 0.05
+    )
 
 
 def test_the_paper_has_its_own_hyperparameters(small_scenario):
-    made = sac_config([(small_scenario, 2)], seed=0, env_runners=0, rows=4, model=MODEL, lr=0.5, paper=True)
+    made = sac_config([(small_scenario, 2)], seed=0, env_runners=0, rows=4, router=PaperSpec(experts=6), lr=0.5)
     assert {name: getattr(made, name) for name in PAPER} == dict(PAPER)
 
 

@@ -114,3 +114,10 @@ def test_plain_heuristics_are_drawn_where_there_are_no_others(tmp_path, drawn):
     point = compare(base.workload, plain, [result(router, [0.5, 0.1 * j]) for j, router in enumerate(plain)], None)
     draw_differences(tmp_path / "differences.png", summarise("two", [point, point], None), [point, point])
     assert 1 < len(drawn[0].get_legend().get_texts()) < len(plain)
+
+
+def test_a_trained_router_is_drawn_before_plain_heuristics(tmp_path, drawn):
+    routers = [parse_router(text) for text in ("least-work", "quality-greedy", f"checkpoint:{tmp_path}")]
+    point = compare(comparison().workload, routers, [result(router, [0.5, 0.1]) for router in routers], None)
+    draw_differences(tmp_path / "differences.png", summarise("two", [point, point], None), [point, point])
+    assert [container.get_label() for container in drawn[0].containers] == [figures._label(routers[2].name)]

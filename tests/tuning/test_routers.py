@@ -1,11 +1,11 @@
 """Router names, as typed."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
+import torch
 
+from models.bundle import save_bundle
+from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, load_scenario, with_workload
 from tuning.matrix import start_simulation
@@ -122,16 +122,15 @@ def test_plain_heuristics_predict_no_impact(tmp_path):
     assert not parse_router(f"checkpoint:{tmp_path}").is_plain
 
 
-def test_a_checkpoint_brings_its_router_and_observation(tmp_path, monkeypatch):
-    always_first = lambda simulation, rng: np.zeros(simulation.batch, np.int64)  # noqa: E731
-    train = types.ModuleType("tuning.train")
-    train.load_router = lambda path: (always_first, Observation(running_slots=3)) if path == tmp_path else None
-    monkeypatch.setitem(sys.modules, "tuning.train", train)
-    router = parse_router(f"checkpoint:{tmp_path}")
+def test_a_bundle_brings_its_router_and_observation(tmp_path):
+    torch.manual_seed(0)
+    router = Router(RouterSpec(encoder="aggregates", hidden=4, impact_hidden=4))
+    save_bundle(tmp_path / "b", router, Observation(running_slots=3, whatif=True), {"scenario": "edge6"})
     scenario = with_workload(load_scenario("edge6"), requests=10)
-    simulation = start_simulation(router, scenario, [1])
+    simulation = start_simulation(parse_router(f"bundle:{tmp_path / 'b'}"), scenario, [1])
     assert simulation.view.running.shape[2] == 3
-    assert (simulation.records(0).route == 0).all()
+    assert simulation.scenario.observation.whatif
+    assert simulation.over.all()
 
 
 def test_a_digest_sees_bytes_and_names(tmp_path):
