@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 _CHECKPOINT_INTERVAL_S = 60.0
+_PATIENCE_S = 15  # after SIGTERM: who sends it soon sends SIGKILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,10 @@ class Limits:
 
 class Diverged(Exception):
     """Training cannot go on: a loss or gradient is not finite."""
+
+
+class _Overdue(Exception):
+    """The iteration under way takes too long to wait for."""
 
 
 class Trainer:
@@ -69,6 +74,8 @@ class Trainer:
     def train(self) -> signal.Signals | None:
         """Iterate until a limit is reached or a signal asks to stop, which is returned. Ends with a checkpoint.
 
+        SIGTERM waits for the iteration under way for a quarter of a minute, and gives it up then.
+
         Raises:
             Diverged: a loss or gradient is not finite; the state before that iteration is saved.
         """
@@ -77,6 +84,8 @@ class Trainer:
                 good = learner_state(self._algorithm)
                 try:
                     self._iterate()
+                except _Overdue:
+                    restore_learner(self._algorithm, good)
                 except FloatingPointError as error:
                     restore_learner(self._algorithm, good)
                     self._save()
@@ -91,6 +100,7 @@ class Trainer:
         result: dict[str, Any] = self._algorithm.train()
         number = len(self._log.records) + 1
         validation = self._validate(number)
+        signal.alarm(0)  # nothing to give up any more: what follows is short
         seconds = time.monotonic() - before_s
         record = summarise(result, number, self._elapsed_s() + seconds, seconds, validation)
         self._log.add(record, result)
@@ -140,17 +150,25 @@ def _deferred_signals() -> Generator[list[signal.Signals]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
 
     def ask(number: int, _: object) -> None:
         asked.append(signal.Signals(number))
-        for other, handler in before.items():
-            signal.signal(other, handler)
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, before[other])
+        if number == signal.SIGTERM:
+            signal.alarm(_PATIENCE_S)
 
-    for number in before:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
+    signal.signal(signal.SIGALRM, _give_up)
     try:
         yield asked
     finally:
+        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _give_up(*_: object) -> None:
+    raise _Overdue

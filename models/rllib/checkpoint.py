@@ -43,6 +43,8 @@ def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) 
     target = folder / f"{about['iteration']:06d}"
     if target.exists():
         return target
+    for left in folder.glob(".aside-*"):  # by a process that was killed as it wrote; one at a time writes to a run directory
+        shutil.rmtree(left)
     with written_aside(target) as aside:
         algorithm.save_to_path((aside / _RLLIB).absolute())
         origin = {key: value for key, value in about.items() if key != "observation"}

@@ -99,7 +99,7 @@ class PPOLearner(TorchLearner):
         assert fragment.marginal is not None
         log_policy, impact, usual, value = _look(module, fragment, self._device)
         policy = np.exp(log_policy[:-1])
-        marginal = np.nan_to_num(fragment.marginal)  # a full expert has none, and no router chooses it
+        marginal = np.where(np.isnan(fragment.marginal), 0, fragment.marginal)  # a full expert has none, and is never chosen
         expected = (policy[..., :-1] * impact[:-1]).sum(axis=-1)
         taken = np.take_along_axis(marginal, fragment.actions[..., None], axis=-1)[..., 0]
         reward = (taken - (policy * marginal).sum(axis=-1) + expected - usual[:-1]).astype(np.float64)

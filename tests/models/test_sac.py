@@ -115,16 +115,6 @@ def test_slow_critics_follow_after_each_minibatch(learner, columns):
     torch.testing.assert_close(module.target_critics[0].expert_head[2].bias, expected)
 
 
-def test_before_training_the_actor_is_at_the_soft_optimum_of_its_critics(learner, columns):
-    module = learner().module[DEFAULT_MODULE_ID].unwrapped()
-    now = tensors(columns)[Columns.OBS]
-    logits = module.logits(now)
-    for critic in module.critics:
-        values = critic(read_columns(now)) / module.log_alpha.exp()
-        possible = now["action_mask"] > 0
-        torch.testing.assert_close(values[possible], logits[possible])
-
-
 def test_each_parameter_has_the_gradient_of_its_own_loss(learner, columns):
     batch, actors = {DEFAULT_MODULE_ID: tensors(columns)}, []
     now = batch[DEFAULT_MODULE_ID]

@@ -1,0 +1,131 @@
+"""Options of a training run: what wins over what, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tyro
+import yaml
+
+from models.router import RouterSpec
+from rllib_envs.errors import InputError
+from tuning.training_options import Options, complete, defaults, definition, parse_options, preset, resumed, to_mapping
+
+
+def read(*arguments):
+    """Options as the command reads them."""
+    return tyro.cli(Options, args=arguments, default=defaults(arguments))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(**options):
+        path = tmp_path / "options.yaml"
+        path.write_text(yaml.safe_dump(options))
+        return path
+
+    return write
+
+
+def test_without_arguments_they_are_the_defaults():
+    assert read() == Options()
+
+
+def test_a_file_changes_what_it_names_and_the_command_line_wins(config):
+    path = config(lr=0.02, hidden=40, fleets=["edge4"], calibrate=False, **{"envs-per-runner": 7})
+    options = read("--config", str(path), "--lr", "0.001", "--calibrate")
+    assert options == replace(
+        Options(), config=path, lr=0.001, router=RouterSpec(hidden=40), fleets=("edge4",), envs_per_runner=7
+    )
+
+
+def test_a_value_given_as_the_usual_default_wins_over_a_file_too(config):
+    path = config(temperature=0.5)
+    assert read("--config", str(path), "--temperature", str(Options().temperature)).temperature == Options().temperature
+
+
+def test_the_paper_preset_is_a_set_of_defaults(config):
+    assert read("--preset", "paper") == preset("paper")
+    assert (preset("paper").algo, preset("paper").scenario, preset("paper").variation) == ("sac", "paper3", False)
+    assert read("--preset", "paper", "--scenario", "edge6").scenario == "edge6"
+    assert read("--config", str(config(preset="paper", seed=4))) == replace(
+        preset("paper"), seed=4, config=config(preset="paper", seed=4)
+    )
+
+
+@pytest.mark.parametrize("flag", ["impact", "future", "drop"])
+def test_parts_of_the_router_are_switched_off_by_flags(flag):
+    assert not getattr(read(f"--no-{flag}").spec, flag)
+    assert getattr(read().spec, flag)
+
+
+def test_without_correction_none_is_learned():
+    assert read("--no-correction").spec == replace(RouterSpec(), impact_hidden=0)
+    assert read("--no-correction", "--encoder", "aggregates").spec.encoder == "aggregates"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lrr: 1", r"unknown option 'lrr'; did you mean 'lr'"),
+        ("lr: fast", r"lr = 'fast': .*valid number"),
+        ("algo: dqn", r"algo = 'dqn'"),
+        ("hidden: -3", r"hidden = -3: must be >= 1"),
+        ("- lr", r"must be a mapping"),
+        ("lr: [", r"not YAML"),
+    ],
+)
+def test_a_file_that_is_none_of_options_is_one_error_that_names_it(tmp_path, content, message):
+    path = tmp_path / "options.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        defaults(["--config", str(path)])
+    assert content.startswith("hidden") or str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        defaults(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_what_defines_a_run_survives_yaml():
+    options = replace(Options(), lr=0.3, fleets=("edge4", "edge5"), router=RouterSpec(layers=2), variation=False)
+    assert parse_options(yaml.safe_load(yaml.safe_dump(definition(options))), "file") == options
+    assert set(definition(options)) < set(to_mapping(options))
+
+
+def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
+    own = definition(replace(Options(), lr=0.3, router=RouterSpec(hidden=40)))
+    given = Options(run_dir=Path("there"), minutes=3.0, resume=True)
+    assert resumed(given, own, "file") == replace(given, lr=0.3, router=RouterSpec(hidden=40))
+    assert resumed(replace(given, lr=0.3), own, "file").lr == 0.3
+    with pytest.raises(InputError, match=r"lr = 0\.2: a resumed run keeps its own, which is 0\.3"):
+        resumed(replace(given, lr=0.2), own, "file")
+    with pytest.raises(InputError, match="hidden = 50: a resumed run keeps its own, which is 40"):
+        resumed(replace(given, router=RouterSpec(hidden=50)), own, "file")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": -1.0}, r"lr = -1\.0: must be positive"),
+        ({"lr": float("nan")}, "lr = nan: must be positive"),
+        ({"minutes": 0.0}, r"minutes = 0\.0: must be positive"),
+        ({"steps": -5}, "steps = -5: must be positive"),
+        ({"requests": 0}, "requests = 0: must be positive"),
+        ({"seed": -1}, "seed = -1: must be >= 0"),
+        ({"num_env_runners": -1}, "num-env-runners = -1: must be >= 0"),
+        ({"preset": "paper"}, "algo = avl: the preset paper trains with sac"),
+    ],
+)
+def test_what_is_out_of_range_is_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        complete(Options(**changes))
+
+
+def test_there_is_always_a_limit():
+    assert complete(Options()).steps == 3_000_000
+    assert complete(Options(minutes=1.0)).steps is None
+    assert complete(Options(iterations=3)).total_steps == 3 * Options().steps_in_iteration
+    assert complete(Options(minutes=1.0)).total_steps is None
+    assert complete(Options(steps=100, iterations=1)).total_steps == 100

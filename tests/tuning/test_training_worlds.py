@@ -1,0 +1,78 @@
+"""The worlds of training: loads that are spread, fleets beside, faults where they are asked for."""
+
+import numpy as np
+import pytest
+
+from rllib_envs.capacity import capacity_rps
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Observation, Reward, Scenario, load_scenario
+from tuning.training_worlds import MARGINAL, WorldOptions, base_world, training_groups
+
+OBSERVATION = Observation(whatif=True, counterfactual=True)
+
+
+def options(**changes):
+    usual = {"scenario": "edge6", "load": "mixed", "requests": 50, "fleets": ("edge3",), "variation": True}
+    return WorldOptions(**{**usual, "observation": OBSERVATION, "reward": MARGINAL, **changes})
+
+
+def groups(environments=32, **changes):
+    asked = options(**changes)
+    return training_groups(base_world(asked), asked, environments)
+
+
+def test_an_eighth_of_the_environments_is_in_each_other_fleet():
+    (own, count), (fleet, few) = groups()
+    assert (count, few) == (28, 4)
+    assert (len(own), len(fleet)) == (28, 4)
+    assert {world.n_experts for world in own} == {6}
+    assert {world.n_experts for world in fleet} == {3}
+    assert [count for _, count in groups(fleets=())] == [32]
+
+
+def test_loads_are_spread_evenly_in_logarithm_over_the_mixed_range():
+    for worlds, _ in groups(fleets=("edge3", "edge4")):
+        shares = np.array([world.workload.load for world in worlds]) / capacity_rps(worlds[0])
+        low, high = worlds[0].workload.mixed_range
+        np.testing.assert_allclose(shares[[0, -1]], [low, high])
+        np.testing.assert_allclose(np.diff(np.log(shares), 2), 0, atol=1e-9)
+
+
+def test_a_given_load_is_that_of_all():
+    (own, _), _ = groups(load="heavy")
+    assert isinstance(own, Scenario)
+    assert own.workload.load == "heavy"
+    assert own.variation.burst_share == 0
+
+
+def test_bursts_come_with_mixed_load_and_faults_with_variation():
+    for variation, faulty in ((True, True), (False, False)):
+        for worlds, _ in groups(variation=variation):
+            assert all((world.variation.fault_share > 0) == faulty for world in worlds)
+            assert all(world.variation.burst_share > 0 for world in worlds)
+    (own, _), _ = groups(variation=False, load="heavy")
+    assert own.variation is None
+
+
+def test_the_own_load_is_the_scenarios_and_so_is_the_rest():
+    asked = options(scenario="paper3", load="own", fleets=(), variation=False, reward=Reward())
+    world = base_world(asked)
+    paper = load_scenario("paper3")
+    assert (world.workload.load, world.workload.arrivals) == (paper.workload.load, paper.workload.arrivals)
+    assert (world.experts, world.reward, world.observation) == (paper.experts, Reward(), OBSERVATION)
+    assert world.workload.requests == 50
+    assert training_groups(world, asked, 4) == [(world, 4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fleets": ("edge3", "edge4"), "environments": 2}, "envs-per-runner = 2: must be more than the 2 fleets"),
+        ({"fleets": ("edge1",)}, "edge1"),
+        ({"load": "crushing"}, "load 'crushing'"),
+        ({"scenario": "edge1"}, "edge1"),
+    ],
+)
+def test_what_cannot_be_is_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        groups(**changes)

@@ -1,0 +1,71 @@
+"""The comparison with the best heuristic while training goes on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_envs.scenario import load_scenario
+from tuning.matrix import TUNING_SEEDS, start_simulation
+from tuning.routers import parse_router, with_tuned
+from tuning.training_worlds import WorldOptions, base_world
+from tuning.tuned import shipped_tuned
+from tuning.validation import Validator
+from tuning.workloads import TraceOptions, make_workloads
+
+EDGE6 = load_scenario("edge6")
+OPTIONS = WorldOptions(
+    scenario="edge6",
+    load="mixed",
+    requests=500,
+    fleets=(),
+    variation=False,
+    observation=replace(EDGE6.observation, whatif=True, counterfactual=True, calibrate=True),
+    reward=EDGE6.reward,
+)
+
+
+class Always(torch.nn.Module):
+    """Takes one action, whatever it sees; but for that, a router."""
+
+    def __init__(self, action):
+        super().__init__()
+        self.action = action
+
+    def forward(self, observation):
+        assert "whatif" in observation
+        return torch.nn.functional.one_hot(torch.full((len(observation["arrived"]),), self.action), 7).float()
+
+
+@pytest.fixture(scope="module")
+def validator():
+    return Validator(base_world(OPTIONS), "mixed", seeds=2, requests=60)
+
+
+def heuristic(load):
+    """QoS of tuned impact-greedy on each seed."""
+    (workload,) = make_workloads(EDGE6, (load,), (), TraceOptions(), 60)
+    tuned = shipped_tuned(workload.scenario)
+    spec = with_tuned(parse_router("impact-greedy"), tuned.at(workload) if tuned else {})
+    simulation = start_simulation(spec, workload.scenario, TUNING_SEEDS[:2])
+    return np.array([simulation.records(b).qos.mean() for b in range(2)])
+
+
+def test_a_router_that_drops_everything_loses_all_that_the_heuristic_earns(validator):
+    found = validator.compare(Always(6))
+    assert list(found) == ["light", "moderate", "heavy"]
+    for load, difference in found.items():
+        baseline = heuristic(load)
+        assert difference.mean == pytest.approx(-baseline.mean(), abs=0.02)  # calibration is not what makes a heuristic good
+        assert difference.error == pytest.approx(1.96 * baseline.std(ddof=1) / np.sqrt(2), abs=0.02)
+
+
+def test_a_comparison_can_be_repeated(validator):
+    assert validator.compare(Always(3)) == validator.compare(Always(3)) != validator.compare(Always(0))
+
+
+def test_under_one_load_there_is_one_comparison():
+    for load in ("heavy", "own"):
+        options = replace(OPTIONS, load=load)
+        assert len(Validator(base_world(options), load, seeds=1, requests=20).compare(Always(6))) == 1
