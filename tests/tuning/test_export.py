@@ -28,8 +28,8 @@ def test_a_run_becomes_a_bundle_that_can_be_evaluated(run_dir, tmp_path, capsys)
     routers = ["join-shortest-queue", f"bundle:{out}", f"checkpoint:{run_dir}"]
     arguments = ["evaluate", "--smoke", "--load", "moderate", "--routers", *routers, "--jobs", "1", "--out", str(results)]
     assert edgeroute.main(arguments) == 0
-    (workload,) = json.loads((results / "results.json").read_text())["workloads"]
-    found = {row["router"]: row["metrics"]["qos"]["mean"] for row in workload["routers"]}
+    (comparison,) = json.loads((results / "results.json").read_text())["comparisons"]
+    found = {row["router"]: row["metrics"]["qos"]["values"] for row in comparison["routers"]}
     assert found[routers[1]] == found[routers[2]]  # one router, two ways to it
 
 
