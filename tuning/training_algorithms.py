@@ -10,6 +10,7 @@ from models.router import RouterSpec
 from rllib_envs.scenario import Scenario
 from tuning.training_options import Options
 
+_LEARNING_RATE = 1e-3  # of avl and ppo
 _SMOKE: dict[str, dict[str, Any]] = {
     "avl": {"warmup": 1},
     "ppo": {"warmup_steps": 50},
@@ -31,7 +32,6 @@ def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | P
     environments = options.envs_per_runner * max(workers, 1)
     common: dict[str, Any] = {
         "seed": seed,
-        "lr": options.learning_rate,
         "temperature": options.temperature,
         "env_runners": workers,
         "rows": max(options.steps_in_iteration // environments, 1),
@@ -42,15 +42,16 @@ def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | P
 
 
 def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:
+    lr = _LEARNING_RATE if options.lr is None else options.lr
     # Imported here, and not above: only the algorithm that is asked for, and none for --help.
     if options.algo == "avl":
         from models.rllib.avl import avl_config
 
-        return avl_config(groups, total_steps=options.total_steps, **common)
+        return avl_config(groups, lr=lr, total_steps=options.total_steps, **common)
     if options.algo == "ppo":
         from models.rllib.ppo import ppo_config
 
-        return ppo_config(groups, **common)
+        return ppo_config(groups, lr=lr, **common)
     from models.rllib.sac import sac_config
 
-    return sac_config(groups, save_replay=options.keep_replay, **common)
+    return sac_config(groups, lr=options.lr, save_replay=options.keep_replay, **common)

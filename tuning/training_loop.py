@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 _CHECKPOINT_INTERVAL_S = 60.0
-_PATIENCE_S = 15  # after SIGTERM: who sends it soon sends SIGKILL
+_PATIENCE_S = 10  # after SIGTERM: who sends it soon sends SIGKILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Trainer:
     def train(self) -> signal.Signals | None:
         """Iterate until a limit is reached or a signal asks to stop, which is returned. Ends with a checkpoint.
 
-        SIGTERM waits for the iteration under way for a quarter of a minute, and gives it up then.
+        SIGTERM waits for the iteration under way for some seconds, and gives it up then.
 
         Raises:
             Diverged: a loss or gradient is not finite; the state before that iteration is saved.

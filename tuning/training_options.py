@@ -21,7 +21,6 @@ AlgorithmName = Literal["avl", "sac", "ppo"]
 PresetName = Literal["ours", "paper"]
 
 DEFAULT_STEPS = 3_000_000
-_LEARNING_RATES: Mapping[str, float] = {"avl": 1e-3, "sac": 3e-4, "ppo": 1e-3}
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
 _OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke")
 """Options that do not define the run: each start has its own."""
@@ -55,8 +54,8 @@ class Options:
     temperature: float = 0.01
     """QoS that makes an action e times as likely in training; small is close to greedy."""
     lr: float | None = None
-    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4. That of avl falls to a tenth over the run where its number of steps is
-    known, from --steps or --iterations; it stays where --minutes alone limits the run."""
+    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4, the paper's 3e-5. That of avl falls to a tenth over the run where its
+    number of steps is known, from --steps or --iterations; it stays where --minutes alone limits the run."""
     seed: int = 0
     """Seed of weights, episodes and exploration. Without worker processes, the same seed gives the same weights."""
     envs_per_runner: int = 96
@@ -86,11 +85,6 @@ class Options:
     """Go on with the run in the folder. Scenario, seed and all else that defines the run are taken from there."""
     smoke: bool = False
     """A tiny run that takes seconds."""
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate to begin with."""
-        return _LEARNING_RATES[self.algo] if self.lr is None else self.lr
 
     @property
     def steps_in_iteration(self) -> int:

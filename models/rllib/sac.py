@@ -196,7 +196,7 @@ def sac_config(
     rows: int,
     router: RouterSpec | PaperSpec,
     temperature: float = 0.015,
-    lr: float = 3e-4,
+    lr: float | None = None,
     save_replay: bool = False,
 ) -> RouterSACConfig:
     """Configuration of discrete SAC with the scenarios' rewards.
@@ -206,10 +206,10 @@ def sac_config(
         seed: seed of weights, episodes and exploration.
         env_runners: worker processes that step environments; 0 steps them in this process.
         rows: steps of each environment between two rounds of learning.
-        router: what the router is made of. That of the paper comes with its hyperparameters (``PAPER``) instead of ours, the
-            learning rate among them, and has no temperature: its logits begin near 0.
+        router: what the router is made of. That of the paper comes with its hyperparameters (``PAPER``) instead of ours, and has
+            no temperature: its logits begin near 0.
         temperature: QoS that a difference of 1 in the logits stands for.
-        lr: learning rate of actor and critics.
+        lr: learning rate of actor and critics, if not the usual one.
         save_replay: whether checkpoints hold the replay buffer.
     """
     model: dict[str, Any] = {"router": router.to_dict(), "temperature": temperature}
@@ -223,8 +223,8 @@ def sac_config(
         .env_runners(num_env_runners=env_runners, num_envs_per_env_runner=environments, rollout_fragment_length=rows)
         .learners(num_learners=0)
         .rl_module(model_config=model)
-        .training(lr=lr, save_replay=save_replay)
+        .training(save_replay=save_replay, **(PAPER if paper else {}))
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)
     )
-    return config.training(**PAPER) if paper else config
+    return config if lr is None else config.training(lr=lr)

@@ -253,8 +253,10 @@ def test_a_worker_has_the_actor_alone(learner, fragment, columns):
 
 
 def test_the_paper_has_its_own_hyperparameters(small_scenario):
-    made = sac_config([(small_scenario, 2)], seed=0, env_runners=0, rows=4, router=PaperSpec(experts=6), lr=0.5)
+    made = sac_config([(small_scenario, 2)], seed=0, env_runners=0, rows=4, router=PaperSpec(experts=6))
     assert {name: getattr(made, name) for name in PAPER} == dict(PAPER)
+    given = sac_config([(small_scenario, 2)], seed=0, env_runners=0, rows=4, router=PaperSpec(experts=6), lr=0.5)
+    assert {name: getattr(given, name) for name in PAPER} == {**PAPER, "lr": 0.5}
 
 
 @pytest.mark.parametrize(
