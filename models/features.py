@@ -32,16 +32,20 @@ _KV_UNIT_TOKENS = 16_384  # of EXPERT_FEATURES' kv_capacity, which is the logari
 _LN_16 = math.log(16)  # exp2 has no counterpart in ONNX
 _BOUND = 20.0  # no request is worth more than 1; what ruins twenty others need not look worse still
 
+_PACE = 4  # columns of the cluster that say how much arrives, whatever was decided
+_POOLED = 6  # columns of ``_pooled``
 _CHANGING = len(_GROWING) + len(_ROLLED)
 _CONTEXT = len(_ENGINE) + len(CLUSTER_FEATURES)
 
 STATE_COLUMNS = len(_STEADY) + _CHANGING + _CONTEXT
 """Columns of ``Columns.state``."""
 
-CHOICE_COLUMNS = STATE_COLUMNS + _CHANGING + len(ARRIVED_FEATURES) + len(_EFFECT) + 5
+_TOLD = len(ARRIVED_FEATURES) + 1 + _POOLED
+
+CHOICE_COLUMNS = STATE_COLUMNS + _CHANGING + _TOLD + len(_EFFECT) + 4
 """Columns of ``Columns.choice``."""
 
-REQUEST_COLUMNS = len(ARRIVED_FEATURES) + 1 + _CONTEXT - (len(CLUSTER_FEATURES) - 2)
+REQUEST_COLUMNS = _TOLD + _CONTEXT - (len(CLUSTER_FEATURES) - _PACE)
 """Columns of ``Columns.request``."""
 
 
@@ -52,7 +56,6 @@ class Columns(NamedTuple):
     choice: Tensor  # (B, N, CHOICE_COLUMNS) sending the request there: the expert before and after, and what that does
     request: Tensor  # (B, N, REQUEST_COLUMNS) what no decision has an influence on: request, engine, rate of arrivals
     marginal: Tensor  # (B, N) the roll-out's estimate of the marginal QoS; 0 where there are no what-if results
-    congestion: Tensor  # (B, N) what the request would use up (``congestion``)
 
 
 def squash(x: Tensor) -> Tensor:
@@ -84,10 +87,9 @@ def read_columns(observation: Observation) -> Columns:
     success, soft_change = whatif_column(observation, "own_success"), whatif_column(observation, "soft_change")
     own = score * success
     steady, growing, engine = (_take(experts, EXPERT_FEATURES, names) for names in (_STEADY, _GROWING, _ENGINE))
-    kv_tokens = _KV_UNIT_TOKENS * torch.exp(_LN_16 * expert_column(observation, "kv_capacity"))
     added = (
         torch.full_like(prompt, 1 / 32),
-        (1024 * prompt + 256 * length) / kv_tokens,
+        (1024 * prompt + 256 * length) / kv_tokens(observation),
         prompt / 2,
         length / 4,
         score / 8,
@@ -114,27 +116,56 @@ def read_columns(observation: Observation) -> Columns:
     marginal = (own + soft_change).clamp(-_BOUND, _BOUND)
     state = torch.cat([squash(steady), changing[0], engine, cluster], dim=-1)
     surprise = score - expert_column(observation, "mean_score")
-    told = torch.cat([squash(arrived), surprise.unsqueeze(-1)], dim=-1)
+    told = torch.cat([squash(arrived), surprise.unsqueeze(-1), _pooled(score, surprise, length)], dim=-1)
     more = torch.stack([own, marginal, squash(used_up), squash(10 * used_up)], dim=-1)
     return Columns(
         state=state,
         choice=torch.cat([state, changing[1], told, squash(effect), more], dim=-1),
-        request=torch.cat([told, engine, cluster[..., :2]], dim=-1),
+        request=torch.cat([told, engine, cluster[..., :_PACE]], dim=-1),
         marginal=marginal,
-        congestion=used_up,
     )
 
 
-def congestion(observation: Observation) -> Tensor:
-    """(B, N) what the request would use up at each expert, in the form that ``rllib_envs.baselines.impact_greedy`` prices.
+def units(observation: Observation) -> tuple[Tensor, Tensor]:
+    """What the request would use up at each expert, both (B, N), in units of 100 SLO.
 
-    Its share of the batch's time, in units of 100 SLO, times the share of the KV memory that those present will need.
+    Its share of the batch's time while it is there; and the share of the KV memory that it would hold, times how long it would
+    stay at the present pace.
     """
-    length = arrived_column(observation, "told_length")
-    sequence = expert_column(observation, "sequence_time") / 32
-    context = expert_column(observation, "context_time") * (arrived_column(observation, "prompt") + length / 8) / 16
-    prefill = expert_column(observation, "prefill_time") * arrived_column(observation, "prompt")
-    return (256 * length * (sequence + context) + prefill) / 100 * expert_column(observation, "kv_reserved")
+    prompt, length = 1024 * arrived_column(observation, "prompt"), 256 * arrived_column(observation, "told_length")
+    sequence, context = (expert_column(observation, name) for name in ("sequence_time", "context_time"))
+    per_token = sequence / 32 + context / 16_384 * (prompt + length / 2)
+    time = length * per_token + expert_column(observation, "prefill_time") / 1024 * prompt
+    pace = torch.maximum(expert_column(observation, "step_time"), expert_column(observation, "base_time"))
+    return time / 100, (prompt + length / 2) / kv_tokens(observation) * length * pace / 100
+
+
+def congestion(observation: Observation) -> Tensor:
+    """(B, N) time times the share of the KV memory that those present will need: what ``impact_greedy`` prices (baselines)."""
+    return units(observation)[0] * expert_column(observation, "kv_reserved")
+
+
+def kv_tokens(observation: Observation) -> Tensor:
+    """(B, N) tokens that each expert's KV memory holds."""
+    return _KV_UNIT_TOKENS * torch.exp(_LN_16 * expert_column(observation, "kv_capacity"))
+
+
+def _pooled(score: Tensor, surprise: Tensor, length: Tensor) -> Tensor:
+    """(B, N, 6) what is told of the request for all experts together, to each of them.
+
+    Scores and lengths that are told for different experts err independently, and the truths have much in common (how hard the
+    request is): what is told for the others says what to believe of what is told for one.
+    """
+    spread = (score * score).mean(dim=-1)
+    columns = [
+        score.mean(dim=-1),
+        surprise.mean(dim=-1),
+        spread,
+        score.amax(dim=-1),
+        score.amin(dim=-1),
+        squash(length).mean(dim=-1),
+    ]
+    return torch.stack(columns, dim=-1).unsqueeze(-2).expand(*score.shape, -1)
 
 
 def _take(x: Tensor, known: Sequence[str], names: Sequence[str]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
 from models.han import HANEncoder, PooledHAN
 from models.impact import Branched, Explanation, ImpactEstimator
+from models.price import Price
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
@@ -19,9 +20,6 @@ MASKED_SCORE = -1e9
 
 EncoderName = Literal["han", "aggregates", "pooled"]
 
-_FULL_RATE_RPS = 4.0  # requests/s at one expert near its capacity: where the price below reaches its full height
-_FULL_PRICE = 4.5
-_HIGHEST_USE = 1.3
 _PRICE_LOG_BOUND = 2.0
 
 
@@ -43,7 +41,7 @@ class RouterSpec:
     impact_hidden: int = 128
     """Width of the hidden layers of the impact estimator's correction; 0: no correction is learned."""
     impact: bool = True
-    """Whether observations hold the roll-out's results, and scores begin with them."""
+    """Whether observations hold the roll-out's results, and scores begin with them; without, all of the impact is learned."""
     future: bool = True
     """Whether scores have a learned part for what a decision costs those to come."""
     drop: bool = True
@@ -84,9 +82,9 @@ class Router(nn.Module):
     """Scores of the N experts and of drop, in QoS: the greater, the better.
 
     ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future is
-    what the expert's afterstate is worth less than the state itself: ``- price(load) * congestion * exp(m) + u`` with m and u
-    learned and 0 at first, so that an untrained router is impact-greedy with a price that rises with the square of the rate of
-    arrivals (a fit to prices tuned load by load). A drop changes nothing, now or later: its score is 0, plus a learned u.
+    what the expert's afterstate is worth less than the state itself: ``- price * exp(m) + u`` with m and u learned and 0 at
+    first, so that an untrained router is impact-greedy with a price of congestion (``Price``) that rises with the square of the
+    offered load. A drop changes nothing, now or later: its score is 0, plus a learned u.
 
     Weights are shared by the experts, so any number of them will do; permuting them permutes their scores and leaves that of
     drop. Where an expert is loaded is seen from that expert's own columns and embedding.
@@ -109,18 +107,29 @@ class Router(nn.Module):
         elif spec.encoder == "pooled":
             self.encoder = PooledHAN(*widths, spec.graph_hidden, spec.heads)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
-        self.estimator = ImpactEstimator(hidden=spec.impact_hidden if spec.impact else 0, embedding=self.embedding)
+        self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding)
         self.future = Branched(CHOICE_COLUMNS, spec.hidden, 3, self.embedding) if spec.future else None
+        self.price = Price() if spec.future else None
+        self.register_buffer("listening", torch.ones(()))
+
+    @property
+    def listens(self) -> bool:
+        """Whether the encoder is heard: training may begin without, and what it would say counts for nothing then."""
+        return bool(self.get_buffer("listening") > 0)
+
+    def listen(self, on: bool) -> None:
+        """Hear the encoder from now on, or do not."""
+        self.get_buffer("listening").fill_(float(on))
 
     def forward(self, observation: Observation) -> Tensor:
         """(B, N + 1) masked scores."""
         return self.scores(observation, self.parts(observation))
 
-    def parts(self, observation: Observation) -> Parts:
-        """What the scores are made of, for who trains or explains them."""
+    def parts(self, observation: Observation, terms: Tensor | None = None) -> Parts:
+        """What the scores are made of, for who trains, tries or explains them; ``terms`` as in ``Price``."""
         columns, embedding = read_columns(observation), self.embed(observation)
         impact = self.estimator(columns, embedding)
-        future, drop = self.look_ahead(observation, columns, embedding)
+        future, drop = self.look_ahead(observation, columns, embedding, terms)
         return Parts(columns=columns, embedding=embedding, impact=impact, future=future, drop=drop)
 
     def scores(self, observation: Observation, parts: Parts) -> Tensor:
@@ -132,8 +141,8 @@ class Router(nn.Module):
         return torch.where(mask, torch.cat([parts.impact + parts.future, drop], dim=-1), MASKED_SCORE)
 
     def embed(self, observation: Observation) -> Tensor | None:
-        """(B, N, E) the encoder's embedding of each choice: the expert with the request and without; None without an encoder."""
-        if self.encoder is None:
+        """(B, N, E) the encoder's embedding of each choice: the expert with the request and without; None if not heard."""
+        if self.encoder is None or not self.listens:
             return None
         experts = observation["experts"]
         cluster = observation["cluster"].unsqueeze(-2).expand(*experts.shape[:-1], -1)
@@ -143,24 +152,19 @@ class Router(nn.Module):
             return self.encoder(*arrays).unsqueeze(-2).expand(*experts.shape[:-1], -1)
         return torch.cat(self.encoder(*arrays), dim=-1)
 
-    def look_ahead(self, observation: Observation, columns: Columns, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, N) the future part of the experts' scores, and (B, 1) the score of a drop."""
-        if self.future is None:
+    def look_ahead(
+        self, observation: Observation, columns: Columns, embedding: Tensor | None, terms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N) the future part of the experts' scores, and (B, 1) the score of a drop; ``terms`` as in ``Price``."""
+        if self.future is None or self.price is None:
             return torch.zeros_like(columns.marginal), torch.zeros_like(columns.marginal[..., :1])
         dearer, more, drop = self.future(columns.choice, embedding).unbind(dim=-1)
-        price = prior_price(observation).unsqueeze(-1) * dearer.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
-        return more - price * columns.congestion, drop.mean(dim=-1, keepdim=True)
+        price = self.price(observation, terms) * dearer.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
+        return more - price, drop.mean(dim=-1, keepdim=True)
 
     def explain(self, observation: Observation) -> Explanation:
         """What the impact estimator predicts for each expert, and from what."""
         return self.estimator.explain(observation, read_columns(observation), self.embed(observation))
-
-
-def prior_price(observation: Observation) -> Tensor:
-    """(B,) price of a unit of ``congestion`` before training: it grows with the square of the rate of arrivals per expert."""
-    gap = observation["cluster"][..., CLUSTER_FEATURES.index("log_gap_slow")]
-    rate_rps = torch.exp(-gap) / observation["experts"].shape[-2]
-    return _FULL_PRICE * (rate_rps / _FULL_RATE_RPS).clamp(max=_HIGHEST_USE).square()
 
 
 _REQUEST_KEYS = ("running", "running_mask", "waiting", "waiting_mask")

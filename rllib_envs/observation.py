@@ -64,12 +64,17 @@ ARRIVED_FEATURES = ("prompt", "told_score", "told_length")  # per expert, scaled
 CLUSTER_FEATURES = (
     "log_gap_slow",  # log of the moving average of the gaps between arrivals, gain .005, seconds
     "log_gap_fast",  # the same with gain .05
+    "log_load_slow",  # log of the offered load: share of the engines' time that requests like the late ones ask for
+    "log_load_fast",  # the same with gain .05
     "mean_running",  # mean over experts, as in EXPERT_FEATURES
     "max_running",
     "mean_waiting",
     "mean_kv_reserved",
 )
-GAP_GAINS = (0.005, 0.05)
+PACE_GAINS = (0.005, 0.05)
+"""Gains of the moving averages of gaps and work, slow and fast."""
+
+_GUESS_WEIGHT = 8  # gaps that the guess counts for which a cluster begins with
 
 
 class View(NamedTuple):
@@ -81,7 +86,7 @@ class View(NamedTuple):
     waiting: NDArray[np.float32]  # (B, N, waiting_slots, 8)
     running_mask: NDArray[np.float32]  # (B, N, running_slots)
     waiting_mask: NDArray[np.float32]  # (B, N, waiting_slots)
-    cluster: NDArray[np.float32]  # (B, 6)
+    cluster: NDArray[np.float32]  # (B, 8)
     action_mask: NDArray[np.float32]  # (B, N+1); drop is always allowed
     whatif: NDArray[np.float32]  # (B, N, 16), or (B, N, 0) where not asked for
 
@@ -276,28 +281,59 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
 
 
 @kernel
-def observe(source, actual, believed, workload, cursor, b, first_pending, view_s, now_s, slo_s, gaps, view):
+def heed_gap(gaps, b, seen, gap_s):
+    """Take a gap between arrivals into the moving averages of cluster b, which has ``seen`` so many, this one included.
+
+    The first ones count for more than the gains say: what the averages begin with is a guess.
+    """
+    for i in range(len(PACE_GAINS)):
+        gaps[b, i] += max(PACE_GAINS[i], 1.0 / (seen + _GUESS_WEIGHT)) * (gap_s - gaps[b, i])
+
+
+@kernel
+def heed_work(work, believed, workload, b, r):
+    """Take the work of request r into the moving averages of cluster b: seconds of an engine's time, the mean over experts.
+
+    What a request asks of an engine is its share of the batch's time: ``b*d + c*d*(p + d/2) + a*p`` for p prompt tokens and d
+    output tokens, as told (see ``EngineProfile``). What an iteration costs whoever is in it is shared by the batch and left out.
+    """
+    n_experts = believed.shape[1]
+    prompt = workload.prompt[b, r]
+    mean_s = 0.0
+    for e in range(n_experts):
+        engine = believed[b, e]
+        length = workload.told_tokens[b, r, e] * engine.length_factor
+        mean_s += (length * (engine.b_s + engine.c_s * (prompt + 0.5 * length)) + engine.a_s * prompt) / n_experts
+    for i in range(len(PACE_GAINS)):
+        work[b, i] += max(PACE_GAINS[i], 1.0 / (r + 1)) * (mean_s - work[b, i])
+
+
+@kernel
+def observe(source, actual, believed, workload, cursor, b, first_pending, view_s, now_s, slo_s, gaps, work, view):
     """Write the observation of cluster b for its arrived request.
 
     ``source`` is the cluster as telemetry shows it, at ``view_s`` <= ``now_s``; requests from ``first_pending`` on have been
     sent since, as ``actual`` has them. ``believed`` holds the engine figures that the router goes by, ``gaps`` the moving
-    averages of the gaps between arrivals. After the last request the arrived part is zero and only drop is allowed.
+    averages of the gaps between arrivals, ``work`` those of the work they bring. After the last request the arrived part is zero
+    and only drop is allowed.
     """
     n_experts = source.experts.shape[1]
     r = cursor[b]
     present = r < workload.total[b]
     summary = view.cluster[b]
-    summary[0] = math.log(max(gaps[b, 0], 1e-3))
-    summary[1] = math.log(max(gaps[b, 1], 1e-3))
-    summary[2:] = 0.0
+    summary[4:] = 0.0
+    for i in range(len(PACE_GAINS)):
+        gap_s = max(gaps[b, i], 1e-3)
+        summary[i] = math.log(gap_s)
+        summary[2 + i] = math.log(max(work[b, i], 1e-6) / (gap_s * n_experts))
     for e in range(n_experts):
         engine = believed[b, e]
         open_ = _observe_expert(source, actual, engine, b, e, first_pending, r, view_s, now_s, slo_s, view)
         row = view.experts[b, e]
-        summary[2] += row[0] / n_experts
-        summary[3] = max(summary[3], row[0])
-        summary[4] += row[1] / n_experts
-        summary[5] += row[3] / n_experts
+        summary[4] += row[0] / n_experts
+        summary[5] = max(summary[5], row[0])
+        summary[6] += row[1] / n_experts
+        summary[7] += row[3] / n_experts
         arrived = view.arrived[b, e]
         if present:
             arrived[0] = workload.prompt[b, r] * (1.0 / 1024)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.observation import GAP_GAINS, View, allocate_view, borrow_view, describe_engines, observe
+from rllib_envs.observation import PACE_GAINS, View, allocate_view, borrow_view, describe_engines, heed_gap, heed_work, observe
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.calibration import Calibration, allocate_calibration, borrow_calibration, forget, learn
@@ -52,7 +52,8 @@ class World(NamedTuple):
     late_cursor: NDArray[np.int32]  # (B,) the same for ``late``
     delay_s: NDArray[np.float64]  # (B,) age of telemetry
     now_s: NDArray[np.float64]  # (B,)
-    gaps: NDArray[np.float64]  # (B, 2) moving averages of the gaps between arrivals
+    gaps: NDArray[np.float64]  # (B, 2) moving averages of the gaps between arrivals, seconds
+    work: NDArray[np.float64]  # (B, 2) moving averages of what a request asks of an engine, seconds
     scratch: Scratch
     seen: View  # the observations (numba keeps the name ``view`` to itself)
     marginal: NDArray[np.float64]  # (B, N+1)
@@ -82,6 +83,7 @@ def borrow_world(world):
         borrow(world.delay_s),
         borrow(world.now_s),
         borrow(world.gaps),
+        borrow(world.work),
         borrow_scratch(world.scratch),
         borrow_view(world.seen),
         borrow(world.marginal),
@@ -102,6 +104,8 @@ def look(world, rules, b):
         learn(world.calibration, world.believed, source, state, b, first_pending, view_s)
     if rules.calibrate or world.cursor[b] == 0:
         describe_engines(world.believed, world.calibration.records, b, rules.slo_s, view)
+    if world.cursor[b] < workload.total[b]:
+        heed_work(world.work, world.believed, workload, b, world.cursor[b])
     observe(
         source,
         state,
@@ -114,6 +118,7 @@ def look(world, rules, b):
         now_s,
         rules.slo_s,
         world.gaps,
+        world.work,
         view,
     )
     r = world.cursor[b]
@@ -153,8 +158,7 @@ def _step_all(actions, steps, show, world, rules):
             world.scratch, rules.slo_s, steps[b],
         )  # fmt: skip
         if world.cursor[b] < world.workload.total[b]:
-            for i in range(len(GAP_GAINS)):
-                world.gaps[b, i] += GAP_GAINS[i] * (steps[b].dt_s - world.gaps[b, i])
+            heed_gap(world.gaps, b, world.cursor[b], steps[b].dt_s)
         if show:
             look(world, rules, b)
 
@@ -246,7 +250,8 @@ class Simulation:
             late_cursor=np.zeros(batch, np.int32),
             delay_s=np.zeros(batch),
             now_s=self.now_s,
-            gaps=np.zeros((batch, len(GAP_GAINS))),
+            gaps=np.zeros((batch, len(PACE_GAINS))),
+            work=np.zeros((batch, len(PACE_GAINS))),
             scratch=scratch_for(self.state),
             seen=self.view,
             marginal=self.marginal,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES, GAP_GAINS, REQUEST_FEATURES, View
+from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES, PACE_GAINS, REQUEST_FEATURES, View
 from rllib_envs.scenario import Faults, Observation, Scenario
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.reference import Request
@@ -157,6 +157,17 @@ def test_the_engines_own_columns_do_not_change_and_are_what_the_router_was_told(
         assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+def asked_of_engines_s(scenario: Scenario, episode: Episode, r: int) -> float:
+    """What request r asks of an engine, in the mean over experts: the time that a decoding sequence adds to each iteration, for
+    as many iterations as it has tokens, its context growing by one in each; and its prefill."""
+    prompt, asked_s = int(episode.prompt[r]), []
+    for e, engine in enumerate(episode.believed):
+        tokens = float(episode.told_tokens[r, e])
+        context = tokens * prompt + tokens**2 / 2
+        asked_s.append(engine.overhead * (engine.b_ms * tokens + engine.c_ms * context + engine.a_ms * prompt) / 1000)
+    return float(np.mean(asked_s))
+
+
 @settings(max_examples=50, deadline=None)
 @given(seeds)
 def test_the_cluster_is_summed_up(seed: int) -> None:
@@ -168,11 +179,17 @@ def test_the_cluster_is_summed_up(seed: int) -> None:
     got = dict(zip(CLUSTER_FEATURES, simulation.view.cluster[0].tolist(), strict=True))
     experts = simulation.view.experts[0]
     gaps_s = np.diff(episode.arrival_s[: count + 1])
-    for name, gain in zip(("log_gap_slow", "log_gap_fast"), GAP_GAINS, strict=True):
+    works_s = [asked_of_engines_s(scenario, episode, r) for r in range(count + 1)]
+    for speed, gain in zip(("slow", "fast"), PACE_GAINS, strict=True):
         average_s = 1 / scenario.capacity_rps  # type: ignore[operator]
-        for gap_s in gaps_s:
-            average_s = (1 - gain) * average_s + gain * gap_s
-        assert got[name] == pytest.approx(math.log(average_s), rel=1e-6)
+        for seen, gap_s in enumerate(gaps_s, start=1):
+            average_s += max(gain, 1 / (seen + 8)) * (gap_s - average_s)
+        assert got[f"log_gap_{speed}"] == pytest.approx(math.log(max(average_s, 1e-3)), rel=1e-6)
+        work_s = 0.0
+        for seen, asked_s in enumerate(works_s, start=1):
+            work_s += max(gain, 1 / seen) * (asked_s - work_s)
+        load = work_s / max(average_s, 1e-3) / scenario.n_experts
+        assert got[f"log_load_{speed}"] == pytest.approx(math.log(load), rel=1e-5, abs=1e-5)
     assert got["mean_running"] == pytest.approx(experts[:, column("running")].mean(), rel=1e-6)
     assert got["max_running"] == experts[:, column("running")].max()
     assert got["mean_waiting"] == pytest.approx(experts[:, column("waiting")].mean(), rel=1e-6)

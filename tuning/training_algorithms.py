@@ -12,7 +12,7 @@ from tuning.training_options import Options
 
 _LEARNING_RATE = 1e-3  # of avl and ppo
 _SMOKE: dict[str, dict[str, Any]] = {
-    "avl": {"warmup": 1},
+    "avl": {"warmup": 1, "generations": 1, "population": 4, "search_worlds": 3, "search_requests": 20},
     "ppo": {"warmup_steps": 50},
     "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
 }
@@ -47,7 +47,7 @@ def _configure(options: Options, groups: list[Group], common: dict[str, Any]) ->
     if options.algo == "avl":
         from models.rllib.avl import avl_config
 
-        return avl_config(groups, lr=lr, total_steps=options.total_steps, **common)
+        return avl_config(groups, lr=lr, total_steps=options.total_steps, generations=options.generations, **common)
     if options.algo == "ppo":
         from models.rllib.ppo import ppo_config
 

@@ -51,6 +51,8 @@ class Options:
     router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
     correction: bool = True
     """Whether a correction of the impact estimate is learned; without it, impact-hidden counts as 0."""
+    generations: int | None = None
+    """avl: generations of the search for the price of congestion. Default: 36; 0: the price stays what it is before training."""
     temperature: float = 0.01
     """QoS that makes an action e times as likely in training; small is close to greedy."""
     lr: float | None = None
@@ -193,8 +195,8 @@ def complete(options: Options) -> Options:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name.replace('_', '-')} = {value}: must be positive")
-    for name in ("num_env_runners", "seed", "validate_every"):
-        if getattr(options, name) < 0:
+    for name in ("num_env_runners", "seed", "validate_every", "generations"):
+        if (getattr(options, name) or 0) < 0:
             raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
     if options.preset == "paper" and options.algo != "sac":
         raise InputError(f"algo = {options.algo}: the preset paper trains with sac")

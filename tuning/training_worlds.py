@@ -11,6 +11,7 @@ from models.rllib.env_groups import Group
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario, Variation, load_scenario, with_workload
+from rllib_envs.workload.arrivals import AzureKind
 from tuning.workloads import TraceOptions, make_workloads
 
 MIXED, OWN = "mixed", "own"
@@ -20,6 +21,8 @@ MARGINAL = Reward(realised_qos=0.0, marginal_qos=1.0)
 PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
 _FLEET_SHARE = 8  # one environment in so many for each of the other fleets
+_TRACES: tuple[AzureKind, ...] = ("azure-conversation", "azure-code")
+_TRACE_SHARE = 8  # one environment in so many for each of the traces' fits, under mixed load
 _BURSTS = Variation(fault_share=0.0)
 
 
@@ -48,8 +51,9 @@ def base_world(options: WorldOptions) -> Scenario:
 def training_groups(own: Scenario, options: WorldOptions, environments: int) -> list[Group]:
     """The worlds of a rollout worker's environments: most in the scenario itself, an eighth in each of the other fleets.
 
-    Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``, and
-    Poisson arrivals give way to bursts in some episodes. With ``variation`` each episode has faults drawn for it as well.
+    Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``. Where
+    the scenario has Poisson arrivals, they give way to bursts in some episodes, and some environments have the arrivals and long
+    prompts of the Azure traces instead (their fits: nothing is read). With ``variation`` episodes have faults drawn for them.
 
     Args:
         own: ``base_world`` of the options.
@@ -76,13 +80,31 @@ def _dressed(world: Scenario, options: WorldOptions) -> Scenario:
 
 
 def _spread(world: Scenario, count: int, options: WorldOptions) -> Scenario | tuple[Scenario, ...]:
-    bursts = options.load == MIXED and world.workload.arrivals.kind == "poisson"
-    if options.variation:
-        world = replace(world, variation=Variation() if bursts else Variation(burst_share=0.0))
-    elif bursts:
-        world = replace(world, variation=_BURSTS)
+    """The worlds of the environments of one cluster: one for all, or under mixed load one for each."""
+    poisson = world.workload.arrivals.kind == "poisson"
     if options.load != MIXED:
-        return world
+        return _varied(world, options, bursts=False)
+    each = count // _TRACE_SHARE if poisson else 0
+    traces = [_with_arrivals(world, kind) for kind in _TRACES] if each else []
+    varied = [(_varied(world, options, bursts=poisson), count - each * len(traces))]
+    varied += [(_varied(trace, options, bursts=False), each) for trace in traces]
+    return tuple(with_load for part, number in varied for with_load in _over_loads(part, number))
+
+
+def _varied(world: Scenario, options: WorldOptions, *, bursts: bool) -> Scenario:
+    if options.variation:
+        return replace(world, variation=Variation() if bursts else Variation(burst_share=0.0))
+    return replace(world, variation=_BURSTS) if bursts else world
+
+
+def _with_arrivals(world: Scenario, kind: AzureKind) -> Scenario:
+    return with_workload(world, arrivals=replace(world.workload.arrivals, kind=kind))
+
+
+def _over_loads(world: Scenario, count: int) -> list[Scenario]:
+    """The world at loads spaced evenly in logarithm over its ``mixed_range`` of what it carries with these arrivals."""
     low, high = world.workload.mixed_range
     shares = np.geomspace(low, high, count) if count > 1 else [np.sqrt(low * high)]
-    return tuple(with_workload(world, load=float(share * capacity_rps(world))) for share in shares)
+    brings_prompts = world.workload.arrivals.kind in _TRACES  # longer ones: a capacity that was stated or measured is of others
+    capacity = capacity_rps(replace(world, capacity_rps=None) if brings_prompts else world)
+    return [with_workload(world, load=float(share * capacity)) for share in shares]

@@ -30,7 +30,11 @@ Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination i
 
 COARSE: dict[str, Grid] = {
     "quality-greedy": {"cap": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 512)},
-    "impact-greedy": {"tau": (0.02, 0.05, 0.1), "price": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), "shrink": (0.75, 1.0, 1.25, 1.5)},
+    "impact-greedy": {
+        "tau": (0.02, 0.05, 0.1, 0.2),
+        "price": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+        "shrink": (0.75, 1.0, 1.25, 1.5),
+    },
 }
 _SMOKE_GRID: dict[str, Grid] = {
     "quality-greedy": {"cap": (4, 16)},

@@ -7,22 +7,29 @@ knows. The second is learned from returns, in steps small enough to stay where t
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, cast
 
+import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, NUM_ENV_STEPS_SAMPLED_LIFETIME, TIMERS
+from ray.rllib.utils.metrics import TIMERS
 
 from models.rllib.avl_learner import AVLLearner
 from models.rllib.avl_module import AVLModule
-from models.rllib.collect import collect, share_weights, steps_sampled
+from models.rllib.collect import learn_from_sample, share_weights
 from models.rllib.env_groups import Group
+from models.rllib.price_search import try_candidates
 from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
 from rllib_envs import ENV_ID
 
+_OWN = (
+    "lam", "beta_per_s", "epochs", "minibatch", "warmup", "clip", "kl_stop", "keep", "generations", "population", "search_worlds",
+    "search_requests",
+)  # fmt: skip
 _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
 
 
@@ -38,6 +45,10 @@ class AVLConfig(AlgorithmConfig):
         clip: bound on how far the chance of an action may move in an iteration, as a ratio.
         kl_stop: the future part rests until the next sample once the router has moved so far from the one that sampled.
         keep: weight of the past in the served router, per iteration.
+        generations: of the search for the price of congestion, one an iteration, after the warm-up; 0: it stays as it is.
+        population: prices tried in a generation, an even number.
+        search_worlds: worlds that each of them is tried in.
+        search_requests: requests of an episode there.
     """
 
     def __init__(self, algo_class: Any = None) -> None:
@@ -51,11 +62,15 @@ class AVLConfig(AlgorithmConfig):
         self.clip = 0.2
         self.kl_stop = 0.02
         self.keep = 0.95
+        self.generations = 36
+        self.population = 16
+        self.search_worlds = 18
+        self.search_requests = 1000
 
     @override(AlgorithmConfig)
     def training(self, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
         """Set own settings by name, and those of every algorithm."""
-        for name in ("lam", "beta_per_s", "epochs", "minibatch", "warmup", "clip", "kl_stop", "keep"):
+        for name in _OWN:
             if name in kwargs:
                 setattr(self, name, kwargs.pop(name))
         return super().training(**kwargs)
@@ -83,17 +98,38 @@ class AVL(Algorithm):
     @override(Algorithm)
     def training_step(self) -> None:
         """One iteration."""
-        fragments = collect(self)
-        if not fragments:
-            return  # every worker has failed: RLlib brings them back
-        assert self.learner_group is not None
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            results = self.learner_group.update(
-                episodes=fragments,  # pyright: ignore[reportArgumentType] (columns for episodes)
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps_sampled(self)},
+        learn_from_sample(self)
+        self._search_price()
+
+    def _search_price(self) -> None:
+        """Try a generation of prices on the workers, if there is one to try."""
+        assert self.env_runner_group is not None
+        config: Any = self.config
+        candidates, generation = self._of_learners(_asked)[0]
+        if candidates is None:
+            return
+        workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
+        worlds, requests = -(-config.search_worlds // workers), config.search_requests
+        with self.metrics.log_time((TIMERS, "price_search")):
+            results: list[Any] = self.env_runner_group.foreach_env_runner(
+                lambda runner: try_candidates(cast(ColumnRunner, runner), candidates, generation, worlds, requests),
+                local_env_runner=self.env_runner_group.num_remote_env_runners() == 0,
             )
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        share_weights(self)
+        if results:  # else every worker has failed: RLlib brings them back
+            self._of_learners(_judge, qos=np.concatenate(results, axis=1))
+            share_weights(self)
+
+    def _of_learners(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        assert self.learner_group is not None
+        return [result.get() for result in self.learner_group.foreach_learner(function, **arguments)]
+
+
+def _asked(learner: AVLLearner, **_: Any) -> tuple[Any, int]:
+    return learner.candidates(), learner.search.generation
+
+
+def _judge(learner: AVLLearner, *, qos: Any, **_: Any) -> None:
+    learner.judge(qos)
 
 
 def avl_config(
@@ -106,6 +142,7 @@ def avl_config(
     rows: int,
     router: RouterSpec,
     temperature: float = 0.01,
+    generations: int | None = None,
 ) -> AVLConfig:
     """Configuration of AVL on scenarios with what-if results and counterfactuals.
 
@@ -118,6 +155,7 @@ def avl_config(
         rows: steps of each environment in an iteration.
         router: what the router is made of.
         temperature: QoS that a difference of 1 in the logits stands for.
+        generations: of the search for the price; None: as many as usual.
     """
     config = (
         AVLConfig()
@@ -130,7 +168,10 @@ def avl_config(
         )
         .learners(num_learners=0)
         .rl_module(model_config={"router": router.to_dict(), "temperature": temperature})
-        .training(lr=lr if total_steps is None else [[0, lr], [total_steps, lr * _SERVED_LR]])
+        .training(
+            lr=lr if total_steps is None else [[0, lr], [total_steps, lr * _SERVED_LR]],
+            **({} if generations is None else {"generations": generations}),
+        )
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)
     )

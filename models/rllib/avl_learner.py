@@ -17,10 +17,12 @@ from torch import Tensor
 
 from models.rllib.avl_module import AVLModule
 from models.rllib.columns import Fragment
+from models.rllib.price_search import PriceSearch
 from models.rllib.returns import afterstate_returns
+from models.router import Router
 
-BASELINES = "baselines"
-"""Name of the learner's component that holds the statistics of the environments."""
+BASELINES, SEARCH = "baselines", "price_search"
+"""Names of the learner's components that hold the statistics of the environments and the search for the price."""
 
 _CHUNK = 4096  # rows of a forward pass that needs no gradient
 _GAIN = 0.05  # of the running mean reward of an environment
@@ -79,7 +81,7 @@ class Targets:
 
 
 class AVLLearner(TorchLearner):
-    """Three regressions and a cautious improvement, from one sample of columns.
+    """Three regressions and a cautious improvement, from one sample of columns; and, at first, a search for the price.
 
     With ``I`` the estimated impact, ``pi`` the router, ``m`` the true marginal QoS:
 
@@ -93,6 +95,9 @@ class AVLLearner(TorchLearner):
       avoids overload, and say little about what happens to one that does not.
 
     Errors and advantages are scaled environment by environment: else the heaviest load would be all that counts.
+
+    While the price of congestion is being searched for (``PriceSearch``), the future part rests, and the router does without its
+    graph encoder, which costs more than all else; it joins then, through weights that are 0.
     """
 
     config: Any
@@ -101,6 +106,7 @@ class AVLLearner(TorchLearner):
         """Build what every learner has, and the baselines."""
         self.baselines: dict[tuple[int, int], Baselines] = {}
         self._samples = 0
+        self.search = PriceSearch(self.config.population, int(self.config.seed or 0))
         super().build()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -113,6 +119,29 @@ class AVLLearner(TorchLearner):
         """Not used: ``update`` does it all."""
         raise NotImplementedError
 
+    def candidates(self) -> NDArray[np.float64] | None:
+        """(K, P) prices to try, with the number of their generation as ``search.generation``; None when there are none to try."""
+        if self._router.price is None or self._samples < self.config.warmup or not self._searching:
+            return None
+        return self.search.ask()
+
+    def judge(self, qos: NDArray[np.float64]) -> None:
+        """Take up what became of the candidates, (K, W)."""
+        self.search.tell(qos)
+        price = self._router.price
+        assert price is not None
+        price.terms.copy_(torch.from_numpy(self.search.mean))
+        self._weights_seq_no += 1  # else the workers would take the new price for the old one
+
+    @property
+    def _searching(self) -> bool:
+        return self.search.generation < self.config.generations
+
+    @property
+    def _router(self) -> Router:
+        module: AVLModule = self.module[DEFAULT_MODULE_ID].unwrapped()  # pyright: ignore[reportAssignmentType]
+        return module.router
+
     def update(self, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:  # pyright: ignore
         """Learn from fragments, which come as ``training_data.episodes``.
 
@@ -123,20 +152,24 @@ class AVLLearner(TorchLearner):
         self.before_gradient_based_update(timesteps=timesteps or {})
         self._weights_seq_no += 1  # else the workers would take the new weights for the old ones
         module: AVLModule = self.module[DEFAULT_MODULE_ID].unwrapped()  # pyright: ignore[reportAssignmentType]
+        self._router.listen(self._router.price is None or not self._searching)
         samples = [self._targets(module, fragment) for fragment in training_data.episodes]
         self._samples += 1
         logged = self._fit(module, samples)
-        module.serve(self.config.keep if self._samples > 2 * self.config.warmup else 0.5)
+        settled = self._samples > 2 * self.config.warmup and not self._searching
+        module.serve(self.config.keep if settled else 0.5)
         self.metrics.log_dict(logged, key=DEFAULT_MODULE_ID, window=1)
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED), sum(map(len, training_data.episodes)), reduce="sum")
         self.after_gradient_based_update(timesteps=timesteps or {})
         return self.metrics.reduce()
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state and the baselines."""
+        """RLlib's state, the baselines and the search."""
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(BASELINES, components, not_components):
             state[BASELINES] = {"samples": self._samples, "environments": self.baselines}
+        if self._check_component(SEARCH, components, not_components):
+            state[SEARCH] = self.search.get_state()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -144,6 +177,8 @@ class AVLLearner(TorchLearner):
         super().set_state(state)
         if BASELINES in state:
             self._samples, self.baselines = state[BASELINES]["samples"], state[BASELINES]["environments"]
+        if SEARCH in state:
+            self.search.set_state(state[SEARCH])
 
     def _targets(self, module: AVLModule, fragment: Fragment) -> Targets:
         steps, environments = fragment.actions.shape
@@ -207,7 +242,7 @@ class AVLLearner(TorchLearner):
         optimizer: Any = self.get_optimizer(DEFAULT_MODULE_ID)
         future = [] if module.router.future is None else list(module.router.future.parameters())
         generator = torch.Generator().manual_seed(int(config.seed or 0) * 1_000_003 + self._samples)
-        improve = module.router.future is not None and self._samples > config.warmup
+        improve = module.router.future is not None and self._samples > config.warmup and not self._searching
         total = sum(map(len, samples))
         kl = 0.0
         logged: dict[str, float] = {}
@@ -222,7 +257,10 @@ class AVLLearner(TorchLearner):
                         raise FloatingPointError(f"{name} loss is {loss.item()}: training cannot go on")
                 optimizer.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
-                norm = torch.nn.utils.clip_grad_norm_(future, _GRADIENT_NORM) if future else torch.zeros(())
+                gradients = [p.grad for p in module.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients)
+                if future:
+                    torch.nn.utils.clip_grad_norm_(future, _GRADIENT_NORM)
                 if not math.isfinite(norm.item()):
                     raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
                 optimizer.step()
@@ -231,6 +269,7 @@ class AVLLearner(TorchLearner):
         returns = torch.cat([targets.returns for targets in samples])
         entropy = -sum(float((t.log_policy.exp() * t.log_policy).sum()) for t in samples) / total
         return logged | {
+            "generation": float(self.search.generation),
             "kl": kl,
             "entropy": entropy,
             "returns_sd": float(returns.std()),

@@ -36,7 +36,7 @@ def config(scenario, router="han", rows=ROWS, seed=3, total_steps=None, lr=1e-2,
     made = avl_config(
         groups(scenario), seed=seed, lr=lr, total_steps=total_steps, env_runners=0, rows=rows, router=spec, temperature=0.05
     )
-    return made.training(**{"warmup": 1, "beta_per_s": BETA, "lam": LAM} | training)
+    return made.training(**{"warmup": 1, "beta_per_s": BETA, "lam": LAM, "generations": 0} | training)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from models.features import (
     congestion,
     read_columns,
     squash,
+    units,
     whatif_column,
 )
 from rllib_envs.baselines import _congestion
@@ -128,8 +129,16 @@ def test_congestion_is_what_impact_greedy_prices():
     simulation = busy(world(calibrate=True))
     observation = seen(simulation)
     torch.testing.assert_close(congestion(observation), torch.from_numpy(_congestion(simulation.view)))
-    assert torch.equal(read_columns(observation).congestion, congestion(observation))
     assert congestion(observation).min() > 0
+
+
+def test_what_a_request_uses_up_grows_with_what_is_told_of_it():
+    observation = seen(busy(world()))
+    longer = {**observation, "arrived": observation["arrived"] * torch.tensor([2.0, 1.0, 2.0])}
+    for less, more in zip(units(observation), units(longer), strict=True):
+        assert (less > 0).all()
+        assert (more > 1.99 * less).all()
+        assert (more < 4.01 * less).all()
 
 
 def test_the_marginal_is_what_the_roll_out_says():
@@ -147,7 +156,7 @@ def test_permuting_the_experts_permutes_the_columns():
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
     moved = {key: x if key == "cluster" else x[:, order] for key, x in observation.items() if key != "action_mask"}
     for ours, theirs in zip(read_columns(moved), read_columns(observation), strict=True):
-        assert torch.equal(ours, theirs[:, order])
+        close(ours, theirs[:, order])
 
 
 def test_what_no_decision_has_an_influence_on_is_the_same_whatever_was_decided():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.router import MASKED_SCORE, RouterSpec, prior_price
+from models.router import MASKED_SCORE, RouterSpec
 from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
@@ -70,7 +70,8 @@ def test_a_cluster_has_the_same_scores_alone_and_in_a_batch(spec, observation):
 def test_the_stock_operator_of_the_pooled_arm_mixes_what_is_in_a_batch(observation):
     """Its known weakness: ``torch_geometric.nn.HANConv`` weighs edge types by all nodes of the call."""
     router = stirred(ENCODERS["pooled"], DOUBLE)
-    assert not torch.allclose(alone(router, observation), router(observation), atol=1e-5)
+    together = router.embed(observation)
+    assert not torch.allclose(alone(router.embed, observation), together, atol=1e-5)
 
 
 @every_encoder
@@ -175,9 +176,9 @@ def test_single_precision_will_do(spec, observation):
 
 
 def price_of(simulation):
-    """(B,) the price before training, from the rate that the router has measured."""
-    gap_s = np.exp(simulation.view.cluster[:, CLUSTER_FEATURES.index("log_gap_slow")].astype(float))
-    return 4.5 * np.minimum(1 / gap_s / simulation.scenario.n_experts / 4, 1.3) ** 2
+    """(B,) the price before training, from the load that the router has measured."""
+    load = np.exp(simulation.view.cluster[:, CLUSTER_FEATURES.index("log_load_slow")].astype(float))
+    return np.exp(0.9) * (load.clip(0.02, 1) / 0.5) ** 2
 
 
 @pytest.mark.parametrize("load", [1.0, 4.0, 12.0])
@@ -193,16 +194,6 @@ def test_before_training_it_is_impact_greedy(name, load):
         chosen.append(got)
         simulation.step(expected)
     assert len(np.unique(chosen)) >= N
-
-
-def test_the_price_before_training_rises_with_the_square_of_the_load_up_to_a_bound():
-    prices = []
-    for load in (1.0, 2.0, 20.0, 40.0):
-        simulation = busy(world(load=load), clusters=16, decisions=300)
-        price = prior_price(seen(simulation))
-        np.testing.assert_allclose(price.numpy(), price_of(simulation), rtol=1e-4)
-        prices.append(float(price.mean()))
-    assert 0 < prices[0] < prices[1] < prices[2] <= prices[3] <= 4.5 * 1.3**2 * 1.001
 
 
 def test_with_and_without_an_encoder_it_begins_the_same(observation):
@@ -264,13 +255,28 @@ def test_without_a_correction_the_impact_is_that_of_the_roll_out(observation):
     assert parts.future.any()
 
 
-def test_without_what_if_results_there_is_no_impact():
+def test_without_what_if_results_all_of_the_impact_is_learned():
     now = seen(busy(world(whatif=False)), DOUBLE)
-    router, parts = parts_of(now, impact=False)
-    assert router.estimator.correction is None
+    _, parts = parts_of(now, impact=False)
+    assert not parts.columns.marginal.any()
+    assert parts.impact[0].unique().numel() == N
+    router, parts = parts_of(now, impact=False, impact_hidden=0)
     assert not parts.impact.any()
     assert torch.equal(router(now)[:, :N], parts.future)
-    assert parts.future[0].unique().numel() == N
+
+
+def test_an_encoder_that_is_not_heard_costs_nothing_and_says_nothing(observation):
+    router = stirred(ENCODERS["han"], DOUBLE)
+    heard = router(observation)
+    router.listen(False)
+    assert router.embed(observation) is None
+    alone = router(observation)
+    assert not torch.allclose(alone, heard)
+    for network in (router.estimator.correction, router.future):
+        torch.nn.init.zeros_(network.branch.weight)
+    torch.testing.assert_close(router(observation), alone)
+    router.listen(True)
+    torch.testing.assert_close(router(observation), alone)
 
 
 @every_encoder

@@ -1,5 +1,7 @@
 """The worlds of training: loads that are spread, fleets beside, faults where they are asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario, load_scenario
 from tuning.training_worlds import MARGINAL, WorldOptions, base_world, training_groups
 
+TRACES = ("azure-conversation", "azure-code")
 OBSERVATION = Observation(whatif=True, counterfactual=True)
 
 
@@ -30,12 +33,26 @@ def test_an_eighth_of_the_environments_is_in_each_other_fleet():
     assert [count for _, count in groups(fleets=())] == [32]
 
 
-def test_loads_are_spread_evenly_in_logarithm_over_the_mixed_range():
-    for worlds, _ in groups(fleets=("edge3", "edge4")):
-        shares = np.array([world.workload.load for world in worlds]) / capacity_rps(worlds[0])
-        low, high = worlds[0].workload.mixed_range
-        np.testing.assert_allclose(shares[[0, -1]], [low, high])
-        np.testing.assert_allclose(np.diff(np.log(shares), 2), 0, atol=1e-9)
+def carried_rps(world):
+    """By its cluster, of requests like its own."""
+    return capacity_rps(replace(world, capacity_rps=None))
+
+
+def test_loads_are_spread_evenly_in_logarithm_over_the_mixed_range_of_what_is_carried_of_such_requests():
+    for worlds, _ in groups(fleets=("edge3", "edge4"), environments=64):
+        for kind in ("poisson", *TRACES):
+            alike = [world for world in worlds if world.workload.arrivals.kind == kind]
+            shares = np.array([world.workload.load for world in alike]) / carried_rps(alike[0])
+            low, high = worlds[0].workload.mixed_range
+            np.testing.assert_allclose(shares[[0, -1]], [low, high] if len(alike) > 1 else (low * high) ** 0.5)
+            np.testing.assert_allclose(np.diff(np.log(shares), 2), 0, atol=1e-9)
+
+
+def test_an_eighth_of_the_environments_under_mixed_load_has_the_arrivals_and_prompts_of_each_trace():
+    for worlds, count in groups(environments=64):
+        kinds = [world.workload.arrivals.kind for world in worlds]
+        assert [kinds.count(kind) for kind in TRACES] == [count // 8] * 2
+    assert {world.workload.arrivals.kind for worlds, _ in groups(environments=7) for world in worlds} == {"poisson"}
 
 
 def test_a_given_load_is_that_of_all():
@@ -48,8 +65,11 @@ def test_a_given_load_is_that_of_all():
 def test_bursts_come_with_mixed_load_and_faults_with_variation():
     for variation, faulty in ((True, True), (False, False)):
         for worlds, _ in groups(variation=variation):
-            assert all((world.variation.fault_share > 0) == faulty for world in worlds)
-            assert all(world.variation.burst_share > 0 for world in worlds)
+            assert all((world.variation is not None and world.variation.fault_share > 0) == faulty for world in worlds)
+            for world in worlds:
+                assert (world.variation is not None and world.variation.burst_share > 0) == (
+                    world.workload.arrivals.kind == "poisson"
+                )
     (own, _), _ = groups(variation=False, load="heavy")
     assert own.variation is None
 

@@ -1,0 +1,110 @@
+"""The price of congestion: what it grows with, and that it fits clusters of any size."""
+
+import pytest
+import torch
+
+from models.features import congestion, expert_column, units
+from models.price import TERMS, Price
+from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
+from tests.models.observed import busy, seen, world
+
+DOUBLE = torch.float64
+NAMES = list(TERMS)
+
+
+@pytest.fixture(scope="module")
+def observation():
+    return seen(busy(world()), DOUBLE)
+
+
+def terms(**changes):
+    """The parameters before training, changed."""
+    return torch.tensor([changes.get(name, term.prior) for name, term in TERMS.items()], dtype=DOUBLE)
+
+
+def price(observation, **changes):
+    return Price()(observation, terms(**changes))
+
+
+def with_expert(observation, name, change):
+    experts = observation["experts"].clone()
+    experts[..., EXPERT_FEATURES.index(name)] = change(experts[..., EXPERT_FEATURES.index(name)])
+    return {**observation, "experts": experts}
+
+
+def with_load(observation, load, fast=None):
+    cluster = observation["cluster"].clone()
+    for speed, value in (("slow", load), ("fast", load if fast is None else fast)):
+        cluster[..., CLUSTER_FEATURES.index(f"log_load_{speed}")] = torch.tensor(value, dtype=DOUBLE).log()
+    return {**observation, "cluster": cluster}
+
+
+def test_before_training_it_is_in_proportion_to_congestion_and_to_the_square_of_the_load(observation):
+    at_half = with_load(observation, 0.5)
+    ratio = price(at_half) / congestion(at_half)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 0.9).exp(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(price(with_load(observation, 0.25)), price(at_half) / 4)
+    torch.testing.assert_close(price(with_load(observation, 50.0)), price(at_half) * 4)  # not beyond a full load
+
+
+def test_own_parameters_are_those_before_training(observation):
+    torch.testing.assert_close(Price().double()(observation), price(observation), rtol=1e-6, atol=0.0)
+
+
+def test_parameters_for_each_cluster_are_as_good_as_each_alone(observation):
+    other = terms(level=2.0, power=2.0, floor=0.3, queue=1.0, memory=0.5, size=0.2, rise=0.4, context_time=-1.0)
+    count = len(observation["cluster"])
+    rows = torch.stack([terms() if i % 2 else other for i in range(count)])
+    both = Price()(observation, rows)
+    torch.testing.assert_close(both[1::2], Price()(observation, terms())[1::2])
+    torch.testing.assert_close(both[::2], Price()(observation, other)[::2])
+
+
+@pytest.mark.parametrize(
+    ("term", "change"),
+    [
+        ("level", {}),
+        ("memory", {}),
+        ("floor", {}),
+        ("queue", {"waiting": lambda x: x + 0.5}),
+        ("mean_score", {"mean_score": lambda x: 0.6 + 0 * x}),
+        ("kv_capacity", {"kv_capacity": lambda x: 0.4 + 0 * x}),
+    ],
+)
+def test_a_greater_parameter_makes_it_dearer(observation, term, change):
+    now = observation
+    for name, function in change.items():
+        now = with_expert(now, name, function)
+    assert (price(now, **{term: TERMS[term].prior + 0.3}) > price(now)).all()
+
+
+def test_arrivals_that_come_faster_than_usual_make_it_dearer_where_that_counts(observation):
+    rising, falling = with_load(observation, 0.3, fast=0.6), with_load(observation, 0.3, fast=0.1)
+    assert (price(rising, rise=0.5) > price(rising)).all()
+    assert (price(falling, rise=0.5) < price(falling)).all()
+
+
+def test_the_exponents_tell_full_from_empty_and_large_from_small(observation):
+    reserved, size = expert_column(observation, "kv_reserved"), units(observation)[0]
+    steeper = price(observation, power=2.0) / price(observation)
+    torch.testing.assert_close(steeper, reserved.clamp(min=1e-3))
+    torch.testing.assert_close(price(observation, size=0.5) / price(observation), (size.clamp(min=1e-5) / 0.1).sqrt())
+
+
+def test_it_is_never_below_zero_and_finite_whatever_the_parameters(observation):
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        found = Price()(observation, 5 * torch.randn(len(NAMES), generator=draws, dtype=DOUBLE))
+        assert found.isfinite().all()
+        assert (found >= 0).all()
+
+
+def test_permuting_the_experts_permutes_it(observation):
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    moved = {key: x if key in ("cluster", "action_mask") else x[:, order] for key, x in observation.items()}
+    changed = {name: TERMS[name].prior + 0.5 for name in NAMES}
+    torch.testing.assert_close(price(moved, **changed), price(observation, **changed)[:, order])
+
+
+def test_gradients_leave_it_alone():
+    assert not any(parameter.requires_grad for parameter in Price().parameters())
