@@ -35,6 +35,7 @@ _BOUND = 20.0  # no request is worth more than 1; what ruins twenty others need 
 _PACE = 4  # columns of the cluster that say how much arrives, whatever was decided
 _POOLED = 6  # columns of ``_pooled``
 _CHANGING = len(_GROWING) + len(_ROLLED)
+_UNBOUNDED = [len(_STEADY), _CHANGING, _CHANGING, len(ARRIVED_FEATURES), len(_EFFECT), 2]  # columns that are squashed, as one
 _CONTEXT = len(_ENGINE) + len(CLUSTER_FEATURES)
 
 STATE_COLUMNS = len(_STEADY) + _CHANGING + _CONTEXT
@@ -103,24 +104,19 @@ def read_columns(observation: Observation) -> Columns:
         rolled, after, effect = (experts.new_zeros(*prompt.shape, len(names)) for names in (_ROLLED, _ROLLED_AFTER, _EFFECT))
     soft_after = rolled[..., :1] + (own + soft_change).unsqueeze(-1)
     scale = rolled.new_tensor(_ROLLED_SCALE)
-    changing = squash(
-        torch.stack(
-            [
-                torch.cat([growing, scale * rolled], dim=-1),
-                torch.cat([growing + torch.stack(added, dim=-1), scale * torch.cat([soft_after, after], dim=-1)], dim=-1),
-            ]
-        )
-    )
     cluster = _cluster(observation)
     used_up = congestion(observation)
     marginal = (own + soft_change).clamp(-_BOUND, _BOUND)
-    state = torch.cat([squash(steady), changing[0], engine, cluster], dim=-1)
+    later = (growing + torch.stack(added, dim=-1), scale * torch.cat([soft_after, after], dim=-1))
+    unbounded = [steady, growing, scale * rolled, *later, arrived, effect, torch.stack([used_up, 10 * used_up], dim=-1)]
+    steady, before, changed, asked, effect, use = squash(torch.cat(unbounded, dim=-1)).split(_UNBOUNDED, dim=-1)
+    state = torch.cat([steady, before, engine, cluster], dim=-1)
     surprise = score - expert_column(observation, "mean_score")
-    told = torch.cat([squash(arrived), surprise.unsqueeze(-1), _pooled(score, surprise, length)], dim=-1)
-    more = torch.stack([own, marginal, squash(used_up), squash(10 * used_up)], dim=-1)
+    told = torch.cat([asked, surprise.unsqueeze(-1), _pooled(score, surprise, length)], dim=-1)
+    own_and_marginal = torch.stack([own, marginal], dim=-1)
     return Columns(
         state=state,
-        choice=torch.cat([state, changing[1], told, squash(effect), more], dim=-1),
+        choice=torch.cat([state, changed, told, effect, own_and_marginal, use], dim=-1),
         request=torch.cat([told, engine, cluster[..., :_PACE]], dim=-1),
         marginal=marginal,
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features import Observation, expert_column, units
-from rllib_envs.observation import CLUSTER_FEATURES
+from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 
 
 class Term(NamedTuple):
@@ -57,6 +57,7 @@ _FIGURES = {  # of an expert: what is taken off, and the scale
     "prefill_time": (2.0, 0.5),
     "mean_score": (0.5, 4.0),
 }
+_FIGURE_COLUMNS = [EXPERT_FEATURES.index(name) for name in _FIGURES]
 
 
 class Price(nn.Module):
@@ -89,8 +90,9 @@ class Price(nn.Module):
             + term["rise"] * (fast - slow)
             + term["reserved"] * (reserved - 0.5)
         )
-        for name, (middle, scale) in _FIGURES.items():
-            log_price = log_price + term[name] * (scale * (expert_column(observation, name) - middle))
+        middle, scale = observation["experts"].new_tensor(list(_FIGURES.values())).unbind(dim=-1)
+        weights = torch.cat([term[name] for name in _FIGURES], dim=-1) * scale
+        log_price = log_price + ((observation["experts"][..., _FIGURE_COLUMNS] - middle) * weights.unsqueeze(-2)).sum(dim=-1)
         time, share = units(observation)
         size = (time + term["memory"] * share).clamp(min=1e-5)
         own = expert_column(observation, "kv_reserved").clamp(min=1e-3)

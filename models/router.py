@@ -144,13 +144,14 @@ class Router(nn.Module):
         """(B, N, E) the encoder's embedding of each choice: the expert with the request and without; None if not heard."""
         if self.encoder is None or not self.listens:
             return None
-        experts = observation["experts"]
-        cluster = observation["cluster"].unsqueeze(-2).expand(*experts.shape[:-1], -1)
-        requests = [squash(observation[name]) if "mask" not in name else observation[name] for name in _REQUEST_KEYS]
-        arrays = (squash(torch.cat([experts, cluster], dim=-1)), squash(observation["arrived"]), *requests)
-        if isinstance(self.encoder, PooledHAN):
-            return self.encoder(*arrays).unsqueeze(-2).expand(*experts.shape[:-1], -1)
-        return torch.cat(self.encoder(*arrays), dim=-1)
+        experts, n = observation["experts"], observation["experts"].shape[-2]
+        cluster = observation["cluster"].unsqueeze(-2).expand(-1, n, -1)
+        told = squash(torch.cat([experts, cluster, observation["arrived"]], dim=-1))
+        told = told.split([told.shape[-1] - len(ARRIVED_FEATURES), len(ARRIVED_FEATURES)], dim=-1)
+        running, waiting = observation["running"], observation["waiting"]
+        requests = squash(torch.cat([running, waiting], dim=2)).split([running.shape[2], waiting.shape[2]], dim=2)
+        out = self.encoder(*told, requests[0], observation["running_mask"], requests[1], observation["waiting_mask"])
+        return out.unsqueeze(-2).expand(-1, n, -1) if isinstance(out, Tensor) else torch.cat(out, dim=-1)
 
     def look_ahead(
         self, observation: Observation, columns: Columns, embedding: Tensor | None, terms: Tensor | None = None
@@ -165,6 +166,3 @@ class Router(nn.Module):
     def explain(self, observation: Observation) -> Explanation:
         """What the impact estimator predicts for each expert, and from what."""
         return self.estimator.explain(observation, read_columns(observation), self.embed(observation))
-
-
-_REQUEST_KEYS = ("running", "running_mask", "waiting", "waiting_mask")
