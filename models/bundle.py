@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from models.files import check_digests, digests, written_aside
+from models.onnx_export import export_onnx
 from models.paper import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
+from models.traced import fast_scores, random_observation
 from rllib_envs import baselines
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
@@ -53,7 +55,9 @@ class Bundle:
     about: dict[str, Any]  # where it comes from: scenario, fingerprint, training
 
 
-def save_bundle(folder: Path, router: Network, observation: Observation, about: Mapping[str, Any]) -> None:
+def save_bundle(
+    folder: Path, router: Network, observation: Observation, about: Mapping[str, Any], *, onnx: bool = False
+) -> float:
     """Write a bundle aside and rename it.
 
     Args:
@@ -61,12 +65,17 @@ def save_bundle(folder: Path, router: Network, observation: Observation, about: 
         router: whose weights to keep.
         observation: of the scenario that it was trained in; a router does not see the counterfactual.
         about: anything JSON that says where the router comes from.
+        onnx: write the ONNX graph too.
+
+    Returns:
+        The largest difference of the ONNX graph's scores to torch's (``export_onnx``); 0 without.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: the place cannot be written to, or there can be no ONNX graph (``export_onnx``).
     """
     with written_aside(folder) as aside:
         (aside / _WEIGHTS).write_bytes(save({name: x.contiguous() for name, x in router.state_dict().items()}))
+        worst = export_onnx(aside, router, observation) if onnx else 0.0
         contents = {
             "format": FORMAT,
             "paper" if isinstance(router, PaperPolicy) else "router": router.spec.to_dict(),
@@ -76,6 +85,7 @@ def save_bundle(folder: Path, router: Network, observation: Observation, about: 
             "sha256": digests(aside),
         }
         (aside / _ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    return worst
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -119,18 +129,21 @@ def load_bundle(folder: Path) -> Bundle:
 def bundle_router(folder: Path) -> tuple[baselines.Router, Observation]:
     """The bundle's router as a function of a simulation, and the observation that it needs. It takes the best score.
 
+    Scores come from a traced graph where there can be one (``fast_scores``).
+
     Raises:
         InputError: as ``load_bundle``.
     """
     bundle = load_bundle(folder)
+    scores = fast_scores(bundle.router, random_observation(bundle.observation, batch=2, experts=3, seed=0))
 
     def route(simulation: Simulation, rng: np.random.Generator) -> baselines.Actions:
         """(B,) greedy actions; ``rng`` is not used."""
         for name in ("whatif", "calibrate"):
             if getattr(bundle.observation, name) and not getattr(simulation.scenario.observation, name):
                 raise InputError(f"{folder}: the router needs observation.{name} = True; the scenario has False")
-        observation = {key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}
-        with torch.inference_mode():
-            return bundle.router(observation).argmax(dim=-1).numpy()
+        with torch.inference_mode():  # also for the arrays: what is made outside has more to keep track of
+            observation = {key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}
+            return scores(observation).numpy().argmax(axis=-1)
 
     return route, bundle.observation

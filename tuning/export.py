@@ -14,9 +14,8 @@ from typing import Annotated
 import tyro
 
 from models.bundle import load_bundle, save_bundle
-from models.onnx_export import ONNX_FILE, export_onnx
+from models.onnx_export import ONNX_FILE
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, read_checkpoint
-from models.router import Router
 from rllib_envs.errors import InputError
 
 
@@ -43,11 +42,8 @@ def run(options: Options) -> None:
     if options.out.exists() and not (options.out / "router.json").is_file():
         raise InputError(f"out = {str(options.out)!r}: there is something else than a bundle: name a new folder")
     bundle = load_bundle(checkpoint / BUNDLE)
-    save_bundle(options.out, bundle.router, bundle.observation, bundle.about)
+    worst = save_bundle(options.out, bundle.router, bundle.observation, bundle.about, onnx=options.onnx)
     if options.onnx:
-        if not isinstance(bundle.router, Router):
-            raise InputError("the paper's policy cannot be exported to ONNX: leave it out with --no-onnx")
-        worst = export_onnx(options.out, bundle.router, bundle.observation)
         print(f"{options.out / ONNX_FILE}: scores as torch's but for {worst:.1e}")
     size = sum(path.stat().st_size for path in options.out.iterdir())
     parameters = sum(p.numel() for p in bundle.router.parameters())

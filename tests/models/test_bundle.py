@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from models.bundle import bundle_router, load_bundle, save_bundle
-from models.onnx_export import export_onnx, random_observation
+from models.onnx_export import export_onnx, load_onnx
+from models.paper import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
+from models.traced import random_observation
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, load_scenario
 from rllib_envs.simulation import Simulation
+from tests.models.observed import any_action, busy, seen, world
 
 OBSERVATION = Observation(whatif=True, calibrate=True, whatif_tau=0.035, running_slots=3, waiting_slots=2)
 ABOUT = {"scenario": "edge6", "steps": 12}
@@ -116,6 +119,21 @@ def test_it_routes_where_it_sees_what_it_needs(bundle):
         route(blind, np.random.default_rng(0))
 
 
+def test_its_actions_are_those_of_the_best_scores_and_the_same_every_time(bundle):
+    route, observation = bundle_router(bundle)
+    router = load_bundle(bundle).router
+    simulation = busy(replace(world(3), observation=observation), clusters=5, decisions=0)
+    rng, taken = np.random.default_rng(0), set()
+    for _ in range(20):
+        actions = route(simulation, rng)
+        with torch.inference_mode():
+            assert (actions == router(seen(simulation)).argmax(dim=-1).numpy()).all()
+        assert (route(simulation, rng) == actions).all()
+        taken |= set(actions)
+        simulation.step(any_action(simulation, rng))
+    assert len(taken) > 1
+
+
 @pytest.mark.parametrize("name", ["han", "aggregates"])
 def test_onnx_gives_the_same_scores(name, tmp_path):
     worst = export_onnx(tmp_path, stirred(SPECS[name]), OBSERVATION)  # looks at two sizes itself
@@ -123,6 +141,30 @@ def test_onnx_gives_the_same_scores(name, tmp_path):
     assert (tmp_path / "router.onnx").stat().st_size > 1000
 
 
-def test_onnx_of_the_pooled_readout_is_refused(tmp_path):
-    with pytest.raises(InputError, match="pooled"):
-        export_onnx(tmp_path, stirred(SPECS["pooled"]), OBSERVATION)
+def test_an_onnx_graph_is_part_of_its_bundle(tmp_path):
+    router = stirred(SPECS["han"])
+    assert save_bundle(tmp_path / "b", router, OBSERVATION, ABOUT, onnx=True) < 1e-4
+    observed = random_observation(OBSERVATION, batch=3, experts=4, seed=5)
+    scores = load_onnx(tmp_path / "b")({name: x.numpy() for name, x in observed.items()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(scores, router(observed).numpy(), atol=1e-4)
+    flip(tmp_path / "b" / "router.onnx")
+    with pytest.raises(InputError, match=r"router\.onnx: damaged"):
+        load_bundle(tmp_path / "b")
+
+
+def test_a_bundle_without_an_onnx_graph_says_so(bundle):
+    with pytest.raises(InputError, match=r"router\.onnx is missing"):
+        load_onnx(bundle)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [(stirred(SPECS["pooled"]), "pooled"), (PaperPolicy(PaperSpec(experts=3, hidden=8)), "the paper's policy")],
+    ids=["pooled", "paper"],
+)
+def test_what_onnx_cannot_express_is_refused_and_leaves_what_was_there(network, message, bundle):
+    with pytest.raises(InputError, match=message):
+        save_bundle(bundle, network, OBSERVATION, ABOUT, onnx=True)
+    assert load_bundle(bundle).router.spec == SPECS["han"]
+    assert sorted(path.name for path in bundle.parent.iterdir()) == [bundle.name]
