@@ -1,31 +1,34 @@
-"""Time of one decision of a router: from the arrays of an observation to the action, one cluster at a time.
+"""Time of one decision of an exported router: from the arrays of an observation to the action, one cluster at a time.
 
 Run ``OMP_NUM_THREADS=1 python -m benchmarks.decision`` from the repository root; it takes the extra ``onnx``. A router of the
-default size with random weights on random observations with 16 + 8 slots, conversion of the arrays included: torch as it is
-(eager), traced and frozen, which folds what depends on weights alone, and ONNX Runtime. Milliseconds of CPU of the one thread,
-median and 99th percentile over ``REPEATS`` decisions; 6 experts in the table, up to 256 in ``docs/figures/decision.png``. Expect
-traced torch to take a third of eager's time and ONNX Runtime half of that for few experts, where the number of small operations
-decides; for hundreds they come together.
+default size with random weights is written as a bundle and loaded again; observations are random, with 16 + 8 slots. *bundle* is
+what ``bundle_router`` returns, which evaluation runs: torch, traced and frozen. *ONNX Runtime* runs the bundle's graph, *eager
+torch* the bundle's router as it is. Milliseconds of the one thread, median and 99th percentile over ``REPEATS`` decisions, of CPU
+and by the clock, which also counts what other processes take; 6 experts and others in the table, CPU up to 256 experts in
+``docs/figures/decision.png``. Expect the bundle to take a third of eager's time for few experts and ONNX Runtime half of that,
+where the number of small operations decides; for hundreds they come together.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
-from torch import Tensor
 
-from models.onnx_export import ONNX_FILE, export_onnx, random_observation
+from models.bundle import bundle_router, load_bundle, save_bundle
+from models.onnx_export import load_onnx
 from models.router import Router, RouterSpec
+from models.traced import random_observation
+from rllib_envs.observation import View
 from rllib_envs.scenario import Observation
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -33,11 +36,14 @@ Decide = Callable[[Arrays], int]
 
 OBSERVATION = Observation(whatif=True, calibrate=True)
 EXPERTS = (2, 6, 16, 64, 256)
-WARM_UP, REPEATS = 50, 500
+WARM_UP, REPEATS = 50, 1000
+AIM_MS, AIM_EXPERTS = 0.5, 6  # 99th percentile
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "decision.png"
 
 
-def eager(router: Router) -> Decide:
+def eager(folder: Path) -> Decide:
+    router = load_bundle(folder).router
+
     def decide(arrays: Arrays) -> int:
         with torch.inference_mode():
             return int(router({name: torch.from_numpy(x) for name, x in arrays.items()}).argmax())
@@ -45,69 +51,49 @@ def eager(router: Router) -> Decide:
     return decide
 
 
-class Positional(torch.nn.Module):
-    """The router with its arrays as arguments: what is traced has no dictionaries."""
-
-    def __init__(self, router: Router, names: list[str]) -> None:
-        super().__init__()
-        self.router, self.names = router, names
-
-    def forward(self, *arrays: Tensor) -> Tensor:
-        return self.router(dict(zip(self.names, arrays, strict=True)))
-
-
-def traced(router: Router) -> Decide:
-    example = random_observation(OBSERVATION, batch=2, experts=3, seed=0)
-    names = list(example)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own; torch.compile needs a C++ compiler where it runs
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        graph = torch.jit.freeze(torch.jit.trace(Positional(router, names).eval(), tuple(example.values()), check_trace=False))
+def bundle(folder: Path) -> Decide:
+    route, observation = bundle_router(folder)
+    simulation: Any = SimpleNamespace(scenario=SimpleNamespace(observation=observation))
+    rng = np.random.default_rng(0)
 
     def decide(arrays: Arrays) -> int:
-        with torch.inference_mode():
-            return int(graph(*(torch.from_numpy(arrays[name]) for name in names)).argmax())
+        simulation.view = View(**arrays)
+        return int(route(simulation, rng)[0])
 
     return decide
 
 
-def onnx(router: Router) -> Decide:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    with tempfile.TemporaryDirectory() as folder:
-        export_onnx(Path(folder), router, OBSERVATION)
-        path = Path(folder) / ONNX_FILE
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def decide(arrays: Arrays) -> int:
-        (scores,) = session.run(["scores"], arrays)
-        return int(np.asarray(scores).argmax())
-
-    return decide
+def onnx(folder: Path) -> Decide:
+    scores = load_onnx(folder)
+    return lambda arrays: int(scores(arrays).argmax())
 
 
-PATHS = {"eager torch": eager, "traced torch": traced, "ONNX Runtime": onnx}
+PATHS = {"eager torch": eager, "bundle (traced torch)": bundle, "ONNX Runtime": onnx}
 
 
 def times_ms(decide: Decide, arrays: Arrays) -> NDArray[np.float64]:
-    """CPU milliseconds of each of ``REPEATS`` decisions."""
+    """Milliseconds of each of ``REPEATS`` decisions: of CPU, and by the clock."""
     for _ in range(WARM_UP):
         decide(arrays)
-    stamps = np.zeros((REPEATS, 2))
-    for row in stamps:
-        row[0] = time.thread_time()
+    stamps = np.zeros((REPEATS, 2, 2))
+    for before, after in stamps:
+        before[:] = time.thread_time(), time.perf_counter()
         decide(arrays)
-        row[1] = time.thread_time()
-    return 1e3 * np.diff(stamps)[:, 0]
+        after[:] = time.thread_time(), time.perf_counter()
+    return 1e3 * np.diff(stamps, axis=1)[:, 0]
 
 
-def plot(median_ms: dict[str, list[float]]) -> Figure:
-    """Time of a decision against the number of experts."""
+def plot(times: dict[str, list[NDArray[np.float64]]]) -> Figure:
+    """Time of a decision against the number of experts; ``times`` are (median, 99th percentile) for each number of them."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for (name, values), marker in zip(median_ms.items(), "osD", strict=True):
-        axes.plot(EXPERTS, values, label=name, marker=marker, markersize=5)
-    axes.set(xscale="log", yscale="log", xlabel="experts", ylabel="CPU time of a decision, median, ms")
+    for (name, values), marker in zip(times.items(), "osD", strict=True):
+        median, high = np.array(values).T
+        (line,) = axes.plot(EXPERTS, median, label=name, marker=marker, markersize=5)
+        axes.plot(EXPERTS, high, color=line.get_color(), linestyle=":", linewidth=1.2)
+    axes.plot([], [], color="0.4", linestyle=":", linewidth=1.2, label="99th percentile")
+    axes.plot(AIM_EXPERTS, AIM_MS, color="0.2", marker="_", markersize=22, linestyle="none", label="aim for the 99th percentile")
+    axes.set(xscale="log", yscale="log", xlabel="experts", ylabel="CPU time of a decision, ms")
     axes.set_xticks(EXPERTS, [str(n) for n in EXPERTS])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -127,20 +113,22 @@ def main() -> None:
     router = Router(RouterSpec()).eval()
     for parameter in router.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    decides = {name: make(router) for name, make in PATHS.items()}
-    median_ms: dict[str, list[float]] = {name: [] for name in PATHS}
-    print(f"{'N':>5}  {'path':14}{'p50 ms':>9}{'p99 ms':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(Path(folder) / "bundle", router, OBSERVATION, {}, onnx=True)
+        decides = {name: make(Path(folder) / "bundle") for name, make in PATHS.items()}
+    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in PATHS}
+    print(f"{'N':>5}  {'path':22}{'CPU: p50':>10}{'p99':>8}{'clock: p50':>12}{'p99':>8}  ms")
     for n in EXPERTS:
         observation = random_observation(OBSERVATION, batch=1, experts=n, seed=n)
         arrays = {name: x.numpy() for name, x in observation.items()}
         assert len({decide(arrays) for decide in decides.values()}) == 1
         for name, decide in decides.items():
-            p50, p99 = np.percentile(times_ms(decide, arrays), [50, 99])
-            median_ms[name].append(float(p50))
-            print(f"{n:5}  {name:14}{p50:9.3f}{p99:9.3f}")
+            (p50, clock_p50), (p99, clock_p99) = np.percentile(times_ms(decide, arrays), [50, 99], axis=0)
+            times[name].append(np.array([p50, p99]))
+            print(f"{n:5}  {name:22}{p50:10.3f}{p99:8.3f}{clock_p50:12.3f}{clock_p99:8.3f}")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    plot(median_ms).savefig(FIGURE, dpi=120, metadata={"Software": None})
-    print(f"wrote {FIGURE}")
+    plot(times).savefig(FIGURE, dpi=120, metadata={"Software": None})
+    print(f"wrote {FIGURE.relative_to(FIGURE.parents[2])}")
 
 
 if __name__ == "__main__":
