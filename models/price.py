@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.features import Observation, expert_column, units
+from models.features import Observation, arrived_column, expert_column, units, whatif_column
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 
 
@@ -43,11 +43,15 @@ TERMS: dict[str, Term] = {
     "power": Term(1.0, 0.25),  # exponent of the expert's share of KV memory that is spoken for
     "floor": Term(0.0, 0.05),  # what an idle expert costs
     "queue": Term(0.0, 0.3),  # weight of 32 waiting requests
+    # Beside the price of what it takes:
+    "delay": Term(0.0, 0.1),  # how much those to come will slow the request itself, per unit of load of late
 }
 """The parameters by name, in their order."""
 
 _LOG_BOUND = 5.0
-_LOG_LOAD_RANGE = (math.log(0.02), 0.0)  # beyond, a price means nothing
+_LOG_LOADS = (math.log(0.02), 0.0)  # a price goes by the load from here to there: nobody carries more for long
+_LOG_LOADS_OF_LATE = (math.log(0.02), math.log(8.0))  # floods
+_SOFTNESS = 0.1  # logistic scale of the delayed request's slack, as a share of the SLO
 _LOG_TYPICAL_LOAD, _TYPICAL_UNITS = math.log(0.5), 0.1
 _FIGURES = {  # of an expert: what is taken off, and the scale
     "kv_capacity": (0.0, 1.0),
@@ -63,9 +67,11 @@ _FIGURE_COLUMNS = [EXPERT_FEATURES.index(name) for name in _FIGURES]
 class Price(nn.Module):
     """What sending the request to each expert costs those still to come, in QoS.
 
-    ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting)`` with ``terms`` linear in the
-    logarithm of the offered load, in how it changes, and in the engine's figures; ``units = time + memory * share``
-    (``models.features.units``). Before training: ``time * reserved``, with a level in proportion to the square of the load.
+    ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting) + lost`` with ``terms`` linear
+    in the logarithm of the offered load, in how it changes, and in the engine's figures; ``units = time + memory * share``
+    (``models.features.units``). What is lost is the request's own: the roll-out has nobody else arrive, but those to come will
+    slow it too, ``lost = told score * (soft(latency) - soft(latency * (1 + delay * load of late)))``. Before training there is
+    ``time * reserved`` alone, with a level in proportion to the square of the load.
 
     The parameters are no subject of gradients: a search sets them.
 
@@ -83,7 +89,7 @@ class Price(nn.Module):
         values = self.terms if terms is None else terms
         term = {name: values[..., i, None] for i, name in enumerate(TERMS)}  # each broadcasts over (B, N)
         slow, fast, reserved = (_cluster(observation, name) for name in ("log_load_slow", "log_load_fast", "mean_kv_reserved"))
-        slow, fast = slow.clamp(*_LOG_LOAD_RANGE), fast.clamp(*_LOG_LOAD_RANGE)
+        slow, fast = slow.clamp(*_LOG_LOADS), fast.clamp(*_LOG_LOADS_OF_LATE)
         log_price = (
             term["level"]
             + term["load"] * (slow - _LOG_TYPICAL_LOAD)
@@ -98,7 +104,15 @@ class Price(nn.Module):
         own = expert_column(observation, "kv_reserved").clamp(min=1e-3)
         scarce = own ** term["power"].clamp(0.2, 4.0) + term["floor"] + term["queue"] * expert_column(observation, "waiting")
         grown = size * (size / _TYPICAL_UNITS) ** term["size"]
-        return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0)
+        latency = whatif_column(observation, "own_latency")
+        delayed = latency * (1 + term["delay"] * fast.exp()).clamp(min=1)
+        lost = arrived_column(observation, "told_score") * (_soft(latency) - _soft(delayed))
+        return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0) + lost
+
+
+def _soft(latency: Tensor) -> Tensor:
+    """Chance to be in time, of a predicted latency per token in units of the SLO."""
+    return ((1 - latency) / _SOFTNESS).sigmoid()
 
 
 def _cluster(observation: Observation, name: str) -> Tensor:

@@ -102,6 +102,11 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
     return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, _best(value, mask), mask.shape[1])
 
 
+def myopic_impact_greedy(simulation: Simulation, rng: np.random.Generator, *, shrink: float = 0.75) -> Actions:
+    """``impact_greedy`` without a price: the best for those present, whoever may come."""
+    return impact_greedy(simulation, rng, price=0.0, shrink=shrink)
+
+
 def calibrated_impact_greedy(
     simulation: Simulation, rng: np.random.Generator, *, price: float = 0.0, shrink: float = 0.75
 ) -> Actions:

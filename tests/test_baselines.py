@@ -18,6 +18,7 @@ from rllib_envs.baselines import (
     least_kv,
     least_work,
     lmetric,
+    myopic_impact_greedy,
     power_of_two,
     quality_greedy,
     random,
@@ -43,6 +44,7 @@ ROUTERS: dict[str, Router] = {
     "quality greedy, capped": partial(quality_greedy, cap=2),
     "impact greedy": impact_greedy,
     "impact greedy, priced": partial(impact_greedy, price=1.0),
+    "impact greedy, myopic": myopic_impact_greedy,
     "impact greedy, calibrated": calibrated_impact_greedy,
     "impact greedy, true": impact_greedy_true,
 }
@@ -298,3 +300,16 @@ def test_calibrated_impact_greedy_differs_by_what_it_is_shown_alone(scenario: Sc
         actions = impact_greedy(simulation, rng, **parameters)
         np.testing.assert_array_equal(calibrated_impact_greedy(simulation, rng, **parameters), actions)
         simulation.step(actions)
+
+
+def test_myopic_impact_greedy_asks_no_price(scenario: Scenario) -> None:
+    simulation = Simulation(scenario, 4)
+    simulation.start_all([1, 2, 3, 4])
+    rng = np.random.default_rng(0)
+    priced: list[bool] = []
+    for _ in range(40):
+        actions = impact_greedy(simulation, rng, price=0.0, shrink=0.9)
+        np.testing.assert_array_equal(myopic_impact_greedy(simulation, rng, shrink=0.9), actions)
+        priced.append(bool((impact_greedy(simulation, rng, price=20.0, shrink=0.9) != actions).any()))
+        simulation.step(actions)
+    assert any(priced)

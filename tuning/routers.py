@@ -36,6 +36,7 @@ REFERENCES = ("impact-greedy-true",)
 
 _NEEDS: dict[str, dict[str, bool]] = {
     "impact-greedy": {"whatif": True},
+    "myopic-impact-greedy": {"whatif": True},
     "calibrated-impact-greedy": {"whatif": True, "calibrate": True},
     "impact-greedy-true": {"counterfactual": True},
 }

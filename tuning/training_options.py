@@ -20,7 +20,7 @@ from tuning.spec import nearest
 AlgorithmName = Literal["avl", "sac", "ppo"]
 PresetName = Literal["ours", "paper"]
 
-DEFAULT_STEPS = 3_000_000
+DEFAULT_STEPS = 2_600_000
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
 _OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke")
 """Options that do not define the run: each start has its own."""
@@ -52,7 +52,7 @@ class Options:
     correction: bool = True
     """Whether a correction of the impact estimate is learned; without it, impact-hidden counts as 0."""
     generations: int | None = None
-    """avl: generations of the search for the price of congestion. Default: 36; 0: the price stays what it is before training."""
+    """avl: generations of the search for the price of congestion. Default: 44; 0: the price stays what it is before training."""
     temperature: float = 0.01
     """QoS that makes an action e times as likely in training; small is close to greedy."""
     lr: float | None = None
@@ -73,7 +73,7 @@ class Options:
     run_dir: Path = Path("runs/train")
     """Folder of the run."""
     steps: int | None = None
-    """Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: 3,000,000."""
+    """Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: 2,600,000."""
     iterations: int | None = None
     """Stop after so many iterations, counted from the beginning of the run."""
     minutes: float | None = None

@@ -28,17 +28,16 @@ from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompt
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 
+_SOFTNESS: Grid = {"tau": (0.02, 0.05, 0.1, 0.2), "shrink": (0.75, 1.0, 1.25, 1.5)}
 COARSE: dict[str, Grid] = {
     "quality-greedy": {"cap": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 512)},
-    "impact-greedy": {
-        "tau": (0.02, 0.05, 0.1, 0.2),
-        "price": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
-        "shrink": (0.75, 1.0, 1.25, 1.5),
-    },
+    "impact-greedy": {**_SOFTNESS, "price": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)},
+    "myopic-impact-greedy": _SOFTNESS,
 }
 _SMOKE_GRID: dict[str, Grid] = {
     "quality-greedy": {"cap": (4, 16)},
     "impact-greedy": {"tau": (0.1,), "price": (0.0, 2.0), "shrink": (1.0,)},
+    "myopic-impact-greedy": {"tau": (0.1,), "shrink": (1.0,)},
 }
 _WHOLE = ("cap",)  # parameters that count something
 _Key = tuple[str, str]  # workload, router

@@ -57,12 +57,12 @@ class AVLConfig(AlgorithmConfig):
         self.lam = 0.998
         self.beta_per_s = 0.03
         self.epochs = 2
-        self.minibatch = 4096
+        self.minibatch = 2048
         self.warmup = 5
         self.clip = 0.2
         self.kl_stop = 0.02
         self.keep = 0.95
-        self.generations = 36
+        self.generations = 44
         self.population = 16
         self.search_worlds = 18
         self.search_requests = 1000

@@ -5,7 +5,8 @@ import torch
 
 from models.features import congestion, expert_column, units
 from models.price import TERMS, Price
-from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
+from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES
+from rllib_envs.sim.whatif import WHATIF_FEATURES
 from tests.models.observed import busy, seen, world
 
 DOUBLE = torch.float64
@@ -108,3 +109,15 @@ def test_permuting_the_experts_permutes_it(observation):
 
 def test_gradients_leave_it_alone():
     assert not any(parameter.requires_grad for parameter in Price().parameters())
+
+
+def test_a_request_that_will_be_slowed_is_worth_less_the_nearer_it_is_to_its_deadline(observation):
+    now = {**observation, "whatif": observation["whatif"].clone()}
+    score, costs = now["arrived"][..., ARRIVED_FEATURES.index("told_score")], []
+    for latency in (0.2, 0.6, 0.9):
+        now["whatif"][..., WHATIF_FEATURES.index("own_latency")] = latency
+        costs.append((price(with_load(now, 0.5), delay=0.2) - price(with_load(now, 0.5)))[score > 0])
+    assert (costs[0] > 0).all()
+    assert (costs[0] < costs[1]).all()
+    assert (costs[1] < costs[2]).all()
+    assert (costs[2] < score[score > 0]).all()
