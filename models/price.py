@@ -73,7 +73,7 @@ class Price(nn.Module):
     slow it too, ``lost = told score * (soft(latency) - soft(latency * (1 + delay * load of late)))``. Before training there is
     ``time * reserved`` alone, with a level in proportion to the square of the load.
 
-    The parameters are no subject of gradients: a search sets them.
+    The parameters are no subject of gradients, a search sets them: to torch they are a buffer, ``terms``.
 
     Shapes:
         - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
@@ -82,7 +82,8 @@ class Price(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.terms = nn.Parameter(torch.tensor([term.prior for term in TERMS.values()]), requires_grad=False)
+        self.terms: Tensor
+        self.register_buffer("terms", torch.tensor([term.prior for term in TERMS.values()]))
 
     def forward(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) costs; ``terms`` (B, len(TERMS)) are other parameters for each cluster of the batch."""

@@ -1,8 +1,9 @@
 """Train a router.
 
 It starts as the impact-greedy heuristic, and learns what the impact estimate leaves out: its errors, and above all what a
-decision costs the requests still to come. A run has a folder with its configuration, progress, checkpoints and learning curve;
-Ctrl-C stops it with a checkpoint, --resume goes on from there. Some minutes of training, and what they are worth:
+decision costs the requests still to come. That price is searched for first, by trying prices on whole episodes, which is the
+longer half of a run; the graph encoder joins when it is found. A run has a folder with its configuration, progress, checkpoints
+and learning curve; Ctrl-C stops it with a checkpoint, --resume goes on from there. Some minutes of training, and their worth:
 edgeroute train --minutes 5 --run-dir runs/mine;
 edgeroute export runs/mine --out bundles/mine;
 edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine

@@ -58,6 +58,8 @@ def describe(record: Iteration, steps_per_s: float, left_s: float) -> str:
         f"iteration {record.iteration:4d}  steps {record.steps:9,d}  QoS {record.qos:.3f}  late {record.late_share:5.1%}  "
         f"drop {record.drop_share:5.1%}  {steps_per_s:6,.0f} steps/s  left {minutes:d}:{seconds:02d}"
     )
+    if "search_generation" in record.learner:
+        line += f"  price search, generation {record.learner['search_generation']:.0f}"
     if record.validation is None:
         return line
     found = "  ".join(f"{load} {d['mean']:+.4f} ±{d['error']:.4f}" for load, d in record.validation.items())

@@ -268,8 +268,9 @@ class AVLLearner(TorchLearner):
         advantage = torch.cat([targets.advantage for targets in samples])
         returns = torch.cat([targets.returns for targets in samples])
         entropy = -sum(float((t.log_policy.exp() * t.log_policy).sum()) for t in samples) / total
+        if self._searching:
+            logged["search_generation"] = float(self.search.generation)
         return logged | {
-            "generation": float(self.search.generation),
             "kl": kl,
             "entropy": entropy,
             "returns_sd": float(returns.std()),

@@ -50,4 +50,5 @@ class AVLModule(TorchRLModule, InferenceOnlyAPI):
         """Move the slow copy: ``served <- keep * served + (1 - keep) * router``."""
         for slow, fast in zip(self.served.parameters(), self.router.parameters(), strict=True):
             slow.lerp_(fast, 1 - keep)
-        self.served.listen(self.router.listens)
+        for slow, fast in zip(self.served.buffers(), self.router.buffers(), strict=True):
+            slow.copy_(fast)  # the price is an average already

@@ -108,7 +108,8 @@ def test_permuting_the_experts_permutes_it(observation):
 
 
 def test_gradients_leave_it_alone():
-    assert not any(parameter.requires_grad for parameter in Price().parameters())
+    assert not list(Price().parameters())
+    assert torch.equal(Price().state_dict()["terms"], terms().float())
 
 
 def test_a_request_that_will_be_slowed_is_worth_less_the_nearer_it_is_to_its_deadline(observation):

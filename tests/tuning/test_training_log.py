@@ -85,6 +85,9 @@ def test_a_line_is_for_a_person():
         assert piece in line
     assert "heavy +0.0123 ±0.0040" in line.splitlines()[1]
     assert len(describe(record(), 1.0, 1.0).splitlines()) == 1
+    searching = record(learner={"search_generation": 7.0})
+    assert describe(searching, 1.0, 1.0).endswith("price search, generation 7")
+    assert "price search" not in line
 
 
 def test_a_log_is_read_back_and_goes_on(tmp_path):
