@@ -1,8 +1,8 @@
-"""Train a router for a minute and compare it with the heuristics on Poisson arrivals and on the Azure conversation trace.
+"""Train a router for two minutes and compare it with the heuristics, on Poisson arrivals and on the Azure conversation trace.
 
 Shows the whole path once: RLlib trains in the simulator, the checkpoint is evaluated beside every heuristic on the same requests,
 and tables and figures are written. On edge6 the router that comes with the project, which was trained for longer, takes part too.
-Takes about five minutes.
+Takes about six minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Options:
 
     scenario: str = "edge6"
     """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file."""
-    minutes: float = 1.0
+    minutes: float = 2.0
     """Training time."""
     trace: Path | None = None
     """Trace to replay, in the Azure format. Default: the Azure conversation trace in the folder EDGEROUTE_DATA, or in
