@@ -55,7 +55,8 @@ def table(comparisons: list[dict[str, Any]], to: str, columns: dict[str, str], r
             ]
         )
     met = {column: [c for c in comparisons if qos_of(c, router) and qos_of(c, to)] for column, router in columns.items()}
-    if len(rows) > 1 and not relative:
+    alike = len({len(c["routers"][0]["metrics"]["qos"]["values"]) for c in comparisons}) == 1  # an average is over the same seeds
+    if len(rows) > 1 and alike and not relative:
         overall, worst = ["mean over all", ""], ["worst mean", ""]
         for column, router in columns.items():
             ours, theirs = (np.array([qos_of(c, name) for c in met[column]]) for name in (router, to))

@@ -17,7 +17,7 @@ from tuning.workloads import TraceOptions
 
 _ROOT = Path(__file__).resolve().parents[1]
 SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
-"""Bundle of a router for edge6: ``edgeroute train --steps 2500000``, then ``edgeroute export``."""
+"""Bundle of a router for edge6: ``edgeroute train``, then ``edgeroute export``."""
 
 _TRACE = Path("azure_llm_2023") / "AzureLLMInferenceTrace_conv.csv.gz"
 _SEEDS, _REQUESTS = 6, 1000

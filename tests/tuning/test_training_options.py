@@ -9,7 +9,17 @@ import yaml
 
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from tuning.training_options import Options, complete, defaults, definition, parse_options, preset, resumed, to_mapping
+from tuning.training_options import (
+    DEFAULT_STEPS,
+    Options,
+    complete,
+    defaults,
+    definition,
+    parse_options,
+    preset,
+    resumed,
+    to_mapping,
+)
 
 
 def read(*arguments):
@@ -124,7 +134,7 @@ def test_what_is_out_of_range_is_named(changes, message):
 
 
 def test_there_is_always_a_limit():
-    assert complete(Options()).steps == 3_000_000
+    assert complete(Options()).steps == DEFAULT_STEPS
     assert complete(Options(minutes=1.0)).steps is None
     assert complete(Options(iterations=3)).total_steps == 3 * Options().steps_in_iteration
     assert complete(Options(minutes=1.0)).total_steps is None
