@@ -40,7 +40,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     ``waiting``       (N, waiting_slots, 8)       waiting requests, by queue position; those beyond are in ``experts``
     ``running_mask``  (N, running_slots)          1 where there is a request
     ``waiting_mask``  (N, waiting_slots)          1 where there is a request
-    ``cluster``       (6,)                        the cluster as a whole (CLUSTER_FEATURES)
+    ``cluster``       (8,)                        the cluster as a whole (CLUSTER_FEATURES)
     ``action_mask``   (N + 1,)                    1 where the action is possible; drop always is
     ``whatif``        (N, 16)                     predicted effect of each action (WHATIF_FEATURES), if the scenario asks for it
     ================  ==========================  =====================================================================

@@ -54,6 +54,7 @@ class World(NamedTuple):
     now_s: NDArray[np.float64]  # (B,)
     gaps: NDArray[np.float64]  # (B, 2) moving averages of the gaps between arrivals, seconds
     work: NDArray[np.float64]  # (B, 2) moving averages of what a request asks of an engine, seconds
+    heeded: NDArray[np.int32]  # (B,) number of requests whose work is in them
     scratch: Scratch
     seen: View  # the observations (numba keeps the name ``view`` to itself)
     marginal: NDArray[np.float64]  # (B, N+1)
@@ -84,6 +85,7 @@ def borrow_world(world):
         borrow(world.now_s),
         borrow(world.gaps),
         borrow(world.work),
+        borrow(world.heeded),
         borrow_scratch(world.scratch),
         borrow_view(world.seen),
         borrow(world.marginal),
@@ -104,8 +106,9 @@ def look(world, rules, b):
         learn(world.calibration, world.believed, source, state, b, first_pending, view_s)
     if rules.calibrate or world.cursor[b] == 0:
         describe_engines(world.believed, world.calibration.records, b, rules.slo_s, view)
-    if world.cursor[b] < workload.total[b]:
+    if world.heeded[b] <= world.cursor[b] < workload.total[b]:  # once, however often one looks
         heed_work(world.work, world.believed, workload, b, world.cursor[b])
+        world.heeded[b] = world.cursor[b] + 1
     observe(
         source,
         state,
@@ -252,6 +255,7 @@ class Simulation:
             now_s=self.now_s,
             gaps=np.zeros((batch, len(PACE_GAINS))),
             work=np.zeros((batch, len(PACE_GAINS))),
+            heeded=np.zeros(batch, np.int32),
             scratch=scratch_for(self.state),
             seen=self.view,
             marginal=self.marginal,
@@ -280,6 +284,7 @@ class Simulation:
         self.steps[cluster] = np.zeros((), STEP)
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
         self.world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
+        self.world.heeded[cluster] = 0
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True
         _look_all(only, self.world, self.rules)

@@ -100,7 +100,8 @@ def test_differences_are_drawn_on_each_workload_and_in_the_mean(tmp_path, drawn)
     axes = drawn[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [*(p.workload.name for p in points), "mean over workloads"]
     shown = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert shown == {"impact-greedy", "calibrated-impact-greedy"}  # the reference and plain ones would set the scale
+    # The reference and plain ones would set the scale.
+    assert shown == {"impact-greedy", "myopic-impact-greedy", "calibrated-impact-greedy"}
     for container in axes.containers:
         (row,) = [row for row in summary.rows if row.router.name == container.get_label()]
         expected = [*(interval.mean for interval in row.differences), row.difference.mean]
