@@ -2,7 +2,7 @@
 
 Shows the whole path once: RLlib trains in the simulator, the checkpoint is evaluated beside every heuristic on the same requests,
 and tables and figures are written. On edge6 the router that comes with the project, which was trained for longer, takes part too.
-Takes about six minutes.
+Takes about five minutes.
 """
 
 from __future__ import annotations
