@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.features import Observation, arrived_column, expert_column, units, whatif_column
+from models.features import Observation, expert_column, units
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 
 
@@ -26,32 +26,29 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
     # The logarithm of the price of a unit, as a sum:
-    "level": Term(0.9, 0.3),
-    "load": Term(2.0, 0.3),  # times log(offered load / .5)
-    "rise": Term(0.0, 0.2),  # times log(offered load of late / offered load)
-    "reserved": Term(0.0, 0.4),  # times the mean share of the KV memory that is spoken for, less .5
-    "kv_capacity": Term(0.0, 0.2),  # times the expert's own figures, about 0 in the middle
-    "base_time": Term(0.0, 0.8),
-    "sequence_time": Term(0.0, 0.8),
-    "context_time": Term(0.0, 0.6),
-    "prefill_time": Term(0.0, 0.3),
-    "mean_score": Term(0.0, 0.4),
+    "level": Term(0.4, 0.3),
+    "load": Term(1.3, 0.3),  # times log(offered load / .5)
+    "rise": Term(0.4, 0.2),  # times log(offered load of late / offered load)
+    "reserved": Term(-0.2, 0.4),  # times the mean share of the KV memory that is spoken for, less .5
+    "kv_capacity": Term(-0.5, 0.3),  # times the expert's own figures, about 0 in the middle
+    "base_time": Term(2.0, 0.8),
+    "sequence_time": Term(1.5, 0.8),
+    "context_time": Term(-0.4, 0.5),
+    "prefill_time": Term(0.8, 0.4),
+    "mean_score": Term(0.3, 0.4),
     # Units: what the request takes of the engine
-    "memory": Term(0.0, 0.25),  # weight of KV memory beside time
-    "size": Term(0.0, 0.12),  # exponent beyond 1: large requests dearer or cheaper than in proportion
+    "memory": Term(0.15, 0.2),  # weight of KV memory beside time
+    "size": Term(0.05, 0.1),  # exponent beyond 1: large requests dearer or cheaper than in proportion
     # times how scarce it is there:
-    "power": Term(1.0, 0.25),  # exponent of the expert's share of KV memory that is spoken for
-    "floor": Term(0.0, 0.05),  # what an idle expert costs
-    "queue": Term(0.0, 0.3),  # weight of 32 waiting requests
-    # Beside the price of what it takes:
-    "delay": Term(0.0, 0.1),  # how much those to come will slow the request itself, per unit of load of late
+    "power": Term(1.2, 0.25),  # exponent of the expert's share of KV memory that is spoken for
+    "floor": Term(0.1, 0.05),  # what an idle expert costs
+    "queue": Term(0.4, 0.3),  # weight of 32 waiting requests
 }
 """The parameters by name, in their order."""
 
 _LOG_BOUND = 5.0
 _LOG_LOADS = (math.log(0.02), 0.0)  # a price goes by the load from here to there: nobody carries more for long
 _LOG_LOADS_OF_LATE = (math.log(0.02), math.log(8.0))  # floods
-_SOFTNESS = 0.1  # logistic scale of the delayed request's slack, as a share of the SLO
 _LOG_TYPICAL_LOAD, _TYPICAL_UNITS = math.log(0.5), 0.1
 _FIGURES = {  # of an expert: what is taken off, and the scale
     "kv_capacity": (0.0, 1.0),
@@ -67,11 +64,9 @@ _FIGURE_COLUMNS = [EXPERT_FEATURES.index(name) for name in _FIGURES]
 class Price(nn.Module):
     """What sending the request to each expert costs those still to come, in QoS.
 
-    ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting) + lost`` with ``terms`` linear
-    in the logarithm of the offered load, in how it changes, and in the engine's figures; ``units = time + memory * share``
-    (``models.features.units``). What is lost is the request's own: the roll-out has nobody else arrive, but those to come will
-    slow it too, ``lost = told score * (soft(latency) - soft(latency * (1 + delay * load of late)))``. Before training there is
-    ``time * reserved`` alone, with a level in proportion to the square of the load.
+    ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting)`` with ``terms`` linear in the
+    logarithm of the offered load, in how it changes, and in the engine's figures; ``units = time + memory * share``
+    (``models.features.units``). Where it starts from is what searches in other runs came to, rounded.
 
     The parameters are no subject of gradients, a search sets them: to torch they are a buffer, ``terms``.
 
@@ -105,15 +100,7 @@ class Price(nn.Module):
         own = expert_column(observation, "kv_reserved").clamp(min=1e-3)
         scarce = own ** term["power"].clamp(0.2, 4.0) + term["floor"] + term["queue"] * expert_column(observation, "waiting")
         grown = size * (size / _TYPICAL_UNITS) ** term["size"]
-        latency = whatif_column(observation, "own_latency")
-        delayed = latency * (1 + term["delay"] * fast.exp()).clamp(min=1)
-        lost = arrived_column(observation, "told_score") * (_soft(latency) - _soft(delayed))
-        return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0) + lost
-
-
-def _soft(latency: Tensor) -> Tensor:
-    """Chance to be in time, of a predicted latency per token in units of the SLO."""
-    return ((1 - latency) / _SOFTNESS).sigmoid()
+        return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0)
 
 
 def _cluster(observation: Observation, name: str) -> Tensor:

@@ -59,9 +59,10 @@ class PriceSearch:
     def tell(self, qos: Array) -> None:
         """Take up what became of the candidates: (K, W) mean QoS of each in each of W worlds.
 
-        Worlds count alike, however much QoS varies in them.
+        A world where the price matters more counts more, by the root of how much QoS varies there: in proportion, floods would
+        drown the others, and were all alike, the search would be deaf to them.
         """
-        scale = np.sqrt(qos.var(axis=0) + _QOS_FLOOR**2)
+        scale = (qos.var(axis=0) + _QOS_FLOOR**2) ** 0.25
         order = np.argsort(-((qos - qos.mean(axis=0)) / scale).mean(axis=1), kind="stable")
         count = max(len(order) // 3, 1)
         weights = np.log(count + 0.5) - np.log(np.arange(1, count + 1))

@@ -5,8 +5,7 @@ import torch
 
 from models.features import congestion, expert_column, units
 from models.price import TERMS, Price
-from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 from tests.models.observed import busy, seen, world
 
 DOUBLE = torch.float64
@@ -40,12 +39,15 @@ def with_load(observation, load, fast=None):
     return {**observation, "cluster": cluster}
 
 
-def test_before_training_it_is_in_proportion_to_congestion_and_to_the_square_of_the_load(observation):
+BARE = dict.fromkeys(NAMES, 0.0) | {"level": 0.9, "load": 2.0, "power": 1.0}
+
+
+def test_with_level_and_load_alone_it_is_in_proportion_to_congestion_and_to_a_power_of_the_load(observation):
     at_half = with_load(observation, 0.5)
-    ratio = price(at_half) / congestion(at_half)
+    ratio = price(at_half, **BARE) / congestion(at_half)
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.9).exp(), rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(price(with_load(observation, 0.25)), price(at_half) / 4)
-    torch.testing.assert_close(price(with_load(observation, 50.0)), price(at_half) * 4)  # not beyond a full load
+    torch.testing.assert_close(price(with_load(observation, 0.25), **BARE), price(at_half, **BARE) / 4)
+    torch.testing.assert_close(price(with_load(observation, 50.0), **BARE), price(at_half, **BARE) * 4)  # not beyond a full load
 
 
 def test_own_parameters_are_those_before_training(observation):
@@ -87,9 +89,9 @@ def test_arrivals_that_come_faster_than_usual_make_it_dearer_where_that_counts(o
 
 def test_the_exponents_tell_full_from_empty_and_large_from_small(observation):
     reserved, size = expert_column(observation, "kv_reserved"), units(observation)[0]
-    steeper = price(observation, power=2.0) / price(observation)
-    torch.testing.assert_close(steeper, reserved.clamp(min=1e-3))
-    torch.testing.assert_close(price(observation, size=0.5) / price(observation), (size.clamp(min=1e-5) / 0.1).sqrt())
+    bare, steeper, larger = (price(observation, **BARE | changed) for changed in ({}, {"power": 2.0}, {"size": 0.5}))
+    torch.testing.assert_close(steeper / bare, reserved.clamp(min=1e-3))
+    torch.testing.assert_close(larger / bare, (size.clamp(min=1e-5) / 0.1).sqrt())
 
 
 def test_it_is_never_below_zero_and_finite_whatever_the_parameters(observation):
@@ -110,15 +112,3 @@ def test_permuting_the_experts_permutes_it(observation):
 def test_gradients_leave_it_alone():
     assert not list(Price().parameters())
     assert torch.equal(Price().state_dict()["terms"], terms().float())
-
-
-def test_a_request_that_will_be_slowed_is_worth_less_the_nearer_it_is_to_its_deadline(observation):
-    now = {**observation, "whatif": observation["whatif"].clone()}
-    score, costs = now["arrived"][..., ARRIVED_FEATURES.index("told_score")], []
-    for latency in (0.2, 0.6, 0.9):
-        now["whatif"][..., WHATIF_FEATURES.index("own_latency")] = latency
-        costs.append((price(with_load(now, 0.5), delay=0.2) - price(with_load(now, 0.5)))[score > 0])
-    assert (costs[0] > 0).all()
-    assert (costs[0] < costs[1]).all()
-    assert (costs[1] < costs[2]).all()
-    assert (costs[2] < score[score > 0]).all()

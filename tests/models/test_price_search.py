@@ -58,13 +58,14 @@ def test_it_goes_on_from_its_state():
     assert np.array_equal(first.ask(), second.ask())
 
 
-def test_worlds_count_alike():
-    """One with differences a hundred times as large does not decide alone."""
-    small, large = np.array([3.0, 2, 1, 0]), np.array([0.0, 1, 2, 3])
-    both, alone = PriceSearch(4, 0), PriceSearch(4, 0)
-    both.tell(np.stack([0.1 * small, 0.1 * small, 10 * large], axis=1))
-    alone.tell(0.1 * small[:, None])
-    np.testing.assert_allclose(both.mean, alone.mean)
+def test_a_world_with_larger_differences_counts_more_by_their_root():
+    """Differences a hundred times as large outweigh the other way round in nine worlds, not in eleven."""
+    small, large = 0.1 * np.array([3.0, 2, 1, 0]), 10 * np.array([0.0, 1, 2, 3])
+    for count, decisive in ((9, large), (11, small)):
+        both, alone = PriceSearch(4, 0), PriceSearch(4, 0)
+        both.tell(np.stack([*[small] * count, large], axis=1))
+        alone.tell(decisive[:, None])
+        np.testing.assert_allclose(both.mean, alone.mean)
 
 
 @pytest.fixture(scope="module")
