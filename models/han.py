@@ -77,6 +77,7 @@ class HANLayer(MessagePassing):
         heads: number K of attention heads.
         lone: edge types of which no node has more than one: there is nothing to attend to and nothing to count, so that they have
             no parameters and :math:`z^\Phi_i = \sigma(h_j)`.
+        semantic: without, the edge types count alike, :math:`w^\Phi = 0`.
         plain: leave out s, d and + h_i: on one graph this is HANConv, and its ``state_dict`` fits.
 
     Shapes:
@@ -95,18 +96,20 @@ class HANLayer(MessagePassing):
         heads: int,
         *,
         lone: Collection[EdgeType] = (),
+        semantic: bool = True,
         plain: bool = False,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
         if heads < 1 or hidden < 1 or hidden % heads:
             raise InputError(f"hidden = {hidden}, heads = {heads}: hidden must be a positive multiple of heads")
-        self.hidden, self.heads, self.plain = hidden, heads, plain
+        self.hidden, self.heads, self.semantic, self.plain = hidden, heads, semantic, plain
         self.edge_types, self.lone = tuple(edge_types), frozenset(lone)
         self.proj = nn.ModuleDict({name: nn.Linear(width, hidden) for name, width in channels.items()})
         self.lin_src = self._edge_parameters(heads, hidden // heads)
         self.lin_dst = self._edge_parameters(heads, hidden // heads)
-        self.k_lin = nn.Linear(hidden, hidden)
-        self.q = nn.Parameter(torch.empty(1, hidden))
+        if semantic:
+            self.k_lin = nn.Linear(hidden, hidden)
+            self.q = nn.Parameter(torch.empty(1, hidden))
         if not plain:
             self.sum_gain = self._edge_parameters(hidden)
             self.degree_gain = self._edge_parameters(hidden)
@@ -152,7 +155,7 @@ class HANLayer(MessagePassing):
 
     def importance(self, z: Tensor) -> Tensor:
         """(..., hidden) -> (...), the summand of eq. 7."""
-        return torch.tanh(self.k_lin(z)) @ self.q[0]
+        return torch.tanh(self.k_lin(z)) @ self.q[0] if self.semantic else torch.zeros_like(z[..., 0])
 
     def message(  # pyright: ignore[reportIncompatibleMethodOverride] (PyG reads the names of the arguments)
         self, x_j: Tensor, alpha_i: Tensor, alpha_j: Tensor, index: Tensor, size_i: int | None
@@ -202,6 +205,8 @@ class HANEncoder(nn.Module):
         layers: 1, or 2: then requests learn about their expert before it attends to them. With 1, a request reaches its expert
             by an average and a sum of its features only; with 2, by features that nonlinearly depend on the expert's, at three to
             five times the cost.
+        requests: which kinds of requests have edges to their experts; the others are not seen.
+        semantic: whether edge types are weighed by semantic attention; otherwise they count alike.
 
     Shapes:
         - experts: (B, N, expert_features), arrived: (B, N, arrived_features)
@@ -215,16 +220,28 @@ class HANEncoder(nn.Module):
     """
 
     def __init__(
-        self, expert_features: int, request_features: int, arrived_features: int, hidden: int, heads: int, layers: int = 1
+        self,
+        expert_features: int,
+        request_features: int,
+        arrived_features: int,
+        hidden: int,
+        heads: int,
+        layers: int = 1,
+        *,
+        requests: Sequence[str] = REQUESTS,
+        semantic: bool = True,
     ) -> None:
         super().__init__()
         if layers not in (1, 2):
             raise InputError(f"layers = {layers}: must be 1 or 2")
-        channels = _channels(expert_features, request_features, arrived_features)
-        edge_types, lone = INTO_EXPERT + (FROM_EXPERT if layers == 2 else ()), (ARRIVED_EDGE, *FROM_EXPERT)
-        self.first = HANLayer(channels, hidden, edge_types, heads, lone=lone)
+        self.requests = tuple(requests)
+        channels = _channels(expert_features, request_features, arrived_features, self.requests)
+        inward = tuple((name, "to", "expert") for name in (*self.requests, "arrived"))
+        outward = tuple(("expert", "to", name) for name, _, _ in inward) if layers == 2 else ()
+        lone = (ARRIVED_EDGE, *outward)
+        self.first = HANLayer(channels, hidden, inward + outward, heads, lone=lone, semantic=semantic)
         wide = dict.fromkeys(channels, hidden)
-        self.second = HANLayer(wide, hidden, INTO_EXPERT, heads, lone=lone) if layers == 2 else None
+        self.second = HANLayer(wide, hidden, inward, heads, lone=lone, semantic=semantic) if layers == 2 else None
 
     def forward(
         self,
@@ -237,8 +254,9 @@ class HANEncoder(nn.Module):
         expert_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(B, N, hidden) of each expert without and with the arrived request."""
-        masks = {"running": running_mask, "waiting": waiting_mask}
-        x = {"expert": experts.unsqueeze(1), "running": running, "waiting": waiting, "arrived": arrived}
+        shown = {"running": (running, running_mask), "waiting": (waiting, waiting_mask)}
+        masks = {name: shown[name][1] for name in self.requests}
+        x = {"expert": experts.unsqueeze(1), **{name: shown[name][0] for name in self.requests}, "arrived": arrived}
         out = _dense_experts(self.first, x, masks, expert_mask)
         if self.second is not None:
             x = {name: F.relu(y) for name, y in (_dense_leaves(self.first, x) | {"expert": out}).items()}
@@ -331,8 +349,10 @@ def cluster_graph(
     return ClusterGraph(x, edges, batch)
 
 
-def _channels(expert_features: int, request_features: int, arrived_features: int) -> dict[str, int]:
-    return {"expert": expert_features, **dict.fromkeys(REQUESTS, request_features), "arrived": arrived_features}
+def _channels(
+    expert_features: int, request_features: int, arrived_features: int, requests: Sequence[str] = REQUESTS
+) -> dict[str, int]:
+    return {"expert": expert_features, **dict.fromkeys(requests, request_features), "arrived": arrived_features}
 
 
 def _before(by_edge_type: Mapping[EdgeType, _T]) -> dict[EdgeType, _T]:
@@ -355,17 +375,17 @@ def _dense_experts(layer: HANLayer, x: Mapping[str, Tensor], masks: Mapping[str,
     else:
         real = (expert_mask > 0).to(z.dtype)[:, None, None]
         importance = (importance * real).sum(dim=-1) / real.sum(dim=-1).clamp(min=1)
-    absent = z.new_tensor([[0.0, 0.0, -torch.inf], [0.0, 0.0, 0.0]])  # without the arrived request, and with it
+    batch, variants, types, n, hidden = z.shape
+    absent = z.new_tensor([[*[0.0] * (types - 1), -torch.inf], [0.0] * types])  # without the arrived request, and with it
     weights = (importance + absent).softmax(dim=-1)  # (B, 2, edge types)
-    batch, variants, _, n, hidden = z.shape
-    mixed = weights.view(batch, variants, -1, 3) @ z.flatten(3)
+    mixed = weights.view(batch, variants, -1, types) @ z.flatten(3)
     return mixed.view(batch, 2, n, hidden) + own
 
 
 def _dense_leaves(layer: HANLayer, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Requests and arrived copies, (..., hidden), once their expert, the only neighbour of each, has told them about itself."""
     told = F.relu(layer.proj["expert"](x["expert"].squeeze(1)))
-    requests = {name: layer.proj[name](x[name]) + told.unsqueeze(2) for name in REQUESTS}
+    requests = {name: layer.proj[name](x[name]) + told.unsqueeze(2) for name in x if name in REQUESTS}
     return requests | {"arrived": layer.proj["arrived"](x["arrived"]) + told}
 
 

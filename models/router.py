@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
-from models.han import HANEncoder, PooledHAN
+from models.han import REQUESTS, HANEncoder, PooledHAN
 from models.impact import Branched, Explanation, ImpactEstimator
 from models.price import Price
 from rllib_envs.errors import InputError
@@ -19,6 +19,7 @@ MASKED_SCORE = -1e9
 """Score of an action that is not possible: its probability is exactly 0 in float32, and scores stay finite."""
 
 EncoderName = Literal["han", "aggregates", "pooled"]
+EdgesName = Literal["all", "running", "waiting"]
 
 _PRICE_LOG_BOUND = 2.0
 
@@ -36,6 +37,10 @@ class RouterSpec:
     """Attention heads."""
     layers: int = 1
     """Layers of the graph encoder, 1 or 2."""
+    edges: EdgesName = "all"
+    """Requests that have edges to their experts in the graph, beside the arrived one: all, the running or the waiting ones."""
+    semantic: bool = True
+    """Whether the graph's edge types are weighed by semantic attention; otherwise they count alike."""
     hidden: int = 96
     """Width of the hidden layers of the heads."""
     impact_hidden: int = 128
@@ -55,6 +60,8 @@ class RouterSpec:
         """
         if self.encoder not in get_args(EncoderName):
             raise InputError(f"encoder = {self.encoder!r}: allowed are {', '.join(get_args(EncoderName))}")
+        if self.edges not in get_args(EdgesName):
+            raise InputError(f"edges = {self.edges!r}: allowed are {', '.join(get_args(EdgesName))}")
         for name, least in (("graph_hidden", 1), ("heads", 1), ("hidden", 1), ("impact_hidden", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} = {getattr(self, name)}: must be >= {least}")
@@ -83,8 +90,8 @@ class Router(nn.Module):
 
     ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future is
     what the expert's afterstate is worth less than the state itself: ``- price * exp(m) + u`` with m and u learned and 0 at
-    first, so that an untrained router is impact-greedy with a price of congestion (``Price``) that rises with the square of the
-    offered load. A drop changes nothing, now or later: its score is 0, plus a learned u.
+    first, so that an untrained router is impact-greedy with a price of congestion (``Price``) that rises with the offered load. A
+    drop changes nothing, now or later: its score is 0, plus a learned u.
 
     Weights are shared by the experts, so any number of them will do; permuting them permutes their scores and leaves that of
     drop. Where an expert is loaded is seen from that expert's own columns and embedding.
@@ -103,7 +110,10 @@ class Router(nn.Module):
         widths = (len(EXPERT_FEATURES) + len(CLUSTER_FEATURES), len(REQUEST_FEATURES), len(ARRIVED_FEATURES))
         self.encoder: HANEncoder | PooledHAN | None = None
         if spec.encoder == "han":
-            self.encoder = HANEncoder(*widths, spec.graph_hidden, spec.heads, spec.layers)
+            requests = REQUESTS if spec.edges == "all" else (spec.edges,)
+            self.encoder = HANEncoder(
+                *widths, spec.graph_hidden, spec.heads, spec.layers, requests=requests, semantic=spec.semantic
+            )
         elif spec.encoder == "pooled":
             self.encoder = PooledHAN(*widths, spec.graph_hidden, spec.heads)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.price import TERMS
 from models.router import Router, RouterSpec
 from rllib_envs.scenario import Observation, Predictions, Scenario, load_scenario, with_workload
 from rllib_envs.simulation import Simulation
@@ -20,6 +21,9 @@ ENCODERS = {
     "aggregates": RouterSpec(encoder="aggregates", hidden=12, impact_hidden=12),
     "pooled": RouterSpec(encoder="pooled", graph_hidden=8, heads=2, hidden=12, impact_hidden=12),
 }
+
+BARE_PRICE = dict.fromkeys(TERMS, 0.0) | {"level": 0.9, "load": 2.0, "power": 1.0}
+"""Parameters of the price that leave nothing but congestion times the square of the load."""
 
 
 def world(n: int = 6, *, load: float = 5.0, seats: int = 128, exact: bool = False, **observation: object) -> Scenario:

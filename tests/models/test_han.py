@@ -41,9 +41,9 @@ def pad(arrays, **amounts):
     return {key: F.pad(x, (0, 0) * (x.dim() - 2) + (0, experts), value=1.0) for key, x in grown.items()}
 
 
-def make_encoder(layers, dtype=torch.float64):
+def make_encoder(layers, dtype=torch.float64, **options):
     torch.manual_seed(2)
-    return HANEncoder(*WIDTHS, HIDDEN, HEADS, layers).to(dtype)
+    return HANEncoder(*WIDTHS, HIDDEN, HEADS, layers, **options).to(dtype)
 
 
 @pytest.fixture(params=[1, 2], ids=["one-layer", "two-layers"])
@@ -83,9 +83,11 @@ def test_plain_on_one_graph_it_is_the_operator_of_pyg():
     n=st.integers(2, 8),
     slots=st.tuples(st.integers(0, 4), st.integers(0, 3)),
     layers=st.sampled_from([1, 2]),
+    requests=st.sampled_from([REQUESTS, REQUESTS[:1], REQUESTS[1:]]),
+    semantic=st.booleans(),
 )
-def test_dense_and_sparse_forms_agree(seed, n, slots, layers):
-    arrays, encoder = draw(seed, n=n, slots=slots), make_encoder(layers)
+def test_dense_and_sparse_forms_agree(seed, n, slots, layers, requests, semantic):
+    arrays, encoder = draw(seed, n=n, slots=slots), make_encoder(layers, requests=requests, semantic=semantic)
     sparse = encoder.sparse(cluster_graph(**arrays))
     assert_same(encoder(**arrays), [out.view(3, n, HIDDEN) for out in sparse])
 
@@ -114,6 +116,29 @@ def test_each_request_is_with_its_expert():
         torch.testing.assert_close(torch.bincount(owner, minlength=12).view(3, 4), arrays[f"{name}_mask"].sum(-1).long())
         assert (graph.batch[name] == owner // 4).all()
         assert (graph.edge_index["expert", "to", name] == torch.stack([owner, node])).all()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("seen", REQUESTS)
+def test_requests_without_edges_are_not_seen(layers, seen):
+    arrays, (unseen,) = draw(9), [name for name in REQUESTS if name != seen]
+    encoder = make_encoder(layers, requests=(seen,))
+    without = encoder(**arrays)
+    assert_same(encoder(**arrays | {unseen: arrays[unseen] + 1}), without, rtol=0, atol=0)
+    assert apart(encoder(**arrays | {seen: arrays[seen] + 1}), without, (arrays[f"{seen}_mask"].sum(-1) > 0)) > 0
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_without_semantic_attention_edge_types_count_alike(layers):
+    """As with it, once its vector q is 0."""
+    arrays, encoder = draw(9), make_encoder(layers)
+    plain = make_encoder(layers, semantic=False)
+    plain.load_state_dict({key: x for key, x in encoder.state_dict().items() if key in plain.state_dict()})
+    assert apart(encoder(**arrays), plain(**arrays), (slice(None), 0)) > 0
+    for layer in (encoder.first, encoder.second):
+        if layer is not None:
+            torch.nn.init.zeros_(layer.q)
+    assert_same(encoder(**arrays), plain(**arrays))
 
 
 def test_permuting_experts_permutes_embeddings(encoder):

@@ -6,7 +6,7 @@ import torch
 from models.features import congestion, expert_column, units
 from models.price import TERMS, Price
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
-from tests.models.observed import busy, seen, world
+from tests.models.observed import BARE_PRICE, busy, seen, world
 
 DOUBLE = torch.float64
 NAMES = list(TERMS)
@@ -39,15 +39,14 @@ def with_load(observation, load, fast=None):
     return {**observation, "cluster": cluster}
 
 
-BARE = dict.fromkeys(NAMES, 0.0) | {"level": 0.9, "load": 2.0, "power": 1.0}
-
-
-def test_with_level_and_load_alone_it_is_in_proportion_to_congestion_and_to_a_power_of_the_load(observation):
+def test_with_level_and_load_alone_it_goes_by_congestion_and_a_power_of_the_load(observation):
     at_half = with_load(observation, 0.5)
-    ratio = price(at_half, **BARE) / congestion(at_half)
+    ratio = price(at_half, **BARE_PRICE) / congestion(at_half)
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.9).exp(), rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(price(with_load(observation, 0.25), **BARE), price(at_half, **BARE) / 4)
-    torch.testing.assert_close(price(with_load(observation, 50.0), **BARE), price(at_half, **BARE) * 4)  # not beyond a full load
+    torch.testing.assert_close(price(with_load(observation, 0.25), **BARE_PRICE), price(at_half, **BARE_PRICE) / 4)
+    torch.testing.assert_close(
+        price(with_load(observation, 50.0), **BARE_PRICE), price(at_half, **BARE_PRICE) * 4
+    )  # not beyond a full load
 
 
 def test_own_parameters_are_those_before_training(observation):
@@ -89,7 +88,7 @@ def test_arrivals_that_come_faster_than_usual_make_it_dearer_where_that_counts(o
 
 def test_the_exponents_tell_full_from_empty_and_large_from_small(observation):
     reserved, size = expert_column(observation, "kv_reserved"), units(observation)[0]
-    bare, steeper, larger = (price(observation, **BARE | changed) for changed in ({}, {"power": 2.0}, {"size": 0.5}))
+    bare, steeper, larger = (price(observation, **BARE_PRICE | changed) for changed in ({}, {"power": 2.0}, {"size": 0.5}))
     torch.testing.assert_close(steeper / bare, reserved.clamp(min=1e-3))
     torch.testing.assert_close(larger / bare, (size.clamp(min=1e-5) / 0.1).sqrt())
 

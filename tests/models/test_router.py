@@ -12,7 +12,7 @@ from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 from rllib_envs.simulation import Simulation
-from tests.models.observed import ENCODERS, busy, seen, stir, stirred, untrained, world
+from tests.models.observed import BARE_PRICE, ENCODERS, busy, seen, stir, stirred, untrained, world
 
 N = 6
 OURS = [name for name in ENCODERS if name != "pooled"]
@@ -117,7 +117,7 @@ def test_loading_an_expert_moves_its_own_embedding_and_only_a_pooled_one_cannot_
 
 def test_before_training_a_loaded_expert_has_the_lower_score_and_the_others_keep_theirs():
     now = loaded(2)
-    less, more = untrained(ENCODERS["han"], DOUBLE)(now)
+    less, more = bare(ENCODERS["han"], DOUBLE)(now)
     assert less[2] < more[2]
     torch.testing.assert_close(less[[0, 1, 3, 4, 5, 6]], more[[0, 1, 3, 4, 5, 6]])
 
@@ -175,17 +175,24 @@ def test_single_precision_will_do(spec, observation):
     torch.testing.assert_close(rough(narrow).double(), precise(wide), atol=1e-4, rtol=1e-5)
 
 
+def bare(*spec):
+    """An untrained router whose price is that of ``price_of``."""
+    router = untrained(*spec)
+    router.price.terms.copy_(torch.tensor(list(BARE_PRICE.values())))
+    return router
+
+
 def price_of(simulation):
-    """(B,) the price before training, from the load that the router has measured."""
+    """(B,) the bare price, from the load that the router has measured."""
     load = np.exp(simulation.view.cluster[:, CLUSTER_FEATURES.index("log_load_slow")].astype(float))
     return np.exp(0.9) * (load.clip(0.02, 1) / 0.5) ** 2
 
 
 @pytest.mark.parametrize("load", [1.0, 4.0, 12.0])
 @pytest.mark.parametrize("name", ["han", "pooled"])
-def test_before_training_it_is_impact_greedy(name, load):
+def test_before_training_it_is_impact_greedy_with_a_price(name, load):
     simulation = busy(world(load=load), clusters=8, decisions=0)
-    router, rng, chosen = untrained(ENCODERS[name]), np.random.default_rng(0), []
+    router, rng, chosen = bare(ENCODERS[name]), np.random.default_rng(0), []
     for _ in range(60):
         price = price_of(simulation)
         expected = impact_greedy(simulation, rng, price=price[:, None], shrink=1.0)
