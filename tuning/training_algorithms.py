@@ -47,7 +47,7 @@ def _configure(options: Options, groups: list[Group], common: dict[str, Any]) ->
     if options.algo == "avl":
         from models.rllib.avl import avl_config
 
-        return avl_config(groups, lr=lr, total_steps=options.total_steps, generations=options.generations, **common)
+        return avl_config(groups, lr=lr, total_steps=options.total_steps, settings=options.avl, **common)
     if options.algo == "ppo":
         from models.rllib.ppo import ppo_config
 

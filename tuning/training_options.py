@@ -13,16 +13,22 @@ import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from models.rllib.avl_settings import AVLSettings
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
+from rllib_envs.scenario import Reward
 from tuning.spec import nearest
+from tuning.tracking import TrackOptions
 
 AlgorithmName = Literal["avl", "sac", "ppo"]
 PresetName = Literal["ours", "paper"]
 
+MARGINAL = Reward(realised_qos=0.0, marginal_qos=1.0)
+PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
+
 DEFAULT_STEPS = 2_600_000
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
-_OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke")
+_OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke", "track")
 """Options that do not define the run: each start has its own."""
 
 
@@ -48,11 +54,16 @@ class Options:
     """Observations corrected by what telemetry has shown of the errors of lengths and engine figures."""
     variation: bool = True
     """Faults drawn for every other episode: wrong predictions, wrong engine figures, late telemetry, scarce memory."""
+    running_slots: int = 16
+    """Running requests of each expert that an observation shows one by one; of the others it has sums."""
+    waiting_slots: int = 8
+    """Waiting requests, likewise."""
+    reward: Reward = MARGINAL
+    """Weights of the reward's terms."""
     router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
     correction: bool = True
     """Whether a correction of the impact estimate is learned; without it, impact-hidden counts as 0."""
-    generations: int | None = None
-    """avl: generations of the search for the price of congestion. Default: 44; 0: the price stays what it is before training."""
+    avl: Annotated[AVLSettings, tyro.conf.arg(name="")] = field(default_factory=AVLSettings)
     temperature: float = 0.01
     """QoS that makes an action e times as likely in training; small is close to greedy."""
     lr: float | None = None
@@ -83,6 +94,7 @@ class Options:
     one for each core but one."""
     address: str = "local"
     """Ray: local starts one for this run, auto or a URL attaches to a running cluster."""
+    track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     resume: bool = False
     """Go on with the run in the folder. Scenario, seed and all else that defines the run are taken from there."""
     smoke: bool = False
@@ -115,11 +127,20 @@ _PAPER = Options(
     calibrate=False,
     variation=False,
     requests=5000,
+    running_slots=10,
+    waiting_slots=10,
+    reward=PAPER,
     router=RouterSpec(encoder="pooled", graph_hidden=64, heads=8, layers=2, impact=False),
 )
 _SMOKE: dict[str, Any] = {
     "requests": 20, "envs_per_runner": 4, "steps_per_iteration": 64, "num_env_runners": 0, "validate_every": 2,
 }  # fmt: skip
+_PARTS: dict[str, type[RouterSpec] | type[AVLSettings] | type[TrackOptions]] = {
+    "router": RouterSpec,
+    "avl": AVLSettings,
+    "track": TrackOptions,
+}
+"""Options that are records of others, which go by their own names."""
 _ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
 
 
@@ -144,6 +165,12 @@ def defaults(arguments: Sequence[str]) -> Options:
     return replace(parse_options({"preset": named.preset} | data, str(named.config)), config=named.config)
 
 
+def option_names() -> list[str]:
+    """The names of all options, those of the parts among them."""
+    own = [f.name for f in fields(Options) if f.name not in _PARTS]
+    return own + [f.name for kind in _PARTS.values() for f in fields(kind)]
+
+
 def parse_options(data: Mapping[str, Any], where: str) -> Options:
     """Options from a mapping by their names; those that are missing are the preset's.
 
@@ -151,28 +178,39 @@ def parse_options(data: Mapping[str, Any], where: str) -> Options:
         InputError: an unknown name or a value that is not possible.
     """
     given = {str(key).replace("-", "_"): value for key, value in data.items()}
-    known = [*(f.name for f in fields(Options) if f.name != "router"), *(f.name for f in fields(RouterSpec))]
+    known = option_names()
     for key in given:
         if key not in known:
             raise InputError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
-    flat = to_mapping(preset(given.get("preset", "ours"))) | given
-    router = {f.name: flat.pop(f.name) for f in fields(RouterSpec)}
+    usual = to_mapping(preset(given.get("preset", "ours")))
+    if isinstance(given.get("reward"), Mapping):  # weights that are not given are the preset's
+        given["reward"] = usual["reward"] | given["reward"]
+    flat = usual | given
+    parts = {part: {f.name: flat.pop(f.name) for f in fields(kind)} for part, kind in _PARTS.items()}
     try:
-        return _ADAPTER.validate_python({**flat, "router": router})
+        return _ADAPTER.validate_python({**flat, **parts})
     except ValidationError as error:
-        lines = [f"{where}: {e['loc'][-1] if e['loc'] else 'options'} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        lines = [f"{where}: {_name(e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         raise InputError("\n".join(lines)) from None
 
 
+def _name(location: tuple[str | int, ...]) -> str:
+    """How the option at pydantic's location is called here."""
+    own = location[1:] if len(location) > 1 and location[0] in _PARTS else location  # a part and an option of it may share a name
+    return ".".join(map(str, own)) or "options"
+
+
 def to_mapping(options: Options) -> dict[str, Any]:
-    """Options by name, those of the router among them; ``parse_options`` reads it back."""
+    """Options by name, those of the parts among them; ``parse_options`` reads it back."""
     flat = asdict(options)
-    return {**{key: value for key, value in flat.items() if key != "router"}, **flat["router"]}
+    parts = [flat.pop(part) for part in _PARTS]
+    return {**flat, **{key: value for part in parts for key, value in part.items()}}
 
 
 def definition(options: Options) -> dict[str, Any]:
     """Those that define the run, in YAML's types."""
-    kept = {key: value for key, value in to_mapping(options).items() if key not in _OF_ONE_START}
+    others = (*_OF_ONE_START, *(f.name for f in fields(TrackOptions)))
+    kept = {key: value for key, value in to_mapping(options).items() if key not in others}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
@@ -190,12 +228,15 @@ def complete(options: Options) -> Options:
     if options.num_env_runners is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options = replace(options, num_env_runners=0 if cores <= 2 else cores - 1)
-    positive = ("steps", "iterations", "minutes", "envs_per_runner", "requests", "steps_per_iteration", "lr", "temperature")
+    positive = (
+        "steps", "iterations", "minutes", "envs_per_runner", "requests", "steps_per_iteration", "lr", "temperature",
+        "running_slots", "waiting_slots",
+    )  # fmt: skip
     for name in positive:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name.replace('_', '-')} = {value}: must be positive")
-    for name in ("num_env_runners", "seed", "validate_every", "generations"):
+    for name in ("num_env_runners", "seed", "validate_every"):
         if (getattr(options, name) or 0) < 0:
             raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
     if options.preset == "paper" and options.algo != "sac":

@@ -17,9 +17,6 @@ from tuning.workloads import TraceOptions, make_workloads
 MIXED, OWN = "mixed", "own"
 """Loads beside those of ``make_workloads``: one for each environment, and the scenario's own."""
 
-MARGINAL = Reward(realised_qos=0.0, marginal_qos=1.0)
-PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
-
 _FLEET_SHARE = 8  # one environment in so many for each of the other fleets
 _TRACES: tuple[AzureKind, ...] = ("azure-conversation", "azure-code")
 _TRACE_SHARE = 8  # one environment in so many for each of the traces' fits, under mixed load

@@ -8,6 +8,7 @@ knows. The second is learned from returns, in steps small enough to stay where t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from typing import Any, Self, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from ray.rllib.utils.metrics import TIMERS
 
 from models.rllib.avl_learner import AVLLearner
 from models.rllib.avl_module import AVLModule
+from models.rllib.avl_settings import AVLSettings
 from models.rllib.collect import learn_from_sample, share_weights
 from models.rllib.env_groups import Group
 from models.rllib.price_search import try_candidates
@@ -26,46 +28,18 @@ from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
 from rllib_envs import ENV_ID
 
-_OWN = (
-    "lam", "beta_per_s", "epochs", "minibatch", "warmup", "clip", "kl_stop", "keep", "generations", "population", "search_worlds",
-    "search_requests",
-)  # fmt: skip
+_OWN = tuple(field.name for field in fields(AVLSettings))
 _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
 
 
 class AVLConfig(AlgorithmConfig):
-    """Settings of AVL.
-
-    Attributes:
-        lam: mix of horizons in the returns, 0 to 1.
-        beta_per_s: discount rate. A request stays for some ten seconds, and what it costs others comes in that time.
-        epochs: passes over a sample.
-        minibatch: decisions in a gradient step.
-        warmup: iterations before the future part learns: impact estimator and critic come first.
-        clip: bound on how far the chance of an action may move in an iteration, as a ratio.
-        kl_stop: the future part rests until the next sample once the router has moved so far from the one that sampled.
-        keep: weight of the past in the served router, per iteration.
-        generations: of the search for the price of congestion, one an iteration, after the warm-up; 0: it stays as it is.
-        population: prices tried in a generation, an even number.
-        search_worlds: worlds that each of them is tried in.
-        search_requests: requests of an episode there.
-    """
+    """RLlib's settings and, as attributes of the same names, those of ``AVLSettings``."""
 
     def __init__(self, algo_class: Any = None) -> None:
         super().__init__(algo_class or AVL)
         self.env_runner_cls = ColumnRunner
-        self.lam = 0.998
-        self.beta_per_s = 0.03
-        self.epochs = 2
-        self.minibatch = 2048
-        self.warmup = 5
-        self.clip = 0.2
-        self.kl_stop = 0.02
-        self.keep = 0.95
-        self.generations = 44
-        self.population = 16
-        self.search_worlds = 18
-        self.search_requests = 1000
+        for name, value in asdict(AVLSettings()).items():
+            setattr(self, name, value)
 
     @override(AlgorithmConfig)
     def training(self, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
@@ -142,7 +116,7 @@ def avl_config(
     rows: int,
     router: RouterSpec,
     temperature: float = 0.01,
-    generations: int | None = None,
+    settings: AVLSettings | None = None,
 ) -> AVLConfig:
     """Configuration of AVL on scenarios with what-if results and counterfactuals.
 
@@ -155,7 +129,7 @@ def avl_config(
         rows: steps of each environment in an iteration.
         router: what the router is made of.
         temperature: QoS that a difference of 1 in the logits stands for.
-        generations: of the search for the price; None: as many as usual.
+        settings: how it learns; None for the usual ones.
     """
     config = (
         AVLConfig()
@@ -170,7 +144,7 @@ def avl_config(
         .rl_module(model_config={"router": router.to_dict(), "temperature": temperature})
         .training(
             lr=lr if total_steps is None else [[0, lr], [total_steps, lr * _SERVED_LR]],
-            **({} if generations is None else {"generations": generations}),
+            **asdict(settings or AVLSettings()),
         )
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)

@@ -8,7 +8,8 @@ import pytest
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario, load_scenario
-from tuning.training_worlds import MARGINAL, WorldOptions, base_world, training_groups
+from tuning.training_options import MARGINAL
+from tuning.training_worlds import WorldOptions, base_world, training_groups
 
 TRACES = ("azure-conversation", "azure-code")
 OBSERVATION = Observation(whatif=True, counterfactual=True)

@@ -1,0 +1,61 @@
+"""Settings of AVL, for who configures it without RLlib."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rllib_envs.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AVLSettings:
+    """How AVL learns."""
+
+    lam: float = 0.998
+    """avl: mix of horizons in the returns, 0 to 1."""
+    beta_per_s: float = 0.03
+    """avl: discount rate. A request stays for some ten seconds, and what it costs others comes in that time."""
+    epochs: int = 2
+    """avl: passes over a sample."""
+    minibatch: int = 2048
+    """avl: decisions in a gradient step."""
+    warmup: int = 5
+    """avl: iterations before the future part learns: impact estimator and critic come first."""
+    clip: float = 0.2
+    """avl: bound on how far the chance of an action may move in an iteration, as a ratio."""
+    kl_stop: float = 0.02
+    """avl: the future part rests until the next sample once the router has moved so far from the one that sampled."""
+    keep: float = 0.95
+    """avl: weight of the past in the served router, per iteration."""
+    generations: int = 44
+    """avl: generations of the search for the price of congestion, one an iteration, after the warm-up; 0: it stays as it is."""
+    population: int = 16
+    """avl: prices tried in a generation, an even number."""
+    search_worlds: int = 18
+    """avl: worlds that each of them is tried in."""
+    search_requests: int = 1000
+    """avl: requests of an episode there."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: a setting is out of range.
+        """
+        for name, low, high in (("lam", 0, 1), ("keep", 0, 1), ("clip", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} = {getattr(self, name)}: must be from {low} to {high}")
+        least = {
+            "epochs": 1,
+            "minibatch": 1,
+            "warmup": 0,
+            "generations": 0,
+            "population": 2,
+            "search_worlds": 1,
+            "search_requests": 1,
+        }
+        for name, low in (least | {"beta_per_s": 0, "kl_stop": 0}).items():
+            if not low <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} = {getattr(self, name)}: must be >= {low}")
+        if self.population % 2:
+            raise InputError(f"population = {self.population}: must be even")

@@ -1,0 +1,91 @@
+"""What a training run consists of, built from its options: worlds, algorithm, validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.rllib.env_groups import Group
+from rllib_envs.scenario import Observation, Scenario
+from rllib_envs.simulation import Simulation
+from tuning.training_algorithms import algorithm_config, network_spec
+from tuning.training_options import Options
+from tuning.training_worlds import WorldOptions
+from tuning.validation import Validator
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+_SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resumed one does not meet the same episodes again
+_VALIDATION = {"seeds": 4, "requests": 1200}
+_TAU = 0.035  # soft deadline of the roll-out: about what impact-greedy does best with, tuned load by load
+
+
+def world_options(options: Options) -> WorldOptions:
+    """What its worlds are made of."""
+    observation = Observation(
+        whatif=options.spec.impact,
+        whatif_tau=_TAU,
+        counterfactual=options.preset != "paper",
+        calibrate=options.calibrate,
+        running_slots=options.running_slots,
+        waiting_slots=options.waiting_slots,
+    )
+    return WorldOptions(
+        scenario=options.scenario,
+        load=options.load,
+        requests=options.requests,
+        fleets=options.fleets,
+        variation=options.variation,
+        observation=observation,
+        reward=options.reward,
+    )
+
+
+@contextmanager
+def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], starts: int) -> Generator[Algorithm]:
+    """The learning algorithm, ready to iterate, in its first state; stopped in the end.
+
+    Args:
+        options: complete.
+        scenario: ``training_worlds.base_world`` of the run.
+        groups: ``training_worlds.training_groups`` of the run.
+        starts: how often the run has been started, this time included.
+    """
+    _compile_kernels(scenario)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    seed = options.seed + (starts - 1) * _SEED_STRIDE
+    algorithm = algorithm_config(options, groups, network_spec(options, scenario), seed=seed).build_algo()
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+def validator_of(options: Options, scenario: Scenario) -> Validator:
+    """Short paired comparisons with the best heuristic, in the run's world."""
+    return Validator(scenario, options.load, **({"seeds": 2, "requests": 20} if options.smoke else _VALIDATION))
+
+
+def about_run(options: Options, scenario: Scenario, starts: int) -> dict[str, Any]:
+    """What the checkpoints of a run say of it."""
+    return {
+        "starts": starts,
+        "algo": options.algo,
+        "seed": options.seed,
+        "observation": asdict(replace(scenario.observation, counterfactual=False)),
+        "scenario": scenario.name,
+        "fingerprint": scenario.fingerprint(),
+    }
+
+
+def _compile_kernels(scenario: Scenario) -> None:
+    """Take one step, so that compiling counts neither as training time nor for each worker process."""
+    simulation = Simulation(scenario, 1)
+    simulation.start(0, 0)
+    simulation.step(np.zeros(1, np.int64))
