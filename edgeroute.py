@@ -21,9 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("tuning.evaluate", "compare routers, heuristic and trained, on the same requests"),
     "tune-heuristics": ("tuning.tune_heuristics", "tune the parameters of the heuristic routers for a scenario"),
     "train": ("tuning.train", "train a router"),
+    "sweep": ("tuning.sweep", "try many settings of a training run with Ray Tune"),
     "export": ("tuning.export", "write the router of a training run as a bundle, for evaluation and serving"),
     "demo": ("tuning.demo", "train a small router and compare it with the heuristics, in a few minutes on a laptop"),
     "capacity": ("tuning.capacity", "measure the load that a scenario's cluster can carry"),
+    "report": ("tuning.report", "write a page on runs: tables, figures, and a minute of traffic explained"),
 }
 """Command -> (module, one-line help)."""
 

@@ -133,6 +133,7 @@ def _row_json(row: Row, experts: list[str]) -> dict[str, Any]:
         "metrics": {name: interval_json(row.metrics[name]) | {"values": row.result.metrics[name]} for name in METRICS},
         "routing_share": dict(zip([*experts, "drop"], shares, strict=True)),
         "latency_per_token_quantiles_s": row.result.latency_quantiles_s,
+        "ttft_quantiles_s": row.result.ttft_quantiles_s,
     }
 
 

@@ -6,20 +6,24 @@ edgeroute evaluate --scenario edge6 --load light moderate heavy --routers best c
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, load_scenario, with_workload
 from tuning.comparison import compare
+from tuning.evaluation_report import write_report
+from tuning.evaluation_tracking import figures_since, track_evaluation
 from tuning.faults import NO_FAULT, describe_fault
 from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
-from tuning.report import write_report
 from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
+from tuning.tracking import TrackOptions, provenance, tracker
 from tuning.tuned import Tuned, read_tuned, shipped_tuned
 from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
@@ -61,6 +65,7 @@ class Options:
     """Tuned parameters of the heuristics, as tune-heuristics writes them. Default: those shipped for the scenario, if any."""
     out: Path = Path("runs/evaluate")
     """Folder for the results: results.json, results.md, figures, and what is needed to go on after an interruption."""
+    track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     jobs: int | None = None
     """Processes; results do not depend on it. Default: one for each core."""
     smoke: bool = False
@@ -83,9 +88,24 @@ def run(options: Options) -> None:
     notes += [*_notes_on_faults(workloads), *_notes_on_tuned(tuned, workloads)]
     matrix = {w.name: [with_tuned(router, tuned.at(w) if tuned else {}) for router in routers] for w in workloads}
     cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
-    results = iter(run_cells(cells, options.out / "cells", options.jobs, "evaluate"))
-    comparisons = [compare(w, matrix[w.name], [next(results) for _ in routers], baseline) for w in workloads]
-    write_report(options.out, scenario, seeds, notes, comparisons, baseline)
+    config = _tracked(options, scenario, workloads)
+    with tracker(options.track, folder=options.out, name=options.out.name, job_type="evaluate", config=config) as track:
+        results = iter(run_cells(cells, options.out / "cells", options.jobs, "evaluate"))
+        comparisons = [compare(w, matrix[w.name], [next(results) for _ in routers], baseline) for w in workloads]
+        began_s = time.time()
+        write_report(options.out, scenario, seeds, notes, comparisons, baseline)
+        track_evaluation(track, comparisons, baseline, figures_since(options.out, began_s))
+
+
+def _tracked(options: Options, scenario: Scenario, workloads: Sequence[Workload]) -> dict[str, Any]:
+    """The configuration of a tracked evaluation."""
+    return {
+        "options": asdict(options),
+        "scenario": yaml.safe_load(scenario.to_yaml()),
+        "fingerprint": scenario.fingerprint(),
+        "workloads": {w.name: {"fingerprint": w.scenario.fingerprint(), "rate_rps": w.rate_rps} for w in workloads},
+        **provenance(),
+    }
 
 
 def _seeds(options: Options) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ import numpy as np
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
-from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares
+from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.progress import Progress
 from tuning.routers import RouterSpec, build_router, content_digest
 from tuning.storage import read_json, write_json
@@ -73,6 +73,7 @@ class CellResult:
     metrics: dict[str, list[float]]  # of METRICS, a value for each seed
     shares: list[list[float]]  # (seeds, N+1): share of the requests sent to each expert, and dropped
     latency_quantiles_s: list[float]  # latency per token of all finished requests, at evenly spaced levels from 0 to 1
+    ttft_quantiles_s: list[float]  # the same of the time to first token
 
 
 @cache
@@ -106,6 +107,7 @@ def run_cell(cell: Cell) -> CellResult:
         metrics={name: [episode[name] for episode in episodes] for name in METRICS},
         shares=[routing_shares(cell.scenario, r) for r in records],
         latency_quantiles_s=latency_quantiles(records),
+        ttft_quantiles_s=ttft_quantiles(records),
     )
 
 

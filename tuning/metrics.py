@@ -15,6 +15,8 @@ from rllib_envs.simulation import Records, Simulation
 
 Values = NDArray[np.floating[Any]]
 
+_LEVELS = 201  # of quantiles
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
@@ -96,10 +98,19 @@ def routing_shares(scenario: Scenario, records: Records) -> list[float]:
     return (np.bincount(records.route, minlength=scenario.n_experts + 1) / records.route.size).tolist()
 
 
-def latency_quantiles(records: Sequence[Records], levels: int = 201) -> list[float]:
+def latency_quantiles(records: Sequence[Records]) -> list[float]:
     """Quantiles of the latency per token, s, of all finished requests, at evenly spaced levels from 0 to 1; [] if none."""
-    latency = np.concatenate([r.latency_per_token_s[r.status == FINISHED] for r in records])
-    return np.quantile(latency, np.linspace(0, 1, levels)).tolist() if latency.size else []
+    return _quantiles([r.latency_per_token_s[r.status == FINISHED] for r in records])
+
+
+def ttft_quantiles(records: Sequence[Records]) -> list[float]:
+    """The same of the time to first token, s."""
+    return _quantiles([r.ttft_s[r.status == FINISHED] for r in records])
+
+
+def _quantiles(samples: Sequence[Values]) -> list[float]:
+    values = np.concatenate(samples)
+    return np.quantile(values, np.linspace(0, 1, _LEVELS)).tolist() if values.size else []
 
 
 def _mean(values: Values) -> float:

@@ -1,84 +1,96 @@
-"""The files of an evaluation: tables in Markdown, everything in JSON, and figures."""
+"""Write a report on training runs, evaluations and sweeps, with figures, and the traffic of a minute.
+
+One page that needs nothing else, report.html, the same as report.md, and the figures as PNG files. Training runs that differ in
+the seed alone are put together. The traffic is that of the first training run named that has a checkpoint with an impact
+estimator, on its scenario, or else of the router that comes with edgeroute, on edge6. Example:
+edgeroute report runs/mine-0 runs/mine-1 runs/comparison --out runs/report
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from rllib_envs.scenario import Scenario
-from tuning.comparison import Comparison, to_json, to_markdown
-from tuning.faults import NO_FAULT
-from tuning.figures import draw_differences, draw_latency, draw_qos_against_load
-from tuning.matrix import code_digest
-from tuning.storage import write_json, write_text
-from tuning.summary import Summary, summaries, summary_json, summary_markdown
+import numpy as np
+import tyro
 
-FORMAT = 1
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import load_scenario, parse_scenario
+from tuning import report_sections as sections
+from tuning.document import Document, Section, to_html, to_markdown
+from tuning.matrix import EVALUATION_SEEDS
+from tuning.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
+from tuning.storage import write_text
+from tuning.traffic import Question, explains_itself, simulate_traffic
+
+_SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
+_SHIPPED_SCENARIO = "edge6"
+_BOOTSTRAP_SEED = 0
 
 
-def write_report(
-    out: Path,
-    scenario: Scenario,
-    seeds: Sequence[int],
-    notes: Sequence[str],
-    comparisons: Sequence[Comparison],
-    baseline: str | None,
-) -> None:
-    """Print the tables, and write results.md, results.json and the figures.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
 
-    Args:
-        out: folder.
-        scenario: what was evaluated.
-        seeds: of the episodes.
-        notes: what a reader must know beside the tables, a paragraph each.
-        comparisons: one for each workload.
-        baseline: name of the router that differences are to; None to choose it.
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Folders of training runs, evaluations and sweeps, in any mixture."""
+    out: Path = Path("runs/report")
+    """Folder for report.html, report.md and the figures."""
+    load: str = "moderate"
+    """Load of the traffic that is shown: light, moderate, heavy, mixed, native, requests/s, or a share of the capacity (70%)."""
+    minute: int = 1
+    """Minute of that traffic to look into, counted from 0; the cluster is empty as it begins."""
+    seed: int = EVALUATION_SEEDS.start
+    """Seed of that traffic, one of those that routers are evaluated on."""
+
+
+def run(options: Options) -> None:
+    """Read the runs, draw, and write the report.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: no run given, or a folder that is none; a load, minute or seed that is not possible; a file that cannot be
+            read or written.
     """
-    title = f"# {scenario.name}: SLO {1e3 * scenario.slo_s_per_token:g} ms per token, seeds {seeds[0]} to {seeds[-1]}"
-    groups = summaries(comparisons, baseline)
-    tables = [*(summary_markdown(summary) for summary, _ in groups), *map(to_markdown, comparisons)]
-    text = "\n\n".join([title, *notes, *tables])
-    print(text)
-    figures = _draw(out, comparisons, groups)
-    write_text(out / "results.md", "\n\n".join([text, *(f"![{name}]({name})" for name in figures)]) + "\n")
-    write_json(
-        out / "results.json",
-        {
-            "format": FORMAT,
-            "code": code_digest(),
-            "scenario": scenario.name,
-            "slo_s_per_token": scenario.slo_s_per_token,
-            "seeds": seeds,
-            "notes": notes,
-            "summaries": [summary_json(summary) for summary, _ in groups],
-            "comparisons": [to_json(comparison) for comparison in comparisons],
-        },
+    if not options.runs:
+        raise InputError("run: none given; allowed are folders of training runs, evaluations and sweeps")
+    runs = [read_run(path) for path in dict.fromkeys(options.runs)]
+    question = _question(options, [run for run in runs if isinstance(run, TrainingRun)])
+    traffic = simulate_traffic(question)
+    document = Document(
+        title="edgeroute report",
+        sections=[
+            sections.overview(runs),
+            sections.reading(),
+            *_results(runs, options.out),
+            *sections.traffic_sections(traffic, options.out),
+        ],
     )
-    print(f"\nWritten: {', '.join(str(out / name) for name in ('results.json', 'results.md', *figures))}")
+    write_text(options.out / "report.md", to_markdown(document))
+    write_text(options.out / "report.html", to_html(document, options.out))
+    print(f"Written: {options.out / 'report.html'}, {options.out / 'report.md'} and its figures")
 
 
-def _draw(out: Path, comparisons: Sequence[Comparison], groups: Sequence[tuple[Summary, list[Comparison]]]) -> list[str]:
-    """Draw what there is to draw; the names of the files. With a fault a workload shows in the differences alone."""
-    figures: list[str] = []
-    for summary, group in groups:
-        if len(summary.rows) > 1:
-            figures.append(f"differences-{_slug(summary.title)}.png")
-            draw_differences(out / figures[-1], summary, group)
-    clean = [c for c in comparisons if c.workload.fault == NO_FAULT]
-    for arrivals in dict.fromkeys(c.workload.arrivals for c in clean):
-        points = [c for c in clean if c.workload.arrivals == arrivals and c.workload.rate_rps is not None]
-        if len(points) >= 2:
-            figures.append(f"qos-{_slug(arrivals)}.png")
-            draw_qos_against_load(out / figures[-1], points)
-    for comparison in clean:
-        figures.append(f"latency-{_slug(comparison.workload.name)}.png")
-        draw_latency(out / figures[-1], comparison)
-    return figures
+def _results(runs: Sequence[Run], out: Path) -> list[Section]:
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    trained = [run for run in runs if isinstance(run, TrainingRun)]
+    evaluations = [run for run in runs if isinstance(run, Evaluation)]
+    sweeps = [run for run in runs if isinstance(run, Sweep)]
+    return [
+        *(sections.evaluation(run, trained, out, i, rng) for i, run in enumerate(evaluations, start=1)),
+        *sections.training(trained, out, rng),
+        *(sections.sweep(run, out, i) for i, run in enumerate(sweeps, start=1)),
+    ]
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.=%]+", "-", name)
+def _question(options: Options, trained: Sequence[TrainingRun]) -> Question:
+    """Whose traffic to show."""
+    for run in trained:
+        bundle = run.bundle
+        if bundle is not None and explains_itself(bundle):
+            router, scenario = f"The router of {run.path}", parse_scenario(run.world, str(run.path))
+            break
+    else:
+        bundle, router, scenario = _SHIPPED_ROUTER, "The router that comes with edgeroute", load_scenario(_SHIPPED_SCENARIO)
+    return Question(bundle=bundle, router=router, scenario=scenario, load=options.load, minute=options.minute, seed=options.seed)

@@ -138,6 +138,19 @@ def build_router(spec: RouterSpec, observation: Observation) -> tuple[Router, Ob
     return partial(HEURISTICS[spec.heuristic], **values), wanted
 
 
+def bundle_of(spec: RouterSpec) -> Path | None:
+    """The folder of a trained router's bundle; None for a heuristic.
+
+    Raises:
+        InputError: no checkpoint there.
+    """
+    if spec.path is None or spec.name.startswith(_BUNDLE):
+        return spec.path
+    from models.rllib.checkpoint import BUNDLE, find_checkpoint  # here: it imports torch
+
+    return find_checkpoint(spec.path) / BUNDLE
+
+
 def content_digest(paths: Sequence[Path]) -> str:
     """Digest of files, and of all files in folders: it changes whenever a byte or a name in a folder does."""
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from tuning.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.training_curve import draw_curve
 from tuning.training_log import LOG, RunLog, read_log
 from tuning.training_loop import Diverged, Limits, Trainer
-from tuning.training_options import Options, complete, defaults, definition, resumed, to_mapping
+from tuning.training_options import Options, complete, defaults, definition, resumed
 from tuning.training_setup import about_run, algorithm_of, validator_of, world_options
 from tuning.training_worlds import base_world, training_groups
 
@@ -99,7 +99,7 @@ def run(options: Options) -> int:
 def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
     """The configuration of a tracked run."""
     return {
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in to_mapping(options).items()},
+        "options": asdict(options),
         "scenario": yaml.safe_load(scenario.to_yaml()),
         "fingerprint": scenario.fingerprint(),
         **provenance(),

@@ -10,13 +10,20 @@ from models.router import RouterSpec
 from rllib_envs.scenario import Scenario
 from tuning.training_options import Options
 
-_LEARNING_RATE = 1e-3  # of avl and ppo
+_LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
     "avl": {"warmup": 1, "generations": 1, "population": 4, "search_worlds": 3, "search_requests": 20},
     "ppo": {"warmup_steps": 50},
     "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
 }
 """What makes every part learn within a tiny run."""
+
+
+def learning_rate(options: Options) -> float | None:
+    """The rate that the options stand for; None where it is one of several that only the algorithm knows."""
+    if options.lr is not None or options.preset == "paper":
+        return options.lr
+    return _LEARNING_RATES[options.algo]
 
 
 def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec:
@@ -42,7 +49,7 @@ def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | P
 
 
 def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:
-    lr = _LEARNING_RATE if options.lr is None else options.lr
+    lr = options.lr or _LEARNING_RATES[options.algo]
     # Imported here, and not above: only the algorithm that is asked for, and none for --help.
     if options.algo == "avl":
         from models.rllib.avl import avl_config

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from rllib_envs.errors import InputError
 from tuning.storage import write_text
+from tuning.tracking import NO_TRACKER, Tracker
 from tuning.validation import Difference
 
 LOG, EVENTS = "metrics.jsonl", "tensorboard"
@@ -29,7 +30,8 @@ class Iteration:
     late_share: float  # of the requests that finished or were dropped
     drop_share: float
     learner: dict[str, float] = field(default_factory=dict[str, float])  # what the learner says of itself
-    validation: dict[str, dict[str, float]] | None = None  # load -> mean and error of the difference to the best heuristic
+    # load -> mean and error of the difference to the best heuristic, and figures of the router (``validation.Difference``)
+    validation: dict[str, dict[str, float]] | None = None
 
 
 def summarise(
@@ -47,7 +49,7 @@ def summarise(
         late_share=float(sampled["late"]) / decided,
         drop_share=float(sampled["dropped"] + sampled["rejected"]) / decided,
         learner=dict(_scalars(result.get("learners", {}).get("default_policy", {}))),
-        validation=None if validation is None else {load: asdict(found) for load, found in validation.items()},
+        validation=None if validation is None else {load: found.to_dict() for load, found in validation.items()},
     )
 
 
@@ -67,13 +69,14 @@ def describe(record: Iteration, steps_per_s: float, left_s: float) -> str:
 
 
 class RunLog:
-    """The records of a run, in ``metrics.jsonl``, with all numbers that RLlib reports in TensorBoard's event file beside it."""
+    """The records of a run: in ``metrics.jsonl``, in TensorBoard's event file with all that RLlib reports, and tracked."""
 
-    def __init__(self, run_dir: Path, records: Sequence[Iteration]) -> None:
+    def __init__(self, run_dir: Path, records: Sequence[Iteration], tracker: Tracker = NO_TRACKER) -> None:
         """Go on after ``records``; what the file held beyond is dropped."""
         from tensorboardX import SummaryWriter  # here: who reads records need not wait for it
 
         self.records = list(records)
+        self._tracker = tracker
         write_text(run_dir / LOG, "".join(to_line(record) for record in records))
         self._file = (run_dir / LOG).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run_dir / EVENTS), purge_step=records[-1].steps + 1 if records else None)
@@ -87,6 +90,7 @@ class RunLog:
 
     def add(self, record: Iteration, result: dict[str, Any]) -> None:
         """Take up an iteration: its record, and what RLlib returned for it."""
+        before = self.records[-1].steps if self.records else 0
         self.records.append(record)
         self._file.write(to_line(record))
         self._file.flush()
@@ -94,6 +98,7 @@ class RunLog:
         for name, value in _scalars({"edgeroute": own, "rllib": {key: result[key] for key in _REPORTED if key in result}}):
             self._events.add_scalar(name, value, record.steps)
         self._events.flush()
+        self._tracker.log(tracked(record, (record.steps - before) / record.seconds), record.steps)
 
 
 def to_line(record: Iteration) -> str:
@@ -120,6 +125,13 @@ def read_log(path: Path, last: int) -> list[Iteration]:
                 break  # the process ended as it wrote this one
             raise InputError(f"{path}:{number}: not the record of an iteration: {error}") from None
     return [record for record in records if record.iteration <= last]
+
+
+def tracked(record: Iteration, steps_per_s: float) -> dict[str, float]:
+    """The numbers of a record as a tracker shows them, in groups."""
+    own = {key: value for key, value in asdict(record).items() if key not in ("steps", "learner", "validation")}
+    train = {**own, "steps_per_s": steps_per_s}
+    return dict(_scalars({"train": train, "learner": record.learner, "validation": record.validation or {}}))
 
 
 def _scalars(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

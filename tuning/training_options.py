@@ -161,8 +161,16 @@ def defaults(arguments: Sequence[str]) -> Options:
     named, _ = parser.parse_known_args(list(arguments))
     if named.config is None:
         return preset(named.preset)
-    data = _read(named.config)
-    return replace(parse_options({"preset": named.preset} | data, str(named.config)), config=named.config)
+    return options_from(named.config, named.preset)
+
+
+def options_from(path: Path, preset_name: str = "ours") -> Options:
+    """The options of a file, where it does not say those of the preset that it names, or else of this one.
+
+    Raises:
+        InputError: the file cannot be read or is not one of options.
+    """
+    return replace(parse_options({"preset": preset_name} | _read(path), str(path)), config=path)
 
 
 def option_names() -> list[str]:

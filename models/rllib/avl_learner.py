@@ -15,6 +15,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_TRAINED
 from torch import Tensor
 
+from models.price import TERMS
 from models.rllib.avl_module import AVLModule
 from models.rllib.columns import Fragment
 from models.rllib.price_search import PriceSearch
@@ -264,12 +265,14 @@ class AVLLearner(TorchLearner):
                 if not math.isfinite(norm.item()):
                     raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
                 optimizer.step()
-                logged = {f"{name}_loss": loss.item() for name, loss in losses.items()}
+                logged = {f"{name}_loss": loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
         advantage = torch.cat([targets.advantage for targets in samples])
         returns = torch.cat([targets.returns for targets in samples])
         entropy = -sum(float((t.log_policy.exp() * t.log_policy).sum()) for t in samples) / total
         if self._searching:
             logged["search_generation"] = float(self.search.generation)
+            for term, mean, spread in zip(TERMS, self.search.mean, self.search.spread, strict=True):
+                logged |= {f"price/{term}": float(mean), f"price_spread/{term}": float(spread)}
         return logged | {
             "kl": kl,
             "entropy": entropy,

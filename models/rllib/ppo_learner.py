@@ -144,7 +144,7 @@ class PPOLearner(TorchLearner):
                     optimizer.step()
                 logged = {
                     f"{name}_loss" if name in ("policy", "value", "usual") else name: x.item() for name, x in losses.items()
-                }
+                } | {"gradient_norm": norm.item()}
         returns = torch.cat([rows["returns"] for rows in samples])
         return logged | {"returns_sd": float(returns.std())}
 

@@ -82,6 +82,8 @@ class SACLearner(TorchLearner):
         norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients_dict.values() if gradient is not None])
         if not math.isfinite(norm.item()):
             raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
+        for logged in self._logged.values():
+            logged["gradient_norm"] = norm
         for param, gradient in gradients_dict.items():
             param.grad = gradient
         for optimizer in self._named_optimizers.values():

@@ -27,6 +27,7 @@ def result(router, qos, finished=1.0, quantiles=(0.01, 0.05, 0.2)):
         metrics=metrics,
         shares=[[1 / 7] * 7] * len(qos),
         latency_quantiles_s=list(quantiles),
+        ttft_quantiles_s=list(quantiles),
     )
 
 
@@ -39,8 +40,8 @@ def comparison(load="light", qos=(0.5, 0.6), **kwargs):
 def drawn(monkeypatch):
     """Axes of the figures that were written, before they were."""
     axes_of = []
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, axes, path: axes_of.append(axes) or save(figure, axes, path))
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, axes, path: axes_of.append(axes) or save(figure, axes, path))
     return axes_of
 
 
@@ -121,4 +122,4 @@ def test_a_trained_router_is_drawn_before_plain_heuristics(tmp_path, drawn):
     routers = [parse_router(text) for text in ("least-work", "quality-greedy", f"checkpoint:{tmp_path}")]
     point = compare(comparison().workload, routers, [result(router, [0.5, 0.1]) for router in routers], None)
     draw_differences(tmp_path / "differences.png", summarise("two", [point, point], None), [point, point])
-    assert [container.get_label() for container in drawn[0].containers] == [figures._label(routers[2].name)]
+    assert [container.get_label() for container in drawn[0].containers] == [figures.short(routers[2].name)]

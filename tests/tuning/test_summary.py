@@ -36,6 +36,7 @@ def comparison(i, baseline=None):
             metrics={name: [0.5] * SEEDS for name in METRICS} | {"qos": qos_of(i, j), "qos_per_gpu_s": [float(j)] * SEEDS},
             shares=[[1 / 7] * 7] * SEEDS,
             latency_quantiles_s=[],
+            ttft_quantiles_s=[],
         )
         for j, router in enumerate(ROUTERS)
     ]

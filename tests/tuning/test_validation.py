@@ -1,11 +1,14 @@
 """The comparison with the best heuristic while training goes on."""
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from models.bundle import load_bundle
 from rllib_envs.scenario import load_scenario
 from tuning.matrix import TUNING_SEEDS, start_simulation
 from tuning.routers import parse_router, with_tuned
@@ -15,6 +18,7 @@ from tuning.validation import Validator
 from tuning.workloads import TraceOptions, make_workloads
 
 EDGE6 = load_scenario("edge6")
+SHIPPED = Path(__file__).resolve().parents[2] / "tuning" / "presets" / "edge6-router"
 OPTIONS = WorldOptions(
     scenario="edge6",
     load="mixed",
@@ -59,6 +63,28 @@ def test_a_router_that_drops_everything_loses_all_that_the_heuristic_earns(valid
         baseline = heuristic(load)
         assert difference.mean == pytest.approx(-baseline.mean(), abs=0.02)  # calibration is not what makes a heuristic good
         assert difference.error == pytest.approx(1.96 * baseline.std(ddof=1) / np.sqrt(2), abs=0.02)
+
+
+def test_a_comparison_says_what_the_router_did(validator):
+    dropped, sent = (validator.compare(Always(action))["heavy"].figures for action in (6, 0))
+    assert (dropped["share/drop"], dropped["drop_rate"], dropped["qos"]) == (1, 1, 0)
+    assert not any(name.startswith("latency") for name in dropped)  # nothing finished
+    assert sent[f"share/{EDGE6.experts[0].name}"] == 1
+    assert sent["violation_rate"] + sent["rejected_rate"] > 0
+    assert not any(name.startswith("impact") for name in sent)  # it tells none
+
+
+def test_the_impact_that_a_router_expects_is_held_against_what_comes_of_it(validator):
+    router = load_bundle(SHIPPED).router
+    before = validator.compare(router)["moderate"].figures
+    with torch.no_grad():
+        biased = copy.deepcopy(router)
+        biased.estimator.register_forward_hook(lambda *arguments: arguments[-1] + 0.5)
+    after = validator.compare(biased)["moderate"].figures  # all experts alike: the same actions, but for drops
+    assert before["impact_rmse"] < 0.3
+    assert before["impact_correlation"] > 0.7
+    assert after["impact_expected"] - after["impact_true"] > before["impact_expected"] - before["impact_true"] + 0.3
+    assert after["impact_rmse"] > before["impact_rmse"] + 0.2
 
 
 def test_a_comparison_can_be_repeated(validator):

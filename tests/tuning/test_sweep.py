@@ -1,0 +1,206 @@
+"""Sweeps as users run them: real trials under Ray Tune, stopped, killed, resumed and read back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import edgeroute
+from rllib_envs.errors import InputError
+from tuning.space import load_space, parse_space
+from tuning.sweep import Options, run
+from tuning.sweep_figures import importances, pareto_front
+from tuning.training_options import options_from
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEP = ["sweep", "--space", "reward-weights", "--num-samples", "8", "--scheduler", "none", "--smoke"]
+
+
+def start(run_dir, *more):
+    """A process of its own, as the leader of a group, so that a kill takes Ray's processes with it."""
+    return subprocess.Popen(
+        [sys.executable, "edgeroute.py", *SWEEP, "--run-dir", str(run_dir), *more],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(run_dir):
+    """Trial -> its records so far."""
+    files = sorted((run_dir / "tune").glob("trial-*/result.json"))
+    return {file.parent.name: [json.loads(line) for line in file.read_text().splitlines() if line] for file in files}
+
+
+def settings_of(run_dir):
+    return {
+        file.parent.name: json.loads(file.read_text()) for file in sorted((run_dir / "tune").glob("trial-*/params.json"))
+    }
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A sweep whose driver was killed once two trials had ended, and then resumed: folder, what it had, output, exit code."""
+    run_dir = tmp_path_factory.mktemp("sweep") / "run"
+    process = start(run_dir)
+    before = {}
+    for _ in range(600):
+        time.sleep(0.2)
+        before = {name: records for name, records in results(run_dir).items() if len(records) == 2} if run_dir.exists() else {}
+        if len(before) >= 2:
+            break
+    time.sleep(4)  # Tune writes its state every three seconds
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    again = start(run_dir, "--resume")
+    output, _ = again.communicate(timeout=300)
+    return run_dir, before, output, again.returncode
+
+
+def test_a_killed_sweep_goes_on_with_finished_trials_kept(killed):
+    run_dir, before, output, code = killed
+    assert code == 0, output
+    after = results(run_dir)
+    assert len(after) == 8
+    assert all([r["training_iteration"] for r in records][-1] == 2 for records in after.values())
+    kept = [name for name, records in before.items() if after[name][: len(records)] == records]
+    assert len(kept) >= 2
+
+
+def test_it_has_the_trials_that_its_seed_stands_for(killed, tmp_path):
+    """Killed or not: the usual settings first, and the rest as another sweep with the seed draws them."""
+    from ray.tune.search import BasicVariantGenerator
+
+    from tuning.sweep import _search, _to_tune
+    from tuning.training_options import Options as TrainOptions
+
+    run_dir = killed[0]
+    space = load_space("reward-weights")
+    generator = _search(replace(Options(), num_samples=8), space, TrainOptions())
+    assert isinstance(generator, BasicVariantGenerator)
+    found = settings_of(run_dir)
+    assert found["trial-00000"] == {path: float(path == "reward.marginal_qos") for path in space.parameters}
+    assert len({json.dumps(one, sort_keys=True) for one in found.values()}) == 8
+    domains = {path: _to_tune(domain, "random") for path, domain in space.parameters.items()}
+    assert all(domains[path].is_valid(value) for one in found.values() for path, value in one.items())
+
+
+def test_what_it_wrote_says_what_happened(killed):
+    run_dir, _, output, _ = killed
+    contents = json.loads((run_dir / "sweep.json").read_text())
+    assert [trial["id"] for trial in contents["trials"]] == [f"trial-{i:05d}" for i in range(8)]
+    assert {trial["status"] for trial in contents["trials"]} == {"finished"}
+    assert {trial["id"]: trial["settings"] for trial in contents["trials"]} == settings_of(run_dir)
+    ranked = [rank["trial"] for rank in contents["ranking"]]
+    assert contents["best"] == ranked[0]
+    assert contents["reference"] == "trial-00000"
+    assert "trial-00000" in ranked
+    assert [rank["qos"]["mean"] for rank in contents["ranking"]] == sorted(
+        (rank["qos"]["mean"] for rank in contents["ranking"]), reverse=True
+    )
+    for name in ("parallel.png", "importance.png", "pareto.png"):
+        if (run_dir / name).exists():
+            assert (run_dir / name).read_bytes().startswith(b"\x89PNG")
+            assert name in (run_dir / "sweep.md").read_text()
+    assert (run_dir / "parallel.png").exists()
+    assert (run_dir / "pareto.png").exists()
+    assert "trial-00007" in output
+
+
+def test_train_accepts_its_best_settings(killed, tmp_path, capsys):
+    run_dir = killed[0]
+    contents = json.loads((run_dir / "sweep.json").read_text())
+    best = next(trial["settings"] for trial in contents["trials"] if trial["id"] == contents["best"])
+    options = options_from(run_dir / "best.yaml")
+    assert options.avl.generations == 0
+    assert {path: getattr(options.reward, path.partition(".")[2]) for path in best} == best
+    assert edgeroute.main(["train", "--config", str(run_dir / "best.yaml"), "--smoke", "--run-dir", str(tmp_path / "run")]) == 0
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["options"]
+    assert kept["reward"] == {path.partition(".")[2]: value for path, value in best.items()}
+
+
+def test_a_folder_with_a_sweep_is_not_begun_anew(killed):
+    with pytest.raises(InputError, match="holds a sweep already"):
+        run(Options(run_dir=killed[0]))
+
+
+def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
+    """A learning rate that makes the loss infinite at once."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("parameters: {lr: {choice: [1.0e+30, 0.001]}}\nbase: {generations: 0}\n")
+    process = subprocess.run(
+        [
+            sys.executable, "edgeroute.py", "sweep", "--space", str(file), "--search", "grid", "--num-samples", "1",
+            "--scheduler", "none", "--smoke", "--run-dir", str(tmp_path / "run"),
+        ],  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 1, process.stdout + process.stderr
+    contents = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    failed = [trial for trial in contents["trials"] if trial["status"] == "failed"]
+    assert [trial["settings"]["lr"] for trial in failed] == [1e30]
+    assert f"trial {failed[0]['id']} failed" in process.stderr
+    assert contents["best"] not in {trial["id"] for trial in failed}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--space", "reward-weigths"], "'reward-weights'"),
+        (["--scheduler", "pbt", "--space", "graph"], "encoder cannot change within a run"),
+        (["--objective", "pareto"], "optuna"),
+        (["--search", "optuna", "--scheduler", "pbt"], "pbt"),
+        (["--num-samples", "0"], "num-samples = 0"),
+        (["--max-concurrent", "0"], "max-concurrent = 0"),
+        (["--resume"], "not the description of a sweep"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(arguments, said, tmp_path, capsys):
+    assert edgeroute.main(["sweep", *arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_than_the_cluster_has_is_refused(tmp_path, capsys):
+    arguments = ["sweep", "--smoke", "--gpus-per-trial", "1", "--run-dir", str(tmp_path / "run")]
+    assert edgeroute.main(arguments) == 2
+    assert "gpus-per-trial = 1" in capsys.readouterr().err
+
+
+def test_the_setting_that_decides_is_found_important():
+    space = parse_space({"parameters": {"lr": {"uniform": [0.1, 0.9]}, "clip": {"uniform": [0, 1]}}}, "two", "two.yaml")
+    rng = np.random.default_rng(0)
+    settings = [{"lr": float(rng.uniform(0.1, 0.9)), "clip": float(rng.uniform())} for _ in range(40)]
+    found = importances(space, settings, [one["lr"] for one in settings])
+    assert found["lr"] > 0.8
+    assert sum(found.values()) == pytest.approx(1)
+    assert importances(space, settings, [0.5] * 40) == {}
+
+
+def test_the_front_holds_what_none_beats():
+    rng = np.random.default_rng(0)
+    cost, value = rng.random(60), rng.random(60)
+    front = pareto_front(cost, value)
+    for i in range(60):
+        beaten = ((cost <= cost[i]) & (value >= value[i]) & ((cost < cost[i]) | (value > value[i]))).any()
+        assert (i in front) == (not beaten)
+    assert (np.diff(cost[front]) > 0).all()
+    assert (np.diff(value[front]) > 0).all()

@@ -1,0 +1,347 @@
+"""Try many settings of a training run with Ray Tune, and find out which are worth keeping.
+
+What is varied is a space: reward-weights, graph, learner, or a file. Trials report QoS on validation episodes after every
+iteration; the best of them are compared again on more episodes, with intervals, and with the usual settings, so that the winner
+is not the luckiest. A sweep that was stopped or killed goes on with --resume. Example:
+edgeroute sweep --space reward-weights --num-samples 8 --run-dir runs/sweep;
+edgeroute train --config runs/sweep/best.yaml --run-dir runs/best
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import tyro
+import yaml
+
+from models.rllib.avl_settings import AVLSettings
+from rllib_envs.errors import InputError
+from tuning.ray_session import ray_session
+from tuning.space import Domain, Space, check_space, default_settings, load_space, parse_space
+from tuning.storage import read_json, write_text
+from tuning.sweep_report import Finding, write_sweep
+from tuning.tracking import TrackOptions
+from tuning.training_options import Options as TrainOptions
+from tuning.training_options import definition, options_from, parse_options
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid, Tuner
+
+_CONFIG, _TUNE = "sweep.yaml", "tune"  # in the run directory: what the sweep is, and Tune's own folder
+_OF_ONE_START = ("run_dir", "address", "resume", "max_concurrent", "track")
+_SMOKE: dict[str, Any] = {"iterations": 2, "grace": 1, "finalists": 2, "final_seeds": 2}
+_LEVELS = 3  # of a range, in a grid
+_ASHA_REDUCTION = 3
+_PBT_PERIODS = 4  # times that a population's settings change
+_GOES_WITH_PBT = {"lr", "temperature", *(f.name for f in fields(AVLSettings))}  # no weight depends on them
+_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    space: str = "reward-weights"
+    """What is varied: reward-weights, graph, learner, or a YAML file (docs/sweeps.md)."""
+    config: Path | None = None
+    """YAML file of train's options, the same for all trials but for what the space says."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """How settings are chosen: at random; every combination, with three levels of each range; or by Optuna's TPE."""
+    objective: Literal["qos", "pareto"] = "qos"
+    """qos: the best QoS; pareto, with optuna: QoS against the GPU time that a request takes."""
+    scheduler: Literal["none", "asha", "pbt"] = "asha"
+    """asha: stop the worse two thirds of the trials again and again; pbt: bad trials go on from good ones with changed settings,
+    for spaces of the learner and of the reward alone; none: all trials run to the end."""
+    num_samples: int = 8
+    """Trials, the usual settings being the first where the space holds them; with grid, repetitions of it."""
+    iterations: int = 20
+    """Iterations of a trial that is not stopped before."""
+    grace: int = 5
+    """asha: iterations that every trial is given."""
+    finalists: int = 5
+    """Trials that are compared again in the end, beside the one with the usual settings."""
+    final_seeds: int = 16
+    """Episodes at each load of that comparison."""
+    cpus_per_trial: int = 1
+    """Cores of a trial; beyond the first, each is for a worker process that steps environments."""
+    gpus_per_trial: float = 0.0
+    """GPUs of a trial."""
+    max_concurrent: int | None = None
+    """Trials at the same time at most. Default: as many as the cluster has room for."""
+    seed: int = 0
+    """Seed of the search; that of training is train's."""
+    run_dir: Path = Path("runs/sweep")
+    """Folder of the sweep."""
+    address: str = "local"
+    """Ray: local starts one for this sweep, auto or a URL attaches to a running cluster."""
+    resume: bool = False
+    """Go on with the sweep in the folder: finished trials are kept, what it is made of is taken from there."""
+    track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
+    smoke: bool = False
+    """A tiny sweep that takes seconds for each trial."""
+
+
+def run(options: Options) -> int:
+    """Run the trials, print a table of them now and then, and write what they came to.
+
+    Returns:
+        0; 1 if a trial failed; 130 when interrupted, the finished trials being kept.
+
+    Raises:
+        InputError: an option or space that is not valid; a run directory that is taken or missing.
+    """
+    options, space, train = _begin(options) if not options.resume else _continue(options)
+    with ray_session(options.address, options.cpus_per_trial - 1):
+        _check_room(options)
+        tuner = _tuner(options, space, train)
+        with _sigterm_as_sigint():
+            grid = tuner.fit()
+    trials = _trials(grid, options)
+    left = [trial for trial in trials if trial.status == "unfinished"]
+    if left or len(trials) < _expected(options, space):
+        print(f"edgeroute: interrupted: {len(trials) - len(left)} trials are kept, --resume goes on", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    write_sweep(options, space, train, trials)
+    failed = [trial for trial in trials if trial.status == "failed"]
+    for trial in failed:
+        print(f"edgeroute: trial {trial.name} failed: {trial.error}; see {trial.folder}/error.txt", file=sys.stderr)
+    return _EXIT_FAILED if failed else 0
+
+
+def _begin(options: Options) -> tuple[Options, Space, TrainOptions]:
+    """Check everything, and lay out a new run directory."""
+    options = replace(options, **_SMOKE) if options.smoke else options
+    if (options.run_dir / _CONFIG).exists():
+        raise InputError(f"{options.run_dir}: holds a sweep already: --resume goes on with it, another --run-dir begins anew")
+    space = load_space(options.space)
+    train = _train_options(options, TrainOptions() if options.config is None else options_from(options.config))
+    _check(options, space)
+    check_space(space, train, f"space {options.space}")
+    contents = {
+        "options": {key: _plain(value) for key, value in asdict(options).items() if key not in _OF_ONE_START},
+        "space": space.to_dict() | {"name": space.name},
+        "train": definition(train),
+    }
+    write_text(options.run_dir / _CONFIG, yaml.safe_dump(contents, sort_keys=False))
+    return options, space, train
+
+
+def _continue(options: Options) -> tuple[Options, Space, TrainOptions]:
+    """What the sweep in the folder is made of."""
+    where = options.run_dir / _CONFIG
+    try:
+        contents: dict[str, Any] = yaml.safe_load(where.read_text(encoding="utf-8"))
+        own, space, train = contents["options"], dict(contents["space"]), contents["train"]
+        name = space.pop("name")
+        known = replace(Options(**own), config=own["config"] and Path(own["config"]))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: not the description of a sweep: {error}") from None
+    options = replace(known, **{key: getattr(options, key) for key in _OF_ONE_START})
+    return options, parse_space(space, name, str(where)), _train_options(options, parse_options(train, str(where)))
+
+
+def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
+    """Train's options with what each trial is given by the sweep."""
+    return replace(
+        base,
+        iterations=options.iterations,
+        num_env_runners=options.cpus_per_trial - 1,
+        validate_every=0,  # a trial validates by itself
+        smoke=options.smoke,
+        track=replace(options.track, wandb_group=options.track.wandb_group or options.run_dir.name),
+    )
+
+
+def _check(options: Options, space: Space) -> None:
+    least = {"num_samples": 1, "iterations": 1, "grace": 1, "finalists": 1, "final_seeds": 2, "cpus_per_trial": 1}
+    for name, low in (least | {"gpus_per_trial": 0, "seed": 0}).items():
+        if getattr(options, name) < low:
+            raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= {low}")
+    if options.max_concurrent is not None and options.max_concurrent < 1:
+        raise InputError(f"max-concurrent = {options.max_concurrent}: must be >= 1")
+    if options.objective == "pareto" and options.search != "optuna":
+        raise InputError(f"objective = pareto: needs search = optuna, not {options.search}")
+    if options.search == "optuna" and options.scheduler == "pbt":
+        raise InputError("scheduler = pbt: changes settings by itself: needs search = random or grid, not optuna")
+    if options.scheduler == "pbt":
+        fixed = [path for path in space.parameters if path.replace("-", "_") not in _GOES_WITH_PBT and "reward." not in path]
+        if fixed:
+            allowed = f"reward.* and {', '.join(sorted(_GOES_WITH_PBT))}"
+            raise InputError(f"scheduler = pbt: {fixed[0]} cannot change within a run; allowed are {allowed}")
+
+
+def _check_room(options: Options) -> None:
+    """Refuse a sweep none of whose trials would ever start."""
+    import ray
+
+    room = ray.cluster_resources()
+    for name, asked in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
+        if asked > room.get(name, 0):
+            raise InputError(f"{name.lower()}s-per-trial = {asked}: the cluster has {room.get(name, 0):g}")
+
+
+def _tuner(options: Options, space: Space, train: TrainOptions) -> Tuner:
+    """A new sweep for Ray Tune, or the one in the folder, as far as its state had been written."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    from tuning.sweep_table import SweepTable
+    from tuning.trial import Trial, TrialPlan
+
+    place = options.run_dir.absolute() / _TUNE
+    trainable: Any = tune.with_parameters(Trial, plan=TrialPlan(options=train, space=space))
+    first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1
+    bundles = [first] + [{"CPU": 1.0} for _ in range(more)]
+    trainable = tune.with_resources(trainable, tune.PlacementGroupFactory(bundles))
+    if options.resume and tune.Tuner.can_restore(str(place)):
+        return tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
+    keep_all = options.scheduler == "pbt"  # a trial may go on from a checkpoint of another that is not its last
+    return tune.Tuner(
+        trainable,
+        param_space={path: _to_tune(domain, options.search) for path, domain in space.parameters.items()},
+        tune_config=tune.TuneConfig(
+            num_samples=options.num_samples,
+            search_alg=_search(options, space, train),
+            scheduler=_scheduler(options, space),
+            max_concurrent_trials=options.max_concurrent if options.search != "random" else None,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=str(place.parent),
+            stop={"training_iteration": options.iterations},
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=None if keep_all else 2
+            ),
+            callbacks=[SweepTable(list(space.parameters), options.iterations)],
+            verbose=0,
+        ),
+    )
+
+
+def _search(options: Options, space: Space, train: TrainOptions) -> Any:
+    usual = default_settings(train, space)
+    first = [] if usual is None else [usual]
+    if options.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        from tuning.trial import GPU_S, QOS
+
+        pareto, searcher = options.objective == "pareto", cast(Any, OptunaSearch)  # a decorator hides its arguments
+        return searcher(
+            metric=[QOS, GPU_S] if pareto else QOS,
+            mode=["max", "min"] if pareto else "max",
+            seed=options.seed,
+            points_to_evaluate=first or None,
+        )
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(
+        random_state=options.seed,
+        points_to_evaluate=first if options.search == "random" else None,
+        max_concurrent=options.max_concurrent or 0,
+    )
+
+
+def _scheduler(options: Options, space: Space) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+
+    from tuning.trial import QOS
+
+    if options.scheduler == "asha":
+        grace = min(options.grace, options.iterations)
+        return ASHAScheduler(
+            metric=QOS, mode="max", max_t=options.iterations, grace_period=grace, reduction_factor=_ASHA_REDUCTION
+        )
+    if options.scheduler == "pbt":
+        mutations = {path: _to_tune(domain, "random") for path, domain in space.parameters.items()}
+        interval = max(options.iterations // (_PBT_PERIODS + 1), 1)
+        return PopulationBasedTraining(
+            metric=QOS, mode="max", perturbation_interval=interval, hyperparam_mutations=mutations, synch=False
+        )
+    return FIFOScheduler()
+
+
+def _to_tune(domain: Domain, search: str) -> Any:
+    from ray import tune
+
+    if search == "grid":
+        return tune.grid_search(domain.spread(_LEVELS))
+    if domain.kind == "choice":
+        return tune.choice(list(domain.values))
+    low, high = domain.values
+    if domain.kind == "integer":
+        return tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if domain.kind == "log_uniform" else tune.uniform(low, high)
+
+
+def _expected(options: Options, space: Space) -> int:
+    """How many trials the sweep has when it is complete."""
+    count = options.num_samples
+    if options.search == "grid":
+        for domain in space.parameters.values():
+            count *= len(domain.spread(_LEVELS))
+    return count
+
+
+def _trials(grid: ResultGrid, options: Options) -> list[Finding]:
+    """What became of the trials, in the order in which they were begun."""
+    from ray.air.constants import EXPR_PARAM_FILE
+
+    found: list[Finding] = []
+    for result in grid:
+        metrics: dict[str, Any] = result.metrics or {}
+        iterations = int(metrics.get("training_iteration", 0))
+        if result.error is not None:
+            status = "failed"
+        elif not metrics.get("done"):
+            status = "unfinished"
+        else:
+            status = "finished" if iterations >= options.iterations else "stopped"
+        error = str(result.error).strip().splitlines() if result.error is not None else []
+        found.append(
+            Finding(
+                name=Path(result.path).name,
+                folder=Path(result.path),
+                settings=read_json(Path(result.path) / EXPR_PARAM_FILE),
+                status=status,
+                iterations=iterations,
+                metrics=metrics,
+                checkpoint=None if result.checkpoint is None else Path(result.checkpoint.path),
+                error=error[-1] if error else None,
+            )
+        )
+    return sorted(found, key=lambda trial: trial.name)
+
+
+def _trial_name(trial: Any) -> str:
+    """Its number, by which it is called everywhere."""
+    return f"trial-{trial.trial_id.rpartition('_')[2]}"
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def _sigterm_as_sigint() -> Generator[None]:
+    """Tune saves its state on SIGINT alone."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)

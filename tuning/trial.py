@@ -1,0 +1,115 @@
+"""One trial of a sweep: a training run whose iterations Ray Tune asks for, in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from models.rllib.checkpoint import find_checkpoint, read_checkpoint, restore_checkpoint, router_of, save_checkpoint
+from tuning.space import Settings, Space, experiment
+from tuning.storage import write_text
+from tuning.tracking import provenance, tracker
+from tuning.training_log import summarise, tracked
+from tuning.training_options import Options, complete, to_mapping
+from tuning.training_setup import about_run, algorithm_of, validator_of, world_options
+from tuning.training_worlds import base_world, training_groups
+
+QOS, LATE, GPU_S, STEPS, SECONDS = "qos", "late_share", "gpu_s_per_request", "steps", "seconds"
+"""What a trial reports each iteration. Figures are means over the loads of the validation episodes."""
+
+SCENARIO = "scenario.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialPlan:
+    """What all trials of a sweep have in common."""
+
+    options: Options
+    space: Space
+
+
+class Trial(tune.Trainable):
+    """Trains with the settings that Tune gives as ``config``; a step is an iteration, followed by validation."""
+
+    def setup(self, config: Settings, plan: TrialPlan | None = None) -> None:
+        """Build everything that the settings ask for."""
+        assert plan is not None
+        self._plan, self._stack = plan, ExitStack()
+        torch.set_num_threads(1)
+        folder = Path(str(self.logdir))
+        options = complete(written_experiment(plan, config, folder))
+        scenario = base_world(world_options(options))
+        self._algorithm = self._stack.enter_context(
+            algorithm_of(options, scenario, training_groups(scenario, world_options(options), options.envs_per_runner), 1)
+        )
+        self._validator, self._about = validator_of(options, scenario), about_run(options, scenario, 1)
+        self._iterations, self._elapsed_s = 0, 0.0
+        self._track = self._stack.enter_context(
+            tracker(
+                options.track,
+                folder=folder,
+                name=self.trial_name or "trial",
+                job_type="trial",
+                config={"settings": config, "options": to_mapping(options), **self._about, **provenance()},
+                resume=True,
+            )
+        )
+
+    def reset_config(self, new_config: Settings) -> bool:
+        """Begin another trial in this process: importing torch and RLlib takes longer than a short trial."""
+        self.cleanup()
+        self.setup(new_config)  # Tune adds the plan
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One iteration."""
+        before_s = time.monotonic()
+        result: dict[str, Any] = self._algorithm.train()
+        found = self._validator.compare(router_of(self._algorithm))
+        seconds = time.monotonic() - before_s
+        self._iterations += 1
+        self._elapsed_s += seconds
+        record = summarise(result, self._iterations, self._elapsed_s, seconds, found)
+        self._track.log(tracked(record, record.steps / self._elapsed_s), record.steps)
+        figures = {name: _mean([one.figures.get(key, math.nan) for one in found.values()]) for name, key in _FIGURES.items()}
+        return {**figures, STEPS: record.steps, SECONDS: self._elapsed_s}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write what training goes on from, with the router in it."""
+        about = {**self._about, "elapsed_s": self._elapsed_s}
+        steps = int(self._algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"), default=0))
+        save_checkpoint(Path(checkpoint_dir), self._algorithm, {"iteration": self._iterations, "steps": steps, **about})
+
+    def load_checkpoint(self, checkpoint: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (a folder, as it was saved)
+        """Go on from there."""
+        folder = find_checkpoint(Path(checkpoint))
+        about = read_checkpoint(folder)
+        restore_checkpoint(folder, self._algorithm)
+        self._iterations, self._elapsed_s = about["iteration"], about["elapsed_s"]
+
+    def cleanup(self) -> None:
+        """Stop the algorithm and what else was started."""
+        self._stack.close()
+
+
+_FIGURES = {QOS: "qos", LATE: "violation_rate", GPU_S: "gpu_s_per_request"}
+
+
+def written_experiment(plan: TrialPlan, settings: Settings, folder: Path) -> Options:
+    """The options of train for a trial; a scenario that the settings reach into is written to the folder and named by them."""
+    options, scenario = experiment(plan.options, plan.space, settings)
+    if not any(path.startswith("scenario.") for path in (*plan.space.base, *settings)):
+        return options
+    write_text(folder / SCENARIO, scenario.to_yaml())
+    return replace(options, scenario=str((folder / SCENARIO).absolute()))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
