@@ -2,17 +2,17 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench lint clean
+.PHONY: help venv demo test bench results lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo test bench: export OMP_NUM_THREADS := 1
+demo test bench results: export OMP_NUM_THREADS := 1
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (PYTHON=/path/to/python3.11 to choose)
 
@@ -40,6 +40,9 @@ test: .venv/.installed ## run the tests
 
 bench: .venv/.installed ## measure what we claim about speed
 	$(BIN)/python -m benchmarks
+
+results: .venv/.installed ## run anew what docs/results.md shows, for hours; stopped, it goes on where it was (ARGS=--smoke: minutes)
+	$(BIN)/python -m benchmarks.results $(ARGS)
 
 lint: .venv/.installed ## check style, formatting, types and the import direction
 	$(BIN)/ruff check .

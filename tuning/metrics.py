@@ -98,19 +98,19 @@ def routing_shares(scenario: Scenario, records: Records) -> list[float]:
     return (np.bincount(records.route, minlength=scenario.n_experts + 1) / records.route.size).tolist()
 
 
-def latency_quantiles(records: Sequence[Records]) -> list[float]:
+def latency_quantiles(records: Sequence[Records], levels: int = _LEVELS) -> list[float]:
     """Quantiles of the latency per token, s, of all finished requests, at evenly spaced levels from 0 to 1; [] if none."""
-    return _quantiles([r.latency_per_token_s[r.status == FINISHED] for r in records])
+    return _quantiles([r.latency_per_token_s[r.status == FINISHED] for r in records], levels)
 
 
-def ttft_quantiles(records: Sequence[Records]) -> list[float]:
+def ttft_quantiles(records: Sequence[Records], levels: int = _LEVELS) -> list[float]:
     """The same of the time to first token, s."""
-    return _quantiles([r.ttft_s[r.status == FINISHED] for r in records])
+    return _quantiles([r.ttft_s[r.status == FINISHED] for r in records], levels)
 
 
-def _quantiles(samples: Sequence[Values]) -> list[float]:
+def _quantiles(samples: Sequence[Values], levels: int) -> list[float]:
     values = np.concatenate(samples)
-    return np.quantile(values, np.linspace(0, 1, _LEVELS)).tolist() if values.size else []
+    return np.quantile(values, np.linspace(0, 1, levels)).tolist() if values.size else []
 
 
 def _mean(values: Values) -> float:

@@ -412,10 +412,10 @@ def traffic_sections(traffic: Traffic, out: Path) -> list[Section]:
     )
     calibration = (
         "Left: what the impact estimator expected an action to add to the QoS of all requests present, against what it would "
-        "add with the true lengths and scores if nobody else arrived; means of groups of equal size. Those chosen lie lower than "
-        "all, since who takes the best of several estimates takes the most hopeful ones. Right: of the requests that were sent, "
-        "the share in time by the predicted chance of it; those who come later may make a request late that would have been in "
-        "time. Decisions of one episode are not independent, so the intervals are somewhat too narrow."
+        "add with the true lengths and scores if nobody else arrived; means of groups of equal size. Where those chosen lie "
+        "lower than all, it is because who takes the best of several estimates takes the most hopeful ones. Right: of the "
+        "requests that were sent, the share in time by the predicted chance of it; those who come later may make a request late "
+        "that would have been in time. Decisions of one episode are not independent: the intervals are somewhat too narrow."
     )
     return [
         Section(

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rllib_envs.scenario import Catalogue, load_scenario, with_workload
+from rllib_envs.sim.state import FINISHED
 from tuning.matrix import Cell, run_cell, start_simulation
-from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares
+from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.routers import parse_router
 from tuning.simulate import Options, request_table, run
 
@@ -75,8 +76,9 @@ def test_quantiles_pool_all_finished_requests(simulation):
     records = [simulation.records(cluster) for cluster in range(len(SEEDS))]
     latency = np.concatenate([r.latency_per_token_s for r in records])
     latency = latency[~np.isnan(latency)]
-    quantiles = latency_quantiles(records, 5)
-    assert quantiles == pytest.approx([latency.min(), *np.quantile(latency, [0.25, 0.5, 0.75]), latency.max()])
+    ttft = np.concatenate([r.ttft_s[r.status == FINISHED] for r in records])
+    for values, quantiles in ((latency, latency_quantiles(records, 5)), (ttft, ttft_quantiles(records, 5))):
+        assert quantiles == pytest.approx([values.min(), *np.quantile(values, [0.25, 0.5, 0.75]), values.max()])
 
 
 def test_where_nothing_finishes_latencies_are_unknown():
@@ -88,6 +90,7 @@ def test_where_nothing_finishes_latencies_are_unknown():
     assert np.isnan(result.metrics["ttft_p50_s"]).all()
     assert np.isnan(result.metrics["qos_per_gpu_s"]).all()
     assert result.latency_quantiles_s == []
+    assert result.ttft_quantiles_s == []
 
 
 def test_simulate_writes_figures_that_its_table_confirms(tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_settings_reach_options_reward_and_scenario():
     ],
 )
 def test_what_is_no_space_is_refused_with_what_is_allowed(contents, said):
-    with pytest.raises(InputError, match="mine.yaml") as error:
+    with pytest.raises(InputError, match=r"mine\.yaml") as error:
         parse_space(contents, "mine", "mine.yaml")
     assert said in str(error.value)
 

@@ -44,9 +44,7 @@ def results(run_dir):
 
 
 def settings_of(run_dir):
-    return {
-        file.parent.name: json.loads(file.read_text()) for file in sorted((run_dir / "tune").glob("trial-*/params.json"))
-    }
+    return {file.parent.name: json.loads(file.read_text()) for file in sorted((run_dir / "tune").glob("trial-*/params.json"))}
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +140,21 @@ def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
     file.write_text("parameters: {lr: {choice: [1.0e+30, 0.001]}}\nbase: {generations: 0}\n")
     process = subprocess.run(
         [
-            sys.executable, "edgeroute.py", "sweep", "--space", str(file), "--search", "grid", "--num-samples", "1",
-            "--scheduler", "none", "--smoke", "--run-dir", str(tmp_path / "run"),
-        ],  # fmt: skip
+            sys.executable,
+            "edgeroute.py",
+            "sweep",
+            "--space",
+            str(file),
+            "--search",
+            "grid",
+            "--num-samples",
+            "1",
+            "--scheduler",
+            "none",
+            "--smoke",
+            "--run-dir",
+            str(tmp_path / "run"),
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

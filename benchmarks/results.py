@@ -1,0 +1,205 @@
+"""Everything that docs/results.md shows, run anew: training, export, tuning of the heuristics, comparisons, tables.
+
+``make results`` runs ``python -m benchmarks.results``: several hours on two cores. It can be stopped at any time and goes on
+where it was: finished training runs, and cells of the comparisons, are kept in ``--out``. The tables in docs/results.md stand
+between marks, and only they are replaced; what the text says about them is for a human to check. ``--smoke`` runs all steps in a
+tiny form and leaves the document alone. Pictures and all else are in ``--out``; ``edgeroute report`` makes a page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results_table import qos_of, table
+from tuning.statistics import paired_difference
+from tuning.storage import write_text
+from tuning.tables import markdown_table
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "results.md"
+TRAINED = {
+    "seed-0": ["--seed", "0"],
+    "seed-1": ["--seed", "1"],
+    "seed-2": ["--seed", "2"],
+    "agg-0": ["--seed", "0", "--encoder", "aggregates"],
+}
+COLUMNS = {"seed 0 (shipped)": "seed-0", "seed 1": "seed-1", "seed 2": "seed-2", "aggregates, seed 0": "agg-0"}
+FLEETS = {"edge3": 16, "edge10": 16, "edge32": 8}  # other clusters, and episodes there
+ABLATIONS = {
+    "no price": "without-price",
+    "price before training": "with-the-price-before-training",
+    "no correction": "without-correction",
+    "no calibration": "without-calibration",
+    "no drop": "without-drop",
+    "no graph": "without-graph",
+    "no learned change of the price": "without-future-network",
+}
+
+
+class Results:
+    """The steps, each of which leaves its files in ``out``."""
+
+    def __init__(self, out: Path, smoke: bool, jobs: int | None) -> None:
+        self.out, self.smoke = out.absolute(), smoke
+        self.evaluate_options = ["--smoke"] if smoke else []
+        self.evaluate_options += [] if jobs is None else ["--jobs", str(jobs)]
+        self.routers = [f"bundle:{self.bundle(name)}" for name in TRAINED]
+
+    def bundle(self, name: str) -> Path:
+        return self.out / "bundles" / name
+
+    def edgeroute(self, *arguments: str | Path) -> None:
+        """Run a command; SystemExit with its code where it fails, so that the next start goes on from there."""
+        print("+ edgeroute", *arguments, flush=True)
+        code = subprocess.run(
+            [sys.executable, str(ROOT / "edgeroute.py"), *map(str, arguments)], cwd=ROOT, check=False
+        ).returncode
+        if code:
+            raise SystemExit(code)
+
+    def train(self) -> None:
+        for name, options in TRAINED.items():
+            run_dir = self.out / "runs" / name
+            if self.bundle(name).exists():
+                continue
+            begun = ["--resume"] if (run_dir / "checkpoints").exists() else options
+            self.edgeroute("train", *begun, "--run-dir", run_dir, *(["--smoke"] if self.smoke else []))
+            self.edgeroute("export", run_dir, "--out", self.bundle(name))
+
+    def ablate(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.ablation",
+            str(self.bundle("seed-0")),
+            str(self.out / "bundles" / "ablations"),
+        ]
+        if not (self.out / "bundles" / "ablations").exists():
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+    def evaluate(self, name: str, *arguments: str | Path, routers: Sequence[str]) -> None:
+        self.edgeroute("evaluate", *arguments, "--routers", *routers, *self.evaluate_options, "--out", self.out / name)
+
+    def compare(self) -> None:
+        heuristics = ["least-work", "quality-greedy", "impact-greedy", "myopic-impact-greedy"]
+        others = ["mmpp", "azure-conversation", "azure-code"]
+        ablations = [f"bundle:{self.out / 'bundles' / 'ablations' / name}" for name in ABLATIONS.values()]
+        shipped, short = self.routers[0], ["--requests", "1000"]
+        self.evaluate("loads", "--load", "light", "moderate", "heavy", routers=[*heuristics, *self.routers])
+        self.evaluate("arrivals", "--load", "moderate", "--arrivals", *others, routers=[*heuristics[1:], *self.routers])
+        faults = ["--load", "moderate", "heavy", "--faults", "all", *short]
+        self.evaluate("faults", *faults, routers=["calibrated-impact-greedy", *self.routers])
+        for fleet, seeds in FLEETS.items():
+            tuned = self.out / f"tuned-{fleet}"
+            small = ["--seeds", "2", "--requests", "20"] if self.smoke else ["--seeds", "5", "--requests", "1000"]
+            world = ["--scenario", fleet, "--load", "moderate", "heavy"]
+            if not (tuned / "tuned.json").exists():
+                self.edgeroute("tune-heuristics", *world, *small, "--out", tuned)
+            options = [*world, *short, "--seeds", str(seeds), "--tuned", tuned / "tuned.json"]
+            self.evaluate(fleet, *options, routers=["impact-greedy", *self.routers[:3]])
+        self.evaluate("parts", "--load", "moderate", "heavy", *short, routers=[shipped, *ablations])
+        faulty = ["--load", "heavy", "--faults", "all", *short, "--seeds", "10"]
+        self.evaluate("parts-faults", *faulty, routers=[shipped, *ablations])
+        truth = ["impact-greedy", "impact-greedy-true", "myopic-impact-greedy"]
+        self.evaluate("truth", "--load", "light", "moderate", "heavy", routers=[*truth, shipped])
+
+    def comparisons(self, *names: str) -> list[dict[str, Any]]:
+        return [c for name in names for c in json.loads((self.out / name / "results.json").read_text())["comparisons"]]
+
+    def tables(self) -> dict[str, str]:
+        """Name of a table in the document -> the table."""
+        columns = {title: f"bundle:{self.bundle(name)}" for title, name in COLUMNS.items()}
+        seeds = {title: router for title, router in columns.items() if title.startswith("seed")}
+        loads, clean, faults = self.comparisons("loads"), self.comparisons("loads", "arrivals"), self.comparisons("faults")
+        for comparison in faults:
+            comparison["workload"] = comparison["workload"].replace("poisson at ", "")
+        fleets = [{**c, "workload": f"{fleet}, {c['workload']}"} for fleet in FLEETS for c in self.comparisons(fleet)]
+        aggregates, graph = columns["aggregates, seed 0"], {"graph encoder, seed 0": columns["seed 0 (shipped)"]}
+        named = {aggregates: "aggregates"}
+        truth = {"seed 0": self.routers[0], "impact-greedy-true": "impact-greedy-true", "myopic": "myopic-impact-greedy"}
+        return {
+            "priced": table(clean, "impact-greedy", columns, False),
+            "myopic": table(clean, "myopic-impact-greedy", columns, False),
+            "plain": table(loads, "plain", seeds, True),
+            "gpu": self.gpu_table(loads, seeds),
+            "faults": table(faults, "calibrated-impact-greedy", columns, False),
+            "graph": renamed(table(clean, aggregates, graph, False), named),
+            "graph-faults": renamed(table(faults, aggregates, graph, False), named),
+            "parts": self.parts_table(),
+            "fleets": table(fleets, "impact-greedy", seeds, False),
+            "truth": table(self.comparisons("truth"), "impact-greedy", truth, False),
+        }
+
+    def gpu_table(self, comparisons: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+        def mean(comparison: dict[str, Any], router: str) -> str:
+            found = next(row for row in comparison["routers"] if row["router"] == router)
+            return f"{np.mean(found['metrics']['qos_per_gpu_s']['values']):.3f}"
+
+        rows = [
+            [c["workload"], c["plain"], mean(c, c["plain"]), mean(c, "impact-greedy"), *(mean(c, r) for r in columns.values())]
+            for c in comparisons
+        ]
+        return markdown_table(["QoS per busy GPU-second", "heuristic", "its", "impact-greedy", *columns], rows, names=2)
+
+    def parts_table(self) -> str:
+        whole, clean, faults = self.routers[0], self.comparisons("parts"), self.comparisons("parts-faults")
+        base = np.array([qos_of(c, whole) for c in faults])
+        rows: list[list[str]] = []
+        for title, name in ABLATIONS.items():
+            router = f"bundle:{self.out / 'bundles' / 'ablations' / name}"
+            found = [paired_difference(qos_of(c, router) or [], qos_of(c, whole) or []) for c in clean]
+            less = np.array([qos_of(c, router) for c in faults])
+            found.append(paired_difference(less.mean(axis=0).tolist(), base.mean(axis=0).tolist()))
+            worst = int((less - base).mean(axis=1).argmin())
+            shown = [f"{one.mean:+.4f} ± {one.half_width:.4f}" for one in found]
+            rows.append([title, *shown, f"{(less - base).mean(axis=1)[worst]:+.4f} ({faults[worst]['fault']})"])
+        return markdown_table(["switched off", "moderate", "heavy", "heavy with each fault, mean", "worst fault"], rows)
+
+
+def renamed(text: str, names: dict[str, str]) -> str:
+    for long, short in names.items():
+        text = text.replace(long, short)
+    return text
+
+
+def put_tables(document: str, tables: dict[str, str]) -> str:
+    """The document with what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` replaced.
+
+    Raises:
+        SystemExit: the document has no place for a table.
+    """
+    for name, text in tables.items():
+        pattern = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if not pattern.search(document):
+            raise SystemExit(f"docs/results.md has no place for table {name}: <!-- table {name} --> ... <!-- end -->")
+        document = pattern.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", document, count=1)
+    return document
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder for all that is run")
+    parser.add_argument("--jobs", type=int, help="processes of the comparisons; default: one a core")
+    parser.add_argument("--smoke", action="store_true", help="a tiny form of everything, in minutes; docs/results.md stays")
+    given = parser.parse_args()
+    results = Results(given.out, given.smoke, given.jobs)
+    results.train()
+    results.ablate()
+    results.compare()
+    document = put_tables(DOCUMENT.read_text(encoding="utf-8"), results.tables())
+    target = given.out / "results.md" if given.smoke else DOCUMENT
+    write_text(target, document)
+    print(f"Written: {target}")
+
+
+if __name__ == "__main__":
+    main()
