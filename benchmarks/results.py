@@ -124,7 +124,6 @@ class Results:
             comparison["workload"] = comparison["workload"].replace("poisson at ", "")
         fleets = [{**c, "workload": f"{fleet}, {c['workload']}"} for fleet in FLEETS for c in self.comparisons(fleet)]
         aggregates, graph = columns["aggregates, seed 0"], {"graph encoder, seed 0": columns["seed 0 (shipped)"]}
-        named = {aggregates: "aggregates"}
         truth = {"seed 0": self.routers[0], "impact-greedy-true": "impact-greedy-true", "myopic": "myopic-impact-greedy"}
         return {
             "priced": table(clean, "impact-greedy", columns, False),
@@ -132,8 +131,8 @@ class Results:
             "plain": table(loads, "plain", seeds, True),
             "gpu": self.gpu_table(loads, seeds),
             "faults": table(faults, "calibrated-impact-greedy", columns, False),
-            "graph": renamed(table(clean, aggregates, graph, False), named),
-            "graph-faults": renamed(table(faults, aggregates, graph, False), named),
+            "graph": table(called(clean, aggregates, "aggregates"), "aggregates", graph, False),
+            "graph-faults": table(called(faults, aggregates, "aggregates"), "aggregates", graph, False),
             "parts": self.parts_table(),
             "fleets": table(fleets, "impact-greedy", seeds, False),
             "truth": table(self.comparisons("truth"), "impact-greedy", truth, False),
@@ -165,10 +164,12 @@ class Results:
         return markdown_table(["switched off", "moderate", "heavy", "heavy with each fault, mean", "worst fault"], rows)
 
 
-def renamed(text: str, names: dict[str, str]) -> str:
-    for long, short in names.items():
-        text = text.replace(long, short)
-    return text
+def called(comparisons: Sequence[dict[str, Any]], router: str, name: str) -> list[dict[str, Any]]:
+    """The comparisons with a router under another name."""
+    return [
+        {**c, "routers": [{**row, "router": name} if row["router"] == router else row for row in c["routers"]]}
+        for c in comparisons
+    ]
 
 
 def put_tables(document: str, tables: dict[str, str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
@@ -46,7 +45,7 @@ def draw_parallel(path: Path, space: Space, settings: Sequence[Settings], qos: S
     axes.add_collection(LineCollection(lines, cmap="viridis", norm=norm, array=np.array(qos)[order], linewidths=1.4, alpha=0.8))
     if best is not None:
         axes.plot(places, heights[best], color="black", linewidth=2.2, label="best after comparison")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False, fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
     for place, domain in enumerate(space.parameters.values()):
         axes.axvline(place, color=GREY, linewidth=0.8)
         for height, text in _ticks(domain):
@@ -61,7 +60,6 @@ def draw_parallel(path: Path, space: Space, settings: Sequence[Settings], qos: S
     axes.set_ylim(-0.06, 1.06)
     axes.spines["left"].set_visible(False)
     axes.set_title(f"{space.name}: {len(settings)} trials", loc="left")
-    figure.colorbar(ScalarMappable(norm=norm, cmap="viridis"), ax=axes, label="QoS, validation", shrink=0.8)
     write_figure(figure, path)
     return True
 

@@ -124,7 +124,7 @@ def _rank(
         requests = _SMOKE_REQUESTS if options.smoke else _REQUESTS
         workloads = validation_workloads(load_scenario(own.scenario), own.load, requests)
         cells += [Cell(router=router, scenario=workload.scenario, seeds=seeds) for workload in workloads]
-    results = run_cells(cells, options.run_dir / "cells", None, "ranking")
+    results = run_cells(cells, options.run_dir / "cells", 1 if options.smoke else None, "ranking")
     each = len(cells) // max(len(chosen), 1)  # workloads
     of_trial = [results[i * each : (i + 1) * each] for i in range(len(chosen))]
     values: list[list[float]] = [np.mean([r.metrics["qos"] for r in own], axis=0).tolist() for own in of_trial]
