@@ -197,7 +197,7 @@ def _tuner(options: Options, space: Space, train: TrainOptions) -> Tuner:
     from tuning.trial import Trial, TrialPlan
 
     place = options.run_dir.absolute() / _TUNE
-    trainable: Any = tune.with_parameters(Trial, plan=TrialPlan(options=train, space=space))
+    trainable: Any = tune.with_parameters(Trial, plan=TrialPlan(options=train, space=space, folder=place))
     first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1
     bundles = [first] + [{"CPU": 1.0} for _ in range(more)]
     trainable = tune.with_resources(trainable, tune.PlacementGroupFactory(bundles))
@@ -300,6 +300,7 @@ def _trials(grid: ResultGrid, options: Options) -> list[Finding]:
 
     found: list[Finding] = []
     for result in grid:
+        described = Path(result.path) / EXPR_PARAM_FILE  # absent where a trial has not been begun
         metrics: dict[str, Any] = result.metrics or {}
         iterations = int(metrics.get("training_iteration", 0))
         if result.error is not None:
@@ -313,7 +314,7 @@ def _trials(grid: ResultGrid, options: Options) -> list[Finding]:
             Finding(
                 name=Path(result.path).name,
                 folder=Path(result.path),
-                settings=read_json(Path(result.path) / EXPR_PARAM_FILE),
+                settings=read_json(described) if described.exists() else {},
                 status=status,
                 iterations=iterations,
                 metrics=metrics,
@@ -325,8 +326,8 @@ def _trials(grid: ResultGrid, options: Options) -> list[Finding]:
 
 
 def _trial_name(trial: Any) -> str:
-    """Its number, by which it is called everywhere."""
-    return f"trial-{trial.trial_id.rpartition('_')[2]}"
+    """Its number, by which it is called everywhere; the searchers begin their tags with it."""
+    return f"trial-{int(trial.experiment_tag.partition('_')[0]):05d}"
 
 
 def _plain(value: Any) -> Any:

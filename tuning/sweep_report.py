@@ -97,7 +97,7 @@ def write_sweep(options: Options, space: Space, train: TrainOptions, trials: Seq
     }
     written = ["sweep.json", "sweep.md", *figures]
     if best is not None:
-        plan = TrialPlan(options=train, space=space)
+        plan = TrialPlan(options=train, space=space, folder=out)
         chosen = replace(written_experiment(plan, best.settings, out), smoke=False)
         write_text(out / "best.yaml", yaml.safe_dump(definition(chosen), sort_keys=False))
         written.append("best.yaml")
@@ -120,7 +120,7 @@ def _rank(
     for trial in chosen:
         assert trial.checkpoint is not None
         router = parse_router(f"bundle:{find_checkpoint(trial.checkpoint) / BUNDLE}")
-        own = written_experiment(TrialPlan(options=train, space=space), trial.settings, trial.folder)
+        own = written_experiment(TrialPlan(options=train, space=space, folder=options.run_dir), trial.settings, trial.folder)
         requests = _SMOKE_REQUESTS if options.smoke else _REQUESTS
         workloads = validation_workloads(load_scenario(own.scenario), own.load, requests)
         cells += [Cell(router=router, scenario=workload.scenario, seeds=seeds) for workload in workloads]

@@ -15,7 +15,7 @@ from ray import tune
 from models.rllib.checkpoint import find_checkpoint, read_checkpoint, restore_checkpoint, router_of, save_checkpoint
 from tuning.space import Settings, Space, experiment
 from tuning.storage import write_text
-from tuning.tracking import provenance, tracker
+from tuning.tracking import Tracker, provenance, tracker
 from tuning.training_log import summarise, tracked
 from tuning.training_options import Options, complete, to_mapping
 from tuning.training_setup import about_run, algorithm_of, validator_of, world_options
@@ -33,6 +33,7 @@ class TrialPlan:
 
     options: Options
     space: Space
+    folder: Path  # each trial has its own in it, by its name
 
 
 class Trial(tune.Trainable):
@@ -43,7 +44,7 @@ class Trial(tune.Trainable):
         assert plan is not None
         self._plan, self._stack = plan, ExitStack()
         torch.set_num_threads(1)
-        folder = Path(str(self.logdir))
+        folder = plan.folder / self.trial_name  # the working directory that Tune gives goes when the sweep ends
         options = complete(written_experiment(plan, config, folder))
         scenario = base_world(world_options(options))
         self._algorithm = self._stack.enter_context(
@@ -51,16 +52,7 @@ class Trial(tune.Trainable):
         )
         self._validator, self._about = validator_of(options, scenario), about_run(options, scenario, 1)
         self._iterations, self._elapsed_s = 0, 0.0
-        self._track = self._stack.enter_context(
-            tracker(
-                options.track,
-                folder=folder,
-                name=self.trial_name or "trial",
-                job_type="trial",
-                config={"settings": config, "options": to_mapping(options), **self._about, **provenance()},
-                resume=True,
-            )
-        )
+        self._options, self._settings, self._track = options, dict(config), None
 
     def reset_config(self, new_config: Settings) -> bool:
         """Begin another trial in this process: importing torch and RLlib takes longer than a short trial."""
@@ -77,7 +69,7 @@ class Trial(tune.Trainable):
         self._iterations += 1
         self._elapsed_s += seconds
         record = summarise(result, self._iterations, self._elapsed_s, seconds, found)
-        self._track.log(tracked(record, record.steps / self._elapsed_s), record.steps)
+        self._tracker().log(tracked(record, record.steps / self._elapsed_s), record.steps)
         figures = {name: _mean([one.figures.get(key, math.nan) for one in found.values()]) for name, key in _FIGURES.items()}
         return {**figures, STEPS: record.steps, SECONDS: self._elapsed_s}
 
@@ -93,6 +85,15 @@ class Trial(tune.Trainable):
         about = read_checkpoint(folder)
         restore_checkpoint(folder, self._algorithm)
         self._iterations, self._elapsed_s = about["iteration"], about["elapsed_s"]
+
+    def _tracker(self) -> Tracker:
+        """The trial's run, begun with its first step: Tune sets up processes for trials that others turn out to be free for."""
+        if self._track is None:
+            config = {"settings": self._settings, "options": to_mapping(self._options), **self._about, **provenance()}
+            folder = self._plan.folder / self.trial_name
+            run = tracker(self._options.track, folder=folder, name=self.trial_name, job_type="trial", config=config, resume=True)
+            self._track = self._stack.enter_context(run)
+        return self._track
 
     def cleanup(self) -> None:
         """Stop the algorithm and what else was started."""

@@ -27,8 +27,9 @@ from models.rllib.price_search import try_candidates
 from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
 from rllib_envs import ENV_ID
+from rllib_envs.scenario import Scenario
 
-_OWN = tuple(field.name for field in fields(AVLSettings))
+_OWN = (*(field.name for field in fields(AVLSettings)), "marginal_weight")
 _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
 
 
@@ -40,6 +41,7 @@ class AVLConfig(AlgorithmConfig):
         self.env_runner_cls = ColumnRunner
         for name, value in asdict(AVLSettings()).items():
             setattr(self, name, value)
+        self.marginal_weight = 1.0  # of the marginal QoS in the reward of the worlds
 
     @override(AlgorithmConfig)
     def training(self, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
@@ -121,7 +123,7 @@ def avl_config(
     """Configuration of AVL on scenarios with what-if results and counterfactuals.
 
     Args:
-        scenarios: the worlds to train in, each with its number of environments in a worker.
+        scenarios: the worlds to train in, each with its number of environments in a worker; all have the same reward.
         seed: seed of weights, episodes and exploration.
         lr: learning rate at first; it falls linearly to a tenth at ``total_steps``, if given.
         total_steps: environment steps of the whole run.
@@ -131,6 +133,8 @@ def avl_config(
         temperature: QoS that a difference of 1 in the logits stands for.
         settings: how it learns; None for the usual ones.
     """
+    worlds = scenarios[0][0]
+    first = worlds if isinstance(worlds, Scenario) else worlds[0]
     config = (
         AVLConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": scenarios})
@@ -145,6 +149,7 @@ def avl_config(
         .training(
             lr=lr if total_steps is None else [[0, lr], [total_steps, lr * _SERVED_LR]],
             **asdict(settings or AVLSettings()),
+            marginal_weight=first.reward.marginal_qos,
         )
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)

@@ -89,7 +89,8 @@ class AVLLearner(TorchLearner):
     - impact estimator: ``I(s, a)`` on ``m(s, a)``, all actions of every decision;
     - usual quality ``b``: on ``r = sum_a pi(a|s) I(s, a)``, what a decision is expected to earn. The reward of a decision is
       ``r - b - mean``: rid of the luck of the draw and of the request's own quality, both of which are many times what a
-      decision costs those to come; the mean is that of its environment;
+      decision costs those to come; the mean is that of its environment. Where the reward has other terms than marginal QoS, what
+      they came to since the decision before is added, and what is estimated of marginal QoS has its weight;
     - state value ``V``: on the lambda-returns ``G`` of the afterstate (``afterstate_returns``);
     - future part of the scores: a clipped step (Schulman et al., arXiv 1707.06347) along the advantage
       ``I(s, a) - r + G - V(s)``. To act greedily on differences of ``V`` goes wrong: the values are those of a router that
@@ -181,6 +182,16 @@ class AVLLearner(TorchLearner):
         if SEARCH in state:
             self.search.set_state(state[SEARCH])
 
+    def _other_terms(self, fragment: Fragment, goes_on: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(T, B) what the reward holds beside the marginal QoS of the action: nothing, by default.
+
+        It came after the decision, so that it belongs to the interval that the next one ends.
+        """
+        assert fragment.marginal is not None
+        marginal = np.take_along_axis(fragment.marginal, fragment.actions[..., None], axis=-1)[..., 0]
+        others = fragment.rewards - self.config.marginal_weight * np.nan_to_num(marginal)
+        return np.where(goes_on, others, 0.0).astype(np.float64)
+
     def _targets(self, module: AVLModule, fragment: Fragment) -> Targets:
         steps, environments = fragment.actions.shape
         impact, log_policy, usual, value = _look(module, fragment, self._device)
@@ -195,13 +206,15 @@ class AVLLearner(TorchLearner):
 
         if self._samples < self.config.warmup:
             baselines.samples = 0  # while everything still changes, the past tells little
-        excess = (expected - usual).astype(np.float64)
+        weight = self.config.marginal_weight
+        excess = weight * (expected - usual).astype(np.float64)
+        excess[1:] += self._other_terms(fragment, goes_on)
         reward = excess - baselines.heed("reward", mean(excess[:-1]), _GAIN)
         returns = afterstate_returns(
             reward, value, fragment.dt_s, goes_on, beta_per_s=self.config.beta_per_s, lam=self.config.lam
         )
         taken = np.concatenate([impact, np.zeros_like(impact[..., :1])], axis=-1)[:-1]
-        own = np.take_along_axis(taken, fragment.actions[..., None], axis=-1)[..., 0] - expected[:-1]
+        own = weight * (np.take_along_axis(taken, fragment.actions[..., None], axis=-1)[..., 0] - expected[:-1])
         advantage = own + returns - value[:-1]
         advantage = advantage - mean(advantage)
         assert fragment.marginal is not None

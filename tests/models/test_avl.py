@@ -311,6 +311,34 @@ def test_targets_are_what_is_said_of_them(make, fragments):
         assert np.array_equal(got.observation[key], x[:-1][goes_on])
 
 
+def test_the_usual_reward_holds_nothing_but_the_marginal_qos_of_the_action(make, fragments):
+    learner = make()
+    for fragment in fragments:
+        goes_on = fragment.valid & ~fragment.terminated
+        assert np.abs(fragment.rewards[goes_on]).max() > 0.1
+        np.testing.assert_allclose(learner._other_terms(fragment, goes_on), 0.0, atol=1e-6)
+
+
+def test_what_a_reward_holds_beside_belongs_to_the_decision_before_it(make, fragments):
+    """A penalty lowers the return of its decision and of those before, less and less, and of none after it or elsewhere."""
+    fragment = fragments[0]
+    goes_on = fragment.valid & ~fragment.terminated
+    row, column = next((t, b) for t, b in zip(*np.nonzero(goes_on), strict=True) if t > 5 and goes_on[t - 5 : t + 3, b].all())
+
+    def fine(x):
+        x[row, column] -= 1.0
+
+    before, after = (make()._targets(module_of(make()), one).returns for one in (fragment, with_column(fragment, rewards=fine)))
+    change = np.zeros(goes_on.shape)
+    change[goes_on] = (after - before).numpy()
+    change -= change[row + 1, column]  # the level of all returns moves a little, and what is usual in this environment
+    assert change[row, column] < -0.5
+    assert (np.diff(change[row - 5 : row + 1, column]) < 0).all()
+    later = goes_on.copy()
+    later[: row + 1, column] = False
+    assert np.abs(change[later & (np.arange(goes_on.shape[1]) == column)]).max() < 0.2
+
+
 def test_actions_of_greater_advantage_become_likelier(make, fragments):
     learner = make(warmup=0, kl_stop=10.0)
     module = module_of(learner)

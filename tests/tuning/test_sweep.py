@@ -15,6 +15,7 @@ import yaml
 
 import edgeroute
 from rllib_envs.errors import InputError
+from rllib_envs.scenario import load_scenario
 from tuning.space import load_space, parse_space
 from tuning.sweep import Options, run
 from tuning.sweep_figures import importances, pareto_front
@@ -168,6 +169,52 @@ def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
     assert [trial["settings"]["lr"] for trial in failed] == [1e30]
     assert f"trial {failed[0]['id']} failed" in process.stderr
     assert contents["best"] not in {trial["id"] for trial in failed}
+
+
+def test_a_search_by_optuna_for_two_goals_tracked_trial_by_trial_over_scenarios(tmp_path):
+    file, run_dir = tmp_path / "mine.yaml", tmp_path / "run"
+    file.write_text("parameters: {scenario.slo_s_per_token: {uniform: [0.03, 0.09]}, lr: {log_uniform: [0.0001, 0.01]}}\n")
+    process = subprocess.run(
+        [
+            sys.executable,
+            "edgeroute.py",
+            "sweep",
+            "--space",
+            str(file),
+            "--search",
+            "optuna",
+            "--objective",
+            "pareto",
+            "--scheduler",
+            "none",
+            "--num-samples",
+            "3",
+            "--smoke",
+            "--track",
+            "wandb",
+            "--run-dir",
+            str(run_dir),
+        ],
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    contents = json.loads((run_dir / "sweep.json").read_text())
+    assert len({trial["id"] for trial in contents["trials"]}) == 3
+    assert (run_dir / "pareto.png").exists()
+    for trial in contents["trials"]:
+        folder = run_dir / "tune" / trial["id"]
+        slo = yaml.safe_load((folder / "scenario.yaml").read_text())["slo_s_per_token"]
+        assert slo == trial["settings"]["scenario.slo_s_per_token"]
+        assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+    best = next(trial["settings"] for trial in contents["trials"] if trial["id"] == contents["best"])
+    options = options_from(run_dir / "best.yaml")
+    assert options.lr == best["lr"]
+    assert load_scenario(options.scenario).slo_s_per_token == best["scenario.slo_s_per_token"]
 
 
 @pytest.mark.parametrize(
