@@ -72,8 +72,9 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def head(axes: Axes, text: str) -> None:
-    """The title of one panel of several."""
-    axes.set_title(text, loc="left", fontsize=10, y=1.0)  # with y, which is where it would be anyway, it is not searched for
+    """The title of one panel of several; that of a workload with a fault takes two lines."""
+    lines = text.replace(" with ", "\nwith ")
+    axes.set_title(lines, loc="left", fontsize=10, y=1.0)  # with y, which is where it would be anyway, it is not searched for
 
 
 def band(axes: Axes, x: ArrayLike, middle: ArrayLike, low: ArrayLike, high: ArrayLike, label: str, **style: Any) -> None:
