@@ -83,7 +83,13 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     data = {
         str(path.relative_to(ROOT))
-        for glob in ("rllib_envs/scenarios/*.yaml", "tuning/presets/*.json", "tuning/presets/*/router.*")
+        for glob in (
+            "rllib_envs/scenarios/*.yaml",
+            "tuning/presets/*.json",
+            "tuning/presets/*/router.*",
+            "tuning/presets/spaces/*",
+            "tuning/templates/*",
+        )
         for path in ROOT.glob(glob)
     }
     assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | data
