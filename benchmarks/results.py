@@ -103,7 +103,7 @@ class Results:
             small = ["--seeds", "2", "--requests", "20"] if self.smoke else ["--seeds", "5", "--requests", "1000"]
             world = ["--scenario", fleet, "--load", "moderate", "heavy"]
             if not (tuned / "tuned.json").exists():
-                self.edgeroute("tune-heuristics", *world, *small, "--out", tuned)
+                self.edgeroute("tune-heuristics", *world, *small, "--out", tuned / "tuned.json")
             options = [*world, *short, "--seeds", str(seeds), "--tuned", tuned / "tuned.json"]
             self.evaluate(fleet, *options, routers=["impact-greedy", *self.routers[:3]])
         self.evaluate("parts", "--load", "moderate", "heavy", *short, routers=[shipped, *ablations])
