@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +32,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, Scenario, load_scenario, parse_scenario
 from tuning.spec import nearest
 from tuning.training_algorithms import learning_rate
-from tuning.training_options import Options, complete, option_names, parse_options, to_mapping
+from tuning.training_options import Options, complete, definition, parse_options, to_mapping
 
 SPACES = Path(__file__).parent / "presets" / "spaces"
 """Folder of the spaces that come with the project."""
@@ -42,19 +42,6 @@ Settings = dict[str, Any]
 """Path -> value, of one trial."""
 
 _KINDS = ("choice", "uniform", "log_uniform", "integer")
-_NOT_SWEPT = {
-    "preset",
-    "config",
-    "run_dir",
-    "steps",
-    "iterations",
-    "minutes",
-    "num_env_runners",
-    "address",
-    "resume",
-    "smoke",
-    "track",
-}
 _ANEW = ("reward", "observation", "variation")  # parts of a scenario that training sets
 _MOST_TRIED = 200  # settings that are built to see whether they can be
 
@@ -75,6 +62,10 @@ class Domain:
             return any(value == one and type(value) is type(one) for one in self.values)
         low, high = self.values
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    def nearest(self, value: Any) -> Any:
+        """The value that it may take next to one that may be beyond its ends."""
+        return value if self.kind == "choice" else min(max(value, self.values[0]), self.values[1])
 
     def spread(self, count: int) -> list[Any]:
         """So many values from the least to the greatest; of a choice, and of few integers, all."""
@@ -255,9 +246,8 @@ def _domain(value: Any, where: str) -> Domain:
 
 def _check_path(path: str, where: str) -> None:
     head, _, rest = path.partition(".")
-    weights = [f.name for f in fields(Reward)]
-    known = [name for name in option_names() if name not in _NOT_SWEPT and name != "reward"]
-    known += [f"reward.{weight}" for weight in weights]
+    known = [name for name in definition(Options()) if name not in ("preset", "reward")]
+    known += [f"reward.{weight.name}" for weight in fields(Reward)]
     if head == "scenario" and rest:
         if rest.partition(".")[0] in _ANEW:
             raise InputError(f"{where}: {path}: training sets it; its own options are what to vary: {nearest(rest, known)}")
@@ -270,7 +260,7 @@ def _to_try(space: Space) -> Iterator[Settings]:
     """All combinations of choices with the ends of ranges, or the first of them in a fixed random order."""
     sides = {path: domain.spread(2) for path, domain in space.parameters.items()}
     if math.prod(len(values) for values in sides.values()) <= _MOST_TRIED:
-        for combination in islice(product(*sides.values()), _MOST_TRIED):
+        for combination in product(*sides.values()):
             yield dict(zip(sides, combination, strict=True))
         return
     for path, values in sides.items():  # every value at least once

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -24,12 +25,13 @@ import yaml
 from models.rllib.avl_settings import AVLSettings
 from rllib_envs.errors import InputError
 from tuning.ray_session import ray_session
-from tuning.space import Domain, Space, check_space, default_settings, load_space, parse_space
+from tuning.space import Domain, Settings, Space, check_space, default_settings, load_space, parse_space
 from tuning.storage import read_json, write_text
 from tuning.sweep_report import Finding, write_sweep
 from tuning.tracking import TrackOptions
 from tuning.training_options import Options as TrainOptions
 from tuning.training_options import definition, options_from, parse_options
+from tuning.trial_plan import GPU_S, QOS, TrialPlan
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
@@ -97,10 +99,11 @@ def run(options: Options) -> int:
     Raises:
         InputError: an option or space that is not valid; a run directory that is taken or missing.
     """
-    options, space, train = _begin(options) if not options.resume else _continue(options)
+    options, space, train = _continue(options) if options.resume else _begin(options)
+    plan = TrialPlan(options=train, space=space, folder=options.run_dir.absolute() / _TUNE)
     with ray_session(options.address, options.cpus_per_trial - 1):
         _check_room(options)
-        tuner = _tuner(options, space, train)
+        tuner = _tuner(options, plan)
         with _sigterm_as_sigint():
             grid = tuner.fit()
     trials = _trials(grid, options)
@@ -108,7 +111,7 @@ def run(options: Options) -> int:
     if left or len(trials) < _expected(options, space):
         print(f"edgeroute: interrupted: {len(trials) - len(left)} trials are kept, --resume goes on", file=sys.stderr)
         return _EXIT_INTERRUPTED
-    write_sweep(options, space, train, trials)
+    write_sweep(options, plan, trials)
     failed = [trial for trial in trials if trial.status == "failed"]
     for trial in failed:
         print(f"edgeroute: trial {trial.name} failed: {trial.error}; see {trial.folder}/error.txt", file=sys.stderr)
@@ -155,8 +158,13 @@ def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
         num_env_runners=options.cpus_per_trial - 1,
         validate_every=0,  # a trial validates by itself
         smoke=options.smoke,
-        track=replace(options.track, wandb_group=options.track.wandb_group or options.run_dir.name),
+        track=_group(options),
     )
+
+
+def _group(options: Options) -> TrackOptions:
+    """A sweep is one group of runs."""
+    return replace(options.track, wandb_group=options.track.wandb_group or options.run_dir.name)
 
 
 def _check(options: Options, space: Space) -> None:
@@ -187,17 +195,17 @@ def _check_room(options: Options) -> None:
             raise InputError(f"{name.lower()}s-per-trial = {asked}: the cluster has {room.get(name, 0):g}")
 
 
-def _tuner(options: Options, space: Space, train: TrainOptions) -> Tuner:
+def _tuner(options: Options, plan: TrialPlan) -> Tuner:
     """A new sweep for Ray Tune, or the one in the folder, as far as its state had been written."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
 
     from tuning.sweep_table import SweepTable
-    from tuning.trial import Trial, TrialPlan
+    from tuning.trial import Trial
 
-    place = options.run_dir.absolute() / _TUNE
-    trainable: Any = tune.with_parameters(Trial, plan=TrialPlan(options=train, space=space, folder=place))
+    place, space = plan.folder, plan.space
+    trainable: Any = tune.with_parameters(Trial, plan=plan)
     first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1
     bundles = [first] + [{"CPU": 1.0} for _ in range(more)]
     trainable = tune.with_resources(trainable, tune.PlacementGroupFactory(bundles))
@@ -209,7 +217,7 @@ def _tuner(options: Options, space: Space, train: TrainOptions) -> Tuner:
         param_space={path: _to_tune(domain, options.search) for path, domain in space.parameters.items()},
         tune_config=tune.TuneConfig(
             num_samples=options.num_samples,
-            search_alg=_search(options, space, train),
+            search_alg=_search(options, space, plan.options),
             scheduler=_scheduler(options, space),
             max_concurrent_trials=options.max_concurrent if options.search != "random" else None,
             reuse_actors=True,
@@ -235,8 +243,6 @@ def _search(options: Options, space: Space, train: TrainOptions) -> Any:
     if options.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        from tuning.trial import GPU_S, QOS
-
         pareto, searcher = options.objective == "pareto", cast(Any, OptunaSearch)  # a decorator hides its arguments
         return searcher(
             metric=[QOS, GPU_S] if pareto else QOS,
@@ -256,8 +262,6 @@ def _search(options: Options, space: Space, train: TrainOptions) -> Any:
 def _scheduler(options: Options, space: Space) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 
-    from tuning.trial import QOS
-
     if options.scheduler == "asha":
         grace = min(options.grace, options.iterations)
         return ASHAScheduler(
@@ -267,9 +271,18 @@ def _scheduler(options: Options, space: Space) -> Any:
         mutations = {path: _to_tune(domain, "random") for path, domain in space.parameters.items()}
         interval = max(options.iterations // (_PBT_PERIODS + 1), 1)
         return PopulationBasedTraining(
-            metric=QOS, mode="max", perturbation_interval=interval, hyperparam_mutations=mutations, synch=False
+            metric=QOS,
+            mode="max",
+            perturbation_interval=interval,
+            hyperparam_mutations=mutations,
+            custom_explore_fn=partial(_within, space),
         )
     return FIFOScheduler()
+
+
+def _within(space: Space, settings: Settings) -> Settings:
+    """Settings that PBT has changed, by factors that know no ends, within the space."""
+    return {path: space.parameters[path].nearest(value) for path, value in settings.items()}
 
 
 def _to_tune(domain: Domain, search: str) -> Any:

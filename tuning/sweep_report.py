@@ -18,12 +18,10 @@ from tuning.space import Settings, Space, default_settings
 from tuning.statistics import Interval, mean_interval, paired_difference
 from tuning.storage import write_json, write_text
 from tuning.sweep_figures import draw_importance, draw_parallel, draw_pareto
-from tuning.sweep_table import show_setting
-from tuning.tables import markdown_table, show_interval
+from tuning.tables import markdown_table, show_interval, show_setting
 from tuning.tracking import ROUTER, bundle_name, provenance, tracker
-from tuning.training_options import Options as TrainOptions
 from tuning.training_options import definition
-from tuning.trial import GPU_S, LATE, QOS, SECONDS, STEPS, TrialPlan, written_experiment
+from tuning.trial_plan import GPU_S, LATE, QOS, SECONDS, STEPS, TrialPlan, written_experiment
 from tuning.validation import validation_workloads
 
 if TYPE_CHECKING:
@@ -63,21 +61,19 @@ class Rank:
     difference: Interval  # to the usual settings, or to the second where they are not among the trials; paired by seed
 
 
-def write_sweep(options: Options, space: Space, train: TrainOptions, trials: Sequence[Finding]) -> None:
+def write_sweep(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> None:
     """Compare the finalists, print what was found, and write sweep.json, sweep.md, best.yaml and the figures.
 
     Args:
         options: of the sweep.
-        space: what was varied.
-        train: options of train that all trials had.
+        plan: what the trials had in common.
         trials: all of them, ended.
 
     Raises:
         InputError: a file cannot be written.
     """
-    out = options.run_dir
-    usual = default_settings(train, space)
-    ranking, reference = _rank(options, space, train, trials, usual)
+    out, space = options.run_dir, plan.space
+    ranking, reference = _rank(options, plan, trials)
     best = ranking[0].trial if ranking else None
     figures = [name for name, drawn in _draw(out, space, trials, best).items() if drawn]
     text = _markdown(options, space, trials, ranking, reference)
@@ -97,22 +93,20 @@ def write_sweep(options: Options, space: Space, train: TrainOptions, trials: Seq
     }
     written = ["sweep.json", "sweep.md", *figures]
     if best is not None:
-        plan = TrialPlan(options=train, space=space, folder=out)
         chosen = replace(written_experiment(plan, best.settings, out), smoke=False)
         write_text(out / "best.yaml", yaml.safe_dump(definition(chosen), sort_keys=False))
         written.append("best.yaml")
     write_json(out / "sweep.json", contents)
-    _track(options, space, contents, figures, best)
+    _track(options, plan, contents, figures, best)
     print(f"\nWritten: {', '.join(str(out / name) for name in written)}")
 
 
-def _rank(
-    options: Options, space: Space, train: TrainOptions, trials: Sequence[Finding], usual: Settings | None
-) -> tuple[list[Rank], Finding | None]:
+def _rank(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> tuple[list[Rank], Finding | None]:
     """The finalists, the best first, and the trial that differences are to."""
     ended = [trial for trial in trials if trial.checkpoint is not None and trial.status in ("finished", "stopped")]
     ended.sort(key=lambda trial: (trial.status != "finished", -trial.qos))  # one that was stopped has been found wanting
     chosen = ended[: options.finalists]
+    usual = default_settings(plan.options, plan.space)
     reference = next((trial for trial in ended if trial.settings == usual), None)
     if reference is not None and reference not in chosen:
         chosen.append(reference)
@@ -120,7 +114,7 @@ def _rank(
     for trial in chosen:
         assert trial.checkpoint is not None
         router = parse_router(f"bundle:{find_checkpoint(trial.checkpoint) / BUNDLE}")
-        own = written_experiment(TrialPlan(options=train, space=space, folder=options.run_dir), trial.settings, trial.folder)
+        own = written_experiment(plan, trial.settings, trial.folder)
         requests = _SMOKE_REQUESTS if options.smoke else _REQUESTS
         workloads = validation_workloads(load_scenario(own.scenario), own.load, requests)
         cells += [Cell(router=router, scenario=workload.scenario, seeds=seeds) for workload in workloads]
@@ -229,8 +223,8 @@ def _draw(out: Path, space: Space, trials: Sequence[Finding], best: Finding | No
     }
 
 
-def _track(options: Options, space: Space, contents: dict[str, Any], figures: Sequence[str], best: Finding | None) -> None:
-    group = replace(options.track, wandb_group=options.track.wandb_group or options.run_dir.name)
+def _track(options: Options, plan: TrialPlan, contents: dict[str, Any], figures: Sequence[str], best: Finding | None) -> None:
+    group, space = plan.options.track, plan.space
     config = {"space": space.to_dict(), "search": options.search, "scheduler": options.scheduler, **provenance()}
     with tracker(group, folder=options.run_dir, name=options.run_dir.name, job_type="sweep", config=config, resume=True) as track:
         paths = list(space.parameters)

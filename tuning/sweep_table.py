@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from tuning.tables import markdown_table
-from tuning.trial import LATE, QOS, SECONDS, STEPS
+from tuning.tables import markdown_table, show_setting
+from tuning.trial_plan import LATE, QOS, SECONDS, STEPS
 
 _INTERVAL_S = 20.0
 
@@ -56,8 +56,3 @@ class SweepTable(Callback):
             f"{result[STEPS]:,}",
             f"{result[SECONDS]:.0f}",
         ]
-
-
-def show_setting(value: Any) -> str:
-    """A setting as tables show it."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from tuning.metrics import METRICS
 from tuning.statistics import Interval
@@ -53,3 +54,8 @@ def show_interval(name: str, interval: Interval, *, signed: bool = False) -> str
         return ABSENT
     mean = f"{metric.scale * interval.mean:{'+' if signed else ''}.{metric.digits}f}"
     return mean if math.isnan(interval.half_width) else f"{mean} ± {metric.scale * interval.half_width:.{metric.digits}f}"
+
+
+def show_setting(value: Any) -> str:
+    """A setting as tables show it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

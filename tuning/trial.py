@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,15 @@ import torch
 from ray import tune
 
 from models.rllib.checkpoint import find_checkpoint, read_checkpoint, restore_checkpoint, router_of, save_checkpoint
-from tuning.space import Settings, Space, experiment
-from tuning.storage import write_text
+from tuning.space import Settings
 from tuning.tracking import Tracker, provenance, tracker
 from tuning.training_log import summarise, tracked
-from tuning.training_options import Options, complete, to_mapping
+from tuning.training_options import complete, to_mapping
 from tuning.training_setup import about_run, algorithm_of, validator_of, world_options
 from tuning.training_worlds import base_world, training_groups
+from tuning.trial_plan import GPU_S, LATE, QOS, SECONDS, STEPS, TrialPlan, written_experiment
 
-QOS, LATE, GPU_S, STEPS, SECONDS = "qos", "late_share", "gpu_s_per_request", "steps", "seconds"
-"""What a trial reports each iteration. Figures are means over the loads of the validation episodes."""
-
-SCENARIO = "scenario.yaml"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialPlan:
-    """What all trials of a sweep have in common."""
-
-    options: Options
-    space: Space
-    folder: Path  # each trial has its own in it, by its name
+_FIGURES = {QOS: "qos", LATE: "violation_rate", GPU_S: "gpu_s_per_request"}
 
 
 class Trial(tune.Trainable):
@@ -51,7 +38,7 @@ class Trial(tune.Trainable):
             algorithm_of(options, scenario, training_groups(scenario, world_options(options), options.envs_per_runner), 1)
         )
         self._validator, self._about = validator_of(options, scenario), about_run(options, scenario, 1)
-        self._iterations, self._elapsed_s = 0, 0.0
+        self._iterations, self._steps, self._elapsed_s = 0, 0, 0.0
         self._options, self._settings, self._track = options, dict(config), None
 
     def reset_config(self, new_config: Settings) -> bool:
@@ -69,22 +56,22 @@ class Trial(tune.Trainable):
         self._iterations += 1
         self._elapsed_s += seconds
         record = summarise(result, self._iterations, self._elapsed_s, seconds, found)
+        self._steps = record.steps
         self._tracker().log(tracked(record, record.steps / self._elapsed_s), record.steps)
         figures = {name: _mean([one.figures.get(key, math.nan) for one in found.values()]) for name, key in _FIGURES.items()}
         return {**figures, STEPS: record.steps, SECONDS: self._elapsed_s}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write what training goes on from, with the router in it."""
-        about = {**self._about, "elapsed_s": self._elapsed_s}
-        steps = int(self._algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"), default=0))
-        save_checkpoint(Path(checkpoint_dir), self._algorithm, {"iteration": self._iterations, "steps": steps, **about})
+        about = {**self._about, "iteration": self._iterations, "steps": self._steps, "elapsed_s": self._elapsed_s}
+        save_checkpoint(Path(checkpoint_dir), self._algorithm, about)
 
     def load_checkpoint(self, checkpoint: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (a folder, as it was saved)
         """Go on from there."""
         folder = find_checkpoint(Path(checkpoint))
         about = read_checkpoint(folder)
         restore_checkpoint(folder, self._algorithm)
-        self._iterations, self._elapsed_s = about["iteration"], about["elapsed_s"]
+        self._iterations, self._steps, self._elapsed_s = about["iteration"], about["steps"], about["elapsed_s"]
 
     def _tracker(self) -> Tracker:
         """The trial's run, begun with its first step: Tune sets up processes for trials that others turn out to be free for."""
@@ -98,18 +85,6 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         """Stop the algorithm and what else was started."""
         self._stack.close()
-
-
-_FIGURES = {QOS: "qos", LATE: "violation_rate", GPU_S: "gpu_s_per_request"}
-
-
-def written_experiment(plan: TrialPlan, settings: Settings, folder: Path) -> Options:
-    """The options of train for a trial; a scenario that the settings reach into is written to the folder and named by them."""
-    options, scenario = experiment(plan.options, plan.space, settings)
-    if not any(path.startswith("scenario.") for path in (*plan.space.base, *settings)):
-        return options
-    write_text(folder / SCENARIO, scenario.to_yaml())
-    return replace(options, scenario=str((folder / SCENARIO).absolute()))
 
 
 def _mean(values: list[float]) -> float:

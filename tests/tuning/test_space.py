@@ -69,6 +69,7 @@ def test_settings_reach_options_reward_and_scenario():
         ({"parameters": {"graph_hiden": {"choice": [1]}}}, "'graph_hidden'"),
         ({"parameters": {"reward.violations": {"uniform": [0, 1]}}}, "'reward.violation'"),
         ({"parameters": {"run_dir": {"choice": ["a"]}}}, "'run_dir'"),
+        ({"parameters": {"wandb_project": {"choice": ["a"]}}}, "'wandb_project'"),
         ({"parameters": {"scenario.reward.drop": {"uniform": [0, 1]}}}, "reward.drop"),
         ({"parameters": {"lr": {"uniform": [0.2, 0.1]}}}, "[0.2, 0.1]"),
         ({"parameters": {"lr": {"uniform": [0.2]}}}, "least and the greatest"),

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from ray import tune
+from ray.tune.experiment import Experiment
 
 import edgeroute
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
 from tuning.space import load_space, parse_space
-from tuning.sweep import Options, run
+from tuning.sweep import Options, _search, _to_tune, _within, run
 from tuning.sweep_figures import importances, pareto_front
+from tuning.training_options import Options as TrainOptions
 from tuning.training_options import options_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +38,19 @@ def start(run_dir, *more):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+    )
+
+
+def finished(*arguments):
+    """The output of a sweep run to its end in a process of its own, without wandb's variables."""
+    return subprocess.run(
+        [sys.executable, "edgeroute.py", "sweep", *map(str, arguments), "--scheduler", "none", "--smoke"],
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -78,22 +94,17 @@ def test_a_killed_sweep_goes_on_with_finished_trials_kept(killed):
     assert kept
 
 
-def test_it_has_the_trials_that_its_seed_stands_for(killed, tmp_path):
-    """Killed or not: the usual settings first, and the rest as another sweep with the seed draws them."""
-    from ray.tune.search import BasicVariantGenerator
-
-    from tuning.sweep import _search, _to_tune
-    from tuning.training_options import Options as TrainOptions
-
-    run_dir = killed[0]
-    space = load_space("reward-weights")
-    generator = _search(replace(Options(), num_samples=8), space, TrainOptions())
-    assert isinstance(generator, BasicVariantGenerator)
-    found = settings_of(run_dir)
-    assert found["trial-00000"] == {path: float(path == "reward.marginal_qos") for path in space.parameters}
-    assert len({json.dumps(one, sort_keys=True) for one in found.values()}) == 8
+def test_it_has_the_trials_that_its_seed_stands_for(killed):
+    """Killed or not: the usual settings first, and the others as its search draws them for a sweep that nobody stops."""
+    options, space = replace(Options(), num_samples=8), load_space("reward-weights")
+    tune.register_trainable("nothing", lambda config: None)
+    generator = _search(options, space, TrainOptions())
     domains = {path: _to_tune(domain, "random") for path, domain in space.parameters.items()}
-    assert all(domains[path].is_valid(value) for one in found.values() for path, value in one.items())
+    generator.add_configurations([Experiment("any", run="nothing", config=domains, num_samples=8)])
+    drawn = {f"trial-{i:05d}": dict(generator.next_trial().config) for i in range(8)}
+    assert settings_of(killed[0]) == drawn
+    assert drawn["trial-00000"] == {path: float(path == "reward.marginal_qos") for path in space.parameters}
+    assert len({json.dumps(one, sort_keys=True) for one in drawn.values()}) == 8
 
 
 def test_what_it_wrote_says_what_happened(killed):
@@ -118,7 +129,7 @@ def test_what_it_wrote_says_what_happened(killed):
     assert "trial-00007" in output
 
 
-def test_train_accepts_its_best_settings(killed, tmp_path, capsys):
+def test_train_accepts_its_best_settings(killed, tmp_path):
     run_dir = killed[0]
     contents = json.loads((run_dir / "sweep.json").read_text())
     best = next(trial["settings"] for trial in contents["trials"] if trial["id"] == contents["best"])
@@ -139,30 +150,7 @@ def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
     """A learning rate that makes the loss infinite at once."""
     file = tmp_path / "mine.yaml"
     file.write_text("parameters: {lr: {choice: [1.0e+30, 0.001]}}\nbase: {generations: 0}\n")
-    process = subprocess.run(
-        [
-            sys.executable,
-            "edgeroute.py",
-            "sweep",
-            "--space",
-            str(file),
-            "--search",
-            "grid",
-            "--num-samples",
-            "1",
-            "--scheduler",
-            "none",
-            "--smoke",
-            "--run-dir",
-            str(tmp_path / "run"),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    process = finished("--space", file, "--search", "grid", "--num-samples", 1, "--run-dir", tmp_path / "run")
     assert process.returncode == 1, process.stdout + process.stderr
     contents = json.loads((tmp_path / "run" / "sweep.json").read_text())
     failed = [trial for trial in contents["trials"] if trial["status"] == "failed"]
@@ -174,34 +162,8 @@ def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
 def test_a_search_by_optuna_for_two_goals_tracked_trial_by_trial_over_scenarios(tmp_path):
     file, run_dir = tmp_path / "mine.yaml", tmp_path / "run"
     file.write_text("parameters: {scenario.slo_s_per_token: {uniform: [0.03, 0.09]}, lr: {log_uniform: [0.0001, 0.01]}}\n")
-    process = subprocess.run(
-        [
-            sys.executable,
-            "edgeroute.py",
-            "sweep",
-            "--space",
-            str(file),
-            "--search",
-            "optuna",
-            "--objective",
-            "pareto",
-            "--scheduler",
-            "none",
-            "--num-samples",
-            "3",
-            "--smoke",
-            "--track",
-            "wandb",
-            "--run-dir",
-            str(run_dir),
-        ],
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    search = ["--search", "optuna", "--objective", "pareto", "--num-samples", 3]
+    process = finished("--space", file, *search, "--track", "wandb", "--run-dir", run_dir)
     assert process.returncode == 0, process.stdout + process.stderr
     contents = json.loads((run_dir / "sweep.json").read_text())
     assert len({trial["id"] for trial in contents["trials"]}) == 3
@@ -240,6 +202,23 @@ def test_more_than_the_cluster_has_is_refused(tmp_path, capsys):
     arguments = ["sweep", "--smoke", "--gpus-per-trial", "1", "--run-dir", str(tmp_path / "run")]
     assert edgeroute.main(arguments) == 2
     assert "gpus-per-trial = 1" in capsys.readouterr().err
+
+
+def test_settings_that_pbt_changed_stay_within_the_space():
+    space = load_space("learner")
+    for factor in (0.1, 1.0, 10.0):
+        asked = {
+            path: domain.values[0] if domain.kind == "choice" else factor * domain.values[1]
+            for path, domain in space.parameters.items()
+        }
+        found = _within(space, asked)
+        assert all(space.parameters[path].contains(value) for path, value in found.items())
+        assert all(found[path] == value for path, value in asked.items() if space.parameters[path].contains(value))
+
+
+def test_what_a_sweep_is_can_be_asked_without_ray():
+    code = "import sys, tuning.sweep; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_setting_that_decides_is_found_important():
