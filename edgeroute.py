@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("tuning.export", "write the router of a training run as a bundle, for evaluation and serving"),
     "demo": ("tuning.demo", "train a small router and compare it with the heuristics, in a few minutes on a laptop"),
     "capacity": ("tuning.capacity", "measure the load that a scenario's cluster can carry"),
+    "node": ("cluster.node", "start or stop a Ray node of one's own on this machine"),
     "report": ("tuning.report", "write a page on runs: tables, figures, and a minute of traffic explained"),
 }
 """Command -> (module, one-line help)."""

@@ -33,6 +33,7 @@ from models.rllib.sac import sac_config
 from models.router import Router, RouterSpec
 from rllib_envs import ENV_ID
 from rllib_envs.scenario import Reward, Scenario, load_scenario, with_workload
+from tuning.cluster_check import Needs
 from tuning.ray_session import ray_session
 
 ENVS, ROWS = 128, 16
@@ -157,7 +158,7 @@ def main() -> None:
         stock, ours = (rollout_steps_per_cpu_s(cls, whatif=whatif) for cls in (SingleAgentEnvRunner, ColumnRunner))
         print(f"{'with what-if' if whatif else 'plain':24}{stock:10,.0f}{ours:10,.0f}{ours / stock:8.1f}")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ray_session("local", 0))
+        stack.enter_context(ray_session("local", Needs()))
         print(f"{'SAC, updates/s':24}{'RLlib':>10}{'ours':>10}{'ratio':>8}")
         for hidden in (8, 64):
             stock = updates_per_cpu_s(stock_sac(hidden), rounds=4, updates=1)

@@ -68,6 +68,9 @@ class Options:
     track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     jobs: int | None = None
     """Processes; results do not depend on it. Default: one for each core."""
+    address: str | None = None
+    """Ray cluster to run on instead, auto or HOST:PORT, with as many processes as it has cores; the results are the same. Files
+    that routers and scenarios are read from must be there on every node."""
     smoke: bool = False
     """A tiny run that takes seconds: two seeds, fifty requests."""
 
@@ -90,7 +93,7 @@ def run(options: Options) -> None:
     cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
     config = _tracked(options, scenario, workloads)
     with tracker(options.track, folder=options.out, name=options.out.name, job_type="evaluate", config=config) as track:
-        results = iter(run_cells(cells, options.out / "cells", options.jobs, "evaluate"))
+        results = iter(run_cells(cells, options.out / "cells", options.jobs, "evaluate", address=options.address))
         comparisons = [compare(w, matrix[w.name], [next(results) for _ in routers], baseline) for w in workloads]
         began_s = time.time()
         write_report(options.out, scenario, seeds, notes, comparisons, baseline)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rllib_envs.scenario import Scenario
 from tuning.comparison import Comparison, to_json, to_markdown
+from tuning.digests import code_digest
 from tuning.faults import NO_FAULT
 from tuning.figures import draw_differences, draw_latency, draw_qos_against_load
-from tuning.matrix import code_digest
 from tuning.storage import write_json, write_text
 from tuning.summary import Summary, summaries, summary_json, summary_markdown
 

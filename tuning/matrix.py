@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,17 @@ import numpy as np
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
+from tuning.digests import code_digest, content_digest
 from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.progress import Progress
-from tuning.routers import RouterSpec, build_router, content_digest
+from tuning.routers import RouterSpec, build_router
 from tuning.storage import read_json, write_json
 
 EVALUATION_SEEDS = range(1_000_000, 2_000_000)
 TUNING_SEEDS = range(2_000_000, 3_000_000)
 """Seeds of the episodes that routers are compared on, and of those that parameters are chosen on: no episode is in both."""
 
-_ROOT = Path(__file__).resolve().parents[1]
+_TASK_RETRIES = 3
 _ROUTER_STREAM = 7  # keeps a router's own draws apart from every episode's
 
 
@@ -76,13 +76,6 @@ class CellResult:
     ttft_quantiles_s: list[float]  # the same of the time to first token
 
 
-@cache
-def code_digest() -> str:
-    """Digest of the source code that determines results."""
-    sources = [path for package in ("rllib_envs", "models") for path in sorted((_ROOT / package).rglob("*.py"))]
-    return content_digest([*sources, *(_ROOT / "tuning" / f"{name}.py" for name in ("matrix", "metrics", "routers", "train"))])
-
-
 def start_simulation(router: RouterSpec, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
     """Run one episode for each seed, all to their ends."""
     decide, observation = build_router(router, scenario.observation)
@@ -111,7 +104,9 @@ def run_cell(cell: Cell) -> CellResult:
     )
 
 
-def run_cells(cells: Sequence[Cell], folder: Path, jobs: int | None, label: str) -> list[CellResult]:
+def run_cells(
+    cells: Sequence[Cell], folder: Path, jobs: int | None, label: str, *, address: str | None = None
+) -> list[CellResult]:
     """The results of the cells, in order; those in ``folder`` already are read from there, the others are left there.
 
     Args:
@@ -119,9 +114,11 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int | None, label: str)
         folder: where each finished cell is kept as one file.
         jobs: processes; None for one a core, 1 to run in this process.
         label: what the progress line calls it.
+        address: Ray cluster to run them on, each as a task for one core, instead of processes here.
 
     Raises:
-        InputError: jobs < 1, a file or folder that cannot be read or written, anything the cells themselves find wrong.
+        InputError: jobs < 1, a file or folder that cannot be read or written, a cluster that cannot be used, anything the cells
+            themselves find wrong.
         KeyboardInterrupt: as it comes; the finished cells stay.
     """
     if jobs is not None and jobs < 1:
@@ -132,7 +129,9 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int | None, label: str)
     progress = Progress(label, len(set(files)), len(set(files)) - len(todo))
     jobs = min(jobs or _cores(), len(todo))
     try:
-        if jobs <= 1:
+        if address is not None and todo:
+            _run_on_cluster(todo, address, progress)
+        elif jobs <= 1:
             for file, cell in todo:
                 _run_and_keep(file, cell)
                 progress.advance()
@@ -164,8 +163,36 @@ def _run_parallel(work: list[tuple[Path, Cell]], jobs: int, progress: Progress) 
             pool.shutdown(cancel_futures=True)
 
 
+def _run_on_cluster(work: list[tuple[Path, Cell]], address: str, progress: Progress) -> None:
+    """Each cell as a Ray task; results come here to be kept. A task whose node is lost is run again by Ray, elsewhere."""
+    from tuning.cluster_check import Needs
+    from tuning.ray_session import ray_session
+
+    with ray_session(address, Needs(cpus=1)):
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(run_cell)
+        running = {task.remote(cell): file for file, cell in work}
+        while running:
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                result = ray.get(reference)
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    raise InputError(f"on a node of the cluster: {error.cause}") from None
+                raise
+            except RayError as error:
+                raise InputError(f"the cluster lost a task for good: {str(error).strip().splitlines()[0]}") from None
+            _keep(running.pop(reference), result)
+            progress.advance()
+
+
 def _run_and_keep(file: Path, cell: Cell) -> None:
-    result = run_cell(cell)
+    _keep(file, run_cell(cell))
+
+
+def _keep(file: Path, result: CellResult) -> None:
     if result.key != file.stem:
         raise InputError("the source code or a file of the scenario changed while the run was going on: start it again")
     write_json(file, asdict(result))

@@ -7,55 +7,111 @@ import os
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import torch
-
 from rllib_envs.errors import InputError
+from tuning.cluster_check import Needs, inspect_cluster, refuse_failed
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 5.0
+_ATTEMPTS = 3  # to attach, a second apart; Ray's own 20 are for clusters that are just starting
+TOKEN_FILE = Path("~/.ray/auth_token")
+"""Where Ray looks for its token when nothing in the environment says so."""
 
 
 @contextmanager
-def ray_session(address: str, workers: int) -> Generator[None]:
+def ray_session(address: str, needs: Needs) -> Generator[None]:
     """Use the Ray that this process has, or attach to a cluster, or start one of our own on this machine, quietly.
 
-    Networks as small as ours run on one thread in each process; several, fighting for the cores, are many times slower.
+    Networks as small as ours run on one thread in each process; several, fighting for the cores, are many times slower. A cluster
+    has the resources that it has; what is to run there is refused before it begins if it never could.
 
     Args:
-        address: ``local`` to start one, ``auto`` or a URL to attach to one.
-        workers: processes that it must have room for beside this one; a cluster has the room it has.
+        address: ``local`` to start one, ``auto`` or HOST:PORT to attach to one.
+        needs: what it must have room for beside this process.
 
     Raises:
-        InputError: nothing answers at the address.
+        InputError: nothing answers at the address, or not to us, or a check of the cluster fails.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # reads the environment as it is imported
+    prepare_environment(address)
+    import torch
 
     torch.set_num_threads(1)
+    import ray  # reads the environment as it is imported
+
     if ray.is_initialized():
         yield
         return
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        settings |= {"num_cpus": max(os.cpu_count() or 1, workers + 1), "include_dashboard": False}
+        cores = max(os.cpu_count() or 1, needs.cpus + 1)
+        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        attach(address)
     try:
-        if address not in ("local", "auto"):
-            _knock(address)
-        ray.init(address, **settings)
-    except (OSError, ValueError) as error:
-        raise InputError(f"address {address!r}: no Ray answers there: {error}") from None
-    try:
+        if address != "local":
+            refuse_failed(inspect_cluster(needs), f"the cluster at {address!r}")
         yield
     finally:
         ray.shutdown()
+
+
+def prepare_environment(address: str) -> None:
+    """Set what Ray reads from the environment as it is imported, unless the user has."""
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if address != "local":
+        settings["RAY_NUM_REDIS_GET_RETRIES"] = str(_ATTEMPTS)
+        if has_token():
+            settings["RAY_AUTH_MODE"] = "token"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def has_token() -> bool:
+    """Whether there is a token to show to a cluster, in the environment or a file."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = TOKEN_FILE.expanduser() if named is None else Path(named)
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or file.is_file()
+
+
+def attach(address: str) -> None:
+    """Connect this process to a cluster, after ``prepare_environment``.
+
+    Raises:
+        InputError: nothing answers there, it is another version, or the token is not the cluster's.
+    """
+    import ray
+
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if address != "auto":
+            _knock(address)
+        ray.init(address, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"address {address!r}: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    causes = [str(error)]
+    cause = error.__cause__
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__
+    whole = "\n".join(causes)
+    if "AuthToken" in whole or "AuthenticationError" in whole:
+        have = "the token here is not the cluster's" if has_token() else "the cluster wants a token, and there is none here"
+        return f"{have}: set RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {TOKEN_FILE}"
+    if "Version mismatch" in whole:
+        return " ".join(whole.split())
+    return f"no Ray answers there: {causes[0].splitlines()[0] if causes[0] else type(error).__name__}"
 
 
 def _knock(address: str) -> None:
     """Raise OSError where nobody listens: Ray itself would try for many minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError("must be local, auto, HOST:PORT or ray://HOST:PORT")
+        raise ValueError("must be local, auto or HOST:PORT")
     socket.create_connection((host, int(port)), timeout=_TIMEOUT_S).close()

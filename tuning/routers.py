@@ -7,9 +7,8 @@ parameter but the scenario's ``observation.whatif_tau``: a router comes with the
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,17 +148,6 @@ def bundle_of(spec: RouterSpec) -> Path | None:
     from models.rllib.checkpoint import BUNDLE, find_checkpoint  # here: it imports torch
 
     return find_checkpoint(spec.path) / BUNDLE
-
-
-def content_digest(paths: Sequence[Path]) -> str:
-    """Digest of files, and of all files in folders: it changes whenever a byte or a name in a folder does."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-                digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _load_trained(spec: RouterSpec) -> tuple[Router, Observation]:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from rllib_envs.errors import InputError
+from tuning.digests import code_digest
 from tuning.storage import read_json, write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -133,8 +134,6 @@ def tracker(
 
 def provenance() -> dict[str, str]:
     """What software this is: version, digest of the code that determines results, revision of the checkout if it is one."""
-    from tuning.matrix import code_digest  # here: it imports the simulator
-
     about = {"code_digest": code_digest()}
     with suppress(PackageNotFoundError):  # a checkout that is not installed
         about["version"] = version("edgeroute")

@@ -58,6 +58,7 @@ def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], star
         starts: how often the run has been started, this time included.
     """
     _compile_kernels(scenario)
+    options = _with_workers(options)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     seed = options.seed + (starts - 1) * _SEED_STRIDE
     algorithm = algorithm_config(options, groups, network_spec(options, scenario), seed=seed).build_algo()
@@ -82,6 +83,15 @@ def about_run(options: Options, scenario: Scenario, starts: int) -> dict[str, An
         "scenario": scenario.name,
         "fingerprint": scenario.fingerprint(),
     }
+
+
+def _with_workers(options: Options) -> Options:
+    """The options with as many rollout workers as the cluster that this process uses has cores, where it is not said."""
+    if options.num_env_runners is not None:
+        return options
+    import ray
+
+    return replace(options, num_env_runners=int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _compile_kernels(scenario: Scenario) -> None:

@@ -17,7 +17,8 @@ import tyro
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
-from tuning.matrix import TUNING_SEEDS, Cell, CellResult, code_digest, run_cells
+from tuning.digests import code_digest
+from tuning.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
 from tuning.routers import parse_router
 from tuning.spec import format_spec
 from tuning.statistics import mean_interval, paired_difference

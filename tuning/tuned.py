@@ -18,7 +18,8 @@ from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import LOAD_FRACTIONS, Scenario
 from rllib_envs.scenario import Workload as WorkloadSpec
-from tuning.routers import HEURISTICS, content_digest, parse_router
+from tuning.digests import content_digest
+from tuning.routers import HEURISTICS, parse_router
 from tuning.spec import format_spec, nearest
 from tuning.storage import read_json
 from tuning.workloads import Workload

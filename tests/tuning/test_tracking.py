@@ -18,7 +18,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from models.rllib.checkpoint import find_checkpoint
 from rllib_envs.errors import InputError
 from tuning import tracking
-from tuning.matrix import code_digest
+from tuning.digests import code_digest
 from tuning.tracking import NO_TRACKER, TrackOptions, bundle_name, provenance, tracker
 from tuning.training_log import LOG, read_log
 from tuning.training_options import Options, definition, parse_options, resumed, to_mapping

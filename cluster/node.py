@@ -1,0 +1,306 @@
+"""Start and stop a Ray node of one's own on this machine.
+
+Where Ray's own stop command ends every Ray on the machine, whoever started it, this one ends what it started and nothing else:
+a node lives in a folder, with its temporary files, its log and its process id. Several nodes on one machine have a folder each.
+Its dashboard listens on loopback unless told otherwise, and whoever joins or uses the cluster must show its token, which the
+first head makes in ~/.ray/auth_token and which other machines need a copy of; RAY_AUTH_MODE=disabled does without. Example:
+edgeroute node start --head;
+edgeroute train --address 127.0.0.1:6379 --run-dir runs/mine;
+edgeroute node stop
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import tyro
+
+from rllib_envs.errors import InputError
+from tuning.ray_session import TOKEN_FILE, has_token
+from tuning.storage import read_json, write_json
+
+_ABOUT, _LOG, _TEMPORARY = "node.json", "node.log", "ray"
+_STARTED = "Ray runtime started."  # what ``ray start`` writes when the node answers
+_START_S, _STOP_S = 90.0, 20.0
+_LONGEST_FOLDER = 45  # characters: the path of a Unix socket below it must stay under 108
+_EXIT_NOT_RUNNING = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    action: tyro.conf.Positional[Literal["start", "stop", "status"]]
+    """start: start a node, or say that it runs; stop: end its processes; status: say whether it runs (exit code 0) or not (1)."""
+    head: bool = False
+    """Start a new cluster with this node as its head."""
+    address: str | None = None
+    """HOST:PORT of the head of the cluster to join."""
+    node_ip: str = "127.0.0.1"
+    """Address of this machine under which the others reach it. Loopback: reached from this machine alone."""
+    port: int = 6379
+    """Port of the cluster, at the head."""
+    dashboard_host: str = "127.0.0.1"
+    """Address that the head's dashboard, which also takes jobs, listens on."""
+    dashboard_port: int = 8265
+    """Its port."""
+    worker_ports: str = "10002-19999"
+    """LOW-HIGH: ports of worker processes; nodes on the same machine need ranges of their own."""
+    num_cpus: int | None = None
+    """Cores to give to tasks. Default: all of the machine; 0 for a head that only directs."""
+    num_gpus: int | None = None
+    """GPUs to give to tasks. Default: all of the machine."""
+    folder: Path = Path("~/.edgeroute/node")
+    """Folder of the node; the path must be short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node that was started."""
+
+    pid: int
+    created_s: float  # when the process was created, since the epoch: another may come to have its number
+    address: str  # HOST:PORT of its cluster
+    dashboard: str | None  # URL, if it is the head
+
+    def process(self) -> psutil.Process | None:
+        """Its process, if it runs."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created_s) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+def run(options: Options) -> int:
+    """Do what is asked and say what came of it.
+
+    Returns:
+        0; for status 1 if no node runs.
+
+    Raises:
+        InputError: options that do not go together, a folder that cannot be used, a node that does not come up.
+    """
+    folder = options.folder.expanduser().absolute()
+    if options.action == "start":
+        node, new = start_node(options)
+        print(f"{'started' if new else 'runs already'}: {_describe(node)}; edgeroute node stop --folder {folder} ends it")
+        return 0
+    node = find_node(folder)
+    if options.action == "stop":
+        count = stop_node(folder)
+        print(f"stopped: {count} processes of the node in {folder}" if count else f"no node runs in {folder}")
+        return 0
+    print(f"runs: {_describe(node)}" if node else f"no node runs in {folder}")
+    return 0 if node else _EXIT_NOT_RUNNING
+
+
+def start_node(options: Options) -> tuple[Node, bool]:
+    """Start a node and wait until it answers.
+
+    Returns:
+        The node, and whether it is new: one that runs in the folder already is left as it is.
+
+    Raises:
+        InputError: options that do not go together, a folder that cannot be used, a node that does not come up.
+    """
+    folder = options.folder.expanduser().absolute()
+    _check(options, folder)
+    _make_token(options)
+    running = find_node(folder)
+    if running is not None:
+        return running, False
+    stop_node(folder)  # what is left of one that was killed
+    log = folder / _LOG
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                _command(options, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,  # it outlives the shell that asked for it
+            )
+    except OSError as error:
+        raise InputError(f"folder = {folder}: cannot be used: {error.strerror}") from None
+    node = Node(
+        pid=process.pid,
+        created_s=psutil.Process(process.pid).create_time(),
+        address=f"{options.node_ip}:{options.port}" if options.head else str(options.address),
+        dashboard=f"http://{options.dashboard_host}:{options.dashboard_port}" if options.head else None,
+    )
+    write_json(folder / _ABOUT, asdict(node))
+    try:
+        _await(process, log)
+    except BaseException:
+        stop_node(folder)
+        raise
+    return node, True
+
+
+def find_node(folder: Path) -> Node | None:
+    """The node that runs in a folder, if there is one.
+
+    Raises:
+        InputError: the folder has a description that cannot be read.
+    """
+    if not (folder / _ABOUT).exists():
+        return None
+    node = _read(folder)
+    return node if node.process() else None
+
+
+def stop_node(folder: Path) -> int:
+    """End the processes of the node in a folder, also what is left where it was killed; the number of them."""
+    if not (folder / _ABOUT).exists():
+        return 0
+    main = _read(folder).process()
+    ours = _processes(folder, main)
+    if main is not None:  # Ray ends the others in the right order
+        with suppress(psutil.NoSuchProcess):
+            main.terminate()
+        psutil.wait_procs(ours, timeout=_STOP_S)
+    for process in {*ours, *_processes(folder, None)}:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(ours, timeout=_STOP_S)
+    (folder / _ABOUT).unlink(missing_ok=True)
+    return len(ours)
+
+
+def _check(options: Options, folder: Path) -> None:
+    if options.head == (options.address is not None):
+        raise InputError("head, address: one of them is needed: --head begins a cluster, --address HOST:PORT joins one")
+    if len(str(folder)) > _LONGEST_FOLDER:
+        raise InputError(f"folder = {folder}: {len(str(folder))} characters: Ray's sockets allow {_LONGEST_FOLDER} at most")
+    low, _, high = options.worker_ports.partition("-")
+    if not (low.isdigit() and high.isdigit() and 1024 <= int(low) < int(high) <= 65535):
+        raise InputError(f"worker-ports = {options.worker_ports}: must be LOW-HIGH, from 1024 to 65535")
+    for name in ("num_cpus", "num_gpus"):
+        if (getattr(options, name) or 0) < 0:
+            raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+    if not options.head:
+        return
+    for name in ("port", "dashboard_port"):
+        port: int = getattr(options, name)
+        if not 1024 <= port <= 65535:
+            raise InputError(f"{name.replace('_', '-')} = {port}: must be from 1024 to 65535")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.dashboard_host if name == "dashboard_port" else options.node_ip, port))
+            except OSError as error:
+                raise InputError(f"{name.replace('_', '-')} = {port}: cannot be had: {error.strerror}") from None
+
+
+def _make_token(options: Options) -> None:
+    """A new token for a head where there is none; Ray itself says in the log when another node lacks it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if not options.head or has_token() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    file = TOKEN_FILE.expanduser()
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(file, "x", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
+            new.write(secrets.token_hex(32))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+
+
+def _command(options: Options, folder: Path) -> list[str]:
+    low, _, high = options.worker_ports.partition("-")
+    settings: dict[str, Any] = {
+        "node-ip-address": options.node_ip,
+        "min-worker-port": low,
+        "max-worker-port": high,
+        "num-cpus": options.num_cpus,
+        "num-gpus": options.num_gpus,
+        "dashboard-agent-listen-port": _free_port(),  # Ray's usual one is one for each machine, not for each node
+        "temp-dir": folder / _TEMPORARY,
+    }
+    if options.head:
+        settings |= {
+            "port": options.port,
+            "dashboard-host": options.dashboard_host,
+            "dashboard-port": options.dashboard_port,
+        }
+    else:
+        settings["address"] = options.address
+    given = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
+            "--log-color=false", *(["--head"] if options.head else []), *given]  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    """Jobs find the Python and the commands of this installation, also where its environment was not activated."""
+    own = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath)
+    return {
+        "OMP_NUM_THREADS": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AUTH_MODE": "token",
+        **os.environ,
+        "PATH": path if path.split(os.pathsep)[0] == own else os.pathsep.join([own, path]),
+    }
+
+
+def _await(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a new node answers.
+
+    Raises:
+        InputError: it ends, or takes too long.
+    """
+    end_s = time.monotonic() + _START_S
+    while _STARTED not in (text := log.read_text(encoding="utf-8", errors="replace")):
+        if process.poll() is not None:
+            last = [line for line in text.splitlines() if line.strip()][-1:]
+            raise InputError(f"Ray did not start: {last[0] if last else 'it says nothing'}; see {log}")
+        if time.monotonic() > end_s:
+            raise InputError(f"Ray did not start within {_START_S:g} s; see {log}")
+        time.sleep(0.1)
+
+
+def _processes(folder: Path, main: psutil.Process | None) -> list[psutil.Process]:
+    """What the main process started, and whatever has the node's temporary folder in its command line."""
+    found: dict[int, psutil.Process] = {}
+    if main is not None:
+        with suppress(psutil.NoSuchProcess):
+            found = {process.pid: process for process in [main, *main.children(recursive=True)]}
+    temporary = f"{folder / _TEMPORARY}/"
+    for process in psutil.process_iter(["cmdline"]):
+        if any(temporary in argument for argument in process.info["cmdline"] or ()):
+            found.setdefault(process.pid, process)
+    return list(found.values())
+
+
+def _read(folder: Path) -> Node:
+    data = read_json(folder / _ABOUT)
+    try:
+        return Node(**data)
+    except TypeError:
+        raise InputError(f"{folder / _ABOUT}: not the description of a node: delete it when no Ray runs there") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _describe(node: Node) -> str:
+    return f"process {node.pid}, cluster {node.address}" + (f", dashboard {node.dashboard}" if node.dashboard else "")
