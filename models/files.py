@@ -16,7 +16,7 @@ from rllib_envs.errors import InputError
 def written_aside(target: Path) -> Generator[Path]:
     """A new folder to write to, which becomes ``target`` when all is well: flushed to the disk, then renamed.
 
-    Whatever was there before is replaced; if an error comes, it stays as it was.
+    Whatever was there before is replaced; if an error comes, also of the writer's, it stays as it was and nothing new is left.
 
     Raises:
         InputError: the place cannot be written to, or there is something else than a folder.

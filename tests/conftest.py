@@ -1,9 +1,20 @@
 """Fixtures every test may use."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+_KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
+
+
+def pytest_configure(config):
+    """Tests sign with a key of their own: commands that they start have it in the environment, workers of pytest too."""
+    if _KEY_FILE not in os.environ:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ[_KEY_FILE] = str(Path(folder.name) / "checkpoint.key")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 It starts as the impact-greedy heuristic, and learns what the impact estimate leaves out: its errors, and above all what a
 decision costs the requests still to come. That price is searched for first, by trying prices on whole episodes, which is the
 longer half of a run; the graph encoder joins when it is found. A run has a folder with its configuration, progress, checkpoints
-and learning curve; Ctrl-C stops it with a checkpoint, --resume goes on from there. Some minutes of training, and their worth:
+and learning curve; Ctrl-C stops it with a checkpoint, --resume goes on from there, and so it does after a crash
+(docs/reliability.md). Some minutes of training, and their worth:
 edgeroute train --minutes 5 --run-dir runs/mine;
 edgeroute export runs/mine --out bundles/mine;
 edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
@@ -13,20 +14,37 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import asdict, replace
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from models.rllib.checkpoint import BUNDLE, find_checkpoint, load_router, read_checkpoint, restore_checkpoint, save_checkpoint
+from models.rllib.checkpoint import (
+    ABOUT,
+    BUNDLE,
+    find_checkpoint,
+    load_router,
+    numbered_checkpoints,
+    restore_checkpoint,
+    save_checkpoint,
+    set_damaged_aside,
+    whole_checkpoint,
+)
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, parse_scenario
+from tuning.cluster_check import Needs
+from tuning.mirror import Mirror, without_password
 from tuning.ray_session import ray_session
+from tuning.run_lock import run_lock
+from tuning.signature import check_signature, signed
 from tuning.storage import write_text
 from tuning.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.training_curve import draw_curve
-from tuning.training_log import LOG, RunLog, read_log
+from tuning.training_log import LOG, Iteration, RunLog, read_log
 from tuning.training_loop import Diverged, Limits, Trainer
 from tuning.training_options import Options, complete, defaults, definition, resumed
 from tuning.training_setup import about_run, algorithm_of, validator_of, world_options
@@ -41,6 +59,40 @@ _CONFIG, _CURVE = "config.yaml", "training.png"
 _EXIT_DIVERGED, _EXIT_INTERRUPTED = 1, 130
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """Where a start of a run begins."""
+
+    options: Options  # complete
+    scenario: Scenario
+    checkpoint: Path | None = None  # to go on from
+    about: dict[str, Any] = field(default_factory=dict[str, Any])  # what that says of itself
+
+    @property
+    def count(self) -> int:
+        """How often the run has been started, this time included."""
+        return self.about.get("starts", 0) + 1
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that the run had lasted, over all starts. Unknown, and 0, where an earlier version wrote the checkpoint."""
+        return self.about.get("elapsed_s", 0.0)
+
+    @property
+    def minutes(self) -> float | None:
+        """Limit on this start."""
+        minutes = self.options.minutes
+        return minutes if minutes is None or not self.options.auto_resume else minutes - self.elapsed_s / 60
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run had come to one of its limits."""
+        left = [self.minutes]
+        for limit, name in ((self.options.steps, "steps"), (self.options.iterations, "iteration")):
+            left.append(None if limit is None else limit - self.about.get(name, 0))
+        return self.checkpoint is not None and any(amount is not None and amount <= 0 for amount in left)
+
+
 def run(options: Options) -> int:
     """Train, print a line an iteration, and leave a run directory.
 
@@ -48,15 +100,50 @@ def run(options: Options) -> int:
         0, also after SIGTERM, with a checkpoint written; 130 after SIGINT, likewise; 1 if a loss or gradient was not finite.
 
     Raises:
-        InputError: an option or scenario that is not valid; a run directory that is taken, missing or damaged.
+        InputError: an option or scenario that is not valid; a run directory that is taken, in use, missing or damaged, or of
+            somebody who is not trusted; the last checkpoint, or the copy in the storage, cannot be written.
     """
-    options = complete(options)
-    checkpoint = find_checkpoint(options.run_dir) if options.resume else None
-    about = None if checkpoint is None else read_checkpoint(checkpoint)
-    options, scenario = _begin(options) if checkpoint is None else _continue(options)
+    complete(options)  # what is wrong with them is said before anything is touched
+    if options.resume and options.storage is None:
+        find_checkpoint(options.run_dir)
+    mirror = None if options.storage is None else Mirror(options.storage, options.run_dir, config=_CONFIG)
+    with run_lock(options.run_dir):
+        start = _continue(options) if _goes_on(options, mirror) else _begin(options)
+        code = _say_complete(start) if start.complete else _train(start, mirror)
+        if mirror is not None:
+            mirror.put()
+    return code
+
+
+def _goes_on(options: Options, mirror: Mirror | None) -> bool:
+    """Whether there is a run to go on with; fetched from the storage, if that knows more of it than the folder.
+
+    Raises:
+        InputError: the folder or the storage has one, and it was not asked to go on; the storage cannot be read.
+    """
+    asked = options.resume or options.auto_resume
+    if asked and mirror is not None:
+        mirror.fetch()
+    exists = bool(numbered_checkpoints(options.run_dir))
+    if not asked and (exists or (mirror is not None and mirror.holds_run())):
+        where = options.run_dir if exists or mirror is None else mirror.place
+        raise InputError(f"{where}: holds a run already: --resume goes on with it, another --run-dir begins anew")
+    return options.resume or exists
+
+
+def _say_complete(start: _Start) -> int:
+    """Say that there is nothing to do, and see that the curve is there, should the run have been killed before it was drawn."""
+    options, about = start.options, start.about
+    _draw(start, read_log(options.run_dir / LOG, about["iteration"]))
+    print(f"{options.run_dir}: complete already: {about['iteration']:,} iterations, {about['steps']:,} decisions")
+    return 0
+
+
+def _train(start: _Start, mirror: Mirror | None) -> int:
+    """Train from there, and return the exit code."""
+    options, scenario = start.options, start.scenario
     groups = training_groups(scenario, world_options(options), options.envs_per_runner)
-    records = [] if about is None else read_log(options.run_dir / LOG, about["iteration"])
-    starts = 1 if about is None else about["starts"] + 1
+    records = read_log(options.run_dir / LOG, start.about["iteration"]) if start.checkpoint else []
     with (
         tracker(
             options.track,
@@ -66,23 +153,22 @@ def run(options: Options) -> int:
             config=_tracked(options, scenario),
             resume=options.resume,
         ) as track,
-        ray_session(options.address, options.num_env_runners or 0),
-        algorithm_of(options, scenario, groups, starts) as algorithm,
+        ray_session(options.address, Needs(cpus=options.num_env_runners or 0, storage=options.storage)),
+        algorithm_of(options, scenario, groups, start.count) as algorithm,
         RunLog(options.run_dir, records, track) as log,
     ):
-        if checkpoint is not None:
-            restore_checkpoint(checkpoint, algorithm)
-        trainer = _trainer(options, scenario, algorithm, log, starts)
+        if start.checkpoint is not None:
+            restore_checkpoint(start.checkpoint, algorithm)
+            set_damaged_aside(options.run_dir, start.checkpoint)
+        trainer = _trainer(start, algorithm, log, mirror)
         asked, code = None, 0
         try:
             asked = trainer.train()
         except Diverged as error:
-            print(f"edgeroute: error: {error}; the state before it is {trainer.saved}", file=sys.stderr)
+            print(f"edgeroute: error: {error}; the last state that is saved is {trainer.saved}", file=sys.stderr)
             code = _EXIT_DIVERGED
         finally:
-            if log.records:
-                title = f"{options.algo} on {scenario.name}, load {options.load}, seed {options.seed}"
-                draw_curve(options.run_dir / _CURVE, log.records, title)
+            _draw(start, log.records)
         if asked:
             print(f"edgeroute: {asked.name}: {trainer.saved} is written, --resume goes on from there", file=sys.stderr)
             code = _EXIT_INTERRUPTED if asked == signal.SIGINT else 0
@@ -96,37 +182,56 @@ def run(options: Options) -> int:
     return code
 
 
+def _draw(start: _Start, records: Sequence[Iteration]) -> None:
+    """Draw the learning curve. A run is as good without: a full disk has been reported, or is about to be, for what matters."""
+    options = start.options
+    if records:
+        with suppress(InputError):
+            title = f"{options.algo} on {start.scenario.name}, load {options.load}, seed {options.seed}"
+            draw_curve(options.run_dir / _CURVE, records, title)
+
+
 def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
     """The configuration of a tracked run."""
     return {
-        "options": asdict(options),
+        "options": {**asdict(options), "storage": options.storage and without_password(options.storage)},
         "scenario": yaml.safe_load(scenario.to_yaml()),
         "fingerprint": scenario.fingerprint(),
         **provenance(),
     }
 
 
-def _trainer(options: Options, scenario: Scenario, algorithm: Algorithm, log: RunLog, starts: int) -> Trainer:
-    about = about_run(options, scenario, starts)
+def _trainer(start: _Start, algorithm: Algorithm, log: RunLog, mirror: Mirror | None) -> Trainer:
+    options = start.options
+    about, began_s = about_run(options, start.scenario, start.count), time.monotonic()
 
     def save(iteration: int, steps: int) -> Path:
-        return save_checkpoint(options.run_dir, algorithm, {"iteration": iteration, "steps": steps, **about})
+        log.sync()  # no checkpoint without the records that led to it
+        elapsed_s = start.elapsed_s + time.monotonic() - began_s
+        saved = save_checkpoint(
+            options.run_dir, algorithm, {"iteration": iteration, "steps": steps, "elapsed_s": elapsed_s, **about}, signed
+        )
+        if mirror is not None:
+            try:
+                mirror.put()
+            except InputError as error:
+                print(f"edgeroute: warning: {error}; it is tried again with the next checkpoint", file=sys.stderr, flush=True)
+        return saved
 
     return Trainer(
         algorithm,
         log,
-        Limits(steps=options.steps, iterations=options.iterations, minutes=options.minutes),
+        Limits(steps=options.steps, iterations=options.iterations, minutes=start.minutes),
         steps_per_iteration=options.steps_in_iteration,
-        validator=validator_of(options, scenario),
+        validator=validator_of(options, start.scenario),
         validate_every=options.validate_every,
         save=save,
     )
 
 
-def _begin(options: Options) -> tuple[Options, Scenario]:
+def _begin(options: Options) -> _Start:
     """Lay out a new run directory."""
-    if (options.run_dir / "checkpoints").exists():
-        raise InputError(f"{options.run_dir}: holds a run already: --resume goes on with it, another --run-dir begins anew")
+    options = complete(replace(options, resume=False))
     worlds = world_options(options)
     scenario = base_world(worlds)
     training_groups(scenario, worlds, options.envs_per_runner)  # what is wrong with the fleets is said before anything is written
@@ -137,11 +242,16 @@ def _begin(options: Options) -> tuple[Options, Scenario]:
         "scenario": yaml.safe_load(scenario.to_yaml()),
     }
     write_text(options.run_dir / _CONFIG, yaml.safe_dump(contents, sort_keys=False))
-    return options, scenario
+    return _Start(options=options, scenario=scenario)
 
 
-def _continue(options: Options) -> tuple[Options, Scenario]:
-    """The options and the scenario of the run in the folder; its limits, unless others are given."""
+def _continue(options: Options) -> _Start:
+    """The run in the folder, from its newest whole checkpoint; its options, and its limits unless others are given."""
+    checkpoint, about, faults = whole_checkpoint(options.run_dir)
+    for fault in faults:
+        print(f"edgeroute: warning: {fault}; going on from {checkpoint}", file=sys.stderr)
+    check_signature(about, checkpoint / ABOUT, trusted=options.trust_checkpoint)
+    options = complete(replace(options, resume=True))
     config = options.run_dir / _CONFIG
     try:
         contents: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -150,4 +260,5 @@ def _continue(options: Options) -> tuple[Options, Scenario]:
         raise InputError(f"{config}: not the configuration of a run: {error}") from None
     if options.steps is None and options.iterations is None and options.minutes is None:
         options = replace(options, **limits)
-    return resumed(options, own, str(config)), parse_scenario(world, str(config))
+    options = resumed(options, own, str(config))
+    return _Start(options=options, scenario=parse_scenario(world, str(config)), checkpoint=checkpoint, about=about)

@@ -1,13 +1,20 @@
-"""What a training run reports: a record an iteration, a line for the reader, TensorBoard's event file."""
+"""What a training run reports: a record an iteration, a line for the reader, TensorBoard's event file.
+
+Training does not end for want of space: what cannot be written is kept in memory and written when it can be.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from rllib_envs.errors import InputError
 from tuning.storage import write_text
@@ -72,33 +79,111 @@ class RunLog:
     """The records of a run: in ``metrics.jsonl``, in TensorBoard's event file with all that RLlib reports, and tracked."""
 
     def __init__(self, run_dir: Path, records: Sequence[Iteration], tracker: Tracker = NO_TRACKER) -> None:
-        """Go on after ``records``; what the file held beyond is dropped."""
-        from tensorboardX import SummaryWriter  # here: who reads records need not wait for it
+        """Go on after ``records``; what the file held beyond is dropped.
 
+        Raises:
+            InputError: the folder cannot be written to.
+        """
         self.records = list(records)
-        self._tracker = tracker
-        write_text(run_dir / LOG, "".join(to_line(record) for record in records))
-        self._file = (run_dir / LOG).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run_dir / EVENTS), purge_step=records[-1].steps + 1 if records else None)
+        self._path, self._tracker = run_dir / LOG, tracker
+        self._rewrite()
+        self._events = _Events(run_dir / EVENTS, purge_step=records[-1].steps + 1 if records else None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
         self._events.close()
 
     def add(self, record: Iteration, result: dict[str, Any]) -> None:
         """Take up an iteration: its record, and what RLlib returned for it."""
         before = self.records[-1].steps if self.records else 0
         self.records.append(record)
-        self._file.write(to_line(record))
-        self._file.flush()
+        if self._written:
+            self._written = self._append(record)
+        else:
+            with suppress(InputError):
+                self._rewrite()
         own = {key: value for key, value in asdict(record).items() if key != "learner"}
-        for name, value in _scalars({"edgeroute": own, "rllib": {key: result[key] for key in _REPORTED if key in result}}):
-            self._events.add_scalar(name, value, record.steps)
-        self._events.flush()
+        shown = {"edgeroute": own, "rllib": {key: result[key] for key in _REPORTED if key in result}}
+        self._events.add(dict(_scalars(shown)), record.steps)
         self._tracker.log(tracked(record, (record.steps - before) / record.seconds), record.steps)
+
+    def sync(self) -> None:
+        """See that all records are on the disk, as a checkpoint needs that is to outlive a loss of power.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        if not self._written:
+            self._rewrite()
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _append(self, record: Iteration) -> bool:
+        """Whether the line is in the file."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(to_line(record))
+        except OSError:
+            return False
+        return True
+
+    def _rewrite(self) -> None:
+        self._written = False
+        write_text(self._path, "".join(to_line(record) for record in self.records))
+        self._written = True
+
+
+class _Events:
+    """TensorBoard's event file, written at once: tensorboardX's own writer waits for ever for its thread, which a full disk ends.
+
+    Args:
+        folder: of the event files.
+        purge_step: what TensorBoard knows of this step and later ones is void.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        self._folder, self._purge_step, self._files = folder, purge_step, 0
+        self._writer: Any = None
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Write numbers, if that can be; after an error a new file is begun, as the old one may end in half an event."""
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        try:
+            writer = self._open()
+            writer.write(_event(step, summary={"value": scalars}))
+            writer.flush()
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; a later number opens another."""
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer = None
+
+    def _open(self) -> Any:
+        from tensorboardX.record_writer import RecordWriter  # here: who reads records need not wait for it
+
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files += 1
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{self._files}"
+            self._writer = RecordWriter(str(self._folder / name))
+            self._writer.write(_event(0, file_version="brain.Event:2"))
+            if self._purge_step is not None:
+                self._writer.write(_event(self._purge_step, session_log={"status": "START"}))
+                self._purge_step = None
+        return self._writer
+
+
+def _event(step: int, **content: Any) -> bytes:
+    """An event of TensorBoard's protocol."""
+    from tensorboardX.proto import event_pb2
+
+    return cast(Any, event_pb2).Event(wall_time=time.time(), step=step, **content).SerializeToString()
 
 
 def to_line(record: Iteration) -> str:

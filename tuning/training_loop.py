@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.rllib.checkpoint import learner_state, restore_learner, router_of
+from rllib_envs.errors import InputError
 from tuning.training_log import Iteration, RunLog, describe, summarise
 from tuning.validation import Difference, Validator
 
@@ -35,8 +37,8 @@ class Diverged(Exception):
     """Training cannot go on: a loss or gradient is not finite."""
 
 
-class _Overdue(Exception):
-    """The iteration under way takes too long to wait for."""
+class _Overdue(BaseException):
+    """The iteration under way takes too long to wait for. No error that anything on the way should handle."""
 
 
 class Trainer:
@@ -49,7 +51,7 @@ class Trainer:
         steps_per_iteration: nominal.
         validator: what to compare the router with.
         validate_every: iterations from one comparison to the next; 0 for none.
-        save: writes a checkpoint of so many iterations and steps and returns its folder.
+        save: writes a checkpoint of so many iterations and steps and returns its folder, or raises an ``InputError``.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class Trainer:
     def train(self) -> signal.Signals | None:
         """Iterate until a limit is reached or a signal asks to stop, which is returned. Ends with a checkpoint.
 
-        SIGTERM waits for the iteration under way for some seconds, and gives it up then.
+        SIGTERM waits for the iteration under way for some seconds, and gives it up then. A checkpoint on the way that cannot be
+        written is reported, and tried again after the usual interval.
 
         Raises:
-            Diverged: a loss or gradient is not finite; the state before that iteration is saved.
+            Diverged: a loss or gradient is not finite; the state before that iteration is saved, if it can be.
+            InputError: the last checkpoint cannot be written.
         """
         with _deferred_signals() as asked:
             while self._left_s() > 0 and not asked:
@@ -88,10 +92,10 @@ class Trainer:
                     restore_learner(self._algorithm, good)
                 except FloatingPointError as error:
                     restore_learner(self._algorithm, good)
-                    self._save()
+                    self._save_if_possible("no newer one can be written")
                     raise Diverged(f"iteration {len(self._log.records) + 1}: {error}") from None
                 if time.monotonic() - self._saved_s > _CHECKPOINT_INTERVAL_S:
-                    self._save()
+                    self._save_if_possible(f"training goes on, the next is due in {_CHECKPOINT_INTERVAL_S:g} s")
             self._save()
             return asked[0] if asked else None
 
@@ -138,6 +142,14 @@ class Trainer:
         records = self._log.records
         self.saved = self._write_checkpoint(len(records), records[-1].steps if records else 0)
         self._saved_s = time.monotonic()
+
+    def _save_if_possible(self, otherwise: str) -> None:
+        """Save; if that fails, report it and what it means."""
+        try:
+            self._save()
+        except InputError as error:
+            print(f"edgeroute: warning: {error}; {otherwise}", file=sys.stderr, flush=True)
+            self._saved_s = time.monotonic()
 
 
 @contextmanager

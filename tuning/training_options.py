@@ -28,7 +28,10 @@ PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
 DEFAULT_STEPS = 2_600_000
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
-_OF_ONE_START = ("config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "address", "resume", "smoke", "track")
+_OF_ONE_START = (
+    "config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "num_learners", "gpus_per_learner", "address", "resume",
+    "auto_resume", "trust_checkpoint", "storage", "smoke", "track",
+)  # fmt: skip
 """Options that do not define the run: each start has its own."""
 
 
@@ -90,13 +93,28 @@ class Options:
     minutes: float | None = None
     """Stop after so many minutes, counted from this start."""
     num_env_runners: int | None = None
-    """Worker processes that step environments; 0 steps them in the process that learns. Default: 0 on up to 2 cores, else
-    one for each core but one."""
+    """Worker processes that step environments; 0 steps them in the process that learns. Default: on this machine 0 on up to 2
+    cores, else one for each core but one; on a cluster one for each core."""
+    num_learners: int = 0
+    """Processes that learn, each from its share of the decisions: two come to what one comes to, but for rounding, in less time.
+    0 learns in the process that directs. sac: 0 or 1."""
+    gpus_per_learner: int | None = None
+    """1: learn on a GPU; 0: on processors. Default: 1 if there is a GPU for each learner, else 0."""
     address: str = "local"
     """Ray: local starts one for this run, auto or a URL attaches to a running cluster."""
     track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     resume: bool = False
-    """Go on with the run in the folder. Scenario, seed and all else that defines the run are taken from there."""
+    """Go on with the run in the folder, from its newest checkpoint that is whole. Scenario, seed and all else that defines the
+    run are taken from there."""
+    auto_resume: bool = False
+    """Go on with the run in the folder if there is one, else begin it: for jobs that are started again after a failure. --minutes
+    then counts from the beginning of the run."""
+    trust_checkpoint: bool = False
+    """Go on from a checkpoint that you did not write yourself. It holds pickles, which can run any code: only if you trust
+    whoever wrote it."""
+    storage: str | None = None
+    """Keep the run in another place too, after every checkpoint: a folder, or a URL such as s3://bucket/runs; the run is below it
+    under the name of its folder. --resume fetches it where the folder has none or an older one (docs/reliability.md)."""
     smoke: bool = False
     """A tiny run that takes seconds."""
 
@@ -233,7 +251,7 @@ def complete(options: Options) -> Options:
         options = replace(options, **_SMOKE, fleets=fleets, iterations=options.iterations or 2)
     if options.steps is None and options.iterations is None and options.minutes is None and not options.resume:
         options = replace(options, steps=DEFAULT_STEPS)
-    if options.num_env_runners is None:
+    if options.num_env_runners is None and options.address == "local":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options = replace(options, num_env_runners=0 if cores <= 2 else cores - 1)
     positive = (
@@ -244,9 +262,11 @@ def complete(options: Options) -> Options:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name.replace('_', '-')} = {value}: must be positive")
-    for name in ("num_env_runners", "seed", "validate_every"):
+    for name in ("num_env_runners", "num_learners", "seed", "validate_every"):
         if (getattr(options, name) or 0) < 0:
             raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+    if options.gpus_per_learner not in (None, 0, 1):
+        raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: must be 0 or 1")
     if options.preset == "paper" and options.algo != "sac":
         raise InputError(f"algo = {options.algo}: the preset paper trains with sac")
     return options

@@ -62,7 +62,7 @@ class Trial(tune.Trainable):
         return {**figures, STEPS: record.steps, SECONDS: self._elapsed_s}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write what training goes on from, with the router in it."""
+        """Write what training goes on from, with the router in it. Unsigned: the sweep vouches for it, workers have no key."""
         about = {**self._about, "iteration": self._iterations, "steps": self._steps, "elapsed_s": self._elapsed_s}
         save_checkpoint(Path(checkpoint_dir), self._algorithm, about)
 

@@ -2,13 +2,17 @@
 
 A run directory holds ``checkpoints/000012/`` and so on, the number being that of the iteration. Each has ``rllib/``, the state
 that training goes on from, ``bundle/``, the router to serve, and ``checkpoint.json``, where they come from and their digests.
+``rllib/`` holds pickles: who restores it has seen to it that whoever wrote it is trusted. The others hold none.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import pickle
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +30,19 @@ _KEPT = 3
 _DEFAULT_MODULE = "default_policy"  # RLlib's DEFAULT_MODULE_ID; importing it here would bring all of Ray
 BUNDLE = "bundle"
 """Folder of a checkpoint that holds the router."""
+CHECKPOINTS, ABOUT = "checkpoints", "checkpoint.json"
+"""Folder of a run directory that holds the checkpoints, and file of each that says what it is."""
 
-_RLLIB, _ABOUT = "rllib", "checkpoint.json"
+_RLLIB = "rllib"
+_SELF = "self_sha256"  # of what else ``checkpoint.json`` says
 
 
-def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run_dir: Path,
+    algorithm: Algorithm,
+    about: Mapping[str, Any],
+    sign: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> Path:
     """Write a checkpoint aside, flush it to the disk and rename it; older ones than the last three go.
 
     Args:
@@ -38,21 +50,32 @@ def save_checkpoint(run_dir: Path, algorithm: Algorithm, about: dict[str, Any]) 
         algorithm: whose module has a ``served`` router.
         about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs, and
             all but that goes into the bundle too.
+        sign: adds a signature to what is written there, digests of all files among it. Without it there is none.
+
+    Returns:
+        Its folder. One of this iteration that is there already and whole is left as it is.
+
+    Raises:
+        InputError: it cannot be written: no space, no rights. The others are as they were.
     """
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS
     target = folder / f"{about['iteration']:06d}"
-    if target.exists():
+    if target.exists() and _is_whole(target):
         return target
-    for left in folder.glob(".aside-*"):  # by a process that was killed as it wrote; one at a time writes to a run directory
-        shutil.rmtree(left)
-    with written_aside(target) as aside:
-        algorithm.save_to_path((aside / _RLLIB).absolute())
-        origin = {key: value for key, value in about.items() if key != "observation"}
-        save_bundle(aside / BUNDLE, router_of(algorithm), Observation(**about["observation"]), origin)
-        contents = {"format": FORMAT, **about, "sha256": digests(aside)}
-        (aside / _ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
-    for old in _numbered(folder)[:-_KEPT]:
-        shutil.rmtree(old)
+    try:
+        for left in folder.glob(".*-*"):  # by a process that was killed as it wrote; one at a time writes to a run directory
+            shutil.rmtree(left)
+        with written_aside(target) as aside:
+            _write_state(aside / _RLLIB, algorithm)
+            origin = {key: value for key, value in about.items() if key != "observation"}
+            save_bundle(aside / BUNDLE, router_of(algorithm), Observation(**about["observation"]), origin)
+            contents = sign({"format": FORMAT, **about, "sha256": digests(aside)})
+            contents[_SELF] = _digest(contents)
+            (aside / ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        for old in numbered_checkpoints(run_dir)[:-_KEPT]:
+            shutil.rmtree(old.rename(folder / f".old-{old.name}"))  # it must not look damaged when this is cut short
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target
 
 
@@ -66,12 +89,52 @@ def find_checkpoint(path: Path) -> Path:
         raise InputError(
             f"{path}: {'not a folder' if path.exists() else 'no such folder'}: a run directory or checkpoint is needed"
         )
-    if (path / _ABOUT).is_file():
+    if (path / ABOUT).is_file():
         return path
-    newest = _numbered(path / "checkpoints")[-1:]
+    newest = numbered_checkpoints(path)[-1:]
     if not newest:
-        raise InputError(f"{path}: no checkpoint of a training run: neither {_ABOUT} nor a folder in checkpoints/")
+        raise InputError(f"{path}: no checkpoint of a training run: neither {ABOUT} nor a folder in {CHECKPOINTS}/")
     return newest[0]
+
+
+def numbered_checkpoints(run_dir: Path) -> list[Path]:
+    """The folders of a run's checkpoints, the newest last, whole or not."""
+    return sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint of a run that is as it was written.
+
+    Returns:
+        Its folder, what it says of itself, and what is wrong with each newer one, the newest first.
+
+    Raises:
+        InputError: there is none; of those that are damaged the message has a line each.
+    """
+    find_checkpoint(run_dir)
+    faults: list[str] = []
+    for folder in reversed(numbered_checkpoints(run_dir)):
+        try:
+            return folder, read_checkpoint(folder), faults
+        except InputError as error:
+            faults.append(str(error))
+    raise InputError("\n".join([*faults, f"{run_dir}: no checkpoint is whole: there is nothing to go on from"]))
+
+
+def set_damaged_aside(run_dir: Path, whole: Path) -> None:
+    """Rename what is newer than a checkpoint that a run goes on from: it would count as the newest for whoever looks.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    try:
+        for folder in numbered_checkpoints(run_dir):
+            if folder.name > whole.name:
+                aside = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+    except OSError as error:
+        raise InputError(f"{run_dir / CHECKPOINTS}: cannot be written: {error.strerror or error}") from None
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -80,19 +143,24 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: a file is damaged, missing or of another version of the project.
     """
-    where = folder / _ABOUT
+    where = folder / ABOUT
     try:
         about = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{where}: damaged: {error.strerror or error}") from None
+    except ValueError as error:
         raise InputError(f"{where}: damaged: {error}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise InputError(f"{where}: format is not {FORMAT!r}: not a checkpoint, or one of another version")
+        raise InputError(f"{where}: format is not {FORMAT!r}: not a checkpoint, or one of another version, or damaged")
+    told = about.pop(_SELF, None)
+    if told is not None and told != _digest(about):  # checkpoints of earlier versions have none
+        raise InputError(f"{where}: damaged: its contents are not those that were written")
     check_digests(folder, about["sha256"], where, "checkpoint")
     return about
 
 
 def restore_checkpoint(folder: Path, algorithm: Algorithm) -> None:
-    """Put the algorithm, set up as the saved one was, into the saved state.
+    """Put the algorithm, set up as the saved one was, into the saved state. Loads pickles: trust is the caller's affair.
 
     Raises:
         InputError: as ``read_checkpoint``.
@@ -141,5 +209,24 @@ def restore_learner(algorithm: Algorithm, state: Any) -> None:
     algorithm.learner_group.set_state(state)
 
 
-def _numbered(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+def _write_state(folder: Path, algorithm: Algorithm) -> None:
+    """Let RLlib write its state. Where a rollout worker writes a part of it, RLlib does not tell that it failed to."""
+    algorithm.save_to_path(folder.absolute())
+    for name, _ in algorithm.get_checkpointable_components():
+        if not any((folder / name).glob("state.*")):
+            raise OSError(f"{folder.name}/{name}: the state is missing")
+    for path in folder.rglob("*.pkl"):
+        if path.read_bytes()[-1:] != pickle.STOP:
+            raise OSError(f"{folder.name}/{path.relative_to(folder)}: cut short")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_checkpoint(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _digest(contents: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

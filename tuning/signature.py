@@ -1,0 +1,132 @@
+"""Who wrote a checkpoint or began a sweep: signed with a secret key of the user.
+
+What training goes on from holds pickles, and to load a pickle is to run what its author put there. So a run is resumed only if
+this user wrote it, or if the user says that whoever did is trusted. What is only read, such as the router of a checkpoint, holds
+no pickles and needs no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rllib_envs.errors import InputError
+
+KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
+"""Environment variable: file of the key, for several hosts or users to share one. It is made where it is missing."""
+
+_SIGNATURE = "signature"
+_KEY_BYTES = 32
+_ID_DIGITS = 12  # of the key's digest, which tells keys apart and nothing else about them
+_PURPOSE = b"edgeroute signature 1\n"  # apart from whatever else the key may be used for
+
+
+def signed(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents with a signature among them: HMAC-SHA256 over the others, with the user's key.
+
+    Where there can be no key they stay unsigned, which is said once.
+    """
+    try:
+        key = _key(key_path(), make=True)
+    except InputError as error:
+        _warn(f"checkpoints are not signed, to resume takes --trust-checkpoint: {error}")
+        return dict(contents)
+    assert key is not None
+    return {**contents, _SIGNATURE: {"key": _name(key), "hmac_sha256": _code(key, contents)}}
+
+
+def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool) -> None:
+    """See that this user wrote it. To be called before anything is unpickled.
+
+    Args:
+        contents: as ``signed`` gave them.
+        where: file that they were read from.
+        trusted: the user trusts it, whoever wrote it.
+
+    Raises:
+        InputError: somebody else did, or it was changed since; the key cannot be read.
+    """
+    if trusted:
+        return
+    told = contents.get(_SIGNATURE)
+    key = _key(key_path(), make=False)
+    if not isinstance(told, dict):
+        reason = "it is not signed"
+    elif key is None:
+        reason = f"it is signed with another key than yours: you have none in {key_path()}"
+    elif told.get("key") != _name(key):
+        reason = f"it is signed with another key than the one in {key_path()}"
+    elif not hmac.compare_digest(str(told.get("hmac_sha256")).encode(), _code(key, contents).encode()):
+        reason = "it was changed after you had signed it"
+    else:
+        return
+    raise InputError(
+        f"{where}: {reason}: going on from there runs pickled code that came from elsewhere. If you trust whoever wrote it, "
+        "--trust-checkpoint loads it all the same"
+    )
+
+
+def key_path() -> Path:
+    """Where the user's key is, or would be."""
+    if named := os.environ.get(KEY_FILE):
+        return Path(named).expanduser()
+    config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    return Path(config) / "edgeroute" / "checkpoint.key"
+
+
+def _key(path: Path, *, make: bool) -> bytes | None:
+    """The key in the file, made if it is to be; None where there is none.
+
+    Raises:
+        InputError: the file cannot be read or made, or is too short for a key.
+    """
+    try:
+        if make and not path.exists():
+            _make_key(path)
+        key = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"key {path}: {error.strerror or error}; {KEY_FILE} names another file") from None
+    if len(key) < _KEY_BYTES:
+        raise InputError(f"key {path}: has {len(key)} bytes: must have {_KEY_BYTES} or more")
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Make a key that no other user can read; of several processes that do so at the same time, one makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(aside, path)  # unlike a rename, it does not replace a key that is there by now
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _name(key: bytes) -> str:
+    return hashlib.sha256(_PURPOSE + key).hexdigest()[:_ID_DIGITS]
+
+
+def _code(key: bytes, contents: Mapping[str, Any]) -> str:
+    others = {name: value for name, value in contents.items() if name != _SIGNATURE}
+    return hmac.new(key, _PURPOSE + json.dumps(others, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say it once."""
+    print(f"edgeroute: warning: {message}", file=sys.stderr)
