@@ -7,6 +7,7 @@ from typing import Any
 from models.paper import PaperSpec
 from models.rllib.env_groups import Group
 from models.router import RouterSpec
+from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from tuning.training_options import Options
 
@@ -34,18 +35,51 @@ def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec
 
 
 def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | PaperSpec, *, seed: int) -> Any:
-    """The configuration, an ``AlgorithmConfig`` to build from; the options are complete."""
+    """The configuration, an ``AlgorithmConfig`` to build from; the options are complete, and Ray has been started.
+
+    Raises:
+        InputError: a GPU is asked for that is not there.
+    """
     workers = options.num_env_runners or 0
     environments = options.envs_per_runner * max(workers, 1)
     common: dict[str, Any] = {
         "seed": seed,
         "temperature": options.temperature,
         "env_runners": workers,
+        "learners": options.num_learners,
+        "gpus_per_learner": gpus_per_learner(options),
         "rows": max(options.steps_in_iteration // environments, 1),
         "router": spec,
     }
     config = _configure(options, groups, common)
     return config.training(**_SMOKE[options.algo]) if options.smoke else config
+
+
+def gpus_per_learner(options: Options) -> int:
+    """GPUs for each learner: as many as the options say, or 1 if there are enough.
+
+    Raises:
+        InputError: there are not as many as the options say.
+    """
+    learners = max(options.num_learners, 1)
+    if options.gpus_per_learner == 0:
+        return 0
+    free = _free_gpus(options)
+    if options.gpus_per_learner and free < learners:
+        where = "in Ray's cluster" if options.num_learners else "for this process"
+        raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: {learners} needed, {free} free {where}")
+    return int(free >= learners)
+
+
+def _free_gpus(options: Options) -> int:
+    import ray  # here: --help needs neither
+    import torch
+
+    if options.num_learners:
+        return int(ray.available_resources().get("GPU", 0))
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+        return len(ray.get_gpu_ids())  # a trial of a sweep sees all GPUs, and has those that were given to it
+    return int(torch.cuda.is_available())
 
 
 def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:

@@ -7,9 +7,8 @@ knows. The second is learned from returns, in steps small enough to stay where t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, fields
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -21,7 +20,7 @@ from ray.rllib.utils.metrics import TIMERS
 from models.rllib.avl_learner import AVLLearner
 from models.rllib.avl_module import AVLModule
 from models.rllib.avl_settings import AVLSettings
-from models.rllib.collect import learn_from_sample, share_weights
+from models.rllib.collect import ColumnAlgorithm, learn_from_sample, of_learners, share_weights, steps_sampled, with_processes
 from models.rllib.env_groups import Group
 from models.rllib.price_search import try_candidates
 from models.rllib.runner import ColumnRunner
@@ -62,7 +61,7 @@ class AVLConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=AVLModule)
 
 
-class AVL(Algorithm):
+class AVL(ColumnAlgorithm):
     """Sample once from every worker, learn from all of it, hand out the weights."""
 
     @classmethod
@@ -80,31 +79,25 @@ class AVL(Algorithm):
     def _search_price(self) -> None:
         """Try a generation of prices on the workers, if there is one to try."""
         assert self.env_runner_group is not None
-        config: Any = self.config
-        candidates, generation = self._of_learners(_asked)[0]
+        config = self.config
+        candidates, generation = of_learners(self, _asked)[0]
         if candidates is None:
             return
         workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
         worlds, requests = -(-config.search_worlds // workers), config.search_requests
         with self.metrics.log_time((TIMERS, "price_search")):
-            results: list[Any] = self.env_runner_group.foreach_env_runner(
-                lambda runner: try_candidates(cast(ColumnRunner, runner), candidates, generation, worlds, requests),
-                local_env_runner=self.env_runner_group.num_remote_env_runners() == 0,
+            results = self.rollout_workers.ask(
+                lambda runner: try_candidates(runner, candidates, generation, worlds, requests), steps=steps_sampled(self)
             )
-        if results:  # else every worker has failed: RLlib brings them back
-            self._of_learners(_judge, qos=np.concatenate(results, axis=1))
-            share_weights(self)
-
-    def _of_learners(self, function: Callable[..., Any], **arguments: Any) -> list[Any]:
-        assert self.learner_group is not None
-        return [result.get() for result in self.learner_group.foreach_learner(function, **arguments)]
+        of_learners(self, _judge, qos=np.concatenate(results, axis=1))  # fewer worlds, where a worker has failed
+        share_weights(self)
 
 
-def _asked(learner: AVLLearner, **_: Any) -> tuple[Any, int]:
+def _asked(learner: AVLLearner) -> tuple[Any, int]:
     return learner.candidates(), learner.search.generation
 
 
-def _judge(learner: AVLLearner, *, qos: Any, **_: Any) -> None:
+def _judge(learner: AVLLearner, *, qos: Any) -> None:
     learner.judge(qos)
 
 
@@ -115,6 +108,8 @@ def avl_config(
     lr: float,
     total_steps: int | None,
     env_runners: int,
+    learners: int = 0,
+    gpus_per_learner: int = 0,
     rows: int,
     router: RouterSpec,
     temperature: float = 0.01,
@@ -128,6 +123,8 @@ def avl_config(
         lr: learning rate at first; it falls linearly to a tenth at ``total_steps``, if given.
         total_steps: environment steps of the whole run.
         env_runners: worker processes that step environments; 0 steps them in this process.
+        learners: processes that learn, together; 0 learns in this process.
+        gpus_per_learner: 0 or 1.
         rows: steps of each environment in an iteration.
         router: what the router is made of.
         temperature: QoS that a difference of 1 in the logits stands for.
@@ -139,20 +136,17 @@ def avl_config(
         AVLConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": scenarios})
         .env_runners(
-            num_env_runners=env_runners,
             num_envs_per_env_runner=sum(count for _, count in scenarios),
             rollout_fragment_length=rows,
             gym_env_vectorize_mode="vector_entry_point",
         )
-        .learners(num_learners=0)
         .rl_module(model_config={"router": router.to_dict(), "temperature": temperature})
         .training(
             lr=lr if total_steps is None else [[0, lr], [total_steps, lr * _SERVED_LR]],
             **asdict(settings or AVLSettings()),
             marginal_weight=first.reward.marginal_qos,
         )
-        .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)
     )
     assert isinstance(config, AVLConfig)
-    return config
+    return with_processes(config, env_runners=env_runners, learners=learners, gpus_per_learner=gpus_per_learner)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_TRAINED
 from torch import Tensor
 
 from models.price import TERMS
 from models.rllib.avl_module import AVLModule
 from models.rllib.columns import Fragment
+from models.rllib.learner import StatefulLearner
+from models.rllib.peers import Peers
 from models.rllib.price_search import PriceSearch
 from models.rllib.returns import afterstate_returns
 from models.router import Router
@@ -81,7 +82,7 @@ class Targets:
         return len(self.returns)
 
 
-class AVLLearner(TorchLearner):
+class AVLLearner(StatefulLearner):
     """Three regressions and a cautious improvement, from one sample of columns; and, at first, a search for the price.
 
     With ``I`` the estimated impact, ``pi`` the router, ``m`` the true marginal QoS:
@@ -100,6 +101,9 @@ class AVLLearner(TorchLearner):
 
     While the price of congestion is being searched for (``PriceSearch``), the future part rests, and the router does without its
     graph encoder, which costs more than all else; it joins then, through weights that are 0.
+
+    Several learners take the same fragments and each its part of the rows (``Peers``): they come to what one comes to, but for
+    rounding.
     """
 
     config: Any
@@ -110,6 +114,7 @@ class AVLLearner(TorchLearner):
         self._samples = 0
         self.search = PriceSearch(self.config.population, int(self.config.seed or 0))
         super().build()
+        self._peers = Peers(self._device)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """One optimizer: the losses share the encoder and are differentiated together."""
@@ -148,7 +153,7 @@ class AVLLearner(TorchLearner):
         """Learn from fragments, which come as ``training_data.episodes``.
 
         Raises:
-            FloatingPointError: a loss is not finite; nothing has been changed by it.
+            FloatingPointError: a loss is not finite, on all learners alike; nothing has been changed by it.
         """
         self._check_is_built()
         self.before_gradient_based_update(timesteps=timesteps or {})
@@ -194,7 +199,7 @@ class AVLLearner(TorchLearner):
 
     def _targets(self, module: AVLModule, fragment: Fragment) -> Targets:
         steps, environments = fragment.actions.shape
-        impact, log_policy, usual, value = _look(module, fragment, self._device)
+        impact, log_policy, usual, value = _look(module, fragment, self._device, self._peers)
         policy = np.exp(log_policy)
         expected = (policy[..., :-1] * impact).sum(axis=-1)
         baselines = self.baselines.setdefault((fragment.worker, fragment.group), Baselines.of(environments))
@@ -261,16 +266,20 @@ class AVLLearner(TorchLearner):
         kl = 0.0
         logged: dict[str, float] = {}
         for _ in range(config.epochs):
-            for batch in _minibatches(samples, max(total // config.minibatch, 1), generator):
-                losses, moved = _losses(module, batch, config.clip, improve)
+            for batch, rows in _minibatches(samples, max(total // config.minibatch, 1), generator, self._peers):
+                optimizer.zero_grad(set_to_none=True)
+                own, own_moved = _losses(module, batch, rows, config.clip, improve)
+                if batch:
+                    torch.stack(list(own.values())).sum().backward()
+                # Summed first, and only then looked at: what one learner alone minds would leave the others waiting for it.
+                *found, moved = self._peers.add(module.parameters(), [*(loss.item() for loss in own.values()), own_moved])
+                losses = dict(zip(own, found, strict=True))
                 if improve:
                     kl = 0.8 * kl + 0.2 * moved
                     improve = kl < config.kl_stop
                 for name, loss in losses.items():
-                    if not math.isfinite(loss.item()):
-                        raise FloatingPointError(f"{name} loss is {loss.item()}: training cannot go on")
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(losses.values())).sum().backward()
+                    if not math.isfinite(loss):
+                        raise FloatingPointError(f"{name} loss is {loss}: training cannot go on")
                 gradients = [p.grad for p in module.parameters() if p.grad is not None]
                 norm = torch.nn.utils.get_total_norm(gradients)
                 if future:
@@ -278,7 +287,7 @@ class AVLLearner(TorchLearner):
                 if not math.isfinite(norm.item()):
                     raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
                 optimizer.step()
-                logged = {f"{name}_loss": loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
+                logged = {f"{name}_loss": loss for name, loss in losses.items()} | {"gradient_norm": norm.item()}
         advantage = torch.cat([targets.advantage for targets in samples])
         returns = torch.cat([targets.returns for targets in samples])
         entropy = -sum(float((t.log_policy.exp() * t.log_policy).sum()) for t in samples) / total
@@ -295,10 +304,18 @@ class AVLLearner(TorchLearner):
         }
 
 
-def _losses(module: AVLModule, batch: list[Targets], clip: float, improve: bool) -> tuple[dict[str, Tensor], float]:
-    """The losses of a minibatch that holds some rows of every fragment, and how far the router has moved (KL)."""
-    rows = sum(map(len, batch))
-    losses: dict[str, Tensor] = {name: torch.zeros(()) for name in ("impact", "usual", "value", "future")}
+def _losses(module: AVLModule, batch: list[Targets], rows: int, clip: float, improve: bool) -> tuple[dict[str, Tensor], float]:
+    """What some rows of every fragment add to the losses of a minibatch, and to how far the router has moved (KL).
+
+    Args:
+        module: what learns.
+        batch: the rows, all of a minibatch or one learner's part of it.
+        rows: of the whole minibatch.
+        clip: bound on how far the chance of an action may move.
+        improve: whether the future part learns.
+    """
+    nothing = torch.zeros((), device=next(module.parameters()).device)
+    losses: dict[str, Tensor] = dict.fromkeys(("impact", "usual", "value", "future"), nothing)
     moved = 0.0
     for t in batch:
         share = len(t) / rows
@@ -319,26 +336,38 @@ def _losses(module: AVLModule, batch: list[Targets], clip: float, improve: bool)
     return losses, moved
 
 
-def _minibatches(samples: list[Targets], count: int, generator: torch.Generator) -> Iterator[list[Targets]]:
-    """So many minibatches that together hold every row once, each its share of every sample."""
+def _minibatches(
+    samples: list[Targets], count: int, generator: torch.Generator, peers: Peers
+) -> Iterator[tuple[list[Targets], int]]:
+    """So many minibatches that together hold every row once, each its share of every sample.
+
+    Yields:
+        this learner's part of the minibatch, and the rows of all of it.
+    """
     orders = [torch.randperm(len(targets), generator=generator).tensor_split(count) for targets in samples]
-    for parts in zip(*orders, strict=True):
-        yield [targets.rows(index) for targets, index in zip(samples, parts, strict=True) if len(index)]
+    for drawn in zip(*orders, strict=True):
+        parts = [index[peers.part(len(index))] for index in drawn]
+        batch = [targets.rows(index) for targets, index in zip(samples, parts, strict=True) if len(index)]
+        yield batch, sum(map(len, drawn))
 
 
 @torch.no_grad()
-def _look(module: AVLModule, fragment: Fragment, device: Any) -> tuple[NDArray[np.float32], ...]:
+def _look(module: AVLModule, fragment: Fragment, device: Any, peers: Peers) -> tuple[NDArray[np.float32], ...]:
     """Impact (T+1, B, N), log policy (T+1, B, N+1), usual quality and value (T+1, B) of every observation."""
     shape = fragment.obs["action_mask"].shape[:2]
     count = shape[0] * shape[1]
-    columns = {key: torch.from_numpy(x.reshape(count, *x.shape[2:])) for key, x in fragment.obs.items()}
+    columns = {key: x.reshape(count, *x.shape[2:]) for key, x in fragment.obs.items()}
     results: list[list[Tensor]] = []
-    for begin in range(0, count, _CHUNK):
-        observation = {key: x[begin : begin + _CHUNK].to(device) for key, x in columns.items()}
+    own = peers.part(count)
+    for begin in range(own.start, own.stop, _CHUNK):
+        # Copied: what another process has sent must not be written to, and torch warns of such memory.
+        chunk = slice(begin, min(begin + _CHUNK, own.stop))
+        observation = {key: torch.tensor(x[chunk], device=device) for key, x in columns.items()}
         parts = module.router.parts(observation)
         log_policy = (module.router.scores(observation, parts) / module.temperature).log_softmax(dim=-1)
         results.append([parts.impact, log_policy, module.usual(parts.columns), module.state_value(parts)])
-    return tuple(torch.cat(column).cpu().numpy().reshape(*shape, *column[0].shape[1:]) for column in zip(*results, strict=True))
+    found = [peers.gather(torch.cat(column), count) for column in zip(*results, strict=True)]
+    return tuple(x.cpu().numpy().reshape(*shape, *x.shape[1:]) for x in found)
 
 
 def _with_common(x: NDArray[np.float64]) -> NDArray[np.float64]:

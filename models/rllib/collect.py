@@ -1,11 +1,16 @@
-"""What training steps on columns have in common: sample once from every worker, give the workers new weights."""
+"""What training on columns has in common: sample from every worker, ask the learners, give the workers new weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
@@ -14,29 +19,84 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
+    WEIGHTS_SEQ_NO,
 )
 
 from models.rllib.columns import Fragment
+from models.rllib.faults import LearnerFailed
+from models.rllib.runner import ColumnRunner
+from models.rllib.workers import Workers
+
+_PATIENCE_S = 30.0  # with a worker, beside twice the time of the first: no machine that works is so much slower
+_PROBE_S = 0.5  # with one that was started anew: it takes part in the next iteration otherwise
+
+T = TypeVar("T")
+C = TypeVar("C", bound=AlgorithmConfig)
 
 
-def collect(algorithm: Algorithm) -> list[Fragment]:
-    """One sample of each ``ColumnRunner``; their metrics are taken in.
+class ColumnAlgorithm(Algorithm):
+    """An algorithm whose workers are ``ColumnRunner``, and may fail.
+
+    Attributes:
+        rollout_workers: to be asked.
+    """
+
+    config: Any
+
+    def setup(self, config: Any) -> None:
+        """Set up what every algorithm has, all workers with the learners' weights."""
+        super().setup(config)
+        assert self.env_runner_group is not None
+        self.rollout_workers = Workers(self.env_runner_group, self.config.sample_timeout_s)
+        share_weights(self)
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Take back workers that were started anew; what they need to know comes with the next request."""
+        return self.rollout_workers.restore()
+
+    def cleanup(self) -> None:
+        """Stop all processes, also those that hang."""
+        if hasattr(self, "rollout_workers"):
+            self.rollout_workers.abandon()
+        super().cleanup()
+
+
+def with_processes(config: C, *, env_runners: int, learners: int, gpus_per_learner: int) -> C:
+    """The configuration with what is to be known of processes and of their failing.
+
+    Args:
+        config: anything but that.
+        env_runners: worker processes that step environments; 0 steps them in this process.
+        learners: processes that learn, together; 0 learns in this process.
+        gpus_per_learner: 0 or 1.
+    """
+    config.env_runners(
+        num_env_runners=env_runners,
+        sample_timeout_s=_PATIENCE_S,
+        # Connectors have no state here, and gathering it would wait for workers that hang.
+        merge_env_runner_states=False,
+        broadcast_env_runner_states=False,
+    )
+    config.learners(num_learners=learners, num_gpus_per_learner=gpus_per_learner)
+    config.fault_tolerance(
+        restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0.0, env_runner_health_probe_timeout_s=_PROBE_S
+    )
+    return config
+
+
+def collect(algorithm: ColumnAlgorithm) -> list[Fragment]:
+    """One sample of each ``ColumnRunner`` that does not fail; their metrics are taken in.
 
     Returns:
-        A fragment for each worker and scenario; none if every worker has failed: RLlib brings them back before the next step.
+        A fragment for each worker and scenario; of one worker at least.
+
+    Raises:
+        WorkersFailed: not even one worker can sample.
     """
-    config: Any = algorithm.config
     with algorithm.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-        sample: Any = synchronous_parallel_sample(
-            worker_set=algorithm.env_runner_group,  # pyright: ignore[reportArgumentType] (None before setup only)
-            sample_timeout_s=config.sample_timeout_s,
-            _uses_new_env_runners=True,
-            _return_metrics=True,
-        )
-    fragments, results = sample
-    if results:
-        algorithm.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-    return fragments
+        answers = algorithm.rollout_workers.ask(_sample, steps=steps_sampled(algorithm))
+    algorithm.metrics.aggregate([metrics for _, metrics in answers], key=ENV_RUNNER_RESULTS)
+    return [fragment for fragments, _ in answers for fragment in fragments]
 
 
 def steps_sampled(algorithm: Algorithm) -> int:
@@ -45,22 +105,69 @@ def steps_sampled(algorithm: Algorithm) -> int:
 
 
 def share_weights(algorithm: Algorithm) -> None:
-    """Give the workers the weights of the learner, of which they take what they act with."""
+    """Give the local worker the weights of the learners, of which it takes what it acts with; others ask it when they act."""
     assert algorithm.env_runner_group is not None
-    with algorithm.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-        algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group, inference_only=True)
-
-
-def learn_from_sample(algorithm: Algorithm) -> None:
-    """A training step that learns from what it has just sampled, once; the learner takes fragments as episodes."""
-    fragments = collect(algorithm)
-    if not fragments:
-        return  # every worker has failed: RLlib brings them back
     assert algorithm.learner_group is not None
+    with algorithm.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+        state = algorithm.learner_group.get_state(f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True)
+        weights = {key: state[COMPONENT_LEARNER][key] for key in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+        local: Any = algorithm.env_runner_group.local_env_runner
+        local.set_state(weights)
+
+
+def of_learners(algorithm: Algorithm, function: Callable[..., T], **arguments: Any) -> list[T]:
+    """What the function returns for each learner.
+
+    Raises:
+        FloatingPointError: from the function.
+        LearnerFailed: a learner's process has died.
+    """
+    group: Any = algorithm.learner_group
+    results: list[Any] = []
+    for result in group.foreach_learner(_guarded, function=function, arguments=arguments):
+        if not result.ok:
+            raise LearnerFailed(f"a learner is gone: {str(result.get()).splitlines()[0]}") from result.get()
+        results.append(result.get())
+    for found in results:
+        if isinstance(found, FloatingPointError):
+            raise found
+    return results
+
+
+def update_learners(algorithm: Algorithm, data: TrainingData, **arguments: Any) -> None:
+    """Learn from the data, which go to every learner; what the first says of it is taken in, as all come to the same.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite.
+        LearnerFailed: a learner's process has died.
+    """
+    assert algorithm.learner_group is not None
+    shared = ray.put(data) if algorithm.learner_group.is_remote else data
+    timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps_sampled(algorithm)}
     with algorithm.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-        results = algorithm.learner_group.update(
-            episodes=fragments,  # pyright: ignore[reportArgumentType] (columns for episodes)
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps_sampled(algorithm)},
-        )
-        algorithm.metrics.aggregate(results, key=LEARNER_RESULTS)
+        results = of_learners(algorithm, _update, data=shared, timesteps=timesteps, **arguments)
+        algorithm.metrics.aggregate(results[:1], key=LEARNER_RESULTS)
+
+
+def learn_from_sample(algorithm: ColumnAlgorithm) -> None:
+    """A training step that learns from what it has just sampled, once; the learner takes fragments as episodes."""
+    update_learners(algorithm, TrainingData(episodes=collect(algorithm)))  # pyright: ignore[reportArgumentType] (columns for episodes)
     share_weights(algorithm)
+
+
+def _sample(runner: ColumnRunner) -> tuple[list[Fragment], Any]:
+    fragments: Any = runner.sample()
+    return fragments, runner.get_metrics()
+
+
+def _guarded(learner: Any, *, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """The result; or the error, if it is one of numbers: to Ray a learner that raises is one that is lost."""
+    try:
+        return function(learner, **arguments)
+    except FloatingPointError as error:
+        return error
+
+
+def _update(learner: Any, *, data: Any, timesteps: dict[str, int], **arguments: Any) -> Any:
+    data = ray.get(data) if isinstance(data, ray.ObjectRef) else data
+    return learner.update(training_data=data, timesteps=timesteps, **arguments)

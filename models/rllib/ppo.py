@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from models.rllib.collect import learn_from_sample
+from models.rllib.collect import ColumnAlgorithm, learn_from_sample, with_processes
 from models.rllib.env_groups import Group
 from models.rllib.ppo_learner import PPOLearner
 from models.rllib.ppo_module import PPOModule
@@ -76,10 +75,8 @@ class RouterPPOConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=PPOModule)
 
 
-class RouterPPO(Algorithm):
+class RouterPPO(ColumnAlgorithm):
     """Samples once from every worker, learns from all of it, hands out the weights."""
-
-    config: Any
 
     def training_step(self) -> None:
         """One iteration."""
@@ -92,6 +89,8 @@ def ppo_config(
     seed: int,
     lr: float,
     env_runners: int,
+    learners: int = 0,
+    gpus_per_learner: int = 0,
     rows: int,
     router: RouterSpec,
     temperature: float = 0.015,
@@ -103,21 +102,18 @@ def ppo_config(
         seed: seed of weights, episodes and exploration.
         lr: learning rate of actor and critic.
         env_runners: worker processes that step environments; 0 steps them in this process.
+        learners: processes that learn, together; 0 learns in this process.
+        gpus_per_learner: 0 or 1.
         rows: steps of each environment in an iteration.
         router: what the router is made of.
         temperature: QoS that a difference of 1 in the logits stands for.
     """
-    return (
+    config = (
         RouterPPOConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": list(scenarios)})
-        .env_runners(
-            num_env_runners=env_runners,
-            num_envs_per_env_runner=sum(count for _, count in scenarios),
-            rollout_fragment_length=rows,
-        )
-        .learners(num_learners=0)
+        .env_runners(num_envs_per_env_runner=sum(count for _, count in scenarios), rollout_fragment_length=rows)
         .rl_module(model_config={"router": router.to_dict(), "temperature": temperature})
         .training(lr=lr)
-        .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)
     )
+    return with_processes(config, env_runners=env_runners, learners=learners, gpus_per_learner=gpus_per_learner)

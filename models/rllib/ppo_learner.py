@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_TRAINED
 from torch import Tensor
 
 from models.features import read_columns
 from models.rllib.columns import Fragment
+from models.rllib.learner import StatefulLearner
+from models.rllib.peers import Peers
 from models.rllib.ppo_module import PPOModule
 from models.rllib.returns import advantages
 from models.rllib.rows import flatten, minibatches
@@ -26,9 +27,10 @@ _CHUNK = 4096  # rows of a forward pass that needs no gradient
 _GAIN = 0.1  # of the running mean reward of an environment
 _COMMON = 0.3  # share of the median in what an environment's advantages are divided by: no environment counts for nearly all
 _GRADIENT_NORM = 1.0
+_LOSSES = ("policy", "value", "usual")
 
 
-class PPOLearner(TorchLearner):
+class PPOLearner(StatefulLearner):
     """Clipped policy steps (Schulman et al., arXiv 1707.06347) on rewards that are rid of most of their noise.
 
     Of a decision with reward ``m(s, a)``, its true marginal QoS, the learner makes
@@ -38,6 +40,9 @@ class PPOLearner(TorchLearner):
 
     The actor's learning rate is 0 at first, then rises linearly: it starts as a good router, which the advantages of an
     untrained critic would ruin.
+
+    Several learners take the same fragments and each its part of the rows (``Peers``): they come to what one comes to, but for
+    rounding.
     """
 
     config: Any
@@ -47,6 +52,7 @@ class PPOLearner(TorchLearner):
         self.means: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._samples = 0
         super().build()
+        self._peers = Peers(self._device)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register an optimizer each for actor and critic."""
@@ -68,7 +74,7 @@ class PPOLearner(TorchLearner):
         """Learn from fragments, which come as ``training_data.episodes``.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite.
+            FloatingPointError: a loss or gradient is not finite, on all learners alike.
         """
         self._check_is_built()
         self.before_gradient_based_update(timesteps=timesteps or {})
@@ -97,7 +103,7 @@ class PPOLearner(TorchLearner):
     def _rows(self, module: PPOModule, fragment: Fragment) -> dict[str, Any]:
         """What to learn from: decisions that are followed by another of the same episode."""
         assert fragment.marginal is not None
-        log_policy, impact, usual, value = _look(module, fragment, self._device)
+        log_policy, impact, usual, value = _look(module, fragment, self._device, self._peers)
         policy = np.exp(log_policy[:-1])
         marginal = np.where(np.isnan(fragment.marginal), 0, fragment.marginal)  # a full expert has none, and is never chosen
         expected = (policy[..., :-1] * impact[:-1]).sum(axis=-1)
@@ -132,26 +138,29 @@ class PPOLearner(TorchLearner):
         level = sum(float(rows["weight"].sum()) for rows in samples) / sum(sizes)
         logged: dict[str, float] = {}
         for _ in range(config.epochs):
-            for batch in minibatches(samples, sizes, max(sum(sizes) // config.minibatch, 1), generator):
-                losses = _losses(module, batch, level=level, clip=config.clip)
+            count = max(sum(sizes) // config.minibatch, 1)
+            for batch in minibatches(samples, sizes, count, generator, self._peers):
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)
-                _check({f"{name} loss": losses[name] for name in ("policy", "value", "usual")})
-                (losses["policy"] + losses["value"] + losses["usual"]).backward()
+                own = _losses(module, batch, level=level, clip=config.clip)
+                if batch:
+                    (own["policy"] + own["value"] + own["usual"]).backward()
+                # Summed first, and only then looked at: what one learner alone minds would leave the others waiting for it.
+                found = self._peers.add(module.parameters(), [x.item() for x in own.values()])
+                figures = {f"{name}_loss" if name in _LOSSES else name: x for name, x in zip(own, found, strict=True)}
                 norm = torch.nn.utils.clip_grad_norm_(module.router.parameters(), _GRADIENT_NORM)
-                _check({"norm of the gradients": norm})
+                logged = figures | {"gradient_norm": norm.item()}
+                _check({name.replace("_", " "): x for name, x in logged.items() if name not in ("entropy", "kl")})
                 for optimizer in optimizers:
                     optimizer.step()
-                logged = {
-                    f"{name}_loss" if name in ("policy", "value", "usual") else name: x.item() for name, x in losses.items()
-                } | {"gradient_norm": norm.item()}
         returns = torch.cat([rows["returns"] for rows in samples])
         return logged | {"returns_sd": float(returns.std())}
 
 
 def _losses(module: PPOModule, batch: list[tuple[dict[str, Any], float]], *, level: float, clip: float) -> dict[str, Tensor]:
     """The losses of a minibatch, and entropy and KL of the router to the one that sampled, for the log."""
-    total = {name: torch.zeros(()) for name in ("policy", "value", "usual", "entropy", "kl")}
+    nothing = torch.zeros((), device=next(module.parameters()).device)
+    total: dict[str, Tensor] = dict.fromkeys((*_LOSSES, "entropy", "kl"), nothing)
     for rows, share in batch:
         parts = module.router.parts(rows["observation"])
         log_policy = (module.router.scores(rows["observation"], parts) / module.temperature).log_softmax(dim=-1)
@@ -169,21 +178,26 @@ def _losses(module: PPOModule, batch: list[tuple[dict[str, Any], float]], *, lev
     return total
 
 
-def _check(figures: dict[str, Tensor]) -> None:
+def _check(figures: dict[str, float]) -> None:
     for name, figure in figures.items():
-        if not math.isfinite(figure.item()):
-            raise FloatingPointError(f"{name} is {figure.item()}: training cannot go on")
+        if not math.isfinite(figure):
+            raise FloatingPointError(f"{name} is {figure}: training cannot go on")
 
 
 @torch.no_grad()
-def _look(module: PPOModule, fragment: Fragment, device: Any) -> list[NDArray[np.float32]]:
+def _look(module: PPOModule, fragment: Fragment, device: Any, peers: Peers) -> list[NDArray[np.float32]]:
     """Log policy (T+1, B, N+1), predicted marginal QoS (T+1, B, N), usual quality and value (T+1, B) of every observation."""
     shape = fragment.obs["action_mask"].shape[:2]
-    observations = {key: torch.from_numpy(x.reshape(-1, *x.shape[2:])).split(_CHUNK) for key, x in fragment.obs.items()}
+    count = shape[0] * shape[1]
+    columns = {key: x.reshape(count, *x.shape[2:]) for key, x in fragment.obs.items()}
     results: list[list[Tensor]] = []
-    for chunk in zip(*observations.values(), strict=True):
-        observation = {key: x.to(device) for key, x in zip(observations, chunk, strict=True)}
-        columns = read_columns(observation)
+    own = peers.part(count)
+    for begin in range(own.start, own.stop, _CHUNK):
+        # Copied: what another process has sent must not be written to, and torch warns of such memory.
+        chunk = slice(begin, min(begin + _CHUNK, own.stop))
+        observation = {key: torch.tensor(x[chunk], device=device) for key, x in columns.items()}
+        read = read_columns(observation)
         log_policy = (module.router(observation) / module.temperature).log_softmax(dim=-1)
-        results.append([log_policy, columns.marginal, module.usual(columns), module.value(columns)])
-    return [torch.cat(column).cpu().numpy().reshape(*shape, *column[0].shape[1:]) for column in zip(*results, strict=True)]
+        results.append([log_policy, read.marginal, module.usual(read), module.value(read)])
+    found = [peers.gather(torch.cat(column), count) for column in zip(*results, strict=True)]
+    return [x.cpu().numpy().reshape(*shape, *x.shape[1:]) for x in found]

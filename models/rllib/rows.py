@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.rllib.peers import Peers
+
 Rows = Mapping[str, Any]
 """Name -> (R, ...) tensor, or a mapping of such: rows of one kind of cluster, since others differ in the number of experts."""
 
@@ -30,14 +32,15 @@ def take(rows: Rows, index: Tensor) -> dict[str, Any]:
 
 
 def minibatches(
-    samples: Sequence[Rows], sizes: Sequence[int], count: int, generator: torch.Generator
+    samples: Sequence[Rows], sizes: Sequence[int], count: int, generator: torch.Generator, peers: Peers
 ) -> Iterator[list[tuple[dict[str, Any], float]]]:
     """So many minibatches, which together hold every row once; each holds its share of every sample.
 
     Yields:
-        (rows, their share of the minibatch) for each sample.
+        (rows, their share of the minibatch) for each sample: of several learners, to each its part.
     """
     orders = [torch.randperm(size, generator=generator).tensor_split(count) for size in sizes]
-    for parts in zip(*orders, strict=True):
-        total = sum(map(len, parts))
+    for drawn in zip(*orders, strict=True):
+        total = sum(map(len, drawn))
+        parts = [index[peers.part(len(index))] for index in drawn]
         yield [(take(rows, index), len(index) / total) for rows, index in zip(samples, parts, strict=True) if len(index)]

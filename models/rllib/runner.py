@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
@@ -35,9 +36,13 @@ class ColumnRunner(SingleAgentEnvRunner):
 
     Metrics beside RLlib's own: the sums of ``STEP_COLUMNS`` and of ``reward`` over the sample, and ``qos_mean``, QoS per valid
     step, which is there even when no episode has ended.
+
+    Attributes:
+        broken: whether something has failed here.
     """
 
     env: Any
+    broken = False
     _environments_made = 0
     _rng: np.random.Generator
     # Of each group: the last observation, in the environment's own buffers, its info, and (B,) whether the episode is over.
@@ -60,6 +65,20 @@ class ColumnRunner(SingleAgentEnvRunner):
             callbacks_functions=self.config.callbacks_on_environment_created,  # pyright: ignore[reportArgumentType]
             kwargs={"env_runner": self, "metrics_logger": self.metrics, "env": self.env, "env_context": context},
         )
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``get_state`` gave; other weights than RLlib, which keeps those with the greater number, in any case."""
+        if COMPONENT_RL_MODULE in state:
+            self._weights_seq_no = -1
+        super().set_state(state)
+        self._weights_seq_no = max(self._weights_seq_no, 0)
+
+    def prepare(self, state: dict[str, Any]) -> None:
+        """Take up a state, after a failure with new environments: those there are may be in any state."""
+        if self.broken:
+            self.make_env()
+            self.broken = False
+        self.set_state(state)
 
     def _sample(  # pyright: ignore[reportIncompatibleMethodOverride] (fragments for episodes)
         self,

@@ -6,22 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
-from ray.rllib.utils.metrics import (
-    LEARNER_RESULTS,
-    LEARNER_UPDATE_TIMER,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    REPLAY_BUFFER_ADD_DATA_TIMER,
-    REPLAY_BUFFER_SAMPLE_TIMER,
-    TIMERS,
-)
+from ray.rllib.utils.metrics import REPLAY_BUFFER_ADD_DATA_TIMER, REPLAY_BUFFER_SAMPLE_TIMER, TIMERS
 
 from models.paper import PaperSpec
-from models.rllib.collect import collect, share_weights, steps_sampled
+from models.rllib.collect import ColumnAlgorithm, collect, share_weights, update_learners, with_processes
 from models.rllib.columns import Fragment
 from models.rllib.env_groups import Group
 from models.rllib.replay import Replay
@@ -106,6 +99,11 @@ class RouterSACConfig(AlgorithmConfig):
             )
         if not self.beta >= 0:
             raise InputError(f"beta = {self.beta}: must be >= 0")
+        if (self.num_learners or 0) > 1:
+            raise InputError(
+                f"num-learners = {self.num_learners}: sac learns in one process (0 or 1): its minibatches, "
+                f"{self.minibatch_size} steps, are too small to be worth dividing"
+            )
 
     def get_default_learner_class(self) -> type[SACLearner]:
         """The learner."""
@@ -116,13 +114,11 @@ class RouterSACConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=SACModule)
 
 
-class RouterSAC(Algorithm):
+class RouterSAC(ColumnAlgorithm):
     """Samples columns, stores them, and takes an optimizer step for every ``steps_per_update`` of them.
 
     Checkpoints hold the temperature, and the replay buffer where ``save_replay`` says so.
     """
-
-    config: Any
 
     def setup(self, config: Any) -> None:
         """Set up an empty replay buffer beside what every algorithm has."""
@@ -134,13 +130,12 @@ class RouterSAC(Algorithm):
     def training_step(self) -> None:
         """Sample once, store, learn, and give the workers the new weights."""
         self._store(collect(self))
-        sampled = steps_sampled(self)
         if len(self.replay) < self.config.learning_starts:
             self._owed_steps = 0
             return
         updates, self._owed_steps = divmod(self._owed_steps, self.config.steps_per_update)
         while updates > 0:
-            self._learn(min(updates, _UPDATES_A_CALL), sampled)
+            self._learn(min(updates, _UPDATES_A_CALL))
             updates -= _UPDATES_A_CALL
         share_weights(self)
 
@@ -150,9 +145,8 @@ class RouterSAC(Algorithm):
                 self.replay.add(fragment)
                 self._owed_steps += fragment.env_steps()
 
-    def _learn(self, updates: int, sampled: int) -> None:
+    def _learn(self, updates: int) -> None:
         """Take so many optimizer steps, on minibatches of one scenario each."""
-        assert self.learner_group is not None
         size = self.config.minibatch_size
         for ring, share in zip(self.replay.rings, self.replay.shares(updates, self._rng), strict=True):
             if not share:
@@ -160,14 +154,8 @@ class RouterSAC(Algorithm):
             rows = int(share) * size
             with self.metrics.log_time((TIMERS, REPLAY_BUFFER_SAMPLE_TIMER)):
                 columns = ring.sample(rows, self._rng)
-            with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-                results = self.learner_group.update(
-                    batch=MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=rows),
-                    timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled},
-                    minibatch_size=size,
-                    num_epochs=1,
-                )
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+            batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=rows)
+            update_learners(self, TrainingData(batch=batch), minibatch_size=size, num_epochs=1)
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and, where asked for, the replay buffer."""
@@ -193,6 +181,8 @@ def sac_config(
     *,
     seed: int,
     env_runners: int,
+    learners: int = 0,
+    gpus_per_learner: int = 0,
     rows: int,
     router: RouterSpec | PaperSpec,
     temperature: float = 0.015,
@@ -205,6 +195,8 @@ def sac_config(
         scenarios: worlds to train in, which may differ in the number of experts, and the environments of each in a worker.
         seed: seed of weights, episodes and exploration.
         env_runners: worker processes that step environments; 0 steps them in this process.
+        learners: processes that learn, together; 0 learns in this process.
+        gpus_per_learner: 0 or 1.
         rows: steps of each environment between two rounds of learning.
         router: what the router is made of. That of the paper comes with its hyperparameters (``PAPER``) instead of ours, and has
             no temperature: its logits begin near 0.
@@ -220,11 +212,10 @@ def sac_config(
     config = (
         RouterSACConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": list(scenarios)})
-        .env_runners(num_env_runners=env_runners, num_envs_per_env_runner=environments, rollout_fragment_length=rows)
-        .learners(num_learners=0)
+        .env_runners(num_envs_per_env_runner=environments, rollout_fragment_length=rows)
         .rl_module(model_config=model)
         .training(save_replay=save_replay, **(PAPER if paper else {}))
-        .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=seed)
     )
+    config = with_processes(config, env_runners=env_runners, learners=learners, gpus_per_learner=gpus_per_learner)
     return config if lr is None else config.training(lr=lr)

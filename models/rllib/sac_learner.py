@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
+from models.rllib.learner import StatefulLearner
 from models.rllib.replay import DT_S
 from models.rllib.sac_module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
 
@@ -17,7 +17,7 @@ ACTOR, CRITIC, ALPHA = "actor", "critic", "alpha"
 """Names of the optimizers."""
 
 
-class SACLearner(TorchLearner):
+class SACLearner(StatefulLearner):
     """Soft actor-critic for discrete actions (Christodoulou, arXiv 1910.07207), with what makes it work.
 
     - ``log_softmax`` of masked logits: the usual ``softmax().log()`` is NaN where an action is not possible.

@@ -14,6 +14,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from models.rllib.distribution import MaskedCategorical
+from models.rllib.peers import Peers
 from models.rllib.ppo import ppo_config
 from models.rllib.ppo_module import PPOModule
 from models.rllib.returns import advantages
@@ -105,7 +106,7 @@ def test_with_lambda_one_and_a_true_value_there_is_no_advantage():
 def test_minibatches_hold_every_row_once_with_shares_that_add_up(sizes, count):
     samples = [{"id": torch.arange(size), "deep": {"id": torch.arange(size)}} for size in sizes]
     seen = [[] for _ in sizes]
-    for batch in minibatches(samples, sizes, count, torch.Generator().manual_seed(0)):
+    for batch in minibatches(samples, sizes, count, torch.Generator().manual_seed(0), Peers()):
         assert not batch or sum(share for _, share in batch) == pytest.approx(1.0)
         for rows, share in batch:
             assert torch.equal(rows["id"], rows["deep"]["id"])

@@ -1,0 +1,61 @@
+"""The learners that take an update together: each goes through its part of the rows, and all come to the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+class Peers:
+    """The ``count`` learners of a run, of which this one has the number ``index``.
+
+    What they add up or gather is the same for all of them, bit for bit, and so is what each makes of it: weights, statistics and
+    decisions such as to stop early. One alone leaves everything as it is, bit for bit.
+
+    Args:
+        device: where the learner's tensors are.
+    """
+
+    def __init__(self, device: Any = "cpu") -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.count, self.index = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
+        self._device = device
+
+    def part(self, rows: int) -> slice:
+        """This learner's part of so many rows; all parts together are all rows, each once."""
+        return slice(rows * self.index // self.count, rows * (self.index + 1) // self.count)
+
+    def gather(self, part: Tensor, rows: int) -> Tensor:
+        """(rows, ...) what all learners have found for their parts of so many rows, from this one's."""
+        if self.count == 1:
+            return part
+        whole = part.new_zeros(rows, *part.shape[1:])
+        whole[self.part(rows)] = part
+        dist.all_reduce(whole)  # sums of one number and zeros: exact
+        return whole
+
+    def add(self, parameters: Iterable[nn.Parameter], figures: Sequence[float]) -> Sequence[float]:
+        """Put the sums of the learners' gradients in place of their own.
+
+        A parameter has a gradient if it has one for any of them: an optimizer treats none and zero differently.
+
+        Returns:
+            The sums of their ``figures``.
+        """
+        if self.count == 1:
+            return figures
+        learned = [p for p in parameters if p.requires_grad]
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
+        known = torch.tensor([float(p.grad is not None) for p in learned], device=self._device)
+        summed = torch.cat([known, *(gradient.reshape(-1) for gradient in own)])
+        dist.all_reduce(summed)
+        known, *gradients = summed.split([len(learned), *(p.numel() for p in learned)])
+        for p, has, gradient in zip(learned, known.tolist(), gradients, strict=True):
+            p.grad = gradient.view_as(p) if has else None
+        total = torch.tensor(figures, dtype=torch.float64, device=self._device)
+        dist.all_reduce(total)
+        return total.tolist()
