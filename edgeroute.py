@@ -3,7 +3,8 @@
 It is also what a cluster runs: ``ray submit cluster.yaml edgeroute.py train --help``. A command's module is imported only
 when the command is chosen, so ``edgeroute --help`` answers at once. Each module gives ``Options``, a frozen dataclass whose
 field docstrings are the command's help, and ``run(options)``, which returns an exit code (None counts as 0). With
-``defaults(arguments)`` a module says what options are where the command line does not.
+``defaults(arguments)`` a module says what options are where the command line does not, and with ``own_arguments(arguments)``
+which of them are options at all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("tuning.demo", "train a small router and compare it with the heuristics, in a few minutes on a laptop"),
     "capacity": ("tuning.capacity", "measure the load that a scenario's cluster can carry"),
     "node": ("cluster.node", "start or stop a Ray node of one's own on this machine"),
+    "preflight": ("cluster.preflight", "look at a cluster before anything is spent on it"),
+    "submit": ("cluster.submit", "send a command to a cluster as a job, and follow it"),
+    "job": ("cluster.job", "ask for a job's state or output, stop it, or fetch its results"),
     "report": ("tuning.report", "write a page on runs: tables, figures, and a minute of traffic explained"),
 }
 """Command -> (module, one-line help)."""
@@ -86,7 +90,8 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name][0])
         default = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
-        options = tyro.cli(module.Options, prog=f"edgeroute {name}", description=module.__doc__, args=arguments, **default)
+        own = module.own_arguments(arguments) if hasattr(module, "own_arguments") else arguments
+        options = tyro.cli(module.Options, prog=f"edgeroute {name}", description=module.__doc__, args=own, **default)
         return module.run(options) or 0
     except InputError as error:
         return _fail(str(error))

@@ -1,0 +1,122 @@
+"""Ask a cluster for a job's state or output, stop it, or fetch its results.
+
+Stopping asks the job to end, as a training run does with a checkpoint, and kills it half a minute later. Results come through the
+cluster's dashboard, so that nothing but its URL is needed. Example:
+edgeroute job list;
+edgeroute job fetch raysubmit_8XyZ --out runs/mine
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import shlex
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from cluster.jobs_api import api_errors, connect, follow
+from models.files import written_aside
+from rllib_envs.errors import InputError
+from tuning.tables import ABSENT, markdown_table
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+_PACK_S = 120.0
+_BEGIN, _END = "-----BEGIN RESULTS-----", "-----END RESULTS-----"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    action: tyro.conf.Positional[Literal["list", "status", "logs", "stop", "fetch"]]
+    """list: all jobs; status: one of them; logs: follow its output; stop: end it; fetch: copy its results."""
+    job: tyro.conf.Positional[str] = ""
+    """Name of the job, for all but list."""
+    address: str | None = None
+    """URL of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or port 8265 here, which a tunnel may lead to."""
+    out: Path | None = None
+    """fetch: folder for the results; must be new or empty."""
+
+
+def run(options: Options) -> int:
+    """Do what is asked.
+
+    Returns:
+        0; for logs, the exit code of the job; for status 1 if it failed.
+
+    Raises:
+        InputError: an option is missing, there is no such job, nothing answers at the address, or not to us.
+    """
+    if (options.action == "list") == bool(options.job):
+        raise InputError(f"job = {options.job!r}: {options.action} takes {'none' if options.job else 'the name of a job'}")
+    client = connect(options.address)
+    if options.action == "logs":
+        return follow(client, options.job)
+    with api_errors(f"job {options.job}" if options.job else "jobs"):
+        if options.action == "fetch":
+            return _fetch(client, options)
+        if options.action == "stop":
+            running = client.stop_job(options.job)
+            print(f"job {options.job}: {'asked to end' if running else 'has ended already'}")
+            return 0
+        details = client.list_jobs() if options.action == "list" else [client.get_job_info(options.job)]
+    print(_table([job for job in details if job.submission_id]))
+    return int(options.action == "status" and details[0].status.value == "FAILED")
+
+
+def _table(jobs: Sequence[Any]) -> str:
+    rows = [
+        [
+            str(job.submission_id),
+            (job.metadata or {}).get("command", ABSENT),
+            job.status.value,
+            ABSENT if job.driver_exit_code is None else str(job.driver_exit_code),
+            ABSENT if not job.start_time else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.start_time / 1000)),
+        ]
+        for job in sorted(jobs, key=lambda job: job.start_time or 0)
+    ]
+    return markdown_table(["job", "command", "state", "exit code", "begun"], rows, names=5)
+
+
+def _fetch(client: JobSubmissionClient, options: Options) -> int:
+    """Let a small job pack the folder, and unpack what it prints.
+
+    Raises:
+        InputError: the job has left nothing, or not all of it arrived.
+    """
+    folder = (client.get_job_info(options.job).metadata or {}).get("results")
+    if folder is None:
+        raise InputError(f"job {options.job}: was not sent by edgeroute submit, or leaves no results: nothing to fetch")
+    out = options.out
+    if out is None:
+        raise InputError("out: fetch needs --out FOLDER")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out = {out}: is not empty: name a new folder")
+    pack = f"echo {_BEGIN}; tar -czf - -C {folder} . | base64; echo {_END}"
+    packing = client.submit_job(entrypoint=f"bash -o pipefail -c {shlex.quote(pack)}")
+    end_s = time.monotonic() + _PACK_S
+    while not client.get_job_status(packing).is_terminal() and time.monotonic() < end_s:
+        time.sleep(0.2)
+    text = client.get_job_logs(packing)
+    _, begun, rest = text.partition(f"{_BEGIN}\n")
+    data, ended, _ = rest.partition(_END)
+    if not begun or not ended or not data.strip():
+        last = [line for line in rest.splitlines() if line.strip() and _END not in line][-1:]
+        raise InputError(f"job {options.job}: {folder} cannot be fetched: {last[0] if last else 'nothing came'}")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(data)), mode="r:gz") as archive, written_aside(out) as aside:
+            archive.extractall(aside, filter="data")  # nothing outside the folder, no devices, no owners
+    except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"job {options.job}: {folder} arrived damaged: {error}") from None
+    print(f"Written: {out}", file=sys.stderr)
+    return 0

@@ -1,0 +1,122 @@
+"""Ray's Jobs API at the other end of a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from rllib_envs.errors import InputError
+from tuning.ray_session import TOKEN_FILE, has_token, prepare_environment
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_TIMEOUT_S = 5.0
+_EXIT_LOST = 1
+_TALKATIVE = ("ray", "ray.dashboard.modules.job.sdk")  # they tell of every file that is packed
+
+
+def jobs_address(address: str | None) -> str:
+    """The URL given, or the one in RAY_API_SERVER_ADDRESS, or that of a head on this machine or at the end of a tunnel.
+
+    Raises:
+        InputError: it is not a URL.
+    """
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"address = {url}: must be the URL of a cluster's dashboard, such as {DEFAULT_ADDRESS}")
+    return url
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """A client of the cluster at a URL (``jobs_address``).
+
+    Raises:
+        InputError: nothing answers there, or not to us.
+    """
+    url = jobs_address(address)
+    _knock(url)
+    prepare_environment(url)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # else Ray takes these instead of what it is given
+        os.environ.pop(name, None)
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with api_errors(url):
+        return JobSubmissionClient(url)
+
+
+@contextmanager
+def api_errors(what: str) -> Generator[None]:
+    """Say what went wrong with a request.
+
+    Raises:
+        InputError: the request failed.
+    """
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError:
+        have = "the token here is not the cluster's" if has_token() else "the cluster wants a token, and there is none here"
+        raise InputError(
+            f"{what}: {have}: set RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {TOKEN_FILE}"
+        ) from None
+    except (RuntimeError, ConnectionError) as error:
+        raise InputError(f"{what}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _knock(url: str) -> None:
+    """Find out soon whether anybody listens.
+
+    Raises:
+        InputError: nobody does.
+    """
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((str(parts.hostname), port), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        raise InputError(f"address = {url}: nothing answers there: {error}") from None
+
+
+def follow(client: JobSubmissionClient, job: str) -> int:
+    """Show what a job prints until it ends.
+
+    Returns:
+        Its exit code; 1 if it has none, because it was stopped or lost.
+
+    Raises:
+        InputError: there is no such job, or the cluster is gone.
+    """
+    with api_errors(f"job {job}"):
+        try:
+            asyncio.run(_show(client, job))
+        except KeyboardInterrupt:
+            print(f"edgeroute: job {job} goes on; edgeroute job stop {job} ends it", file=sys.stderr)
+            raise
+        details = client.get_job_info(job)
+        end_s = time.monotonic() + _TIMEOUT_S
+        while not details.status.is_terminal() and time.monotonic() < end_s:  # its output ends a little before it
+            time.sleep(0.2)
+            details = client.get_job_info(job)
+    if details.driver_exit_code is None:
+        print(f"edgeroute: job {job}: {details.status.value}: {details.message or ''}", file=sys.stderr)
+        return _EXIT_LOST
+    return details.driver_exit_code
+
+
+async def _show(client: JobSubmissionClient, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)

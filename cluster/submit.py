@@ -1,0 +1,157 @@
+"""Send a command to a cluster as a job, and follow it.
+
+The project is uploaded as it is here, the job runs it on the head, and what it prints is shown; its exit code is that of this
+command. Ctrl-C leaves the job alone. A relative run directory is taken from ~/edgeroute on the head; with --storage, the run is
+kept elsewhere too. edgeroute job asks for a job's state and output later, stops it, and fetches its results. Example:
+edgeroute submit --address http://127.0.0.1:8265 train --minutes 30 --run-dir runs/mine;
+edgeroute job fetch --address http://127.0.0.1:8265 ID --out runs/mine
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cluster.jobs_api import api_errors, connect, follow, jobs_address
+from cluster.preflight import RUNTIME_ENV, inspect_from_outside, runtime_env
+from rllib_envs.errors import InputError
+from tuning.cluster_check import Needs, refuse_failed
+
+_MODULES = {
+    "train": "tuning.train",
+    "sweep": "tuning.sweep",
+    "evaluate": "tuning.evaluate",
+    "preflight": "cluster.preflight",
+}
+"""Commands that use a cluster."""
+
+_RESULTS = {"train": "run_dir", "sweep": "run_dir", "evaluate": "out"}
+"""The option that says where a command leaves what it comes to."""
+
+HOME = "edgeroute"
+"""Folder in the home directory on the head that relative folders are taken from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    address: str | None = None
+    """URL of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS, or port 8265 here, which a tunnel may lead to."""
+    runtime_env: Path = RUNTIME_ENV
+    """YAML file of Ray's runtime environment: what to leave out of the upload, variables."""
+    working_dir: Path | None = None
+    """Checkout to send. Default: the one that this is."""
+    job_id: str | None = None
+    """Name of the job. Default: one that Ray makes up."""
+    wait: bool = True
+    """Follow the job to its end; --no-wait prints its name and leaves."""
+    command: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Command to run there, with its options: the rest of the line."""
+
+
+def own_arguments(arguments: Sequence[str]) -> list[str]:
+    """Those before the command that is to run on the cluster."""
+    return _split(arguments)[0]
+
+
+def defaults(arguments: Sequence[str]) -> Options:
+    """Options with the command to run."""
+    return Options(command=tuple(_split(arguments)[1]))
+
+
+def run(options: Options) -> int:
+    """Check everything, send the job, follow it.
+
+    Returns:
+        The exit code of the job, 1 if it has none because it was stopped or lost; 0 where it is not waited for.
+
+    Raises:
+        InputError: a command or option that is not valid, a cluster that does not answer or will not do.
+    """
+    name, given = _parse_command(options.command)
+    environment = runtime_env(options.runtime_env, options.working_dir)
+    address = jobs_address(options.address)
+    refuse_failed(inspect_from_outside(address, _needs(name, given), environment), f"the cluster at {address}")
+    folder = _results(name, given)
+    client = connect(address)
+    with api_errors(f"address = {address}"):
+        job = client.submit_job(
+            entrypoint=entrypoint(options.command, given, folder),
+            submission_id=options.job_id,
+            runtime_env=environment,
+            metadata={key: value for key, value in (("command", name), ("results", folder)) if value},
+        )
+    print(f"job {job} at {address}; edgeroute job stop|logs|status|fetch {job} --address {address}", file=sys.stderr)
+    if not options.wait:
+        print(job)
+        return 0
+    return follow(client, job)
+
+
+def entrypoint(command: Sequence[str], given: Any, folder: str | None) -> str:
+    """What the shell on the head is to run.
+
+    Args:
+        command: the command and its options, as they were typed.
+        given: the same, parsed.
+        folder: where it leaves its results there, from ``_results``.
+    """
+    words = [shlex.quote(word) for word in command]
+    if getattr(given, "address", None) in ("local", None) and hasattr(given, "address"):
+        words.append("--address auto")
+    if folder is not None:
+        words.append(f"--{_RESULTS[command[0]].replace('_', '-')} {folder}")  # the last one given counts
+    return " ".join(["exec python edgeroute.py", *words])
+
+
+def _parse_command(command: Sequence[str]) -> tuple[str, Any]:
+    """The command's name and its options, parsed as they will be there.
+
+    Raises:
+        InputError: none is given, or one that does not use a cluster.
+        SystemExit: from the parser, after ``--help`` (0) or a wrong option (2).
+    """
+    if not command or command[0] not in _MODULES:
+        what = f"command = {command[0]!r}" if command else "no command"
+        raise InputError(f"{what}: say what to run after the options: {', '.join(_MODULES)}")
+    name, *arguments = command
+    module = importlib.import_module(_MODULES[name])
+    default = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
+    return name, tyro.cli(module.Options, prog=f"edgeroute submit {name}", args=arguments, **default)
+
+
+def _needs(name: str, given: Any) -> Needs:
+    """What the command will want of the cluster, as far as its options say."""
+    if name == "train":
+        return Needs(cpus=given.num_env_runners or 0)
+    if name == "sweep":
+        return Needs(cpus=given.cpus_per_trial, gpus=given.gpus_per_trial)
+    return Needs(cpus=1)
+
+
+def _results(name: str, given: Any) -> str | None:
+    """Where it leaves its results on the head, as a word of its shell."""
+    if name not in _RESULTS:
+        return None
+    folder: Path = getattr(given, _RESULTS[name])
+    return shlex.quote(str(folder)) if folder.is_absolute() else f'"$HOME"/{HOME}/{shlex.quote(str(folder))}'
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our own arguments, and the command: it begins with the first that is neither an option nor the value of one."""
+    flags = {"help", *(n for f in fields(Options) if f.type == "bool" for n in (f.name, f"no-{f.name}"))}
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-"):
+        if arguments[at] == "--":
+            return list(arguments[:at]), list(arguments[at + 1 :])
+        name = arguments[at].lstrip("-")
+        at += 1 if "=" in name or name in flags or name == "h" else 2
+    return list(arguments[:at]), list(arguments[at:])
