@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import secrets
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -92,7 +92,7 @@ class Mirror:
             own = self._run_dir / self._config
             if config is None:
                 return
-            if numbered_checkpoints(self._run_dir) and own.exists() and own.read_bytes() != config:
+            if own.exists() and own.read_bytes() != config:
                 raise InputError(
                     f"{self.place}: holds another run than {self._run_dir}: their {self._config} differ: name another folder or "
                     "storage"
@@ -102,6 +102,28 @@ class Mirror:
                 for name in newer:
                     self._fetch_checkpoint(name)
                 self._fetch_files()
+
+    def fetch_folder(self, name: str) -> None:
+        """Fetch a folder of the copy that others write there, as it is.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        with self._reported("cannot be fetched"):
+            for path in self._found(self._run_dir / name):
+                self._fetch_file(path)
+
+    def arrow(self, name: str) -> tuple[str, Any]:
+        """Path of a folder there, and the file system that it is on, as Ray takes them.
+
+        Raises:
+            InputError: other processes would not see it.
+        """
+        import pyarrow.fs
+
+        if "memory" in self.filesystem.protocol:
+            raise InputError(f"storage {self.place}: other processes do not see it")
+        return posixpath.join(self.root, name), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
 
     def _files(self) -> list[Path]:
         """What is copied beside checkpoints: files, no links, nothing hidden."""
@@ -150,11 +172,14 @@ class Mirror:
                 self.filesystem.get_file(path, str(local))
 
     def _fetch_files(self) -> None:
-        checkpoints = self._remote(self._run_dir / CHECKPOINTS)
+        skipped = tuple(f"{self._remote(self._run_dir / name)}/" for name in (CHECKPOINTS, *self._leave_out))
         for path in self._found(self._run_dir):
-            if not path.startswith(f"{checkpoints}/") and not path.endswith(_PART):
-                local = self._run_dir / posixpath.relpath(path, self.root)
-                write_atomically(local, _getter(self.filesystem, path))
+            if not path.startswith(skipped) and not path.endswith(_PART):
+                self._fetch_file(path)
+
+    def _fetch_file(self, path: str) -> None:
+        local = self._run_dir / posixpath.relpath(path, self.root)
+        write_atomically(local, lambda aside: self.filesystem.get_file(path, str(aside)))
 
     def _newest(self) -> str:
         """Name of the newest checkpoint here that is whole; "" if there is none."""
@@ -223,10 +248,6 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except Exception as error:  # a driver that connects at once raises errors of its own
         raise InputError(f"storage {without_password(url)!r}: cannot be used: {_first_line(error)}") from None
     return filesystem, path.rstrip("/")
-
-
-def _getter(filesystem: Any, path: str) -> Callable[[Path], None]:
-    return lambda aside: filesystem.get_file(path, str(aside))
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 What is varied is a space: reward-weights, graph, learner, or a file. Trials report QoS on validation episodes after every
 iteration; the best of them are compared again on more episodes, with intervals, and with the usual settings, so that the winner
-is not the luckiest. A sweep that was stopped or killed goes on with --resume. Example:
+is not the luckiest. A sweep that was stopped or killed goes on with --resume (docs/reliability.md). Example:
 edgeroute sweep --space reward-weights --num-samples 8 --run-dir runs/sweep;
 edgeroute train --config runs/sweep/best.yaml --run-dir runs/best
 """
@@ -24,7 +24,11 @@ import yaml
 
 from models.rllib.avl_settings import AVLSettings
 from rllib_envs.errors import InputError
+from tuning.cluster_check import Needs
+from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
+from tuning.run_lock import run_lock
+from tuning.signature import check_signature, signed
 from tuning.space import Domain, Settings, Space, check_space, default_settings, load_space, parse_space
 from tuning.storage import read_json, write_text
 from tuning.sweep_report import Finding, write_sweep
@@ -36,8 +40,12 @@ from tuning.trial_plan import GPU_S, QOS, TrialPlan
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
 
-_CONFIG, _TUNE = "sweep.yaml", "tune"  # in the run directory: what the sweep is, and Tune's own folder
-_OF_ONE_START = ("run_dir", "address", "resume", "max_concurrent", "track")
+_CONFIG, _TUNE, _RESULTS = (
+    "sweep.yaml",
+    "tune",
+    "sweep.json",
+)  # in the run directory: what the sweep is, Tune's own folder, the end
+_OF_ONE_START = ("run_dir", "address", "resume", "auto_resume", "trust_checkpoint", "storage", "max_concurrent", "track")
 _SMOKE: dict[str, Any] = {"iterations": 2, "grace": 1, "finalists": 2, "final_seeds": 2}
 _LEVELS = 3  # of a range, in a grid
 _ASHA_REDUCTION = 3
@@ -85,6 +93,14 @@ class Options:
     """Ray: local starts one for this sweep, auto or a URL attaches to a running cluster."""
     resume: bool = False
     """Go on with the sweep in the folder: finished trials are kept, what it is made of is taken from there."""
+    auto_resume: bool = False
+    """Go on with the sweep in the folder if there is one, else begin it: for jobs that are started again after a failure."""
+    trust_checkpoint: bool = False
+    """Go on with a sweep that you did not begin yourself. It holds pickles, which can run any code: only if you trust whoever
+    did."""
+    storage: str | None = None
+    """Where trials write, on whatever node they run, and the results go too: a folder that all nodes share, or a URL such as
+    s3://bucket/sweeps; the sweep is below it under the name of its folder. --resume goes on from there (docs/reliability.md)."""
     track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     smoke: bool = False
     """A tiny sweep that takes seconds for each trial."""
@@ -97,16 +113,57 @@ def run(options: Options) -> int:
         0; 1 if a trial failed; 130 when interrupted, the finished trials being kept.
 
     Raises:
-        InputError: an option or space that is not valid; a run directory that is taken or missing.
+        InputError: an option or space that is not valid; a run directory that is taken, in use or missing, or of somebody who is
+            not trusted; a storage that cannot be used.
     """
+    mirror = None
+    if options.storage is not None:
+        mirror = Mirror(options.storage, options.run_dir, config=_CONFIG, leave_out=[_TUNE])
+        mirror.arrow(_TUNE)  # refuses what trials could not write to
+    with run_lock(options.run_dir):
+        options = replace(options, resume=_goes_on(options, mirror))
+        if options.auto_resume and (options.run_dir / _RESULTS).exists():
+            print(f"{options.run_dir}: complete already, see {options.run_dir / 'sweep.md'}")
+            code = 0
+        else:
+            code = _search_on(options, mirror)
+        if mirror is not None:
+            mirror.put()
+    return code
+
+
+def _goes_on(options: Options, mirror: Mirror | None) -> bool:
+    """Whether there is a sweep to go on with; its description is fetched from the storage, if only that has it.
+
+    Raises:
+        InputError: the folder or the storage has one, and it was not asked to go on; the storage cannot be read.
+    """
+    asked = options.resume or options.auto_resume
+    if asked and mirror is not None:
+        mirror.fetch()
+    exists = (options.run_dir / _CONFIG).exists()
+    if not asked and (exists or (mirror is not None and mirror.holds_run())):
+        where = options.run_dir if exists or mirror is None else mirror.place
+        raise InputError(f"{where}: holds a sweep already: --resume goes on with it, another --run-dir begins anew")
+    return options.resume or exists
+
+
+def _search_on(options: Options, mirror: Mirror | None) -> int:
+    """Begin the sweep or go on with it, and return the exit code."""
     options, space, train = _continue(options) if options.resume else _begin(options)
+    if mirror is not None:
+        mirror.put()  # whoever finds the trials there is to know what they are of
     plan = TrialPlan(options=train, space=space, folder=options.run_dir.absolute() / _TUNE)
-    with ray_session(options.address, options.cpus_per_trial - 1):
+    shared = options.run_dir.absolute() if mirror is None else None
+    needs = Needs(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial, shared=shared, storage=options.storage)
+    with ray_session(options.address, needs):
         _check_room(options)
-        tuner = _tuner(options, plan)
+        tuner = _tuner(options, plan, mirror)
         with _sigterm_as_sigint():
             grid = tuner.fit()
-    trials = _trials(grid, options)
+    if mirror is not None:
+        mirror.fetch_folder(_TUNE)
+    trials = _trials(grid, plan)
     left = [trial for trial in trials if trial.status == "unfinished"]
     if left or len(trials) < _expected(options, space):
         print(f"edgeroute: interrupted: {len(trials) - len(left)} trials are kept, --resume goes on", file=sys.stderr)
@@ -121,8 +178,6 @@ def run(options: Options) -> int:
 def _begin(options: Options) -> tuple[Options, Space, TrainOptions]:
     """Check everything, and lay out a new run directory."""
     options = replace(options, **_SMOKE) if options.smoke else options
-    if (options.run_dir / _CONFIG).exists():
-        raise InputError(f"{options.run_dir}: holds a sweep already: --resume goes on with it, another --run-dir begins anew")
     space = load_space(options.space)
     train = _train_options(options, TrainOptions() if options.config is None else options_from(options.config))
     _check(options, space)
@@ -132,12 +187,18 @@ def _begin(options: Options) -> tuple[Options, Space, TrainOptions]:
         "space": space.to_dict() | {"name": space.name},
         "train": definition(train),
     }
-    write_text(options.run_dir / _CONFIG, yaml.safe_dump(contents, sort_keys=False))
+    _write_config(options.run_dir, contents)
     return options, space, train
 
 
+def _write_config(run_dir: Path, contents: dict[str, Any]) -> None:
+    """Write what the sweep is, signed: going on with it loads pickles of Tune's and of its trials."""
+    as_read = yaml.safe_load(yaml.safe_dump(contents))
+    write_text(run_dir / _CONFIG, yaml.safe_dump(signed(as_read), sort_keys=False))
+
+
 def _continue(options: Options) -> tuple[Options, Space, TrainOptions]:
-    """What the sweep in the folder is made of."""
+    """What the sweep in the folder is made of. One that is trusted counts as one's own from then on."""
     where = options.run_dir / _CONFIG
     try:
         contents: dict[str, Any] = yaml.safe_load(where.read_text(encoding="utf-8"))
@@ -146,6 +207,9 @@ def _continue(options: Options) -> tuple[Options, Space, TrainOptions]:
         known = replace(Options(**own), config=own["config"] and Path(own["config"]))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{where}: not the description of a sweep: {error}") from None
+    check_signature(contents, where, trusted=options.trust_checkpoint)
+    if options.trust_checkpoint:
+        _write_config(options.run_dir, contents)
     options = replace(known, **{key: getattr(options, key) for key in _OF_ONE_START})
     return options, parse_space(space, name, str(where)), _train_options(options, parse_options(train, str(where)))
 
@@ -195,8 +259,8 @@ def _check_room(options: Options) -> None:
             raise InputError(f"{name.lower()}s-per-trial = {asked}: the cluster has {room.get(name, 0):g}")
 
 
-def _tuner(options: Options, plan: TrialPlan) -> Tuner:
-    """A new sweep for Ray Tune, or the one in the folder, as far as its state had been written."""
+def _tuner(options: Options, plan: TrialPlan, mirror: Mirror | None) -> Tuner:
+    """A new sweep for Ray Tune, or the one in the folder or the storage, as far as its state had been written."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
@@ -204,13 +268,14 @@ def _tuner(options: Options, plan: TrialPlan) -> Tuner:
     from tuning.sweep_table import SweepTable
     from tuning.trial import Trial
 
-    place, space = plan.folder, plan.space
+    place, filesystem = (str(plan.folder), None) if mirror is None else mirror.arrow(_TUNE)
+    space = plan.space
     trainable: Any = tune.with_parameters(Trial, plan=plan)
     first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1
     bundles = [first] + [{"CPU": 1.0} for _ in range(more)]
     trainable = tune.with_resources(trainable, tune.PlacementGroupFactory(bundles))
-    if options.resume and tune.Tuner.can_restore(str(place)):
-        return tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
+    if options.resume and tune.Tuner.can_restore(place, storage_filesystem=filesystem):
+        return tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem)
     keep_all = options.scheduler == "pbt"  # a trial may go on from a checkpoint of another that is not its last
     return tune.Tuner(
         trainable,
@@ -226,7 +291,8 @@ def _tuner(options: Options, plan: TrialPlan) -> Tuner:
         ),
         run_config=tune.RunConfig(
             name=_TUNE,
-            storage_path=str(place.parent),
+            storage_path=place.rpartition("/")[0],
+            storage_filesystem=filesystem,
             stop={"training_iteration": options.iterations},
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=None if keep_all else 2
@@ -307,13 +373,14 @@ def _expected(options: Options, space: Space) -> int:
     return count
 
 
-def _trials(grid: ResultGrid, options: Options) -> list[Finding]:
-    """What became of the trials, in the order in which they were begun."""
+def _trials(grid: ResultGrid, plan: TrialPlan) -> list[Finding]:
+    """What became of the trials, in the order in which they were begun. Their files are in the plan's folder by now."""
     from ray.air.constants import EXPR_PARAM_FILE
 
     found: list[Finding] = []
     for result in grid:
-        described = Path(result.path) / EXPR_PARAM_FILE  # absent where a trial has not been begun
+        folder = plan.folder / Path(result.path).name
+        described = folder / EXPR_PARAM_FILE  # absent where a trial has not been begun
         metrics: dict[str, Any] = result.metrics or {}
         iterations = int(metrics.get("training_iteration", 0))
         if result.error is not None:
@@ -321,17 +388,17 @@ def _trials(grid: ResultGrid, options: Options) -> list[Finding]:
         elif not metrics.get("done"):
             status = "unfinished"
         else:
-            status = "finished" if iterations >= options.iterations else "stopped"
+            status = "finished" if iterations >= (plan.options.iterations or 0) else "stopped"
         error = str(result.error).strip().splitlines() if result.error is not None else []
         found.append(
             Finding(
-                name=Path(result.path).name,
-                folder=Path(result.path),
+                name=folder.name,
+                folder=folder,
                 settings=read_json(described) if described.exists() else {},
                 status=status,
                 iterations=iterations,
                 metrics=metrics,
-                checkpoint=None if result.checkpoint is None else Path(result.checkpoint.path),
+                checkpoint=None if result.checkpoint is None else folder / Path(result.checkpoint.path).name,
                 error=error[-1] if error else None,
             )
         )
