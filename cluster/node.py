@@ -32,7 +32,7 @@ from tuning.storage import read_json, write_json
 _ABOUT, _LOG, _TEMPORARY = "node.json", "node.log", "ray"
 _STARTED = "Ray runtime started."  # what ``ray start`` writes when the node answers
 _START_S, _STOP_S = 90.0, 20.0
-_LONGEST_FOLDER = 45  # characters: the path of a Unix socket below it must stay under 108
+_LONGEST_FOLDER = 35  # characters: a Unix socket's path must stay under 108, and the dashboard's are deep below the folder
 _EXIT_NOT_RUNNING = 1
 
 
@@ -60,6 +60,8 @@ class Options:
     """Cores to give to tasks. Default: all of the machine; 0 for a head that only directs."""
     num_gpus: int | None = None
     """GPUs to give to tasks. Default: all of the machine."""
+    autoscaling_config: Path | None = None
+    """What Ray's cluster launcher leaves on a head, which starts the workers that it describes."""
     folder: Path = Path("~/.edgeroute/node")
     """Folder of the node; the path must be short."""
 
@@ -115,11 +117,11 @@ def start_node(options: Options) -> tuple[Node, bool]:
         InputError: options that do not go together, a folder that cannot be used, a node that does not come up.
     """
     folder = options.folder.expanduser().absolute()
-    _check(options, folder)
-    _make_token(options)
     running = find_node(folder)
     if running is not None:
         return running, False
+    _check(options, folder)
+    _make_token(options)
     stop_node(folder)  # what is left of one that was killed
     log = folder / _LOG
     try:
@@ -238,6 +240,7 @@ def _command(options: Options, folder: Path) -> list[str]:
             "port": options.port,
             "dashboard-host": options.dashboard_host,
             "dashboard-port": options.dashboard_port,
+            "autoscaling-config": options.autoscaling_config,
         }
     else:
         settings["address"] = options.address
