@@ -41,6 +41,14 @@ class _Overdue(BaseException):
     """The iteration under way takes too long to wait for. No error that anything on the way should handle."""
 
 
+@dataclass(slots=True)
+class _Asked:
+    """What the outside has asked for."""
+
+    to_stop: signal.Signals | None = None
+    overdue: bool = False  # the time to stop in is up
+
+
 class Trainer:
     """Iterates, reports, saves.
 
@@ -84,20 +92,22 @@ class Trainer:
             InputError: the last checkpoint cannot be written.
         """
         with _deferred_signals() as asked:
-            while self._left_s() > 0 and not asked:
+            while self._left_s() > 0 and asked.to_stop is None:
                 good = learner_state(self._algorithm)
                 try:
                     self._iterate()
-                except _Overdue:
-                    restore_learner(self._algorithm, good)
                 except FloatingPointError as error:
                     restore_learner(self._algorithm, good)
                     self._save_if_possible("no newer one can be written")
                     raise Diverged(f"iteration {len(self._log.records) + 1}: {error}") from None
+                except BaseException:  # what Ray makes of an interruption is an error of its own
+                    if not asked.overdue:
+                        raise
+                    restore_learner(self._algorithm, good)
                 if time.monotonic() - self._saved_s > _CHECKPOINT_INTERVAL_S:
                     self._save_if_possible(f"training goes on, the next is due in {_CHECKPOINT_INTERVAL_S:g} s")
             self._save()
-            return asked[0] if asked else None
+            return asked.to_stop
 
     def _iterate(self) -> None:
         before_s = time.monotonic()
@@ -153,34 +163,34 @@ class Trainer:
 
 
 @contextmanager
-def _deferred_signals() -> Generator[list[signal.Signals]]:
-    """SIGINT and SIGTERM are put on the list, to be looked at between iterations; a second one takes effect at once.
+def _deferred_signals() -> Generator[_Asked]:
+    """SIGINT and SIGTERM are kept in mind, to be looked at between iterations; a second one takes effect at once.
 
     Outside the main thread, where signals cannot be caught, there is nothing to defer.
     """
-    asked: list[signal.Signals] = []
+    asked = _Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
 
     def ask(number: int, _: object) -> None:
-        asked.append(signal.Signals(number))
+        asked.to_stop = signal.Signals(number)
         for other in (signal.SIGINT, signal.SIGTERM):
             signal.signal(other, before[other])
         if number == signal.SIGTERM:
             signal.alarm(_PATIENCE_S)
 
+    def give_up(*_: object) -> None:
+        asked.overdue = True
+        raise _Overdue
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
-    signal.signal(signal.SIGALRM, _give_up)
+    signal.signal(signal.SIGALRM, give_up)
     try:
         yield asked
     finally:
         signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _give_up(*_: object) -> None:
-    raise _Overdue

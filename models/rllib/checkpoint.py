@@ -33,7 +33,7 @@ BUNDLE = "bundle"
 CHECKPOINTS, ABOUT = "checkpoints", "checkpoint.json"
 """Folder of a run directory that holds the checkpoints, and file of each that says what it is."""
 
-_RLLIB = "rllib"
+_RLLIB, _LEARNER = "rllib", "learner_group/learner"
 _SELF = "self_sha256"  # of what else ``checkpoint.json`` says
 
 
@@ -210,11 +210,11 @@ def restore_learner(algorithm: Algorithm, state: Any) -> None:
 
 
 def _write_state(folder: Path, algorithm: Algorithm) -> None:
-    """Let RLlib write its state. Where a rollout worker writes a part of it, RLlib does not tell that it failed to."""
+    """Let RLlib write its state. Where another process writes a part of it, RLlib does not tell that it failed to."""
     algorithm.save_to_path(folder.absolute())
-    for name, _ in algorithm.get_checkpointable_components():
-        if not any((folder / name).glob("state.*")):
-            raise OSError(f"{folder.name}/{name}: the state is missing")
+    for part in (*(name for name, _ in algorithm.get_checkpointable_components()), _LEARNER):
+        if not any((folder / part).glob("state.*")):
+            raise OSError(f"{folder.name}/{part}: the state is missing")
     for path in folder.rglob("*.pkl"):
         if path.read_bytes()[-1:] != pickle.STOP:
             raise OSError(f"{folder.name}/{path.relative_to(folder)}: cut short")
