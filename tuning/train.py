@@ -34,6 +34,7 @@ from models.rllib.checkpoint import (
     set_damaged_aside,
     whole_checkpoint,
 )
+from models.rllib.faults import TrainingFailed
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, parse_scenario
 from tuning.cluster_check import Needs
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "defaults", "load_router", "run"]
 
 _CONFIG, _CURVE = "config.yaml", "training.png"
-_EXIT_DIVERGED, _EXIT_INTERRUPTED = 1, 130
+_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,8 @@ def run(options: Options) -> int:
     """Train, print a line an iteration, and leave a run directory.
 
     Returns:
-        0, also after SIGTERM, with a checkpoint written; 130 after SIGINT, likewise; 1 if a loss or gradient was not finite.
+        0, also after SIGTERM, with a checkpoint written; 130 after SIGINT, likewise; 1 if a loss or gradient was not finite, or
+        processes that training needs are lost.
 
     Raises:
         InputError: an option or scenario that is not valid; a run directory that is taken, in use, missing or damaged, or of
@@ -164,9 +166,11 @@ def _train(start: _Start, mirror: Mirror | None) -> int:
         asked, code = None, 0
         try:
             asked = trainer.train()
-        except Diverged as error:
-            print(f"edgeroute: error: {error}; the last state that is saved is {trainer.saved}", file=sys.stderr)
-            code = _EXIT_DIVERGED
+        except (Diverged, TrainingFailed) as error:
+            saved = trainer.saved or start.checkpoint
+            advice = "nothing is saved yet" if saved is None else f"{saved} is the last state saved, --resume goes on from there"
+            print(f"edgeroute: error: {error}; {advice}", file=sys.stderr)
+            code = _EXIT_FAILED
         finally:
             _draw(start, log.records)
         if asked:

@@ -12,12 +12,14 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.bundle import Network, bundle_router, save_bundle
 from models.files import check_digests, digests, written_aside
+from models.rllib.faults import LearnerFailed
 from rllib_envs.baselines import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
@@ -57,6 +59,7 @@ def save_checkpoint(
 
     Raises:
         InputError: it cannot be written: no space, no rights. The others are as they were.
+        LearnerFailed: the learner's process has died.
     """
     folder = run_dir / CHECKPOINTS
     target = folder / f"{about['iteration']:06d}"
@@ -187,20 +190,30 @@ def load_router(path: Path) -> tuple[Router, Observation]:
 
 
 def router_of(algorithm: Algorithm) -> Network:
-    """The router that training has come to: a copy of what the learner's module has to serve."""
+    """The router that training has come to: a copy of what the learner's module has to serve.
+
+    Raises:
+        LearnerFailed: the learner's process has died.
+    """
 
     def serve(learner: Any, *_: Any) -> Any:
         return copy.deepcopy(learner.module[_DEFAULT_MODULE].unwrapped().served).cpu().eval()
 
     assert algorithm.learner_group is not None
-    router: Any = next(iter(algorithm.learner_group.foreach_learner(serve))).get()
+    with _deaths_told():
+        router: Any = next(iter(algorithm.learner_group.foreach_learner(serve))).get()
     return router
 
 
 def learner_state(algorithm: Algorithm) -> Any:
-    """Copy of all that a step of learning changes."""
+    """Copy of all that a step of learning changes.
+
+    Raises:
+        LearnerFailed: the learner's process has died.
+    """
     assert algorithm.learner_group is not None
-    return copy.deepcopy(algorithm.learner_group.get_state())
+    with _deaths_told():
+        return copy.deepcopy(algorithm.learner_group.get_state())
 
 
 def restore_learner(algorithm: Algorithm, state: Any) -> None:
@@ -211,13 +224,25 @@ def restore_learner(algorithm: Algorithm, state: Any) -> None:
 
 def _write_state(folder: Path, algorithm: Algorithm) -> None:
     """Let RLlib write its state. Where another process writes a part of it, RLlib does not tell that it failed to."""
-    algorithm.save_to_path(folder.absolute())
+    with _deaths_told():
+        algorithm.save_to_path(folder.absolute())
     for part in (*(name for name, _ in algorithm.get_checkpointable_components()), _LEARNER):
         if not any((folder / part).glob("state.*")):
             raise OSError(f"{folder.name}/{part}: the state is missing")
     for path in folder.rglob("*.pkl"):
         if path.read_bytes()[-1:] != pickle.STOP:
             raise OSError(f"{folder.name}/{path.relative_to(folder)}: cut short")
+
+
+@contextmanager
+def _deaths_told() -> Generator[None]:
+    """Tell of the death of a process in the words of ``faults``."""
+    from ray.exceptions import RayActorError  # here: routers are loaded without Ray
+
+    try:
+        yield
+    except RayActorError as error:
+        raise LearnerFailed(f"a learner is lost: {str(error).splitlines()[0]}") from None
 
 
 def _is_whole(folder: Path) -> bool:

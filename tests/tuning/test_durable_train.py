@@ -6,6 +6,7 @@ import pickle
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import uuid
 from contextlib import suppress
@@ -19,10 +20,12 @@ import tuning.training_loop
 from models.files import digest
 from models.rllib.avl_learner import AVLLearner
 from models.rllib.checkpoint import ABOUT, find_checkpoint, load_router, numbered_checkpoints, read_checkpoint
+from models.rllib.collect import of_learners
 from rllib_envs.errors import InputError
 from tuning.signature import KEY_FILE
 from tuning.train import run
 from tuning.training_log import LOG, read_log
+from tuning.training_loop import Trainer
 from tuning.training_options import Options
 
 TINY = {"smoke": True, "fleets": (), "variation": False}
@@ -230,6 +233,25 @@ def test_auto_resume_begins_where_no_checkpoint_was_come_to(tmp_path):
     assert again(tmp_path / "run", resume=False, auto_resume=True) == 0
     assert iterations(tmp_path / "run") == [1, 2]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray's own, as it hands data to a learner
+def test_a_lost_learner_ends_the_start_and_not_the_run(tmp_path, often, monkeypatch, capsys):
+    iterate, starts = Trainer._iterate, []
+
+    def iterate_and_kill(trainer):
+        iterate(trainer)
+        starts.append(trainer)
+        if len(starts) == 2:
+            os.kill(of_learners(trainer._algorithm, lambda _: os.getpid())[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Trainer, "_iterate", iterate_and_kill)
+    options = {"resume": False, "auto_resume": True, "iterations": 4, "num_learners": 1}
+    assert again(tmp_path / "run", **options) == 1
+    assert "--resume goes on from there" in capsys.readouterr().err
+    assert checkpoints(tmp_path / "run")[-1] >= 1
+    assert again(tmp_path / "run", **options) == 0
+    assert iterations(tmp_path / "run") == [1, 2, 3, 4]
 
 
 class Evil:
