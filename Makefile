@@ -2,17 +2,17 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench results lint clean
+.PHONY: help venv demo test cluster-test bench results lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo test bench results: export OMP_NUM_THREADS := 1
+demo test cluster-test bench results: export OMP_NUM_THREADS := 1
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (PYTHON=/path/to/python3.11 to choose)
 
@@ -36,7 +36,10 @@ demo: .venv/.installed ## train a small router and compare it with the heuristic
 	$(BIN)/edgeroute demo
 
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not cluster'
+
+cluster-test: .venv/.installed ## run the tests on two nodes and over ssh, one after the other; REQUIRED=1: skip none
+	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -m cluster
 
 bench: .venv/.installed ## measure what we claim about speed
 	$(BIN)/python -m benchmarks
