@@ -131,7 +131,9 @@ def _parse_command(command: Sequence[str]) -> tuple[str, Any]:
 def _needs(name: str, given: Any) -> Needs:
     """What the command will want of the cluster, as far as its options say."""
     if name == "train":
-        return Needs(cpus=given.num_env_runners or 0)
+        from tuning.training_setup import needs_of
+
+        return needs_of(given)
     if name == "sweep":
         return Needs(cpus=given.cpus_per_trial, gpus=given.gpus_per_trial)
     return Needs(cpus=1)

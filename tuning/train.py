@@ -37,7 +37,6 @@ from models.rllib.checkpoint import (
 from models.rllib.faults import TrainingFailed
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, parse_scenario
-from tuning.cluster_check import Needs
 from tuning.mirror import Mirror, without_password
 from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
@@ -48,7 +47,7 @@ from tuning.training_curve import draw_curve
 from tuning.training_log import LOG, Iteration, RunLog, read_log
 from tuning.training_loop import Diverged, Limits, Trainer
 from tuning.training_options import Options, complete, defaults, definition, resumed
-from tuning.training_setup import about_run, algorithm_of, validator_of, world_options
+from tuning.training_setup import about_run, algorithm_of, needs_of, validator_of, world_options
 from tuning.training_worlds import base_world, training_groups
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def _train(start: _Start, mirror: Mirror | None) -> int:
             config=_tracked(options, scenario),
             resume=options.resume,
         ) as track,
-        ray_session(options.address, Needs(cpus=options.num_env_runners or 0, storage=options.storage)),
+        ray_session(options.address, needs_of(options)),
         algorithm_of(options, scenario, groups, start.count) as algorithm,
         RunLog(options.run_dir, records, track) as log,
     ):

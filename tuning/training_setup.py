@@ -13,6 +13,7 @@ import numpy as np
 from models.rllib.env_groups import Group
 from rllib_envs.scenario import Observation, Scenario
 from rllib_envs.simulation import Simulation
+from tuning.cluster_check import Needs
 from tuning.training_algorithms import algorithm_config, network_spec
 from tuning.training_options import Options
 from tuning.training_worlds import WorldOptions
@@ -44,6 +45,15 @@ def world_options(options: Options) -> WorldOptions:
         variation=options.variation,
         observation=observation,
         reward=options.reward,
+    )
+
+
+def needs_of(options: Options) -> Needs:
+    """What a run wants of a cluster, as far as its options say."""
+    return Needs(
+        cpus=(options.num_env_runners or 0) + options.num_learners,
+        gpus=max(options.num_learners, 1) * (options.gpus_per_learner or 0),
+        storage=options.storage,
     )
 
 
@@ -91,7 +101,8 @@ def _with_workers(options: Options) -> Options:
         return options
     import ray
 
-    return replace(options, num_env_runners=int(ray.cluster_resources().get("CPU", 0)))
+    cores = int(ray.cluster_resources().get("CPU", 0))
+    return replace(options, num_env_runners=max(cores - options.num_learners, 1))
 
 
 def _compile_kernels(scenario: Scenario) -> None:
