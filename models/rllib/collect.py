@@ -123,15 +123,15 @@ def of_learners(algorithm: Algorithm, function: Callable[..., T], **arguments: A
         LearnerFailed: a learner's process has died.
     """
     group: Any = algorithm.learner_group
-    results: list[Any] = []
-    for result in group.foreach_learner(_guarded, function=function, arguments=arguments):
-        if not result.ok:
-            raise LearnerFailed(f"a learner is gone: {str(result.get()).splitlines()[0]}") from result.get()
-        results.append(result.get())
-    for found in results:
-        if isinstance(found, FloatingPointError):
-            raise found
-    return results
+    results = list(group.foreach_learner(_guarded, function=function, arguments=arguments))
+    lost = [result.get() for result in results if not result.ok]
+    if lost or len(results) < max(len(group), 1):  # one that has failed before is not even asked
+        raise LearnerFailed(f"a learner is lost{': ' if lost else ''}{str(lost[0]).splitlines()[0] if lost else ''}")
+    found = [result.get() for result in results]
+    for answer in found:
+        if isinstance(answer, FloatingPointError):
+            raise answer
+    return found
 
 
 def update_learners(algorithm: Algorithm, data: TrainingData, **arguments: Any) -> None:
