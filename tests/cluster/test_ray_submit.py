@@ -107,4 +107,4 @@ def test_stopping_the_head_takes_the_cluster_down(cluster):
     assert done.returncode == 0, done.stdout
     assert "stopped: " in done.stdout
     until(lambda: not head.processes(), 30, head.processes)
-    until(lambda: not worker.processes(), 150, worker.processes)
+    until(lambda: not worker.processes(), 300, worker.processes)  # it looks for its head for a minute or two
