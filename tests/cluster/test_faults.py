@@ -1,6 +1,7 @@
 """What a run on a cluster loses when a machine fails: real nodes, killed with all their processes."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -78,22 +79,22 @@ def test_an_evaluation_is_the_same_though_a_node_is_lost(own_cluster, tmp_path):
 def test_a_job_whose_head_is_lost_goes_on_when_it_is_sent_again(own_cluster, tmp_path):
     own_cluster.start("head")
     run = tmp_path / "run"
-    train = ("train", *SMALL, "--steps-per-iteration", 256, "--num-env-runners", 0, "--auto-resume", "--run-dir", run)
+    train = [*map(str, SMALL), "--steps-per-iteration", "256", "--num-env-runners", "0", "--auto-resume", "--run-dir", str(run)]
 
-    def send(*arguments):
-        return own_cluster.run("submit", "--address", own_cluster.url, *arguments)
+    def send(*options, iterations):
+        job = ["job", "submit", "--address", own_cluster.url, *options, "--", "edgeroute", "train", "--address", "auto", *train]
+        command = [sys.executable, "-m", "ray.scripts.scripts", *job, "--iterations", str(iterations)]
+        done = own_cluster.execute(command, RAY_AUTH_MODE="token")
+        assert done.returncode == 0, done.stdout + done.stderr
 
-    assert send(*train, "--iterations", 2).returncode == 0
-    sent = send("--no-wait", *train, "--iterations", 10_000)
-    assert sent.returncode == 0, sent.stderr
+    send(iterations=2)
+    send("--no-wait", iterations=10_000)
     await_line(run / "metrics.jsonl", "\n", times=4)
     own_cluster.kill("head")
     lost = len(records(run))
     own_cluster.start("head")
-    again = send(*train, "--iterations", 4)
-    assert again.returncode == 0, again.stdout + again.stderr
-    found = records(run)
+    send(iterations=4)
     assert lost >= 4
-    assert [record["iteration"] for record in found] == [1, 2, 3, 4]  # from the checkpoint of the second on
+    assert [record["iteration"] for record in records(run)] == [1, 2, 3, 4]  # from the checkpoint of the second on
     about = json.loads((run / "checkpoints" / "000004" / "checkpoint.json").read_text())
     assert about["starts"] == 2
