@@ -19,6 +19,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 import edgeroute
+from cluster.submit import own_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -64,6 +65,19 @@ def test_every_command_has_the_options_it_is_given(name):
     assert len(found) == COMMANDS[name], found
     for arguments in found:
         parsed(arguments)  # or SystemExit
+
+
+def test_the_documentation_gives_commands_that_there_are():
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    lines = "\n".join(re.findall(r"^    (.*?)(?:  +# .*)?$", text, re.MULTILINE)).replace("'", "")
+    found = commands(re.sub(r"edgeroute\.py( --)?", "; edgeroute", lines))
+    assert {arguments[0] for arguments in found} == {"train", "sweep", "node", "preflight", "submit", "job"}
+    for arguments in found:
+        if arguments[0] == "submit":
+            own = own_arguments(arguments[1:])
+            parsed(["submit", *own])
+            arguments = arguments[1 + len(own) :]
+        parsed(arguments)
 
 
 def test_a_misspelt_option_would_be_noticed(capsys):
