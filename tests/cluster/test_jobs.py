@@ -151,3 +151,12 @@ def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
     assert (tmp_path / "sweep" / "best.yaml").stat().st_mtime >= begun_s
     hosts = [json.loads(line) for path in (tmp_path / "sweep").rglob("result.json") for line in path.read_text().splitlines()]
     assert {row["done"] for row in hosts} == {False, True}
+
+
+def test_a_run_directory_need_not_be_shared(two_nodes, tmp_path):
+    elsewhere = "/proc/self/cwd/run"  # what a process finds there depends on where it is
+    two = [*TRAIN[:-1], "2"]
+    done = two_nodes.run(*two, "--iterations", 2, "--address", two_nodes.address, "--run-dir", elsewhere, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    exported = two_nodes.run("export", tmp_path / "run", "--out", tmp_path / "bundle")
+    assert exported.returncode == 0, exported.stderr
