@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cluster.node import Options as NodeOptions
 from cluster.node import start_node, stop_node
-from models.rllib.collect import collect, share_weights, update_learners
+from models.rllib.avl_settings import AVLSettings
 from tuning.cluster_check import Needs
 from tuning.ray_session import ray_session
 from tuning.training_options import Options, complete
@@ -30,6 +30,10 @@ ROUNDS = 5
 PORT = 26_379
 NETWORK = (("1 Gbit/s", 125e6), ("10 Gbit/s", 1250e6))
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
+STAGES = {
+    "while the price is searched for, without the graph": AVLSettings(),
+    "afterwards, with the graph": AVLSettings(generations=0),
+}
 
 
 def main() -> None:
@@ -37,7 +41,9 @@ def main() -> None:
     try:
         _start(folders)
         with ray_session(f"127.0.0.1:{PORT}", Needs(cpus=2)):
-            _measure()
+            for name, settings in STAGES.items():
+                print(name)
+                _measure(settings)
     finally:
         for folder in reversed(folders):
             stop_node(folder)
@@ -56,15 +62,18 @@ def _start(folders: list[Path]) -> None:
     start_node(other)
 
 
-def _measure() -> None:
+def _measure(settings: AVLSettings) -> None:
+    # Only now: importing Ray reads the environment, which the session has set.
     from ray.rllib.core.learner.training_data import TrainingData
+
+    from models.rllib.collect import collect, share_weights, update_learners
 
     times: dict[int, list[float]] = {1: [], 2: []}
     learning: list[float] = []
     sharing: list[float] = []
     data = weights = b""
     for workers in times:  # one after the other: their workers would be in each other's way
-        options = complete(Options(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto"))
+        options = complete(Options(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto", avl=settings))
         worlds = world_options(options)
         scenario = base_world(worlds)
         groups = training_groups(scenario, worlds, options.envs_per_runner)

@@ -20,7 +20,7 @@ from rllib_envs.errors import InputError
 from tests.models import test_avl, test_ppo, test_sac
 
 # Ray copies a record of its own to each learner, the deprecated fields included.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 SEARCH = {"generations": 1, "population": 4, "search_worlds": 4, "search_requests": 20}
 ITERATIONS = 4
 

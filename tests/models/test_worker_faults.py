@@ -17,6 +17,8 @@ from models.rllib.faults import WorkersFailed
 from models.rllib.runner import ColumnRunner
 from tests.models.test_avl import COUNTS, config, learner_of, module_of
 
+pytestmark = pytest.mark.cluster
+
 ROWS, PATIENCE_S = 20, 2.0
 STEPS = ROWS * sum(COUNTS)  # of a worker in an iteration
 

@@ -21,6 +21,8 @@ import edgeroute, tuning.training_setup
 from models.rllib.avl import AVL
 from tuning.validation import Validator
 
+pytestmark = pytest.mark.cluster
+
 def mark(kind, name, file):
     act = getattr(kind, name)
     def marked(self, *given):

@@ -16,6 +16,8 @@ import edgeroute
 from models.rllib.checkpoint import load_router
 from tuning.signature import KEY_FILE
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ["sweep", "--space", "reward-weights", "--num-samples", "3", "--scheduler", "none", "--max-concurrent", "1", "--smoke"]
 TRIALS = 3
