@@ -188,16 +188,17 @@ def put_tables(document: str, tables: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/results"), help="folder for all that is run")
+    parser.add_argument("--out", type=Path, help="folder for all that is run; default: runs/results, or runs/results-smoke")
     parser.add_argument("--jobs", type=int, help="processes of the comparisons; default: one a core")
     parser.add_argument("--smoke", action="store_true", help="a tiny form of everything, in minutes; docs/results.md stays")
     given = parser.parse_args()
-    results = Results(given.out, given.smoke, given.jobs)
+    out = given.out or Path("runs/results-smoke" if given.smoke else "runs/results")
+    results = Results(out, given.smoke, given.jobs)
     results.train()
     results.ablate()
     results.compare()
     document = put_tables(DOCUMENT.read_text(encoding="utf-8"), results.tables())
-    target = given.out / "results.md" if given.smoke else DOCUMENT
+    target = out / "results.md" if given.smoke else DOCUMENT
     write_text(target, document)
     print(f"Written: {target}")
 
