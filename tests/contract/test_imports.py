@@ -12,7 +12,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("rllib_envs", "models", "tuning")
+PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
 BREACHES = {  # file with the breach: (its import, how the checker puts it)
     "rllib_envs/sim/up.py": ("import rllib_envs.errors", "rllib_envs.sim is not allowed to import rllib_envs.errors"),
     "rllib_envs/sim/lib.py": ("import scipy.stats", "rllib_envs.sim is not allowed to import scipy"),
@@ -21,6 +21,7 @@ BREACHES = {  # file with the breach: (its import, how the checker puts it)
     "models/router_.py": ("import ray", "models is not allowed to import ray"),
     "models/up.py": ("import tuning", "models is not allowed to import tuning"),
     "models/glue.py": ("import models.rllib", "models.glue"),
+    "tuning/up_.py": ("import cluster.node", "tuning is not allowed to import cluster"),
     "tuning/up.py": ("import edgeroute", "tuning is not allowed to import edgeroute"),
 }
 
@@ -89,6 +90,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
             "tuning/presets/*/router.*",
             "tuning/presets/spaces/*",
             "tuning/templates/*",
+            "cluster/runtime_env.yaml",
         )
         for path in ROOT.glob(glob)
     }
