@@ -12,6 +12,8 @@ import pytest
 from models.rllib.checkpoint import find_checkpoint, read_checkpoint
 from tuning.training_log import LOG, read_log
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 30
 MARKED = """
@@ -20,8 +22,6 @@ from pathlib import Path
 import edgeroute, tuning.training_setup
 from models.rllib.avl import AVL
 from tuning.validation import Validator
-
-pytestmark = pytest.mark.cluster
 
 def mark(kind, name, file):
     act = getattr(kind, name)
