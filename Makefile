@@ -38,8 +38,8 @@ demo: .venv/.installed ## train a small router and compare it with the heuristic
 test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest -n 2 -m 'not cluster'
 
-cluster-test: .venv/.installed ## run the tests on two nodes and over ssh, one after the other; REQUIRED=1: skip none
-	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -m cluster
+cluster-test: .venv/.installed ## run the tests on two nodes, over ssh and of processes that are killed; REQUIRED=1: skip none
+	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -n 2 --dist loadfile -m cluster
 
 bench: .venv/.installed ## measure what we claim about speed
 	$(BIN)/python -m benchmarks

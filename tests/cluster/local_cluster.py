@@ -127,7 +127,8 @@ def await_line(log: Path, text: str, *, times: int = 1, timeout_s: float = 180) 
 def _free_ports(count: int, *ranges: int) -> list[int]:
     """Free ports below those that the system gives out: some, and the first of each range of so many."""
     found: list[int] = []
-    at = 20_000 + os.getpid() % 5_000
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # tests that run beside each other are apart
+    at = 20_000 + 4_000 * lane + os.getpid() % 3_000
     for width in (*[1] * count, *ranges):
         while not all(_free(port) for port in range(at, at + width)):
             at += 1

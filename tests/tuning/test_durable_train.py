@@ -28,6 +28,8 @@ from tuning.training_log import LOG, read_log
 from tuning.training_loop import Trainer
 from tuning.training_options import Options
 
+pytestmark = pytest.mark.cluster
+
 TINY = {"smoke": True, "fleets": (), "variation": False}
 STATE = "rllib/learner_group/learner/rl_module/default_policy/module_state.pkl"
 
