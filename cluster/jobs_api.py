@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rllib_envs.errors import InputError
-from tuning.ray_session import TOKEN_FILE, has_token, prepare_environment
+from tuning.ray_session import prepare_environment, token_advice
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -69,10 +69,7 @@ def api_errors(what: str) -> Generator[None]:
     try:
         yield
     except AuthenticationError:
-        have = "the token here is not the cluster's" if has_token() else "the cluster wants a token, and there is none here"
-        raise InputError(
-            f"{what}: {have}: set RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {TOKEN_FILE}"
-        ) from None
+        raise InputError(f"{what}: {token_advice()}") from None
     except (RuntimeError, ConnectionError) as error:
         raise InputError(f"{what}: {str(error).strip().splitlines()[0]}") from None
 

@@ -77,6 +77,12 @@ def has_token() -> bool:
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or file.is_file()
 
 
+def token_advice() -> str:
+    """What to tell somebody whom a cluster has turned away."""
+    have = "the token here is not the cluster's" if has_token() else "the cluster wants a token, and there is none here"
+    return f"{have}: set RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {TOKEN_FILE}"
+
+
 def attach(address: str) -> None:
     """Connect this process to a cluster, after ``prepare_environment``.
 
@@ -102,8 +108,7 @@ def _why(error: Exception) -> str:
         cause = cause.__cause__
     whole = "\n".join(causes)
     if "AuthToken" in whole or "AuthenticationError" in whole:
-        have = "the token here is not the cluster's" if has_token() else "the cluster wants a token, and there is none here"
-        return f"{have}: set RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {TOKEN_FILE}"
+        return token_advice()
     if "Version mismatch" in whole:
         return " ".join(whole.split())
     return f"no Ray answers there: {causes[0].splitlines()[0] if causes[0] else type(error).__name__}"
