@@ -15,6 +15,7 @@ import shlex
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def _fetch(client: JobSubmissionClient, options: Options) -> int:
     try:
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(data)), mode="r:gz") as archive, written_aside(out) as aside:
             archive.extractall(aside, filter="data")  # nothing outside the folder, no devices, no owners
-    except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
+    except (binascii.Error, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise InputError(f"job {options.job}: {folder} arrived damaged: {error}") from None
     print(f"Written: {out}", file=sys.stderr)
     return 0

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.jobs_api import api_errors, connect
 from rllib_envs.errors import InputError
 from tuning.cluster_check import Check, Needs, inspect_cluster
 from tuning.ray_session import attach, has_token, prepare_environment
+from tuning.storage import read_yaml_mapping
 from tuning.tables import markdown_table
 
 _EXIT_FAILED = 2
@@ -124,15 +123,8 @@ def runtime_env(file: Path, working_dir: Path | None) -> dict[str, Any]:
     folder = ROOT if working_dir is None else working_dir
     if not (folder / "edgeroute.py").is_file():
         raise InputError(f"working-dir = {folder}: has no edgeroute.py: name a checkout of the project")
-    try:
-        contents = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"runtime-env = {file}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: not YAML: {error}") from None
-    if not isinstance(contents, dict):
-        raise InputError(f"{file}: must be a mapping, Ray's runtime environment")
-    return {**contents, "working_dir": str(folder)}  # pyright: ignore[reportUnknownVariableType]
+    contents = read_yaml_mapping(file, "runtime-env", "Ray's runtime environment")
+    return {**contents, "working_dir": str(folder)}
 
 
 def table(checks: Sequence[Check]) -> str:

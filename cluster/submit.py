@@ -1,8 +1,9 @@
 """Send a command to a cluster as a job, and follow it.
 
 The project is uploaded as it is here, the job runs it on the head, and what it prints is shown; its exit code is that of this
-command. Ctrl-C leaves the job alone. A relative run directory is taken from ~/edgeroute on the head; with --storage, the run is
-kept elsewhere too. edgeroute job asks for a job's state and output later, stops it, and fetches its results. Example:
+command. Ctrl-C leaves the job alone. Files that its options name must be in the project, and are named from its root. A relative
+run directory is taken from ~/edgeroute on the head; with --storage, the run is kept elsewhere too. edgeroute job asks for a job's
+state and output later, stops it, and fetches its results. Example:
 edgeroute submit --address http://127.0.0.1:8265 train --minutes 30 --run-dir runs/mine;
 edgeroute job fetch --address http://127.0.0.1:8265 ID --out runs/mine
 """

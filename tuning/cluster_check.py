@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_envs.errors import InputError
+from tuning.storage import without_password
 
 _ANSWER_S = 60.0  # a node that says nothing for so long is not fit to work either
 
@@ -82,7 +83,8 @@ def inspect_cluster(needs: Needs) -> list[Check]:
         checks.append(_check_shared(needs.shared, probe, answered))
     if needs.storage is not None:
         bad = "; ".join(f"{name}: {view.trouble}" for name, view in answered.items() if view.trouble)
-        checks.append(Check(name="storage", found=needs.storage, fault=f"not writable from every node: {bad}" if bad else ""))
+        fault = f"not writable from every node: {bad}" if bad else ""
+        checks.append(Check(name="storage", found=without_password(needs.storage), fault=fault))
     return checks
 
 

@@ -12,13 +12,12 @@ from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from models.files import written_aside
 from models.rllib.checkpoint import ABOUT, CHECKPOINTS, numbered_checkpoints, whole_checkpoint
 from rllib_envs.errors import InputError
 from tuning.run_lock import LOCK
-from tuning.storage import write_atomically
+from tuning.storage import without_password, write_atomically
 
 _PART = ".part"  # ends the name of what is on its way
 _Stamp = tuple[int, int]
@@ -225,12 +224,6 @@ class Mirror:
             raise
         except Exception as error:  # drivers raise errors of their own, which have no common base
             raise InputError(f"storage {self.place}: {what}: {_first_line(error)}") from error
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

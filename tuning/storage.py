@@ -7,7 +7,10 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import yaml
 
 from rllib_envs.errors import InputError
 
@@ -58,6 +61,34 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not a text file in UTF-8") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+
+
+def read_yaml_mapping(path: Path, what: str, of: str) -> dict[str, Any]:
+    """Read a YAML file that must be a mapping.
+
+    Args:
+        path: file.
+        what: the option that names it.
+        of: what it is a mapping of.
+
+    Raises:
+        InputError: it cannot be read, is not YAML or no mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} {str(path)!r}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: must be a mapping of {of}")
+    return cast(dict[str, Any], data)
 
 
 def _write(path: Path, text: str) -> None:

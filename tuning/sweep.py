@@ -15,9 +15,8 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -25,31 +24,27 @@ import yaml
 from models.rllib.avl_settings import AVLSettings
 from rllib_envs.errors import InputError
 from tuning.cluster_check import Needs
+from tuning.going_on import goes_on
 from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
 from tuning.signature import check_signature, signed
-from tuning.space import Domain, Settings, Space, check_space, default_settings, load_space, parse_space
+from tuning.space import Space, check_space, load_space, parse_space
 from tuning.storage import read_json, write_text
 from tuning.sweep_report import Finding, write_sweep
+from tuning.sweep_tuner import expected_trials, tuner_of
 from tuning.tracking import TrackOptions
 from tuning.training_options import Options as TrainOptions
 from tuning.training_options import definition, options_from, parse_options
-from tuning.trial_plan import GPU_S, QOS, TrialPlan
+from tuning.trial_plan import TrialPlan
 
 if TYPE_CHECKING:
-    from ray.tune import ResultGrid, Tuner
+    from ray.tune import ResultGrid
 
-_CONFIG, _TUNE, _RESULTS = (
-    "sweep.yaml",
-    "tune",
-    "sweep.json",
-)  # in the run directory: what the sweep is, Tune's own folder, the end
+# In the run directory: what the sweep is, Tune's own folder, the end.
+_CONFIG, _TUNE, _RESULTS = "sweep.yaml", "tune", "sweep.json"
 _OF_ONE_START = ("run_dir", "address", "resume", "auto_resume", "trust_checkpoint", "storage", "max_concurrent", "track")
 _SMOKE: dict[str, Any] = {"iterations": 2, "grace": 1, "finalists": 2, "final_seeds": 2}
-_LEVELS = 3  # of a range, in a grid
-_ASHA_REDUCTION = 3
-_PBT_PERIODS = 4  # times that a population's settings change
 _GOES_WITH_PBT = {"lr", "temperature", *(f.name for f in fields(AVLSettings))}  # no weight depends on them
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 
@@ -121,7 +116,7 @@ def run(options: Options) -> int:
         mirror = Mirror(options.storage, options.run_dir, config=_CONFIG, leave_out=[_TUNE])
         mirror.arrow(_TUNE)  # refuses what trials could not write to
     with run_lock(options.run_dir):
-        options = replace(options, resume=_goes_on(options, mirror))
+        options = replace(options, resume=goes_on(options, mirror, "sweep", (options.run_dir / _CONFIG).exists))
         if options.auto_resume and (options.run_dir / _RESULTS).exists():
             print(f"{options.run_dir}: complete already, see {options.run_dir / 'sweep.md'}")
             code = 0
@@ -130,22 +125,6 @@ def run(options: Options) -> int:
         if mirror is not None:
             mirror.put()
     return code
-
-
-def _goes_on(options: Options, mirror: Mirror | None) -> bool:
-    """Whether there is a sweep to go on with; its description is fetched from the storage, if only that has it.
-
-    Raises:
-        InputError: the folder or the storage has one, and it was not asked to go on; the storage cannot be read.
-    """
-    asked = options.resume or options.auto_resume
-    if asked and mirror is not None:
-        mirror.fetch()
-    exists = (options.run_dir / _CONFIG).exists()
-    if not asked and (exists or (mirror is not None and mirror.holds_run())):
-        where = options.run_dir if exists or mirror is None else mirror.place
-        raise InputError(f"{where}: holds a sweep already: --resume goes on with it, another --run-dir begins anew")
-    return options.resume or exists
 
 
 def _search_on(options: Options, mirror: Mirror | None) -> int:
@@ -158,14 +137,14 @@ def _search_on(options: Options, mirror: Mirror | None) -> int:
     needs = Needs(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial, shared=shared, storage=options.storage)
     with ray_session(options.address, needs):
         _check_room(options)
-        tuner = _tuner(options, plan, mirror)
+        tuner = tuner_of(options, plan, mirror)
         with _sigterm_as_sigint():
             grid = tuner.fit()
     if mirror is not None:
         mirror.fetch_folder(_TUNE)
     trials = _trials(grid, plan)
     left = [trial for trial in trials if trial.status == "unfinished"]
-    if left or len(trials) < _expected(options, space):
+    if left or len(trials) < expected_trials(options, space):
         print(f"edgeroute: interrupted: {len(trials) - len(left)} trials are kept, --resume goes on", file=sys.stderr)
         return _EXIT_INTERRUPTED
     write_sweep(options, plan, trials)
@@ -259,120 +238,6 @@ def _check_room(options: Options) -> None:
             raise InputError(f"{name.lower()}s-per-trial = {asked}: the cluster has {room.get(name, 0):g}")
 
 
-def _tuner(options: Options, plan: TrialPlan, mirror: Mirror | None) -> Tuner:
-    """A new sweep for Ray Tune, or the one in the folder or the storage, as far as its state had been written."""
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
-
-    from tuning.sweep_table import SweepTable
-    from tuning.trial import Trial
-
-    place, filesystem = (str(plan.folder), None) if mirror is None else mirror.arrow(_TUNE)
-    space = plan.space
-    trainable: Any = tune.with_parameters(Trial, plan=plan)
-    first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1
-    bundles = [first] + [{"CPU": 1.0} for _ in range(more)]
-    trainable = tune.with_resources(trainable, tune.PlacementGroupFactory(bundles))
-    if options.resume and tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        return tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem)
-    keep_all = options.scheduler == "pbt"  # a trial may go on from a checkpoint of another that is not its last
-    return tune.Tuner(
-        trainable,
-        param_space={path: _to_tune(domain, options.search) for path, domain in space.parameters.items()},
-        tune_config=tune.TuneConfig(
-            num_samples=options.num_samples,
-            search_alg=_search(options, space, plan.options),
-            scheduler=_scheduler(options, space),
-            max_concurrent_trials=options.max_concurrent if options.search != "random" else None,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name=_TUNE,
-            storage_path=place.rpartition("/")[0],
-            storage_filesystem=filesystem,
-            stop={"training_iteration": options.iterations},
-            checkpoint_config=tune.CheckpointConfig(
-                checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=None if keep_all else 2
-            ),
-            callbacks=[SweepTable(list(space.parameters), options.iterations)],
-            verbose=0,
-        ),
-    )
-
-
-def _search(options: Options, space: Space, train: TrainOptions) -> Any:
-    usual = default_settings(train, space)
-    first = [] if usual is None else [usual]
-    if options.search == "optuna":
-        from ray.tune.search.optuna import OptunaSearch
-
-        pareto, searcher = options.objective == "pareto", cast(Any, OptunaSearch)  # a decorator hides its arguments
-        return searcher(
-            metric=[QOS, GPU_S] if pareto else QOS,
-            mode=["max", "min"] if pareto else "max",
-            seed=options.seed,
-            points_to_evaluate=first or None,
-        )
-    from ray.tune.search import BasicVariantGenerator
-
-    return BasicVariantGenerator(
-        random_state=options.seed,
-        points_to_evaluate=first if options.search == "random" else None,
-        max_concurrent=options.max_concurrent or 0,
-    )
-
-
-def _scheduler(options: Options, space: Space) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
-
-    if options.scheduler == "asha":
-        grace = min(options.grace, options.iterations)
-        return ASHAScheduler(
-            metric=QOS, mode="max", max_t=options.iterations, grace_period=grace, reduction_factor=_ASHA_REDUCTION
-        )
-    if options.scheduler == "pbt":
-        mutations = {path: _to_tune(domain, "random") for path, domain in space.parameters.items()}
-        interval = max(options.iterations // (_PBT_PERIODS + 1), 1)
-        return PopulationBasedTraining(
-            metric=QOS,
-            mode="max",
-            perturbation_interval=interval,
-            hyperparam_mutations=mutations,
-            custom_explore_fn=partial(_within, space),
-        )
-    return FIFOScheduler()
-
-
-def _within(space: Space, settings: Settings) -> Settings:
-    """Settings that PBT has changed, by factors that know no ends, within the space."""
-    return {path: space.parameters[path].nearest(value) for path, value in settings.items()}
-
-
-def _to_tune(domain: Domain, search: str) -> Any:
-    from ray import tune
-
-    if search == "grid":
-        return tune.grid_search(domain.spread(_LEVELS))
-    if domain.kind == "choice":
-        return tune.choice(list(domain.values))
-    low, high = domain.values
-    if domain.kind == "integer":
-        return tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if domain.kind == "log_uniform" else tune.uniform(low, high)
-
-
-def _expected(options: Options, space: Space) -> int:
-    """How many trials the sweep has when it is complete."""
-    count = options.num_samples
-    if options.search == "grid":
-        for domain in space.parameters.values():
-            count *= len(domain.spread(_LEVELS))
-    return count
-
-
 def _trials(grid: ResultGrid, plan: TrialPlan) -> list[Finding]:
     """What became of the trials, in the order in which they were begun. Their files are in the plan's folder by now."""
     from ray.air.constants import EXPR_PARAM_FILE
@@ -403,11 +268,6 @@ def _trials(grid: ResultGrid, plan: TrialPlan) -> list[Finding]:
             )
         )
     return sorted(found, key=lambda trial: trial.name)
-
-
-def _trial_name(trial: Any) -> str:
-    """Its number, by which it is called everywhere; the searchers begin their tags with it."""
-    return f"trial-{int(trial.experiment_tag.partition('_')[0]):05d}"
 
 
 def _plain(value: Any) -> Any:

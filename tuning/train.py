@@ -37,11 +37,12 @@ from models.rllib.checkpoint import (
 from models.rllib.faults import TrainingFailed
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, parse_scenario
-from tuning.mirror import Mirror, without_password
+from tuning.going_on import goes_on
+from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
 from tuning.signature import check_signature, signed
-from tuning.storage import write_text
+from tuning.storage import without_password, write_text
 from tuning.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.training_curve import draw_curve
 from tuning.training_log import LOG, Iteration, RunLog, read_log
@@ -109,27 +110,12 @@ def run(options: Options) -> int:
         find_checkpoint(options.run_dir)
     mirror = None if options.storage is None else Mirror(options.storage, options.run_dir, config=_CONFIG)
     with run_lock(options.run_dir):
-        start = _continue(options) if _goes_on(options, mirror) else _begin(options)
+        going_on = goes_on(options, mirror, "run", lambda: bool(numbered_checkpoints(options.run_dir)))
+        start = _continue(options) if going_on else _begin(options)
         code = _say_complete(start) if start.complete else _train(start, mirror)
         if mirror is not None:
             mirror.put()
     return code
-
-
-def _goes_on(options: Options, mirror: Mirror | None) -> bool:
-    """Whether there is a run to go on with; fetched from the storage, if that knows more of it than the folder.
-
-    Raises:
-        InputError: the folder or the storage has one, and it was not asked to go on; the storage cannot be read.
-    """
-    asked = options.resume or options.auto_resume
-    if asked and mirror is not None:
-        mirror.fetch()
-    exists = bool(numbered_checkpoints(options.run_dir))
-    if not asked and (exists or (mirror is not None and mirror.holds_run())):
-        where = options.run_dir if exists or mirror is None else mirror.place
-        raise InputError(f"{where}: holds a run already: --resume goes on with it, another --run-dir begins anew")
-    return options.resume or exists
 
 
 def _say_complete(start: _Start) -> int:

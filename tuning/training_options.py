@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from models.rllib.avl_settings import AVLSettings
@@ -18,6 +17,7 @@ from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward
 from tuning.spec import nearest
+from tuning.storage import read_yaml_mapping
 from tuning.tracking import TrackOptions
 
 AlgorithmName = Literal["avl", "sac", "ppo"]
@@ -188,7 +188,7 @@ def options_from(path: Path, preset_name: str = "ours") -> Options:
     Raises:
         InputError: the file cannot be read or is not one of options.
     """
-    return replace(parse_options({"preset": preset_name} | _read(path), str(path)), config=path)
+    return replace(parse_options({"preset": preset_name} | read_yaml_mapping(path, "config", "options"), str(path)), config=path)
 
 
 def option_names() -> list[str]:
@@ -284,15 +284,3 @@ def resumed(options: Options, own: Mapping[str, Any], where: str) -> Options:
         if value not in (kept[name], usual[name]) and not (options.smoke and name in _SMOKE):
             raise InputError(f"{name.replace('_', '-')} = {value}: a resumed run keeps its own, which is {kept[name]}")
     return replace(theirs, **{name: getattr(options, name) for name in _OF_ONE_START})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {str(path)!r}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: must be a mapping of options")
-    return cast(dict[str, Any], data)

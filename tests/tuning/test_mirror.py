@@ -11,7 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from models.files import digests
 from models.rllib.checkpoint import FORMAT, read_checkpoint
 from rllib_envs.errors import InputError
-from tuning.mirror import Mirror, without_password
+from tuning.mirror import Mirror
+from tuning.storage import without_password
 
 
 def write_checkpoint(run_dir, number, text="state"):

@@ -19,8 +19,9 @@ import edgeroute
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
 from tuning.space import load_space, parse_space
-from tuning.sweep import Options, _search, _to_tune, _within, run
+from tuning.sweep import Options, run
 from tuning.sweep_figures import importances, pareto_front
+from tuning.sweep_tuner import searcher_of, to_tune, within
 from tuning.training_options import Options as TrainOptions
 from tuning.training_options import options_from
 
@@ -98,8 +99,8 @@ def test_it_has_the_trials_that_its_seed_stands_for(killed):
     """Killed or not: the usual settings first, and the others as its search draws them for a sweep that nobody stops."""
     options, space = replace(Options(), num_samples=8), load_space("reward-weights")
     tune.register_trainable("nothing", lambda config: None)
-    generator = _search(options, space, TrainOptions())
-    domains = {path: _to_tune(domain, "random") for path, domain in space.parameters.items()}
+    generator = searcher_of(options, space, TrainOptions())
+    domains = {path: to_tune(domain, "random") for path, domain in space.parameters.items()}
     generator.add_configurations([Experiment("any", run="nothing", config=domains, num_samples=8)])
     drawn = {f"trial-{i:05d}": dict(generator.next_trial().config) for i in range(8)}
     assert settings_of(killed[0]) == drawn
@@ -211,7 +212,7 @@ def test_settings_that_pbt_changed_stay_within_the_space():
             path: domain.values[0] if domain.kind == "choice" else factor * domain.values[1]
             for path, domain in space.parameters.items()
         }
-        found = _within(space, asked)
+        found = within(space, asked)
         assert all(space.parameters[path].contains(value) for path, value in found.items())
         assert all(found[path] == value for path, value in asked.items() if space.parameters[path].contains(value))
 
