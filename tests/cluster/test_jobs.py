@@ -142,13 +142,14 @@ def test_ray_job_submit_runs_the_uploaded_project(two_nodes, tmp_path):
 
 def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
     done = two_nodes.run(
-        "sweep", "--space", "reward-weights", "--smoke", "--num-samples", 2, "--address", two_nodes.address,
+        "sweep", "--space", "reward-weights", "--smoke", "--num-samples", 8, "--address", two_nodes.address,
         "--run-dir", tmp_path / "sweep", timeout_s=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "sweep" / "best.yaml").exists()
     rows = [json.loads(line) for path in (tmp_path / "sweep").rglob("result.json") for line in path.read_text().splitlines()]
-    # A trial takes the one core of a node, and a process that is free takes the next: two processes were on two nodes.
+    # A trial takes the one core of a node, and a process that is free takes the next: two processes were on two nodes. There are
+    # more trials than one process comes to while the other is still being set up.
     assert len({row["pid"] for row in rows}) == 2
 
 
