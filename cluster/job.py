@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _PACK_S = 120.0
-_BEGIN, _END = "-----BEGIN RESULTS-----", "-----END RESULTS-----"
+_ATTEMPTS = 3
+_MARK, _END = "results:", "end"  # of a line with a part of them, and what the last one says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,21 +104,40 @@ def _fetch(client: JobSubmissionClient, options: Options) -> int:
         raise InputError("out: fetch needs --out FOLDER")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out = {out}: is not empty: name a new folder")
-    pack = f"echo {_BEGIN}; tar -czf - -C {folder} . | base64; echo {_END}"
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            packed = _packed(client, folder)
+            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive, written_aside(out) as aside:
+                archive.extractall(aside, filter="data")  # nothing outside the folder, no devices, no owners
+            break
+        except (binascii.Error, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+            if attempt == _ATTEMPTS:
+                raise InputError(f"job {options.job}: {folder} arrived damaged: {error}") from None
+    print(f"Written: {out}", file=sys.stderr)
+    return 0
+
+
+def _packed(client: JobSubmissionClient, folder: str) -> bytes:
+    """The folder as a compressed archive, which a small job prints.
+
+    Ray prints lines of its own into the same output, at any place: ours have a mark.
+
+    Args:
+        client: of the cluster.
+        folder: a word of the shell there.
+
+    Raises:
+        InputError: the job cannot read the folder.
+        binascii.Error: not all arrived.
+    """
+    pack = f"tar -czf - -C {folder} . | base64 | sed 's/^/{_MARK}/' && echo {_MARK}{_END}"
     packing = client.submit_job(entrypoint=f"bash -o pipefail -c {shlex.quote(pack)}")
     end_s = time.monotonic() + _PACK_S
     while not client.get_job_status(packing).is_terminal() and time.monotonic() < end_s:
         time.sleep(0.2)
-    text = client.get_job_logs(packing)
-    _, begun, rest = text.partition(f"{_BEGIN}\n")
-    data, ended, _ = rest.partition(_END)
-    if not begun or not ended or not data.strip():
-        last = [line for line in rest.splitlines() if line.strip() and _END not in line][-1:]
-        raise InputError(f"job {options.job}: {folder} cannot be fetched: {last[0] if last else 'nothing came'}")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(data)), mode="r:gz") as archive, written_aside(out) as aside:
-            archive.extractall(aside, filter="data")  # nothing outside the folder, no devices, no owners
-    except (binascii.Error, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"job {options.job}: {folder} arrived damaged: {error}") from None
-    print(f"Written: {out}", file=sys.stderr)
-    return 0
+    lines = client.get_job_logs(packing).splitlines()
+    ours = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+    if ours[-1:] != [_END]:
+        others = [line for line in lines if line.strip() and not line.startswith(_MARK)]
+        raise InputError(f"{folder} cannot be fetched: {others[-1] if others else 'nothing came'}")
+    return base64.b64decode("".join(ours[:-1]), validate=True)

@@ -99,6 +99,14 @@ def test_a_job_is_followed_and_its_results_are_fetched(two_nodes, tmp_path):
     files = sorted(path.relative_to(there) for path in there.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
     assert all((here / path).read_bytes() == (there / path).read_bytes() for path in files)
+    missing = two_nodes.run(
+        "submit", "--address", two_nodes.url, "--job-id", "none", "evaluate", "--routers", "none", "--out", "nothing"
+    )
+    assert missing.returncode == 2
+    nothing = two_nodes.run("job", "fetch", "none", "--address", two_nodes.url, "--out", tmp_path / "none")
+    assert nothing.returncode == 2
+    assert "cannot be fetched" in nothing.stderr
+    assert not (tmp_path / "none").exists()
     again = two_nodes.run("job", "fetch", "one", "--address", two_nodes.url, "--out", tmp_path / "one")
     assert again.returncode == 2
     assert "is not empty" in again.stderr
@@ -141,15 +149,18 @@ def test_ray_job_submit_runs_the_uploaded_project(two_nodes, tmp_path):
 
 
 def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
+    small = {"fleets": [], "variation": False, "envs_per_runner": 4, "requests": 50, "steps_per_iteration": 256, "generations": 0}
+    (tmp_path / "small.yaml").write_text(json.dumps(small))
     done = two_nodes.run(
-        "sweep", "--space", "reward-weights", "--smoke", "--num-samples", 8, "--address", two_nodes.address,
+        "sweep", "--space", "reward-weights", "--config", tmp_path / "small.yaml", "--scheduler", "none", "--num-samples", 2,
+        "--iterations", 8, "--finalists", 1, "--final-seeds", 2, "--address", two_nodes.address,
         "--run-dir", tmp_path / "sweep", timeout_s=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "sweep" / "best.yaml").exists()
     rows = [json.loads(line) for path in (tmp_path / "sweep").rglob("result.json") for line in path.read_text().splitlines()]
-    # A trial takes the one core of a node, and a process that is free takes the next: two processes were on two nodes. There are
-    # more trials than one process comes to while the other is still being set up.
+    # A trial takes the one core of a node, and a process that is free takes the next one: two processes were on two nodes.
+    # A trial lasts longer than the other process needs to be there.
     assert len({row["pid"] for row in rows}) == 2
 
 
