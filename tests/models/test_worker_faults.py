@@ -19,7 +19,7 @@ from tests.models.test_avl import COUNTS, config, learner_of, module_of
 
 pytestmark = pytest.mark.cluster
 
-ROWS, PATIENCE_S = 20, 2.0
+ROWS, PATIENCE_S = 20, 4.0
 STEPS = ROWS * sum(COUNTS)  # of a worker in an iteration
 
 
