@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.features import Observation, expert_column, units
+from models.features import Observation, arrived_column, expert_column, units, whatif_column
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 
 
@@ -26,30 +26,48 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
     # The logarithm of the price of a unit, as a sum:
-    "level": Term(0.4, 0.3),
-    "load": Term(1.3, 0.3),  # times log(offered load / .5)
-    "rise": Term(0.4, 0.2),  # times log(offered load of late / offered load)
-    "reserved": Term(-0.2, 0.4),  # times the mean share of the KV memory that is spoken for, less .5
-    "kv_capacity": Term(-0.5, 0.3),  # times the expert's own figures, about 0 in the middle
-    "base_time": Term(2.0, 0.8),
-    "sequence_time": Term(1.5, 0.8),
-    "context_time": Term(-0.4, 0.5),
-    "prefill_time": Term(0.8, 0.4),
-    "mean_score": Term(0.3, 0.4),
+    "level": Term(-0.5, 0.2),
+    "load": Term(1.2, 0.2),  # times log(offered load / .5)
+    "rise": Term(0.7, 0.15),  # times log(offered load of late / offered load)
+    "experts": Term(-0.65, 0.15),  # times log(experts / 6): the fewer there are, the less the others can take over
+    "reserved": Term(0.4, 0.3),  # times the mean share of the KV memory that is spoken for, less .5
+    "kv_capacity": Term(-0.25, 0.2),  # times the expert's own figures, about 0 in the middle
+    "base_time": Term(1.3, 0.5),
+    "sequence_time": Term(5.6, 0.6),
+    "context_time": Term(0.05, 0.2),
+    "prefill_time": Term(0.55, 0.3),
+    "mean_score": Term(0.75, 0.3),
     # Units: what the request takes of the engine
-    "memory": Term(0.15, 0.2),  # weight of KV memory beside time
-    "size": Term(0.05, 0.1),  # exponent beyond 1: large requests dearer or cheaper than in proportion
+    "memory": Term(0.3, 0.12),  # weight of KV memory beside time
+    "size": Term(-0.13, 0.08),  # exponent beyond 1: large requests dearer or cheaper than in proportion
     # times how scarce it is there:
-    "power": Term(1.2, 0.25),  # exponent of the expert's share of KV memory that is spoken for
-    "floor": Term(0.1, 0.05),  # what an idle expert costs
-    "queue": Term(0.4, 0.3),  # weight of 32 waiting requests
+    "power": Term(1.7, 0.2),  # exponent of the expert's share of KV memory that is spoken for
+    "floor": Term(0.3, 0.05),  # what an idle expert costs
+    "queue": Term(0.0, 0.2),  # weight of 32 waiting requests
+    # How far deadlines count as loose ones, from 0 to 1:
+    "loose": Term(0.5, 0.15),  # times |log(offered load of late / offered load)| beyond what it is at steady load
+    # What a flood adds to some of these, times the logarithm of the offered load of late where the engines cannot carry it
+    "flood_level": Term(0.1, 0.1),
+    "flood_reserved": Term(-0.3, 0.15),
+    "flood_kv_capacity": Term(0.0, 0.1),
+    "flood_sequence_time": Term(2.2, 0.3),
+    "flood_context_time": Term(-0.27, 0.1),
+    "flood_prefill_time": Term(0.25, 0.1),
+    "flood_memory": Term(-0.1, 0.05),
+    "flood_size": Term(0.3, 0.04),
+    "flood_power": Term(-0.85, 0.1),
 }
 """The parameters by name, in their order."""
+
+_FLOOD = "flood_"
+_USUAL = [name for name in TERMS if not name.startswith(_FLOOD)]
+_CHANGES = [[float(name == _FLOOD + usual) for usual in _USUAL] for name in TERMS if name.startswith(_FLOOD)]
 
 _LOG_BOUND = 5.0
 _LOG_LOADS = (math.log(0.02), 0.0)  # a price goes by the load from here to there: nobody carries more for long
 _LOG_LOADS_OF_LATE = (math.log(0.02), math.log(8.0))  # floods
-_LOG_TYPICAL_LOAD, _TYPICAL_UNITS = math.log(0.5), 0.1
+_LOG_TYPICAL_LOAD, _LOG_TYPICAL_EXPERTS, _TYPICAL_UNITS = math.log(0.5), math.log(6), 0.1
+_STEADY = 0.3  # how far the logarithms of the load and of the load of late differ where nothing swings
 _FIGURES = {  # of an expert: what is taken off, and the scale
     "kv_capacity": (0.0, 1.0),
     "base_time": (0.4, 1.0),
@@ -65,8 +83,11 @@ class Price(nn.Module):
     """What sending the request to each expert costs those still to come, in QoS.
 
     ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting)`` with ``terms`` linear in the
-    logarithm of the offered load, in how it changes, and in the engine's figures; ``units = time + memory * share``
-    (``models.features.units``). Where it starts from is what searches in other runs came to, rounded.
+    logarithms of the offered load and of the number of experts, in how the load changes, and in the engine's figures;
+    ``units = time + memory * share`` (``models.features.units``). In a flood nine of the parameters are others: when more comes
+    than the engines can carry, most requests are dropped, and which ones and from when on is another question than at any load
+    that they can carry. Where the load swings, what is predicted of those present is soon wrong, since others come, and deadlines
+    count the more as loose ones (``loosened``). Where all of it starts from is what searches in other runs came to, rounded.
 
     The parameters are no subject of gradients, a search sets them: to torch they are a buffer, ``terms``.
 
@@ -82,15 +103,15 @@ class Price(nn.Module):
 
     def forward(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) costs; ``terms`` (B, len(TERMS)) are other parameters for each cluster of the batch."""
-        values = self.terms if terms is None else terms
-        term = {name: values[..., i, None] for i, name in enumerate(TERMS)}  # each broadcasts over (B, N)
-        slow, fast, reserved = (_cluster(observation, name) for name in ("log_load_slow", "log_load_fast", "mean_kv_reserved"))
-        slow, fast = slow.clamp(*_LOG_LOADS), fast.clamp(*_LOG_LOADS_OF_LATE)
+        term = self._terms_now(observation, terms)
+        slow, fast = _loads(observation)
+        count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # no constant of an exported graph
         log_price = (
             term["level"]
             + term["load"] * (slow - _LOG_TYPICAL_LOAD)
             + term["rise"] * (fast - slow)
-            + term["reserved"] * (reserved - 0.5)
+            + term["experts"] * (count.log() - _LOG_TYPICAL_EXPERTS)
+            + term["reserved"] * (_cluster(observation, "mean_kv_reserved") - 0.5)
         )
         middle, scale = observation["experts"].new_tensor(list(_FIGURES.values())).unbind(dim=-1)
         weights = torch.cat([term[name] for name in _FIGURES], dim=-1) * scale
@@ -101,6 +122,27 @@ class Price(nn.Module):
         scarce = own ** term["power"].clamp(0.2, 4.0) + term["floor"] + term["queue"] * expert_column(observation, "waiting")
         grown = size * (size / _TYPICAL_UNITS) ** term["size"]
         return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0)
+
+    def loosened(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
+        """(B, N) what the predicted marginal QoS changes by where deadlines are as loose as they are to count; else as above."""
+        slow, fast = _loads(observation)
+        share = (self._terms_now(observation, terms)["loose"] * ((fast - slow).abs() - _STEADY)).clamp(0, 1)
+        own = whatif_column(observation, "own_success_loose") - whatif_column(observation, "own_success")
+        others = whatif_column(observation, "soft_change_loose") - whatif_column(observation, "soft_change")
+        return share * (arrived_column(observation, "told_score") * own + others)
+
+    def _terms_now(self, observation: Observation, terms: Tensor | None) -> dict[str, Tensor]:
+        """The parameters as they are now, in a flood or not: each broadcasts over (B, N)."""
+        usual, changes = (self.terms if terms is None else terms).split([len(_USUAL), len(_CHANGES)], dim=-1)
+        flood = _loads(observation)[1].clamp(min=0)
+        values = usual + flood * (changes @ changes.new_tensor(_CHANGES))
+        return {name: values[..., i, None] for i, name in enumerate(_USUAL)}
+
+
+def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
+    """(B, 1) logarithms of the offered load, and of that of late, within what counts."""
+    slow, fast = (_cluster(observation, f"log_load_{speed}") for speed in ("slow", "fast"))
+    return slow.clamp(*_LOG_LOADS), fast.clamp(*_LOG_LOADS_OF_LATE)
 
 
 def _cluster(observation: Observation, name: str) -> Tensor:

@@ -89,9 +89,10 @@ class Router(nn.Module):
     """Scores of the N experts and of drop, in QoS: the greater, the better.
 
     ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future is
-    what the expert's afterstate is worth less than the state itself: ``- price * exp(m) + u`` with m and u learned and 0 at
-    first, so that an untrained router is impact-greedy with a price of congestion (``Price``) that rises with the offered load. A
-    drop changes nothing, now or later: its score is 0, plus a learned u.
+    what the expert's afterstate is worth less than the state itself: ``l - price * exp(m) + u`` with m and u learned and 0 at
+    first, so that an untrained router is impact-greedy with a price of congestion that rises with the offered load, and with
+    deadlines that are looser where the load swings, l (``Price``). A drop changes nothing, now or later: its score is 0, plus a
+    learned u.
 
     Weights are shared by the experts, so any number of them will do; permuting them permutes their scores and leaves that of
     drop. Where an expert is loaded is seen from that expert's own columns and embedding.
@@ -171,7 +172,7 @@ class Router(nn.Module):
             return torch.zeros_like(columns.marginal), torch.zeros_like(columns.marginal[..., :1])
         dearer, more, drop = self.future(columns.choice, embedding).unbind(dim=-1)
         price = self.price(observation, terms) * dearer.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
-        return more - price, drop.mean(dim=-1, keepdim=True)
+        return more + self.price.loosened(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
 
     def explain(self, observation: Observation) -> Explanation:
         """What the impact estimator predicts for each expert, and from what."""

@@ -88,7 +88,7 @@ class View(NamedTuple):
     waiting_mask: NDArray[np.float32]  # (B, N, waiting_slots)
     cluster: NDArray[np.float32]  # (B, 8)
     action_mask: NDArray[np.float32]  # (B, N+1); drop is always allowed
-    whatif: NDArray[np.float32]  # (B, N, 16), or (B, N, 0) where not asked for
+    whatif: NDArray[np.float32]  # (B, N, 18), or (B, N, 0) where not asked for
 
 
 @kernel

@@ -42,7 +42,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     ``waiting_mask``  (N, waiting_slots)          1 where there is a request
     ``cluster``       (8,)                        the cluster as a whole (CLUSTER_FEATURES)
     ``action_mask``   (N + 1,)                    1 where the action is possible; drop always is
-    ``whatif``        (N, 16)                     predicted effect of each action (WHATIF_FEATURES), if the scenario asks for it
+    ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario asks for it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights

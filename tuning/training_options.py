@@ -26,7 +26,7 @@ PresetName = Literal["ours", "paper"]
 MARGINAL = Reward(realised_qos=0.0, marginal_qos=1.0)
 PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
-DEFAULT_STEPS = 2_600_000
+DEFAULT_STEPS = 2_000_000
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
 _OF_ONE_START = (
     "config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "num_learners", "gpus_per_learner", "address",

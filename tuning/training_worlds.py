@@ -18,8 +18,9 @@ MIXED, OWN = "mixed", "own"
 """Loads beside those of ``make_workloads``: one for each environment, and the scenario's own."""
 
 _FLEET_SHARE = 8  # one environment in so many for each of the other fleets
-_TRACES: tuple[AzureKind, ...] = ("azure-conversation", "azure-code")
-_TRACE_SHARE = 8  # one environment in so many for each of the traces' fits, under mixed load
+_TRACES: dict[AzureKind, int] = {"azure-conversation": 8, "azure-code": 5}
+"""Fits of traces, under mixed load: one environment in so many. Floods come with the code, where there is most to learn."""
+
 _BURSTS = Variation(fault_share=0.0)
 
 
@@ -81,11 +82,10 @@ def _spread(world: Scenario, count: int, options: WorldOptions) -> Scenario | tu
     poisson = world.workload.arrivals.kind == "poisson"
     if options.load != MIXED:
         return _varied(world, options, bursts=False)
-    each = count // _TRACE_SHARE if poisson else 0
-    traces = [_with_arrivals(world, kind) for kind in _TRACES] if each else []
-    varied = [(_varied(world, options, bursts=poisson), count - each * len(traces))]
-    varied += [(_varied(trace, options, bursts=False), each) for trace in traces]
-    return tuple(with_load for part, number in varied for with_load in _over_loads(part, number))
+    counts = {kind: count // share for kind, share in _TRACES.items()} if poisson else {}
+    varied = [(_varied(world, options, bursts=poisson), count - sum(counts.values()))]
+    varied += [(_varied(_with_arrivals(world, kind), options, bursts=False), each) for kind, each in counts.items()]
+    return tuple(with_load for part, number in varied if number for with_load in _over_loads(part, number))
 
 
 def _varied(world: Scenario, options: WorldOptions, *, bursts: bool) -> Scenario:

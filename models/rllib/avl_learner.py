@@ -137,7 +137,7 @@ class AVLLearner(StatefulLearner):
         self.search.tell(qos)
         price = self._router.price
         assert price is not None
-        price.terms.copy_(torch.from_numpy(self.search.mean))
+        price.terms.copy_(torch.from_numpy(self.search.settled))
         self._weights_seq_no += 1  # else the workers would take the new price for the old one
 
     @property
@@ -293,7 +293,7 @@ class AVLLearner(StatefulLearner):
         entropy = -sum(float((t.log_policy.exp() * t.log_policy).sum()) for t in samples) / total
         if self._searching:
             logged["search_generation"] = float(self.search.generation)
-            for term, mean, spread in zip(TERMS, self.search.mean, self.search.spread, strict=True):
+            for term, mean, spread in zip(TERMS, self.search.settled, self.search.spread, strict=True):
                 logged |= {f"price/{term}": float(mean), f"price_spread/{term}": float(spread)}
         return logged | {
             "kl": kl,

@@ -27,7 +27,7 @@ class AVLSettings:
     """avl: the future part rests until the next sample once the router has moved so far from the one that sampled."""
     keep: float = 0.95
     """avl: weight of the past in the served router, per iteration."""
-    generations: int = 44
+    generations: int = 20
     """avl: generations of the search for the price of congestion, one an iteration, after the warm-up; 0: it stays as it is."""
     population: int = 16
     """avl: prices tried in a generation, an even number."""

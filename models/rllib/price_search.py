@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 _STEP = 0.8  # how far the mean goes towards the best
+_SETTLING = 0.1  # weight of the newest mean in what is settled on
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
 _QOS_FLOOR = 0.001  # differences below this are noise, also in a world where nothing else differs
 _STREAM = 11  # keeps its draws apart from those of the rollouts
@@ -42,12 +43,15 @@ class PriceSearch:
         seed: fixes the candidates.
 
     Attributes:
-        mean: (P,) the parameters, in the order of ``TERMS``.
+        mean: (P,) of the distribution that candidates are drawn from, in the order of ``TERMS``.
+        settled: (P,) the parameters that the search has come to: the moving average of the means, since a mean follows the luck
+            of its generation too (Polyak and Juditsky 1992).
         generation: how many have been told.
     """
 
     def __init__(self, population: int, seed: int) -> None:
         self.mean = np.array([term.prior for term in TERMS.values()])
+        self.settled = self.mean
         self.spread = np.array([term.spread for term in TERMS.values()])
         self.generation = 0
         self._pairs, self._seed = max(population // 2, 1), seed
@@ -71,14 +75,16 @@ class PriceSearch:
         self.mean = self.mean + _STEP * self.spread * (weights @ best)
         self.spread = self.spread * np.exp(_SPREAD_RATE * (weights @ best**2 - 1)).clip(*_SPREAD_RANGE)
         self.generation += 1
+        self.settled = self.settled + max(_SETTLING, 1 / self.generation) * (self.mean - self.settled)
 
     def get_state(self) -> dict[str, Any]:
         """For ``set_state``."""
-        return {"mean": self.mean, "spread": self.spread, "generation": self.generation}
+        return {"mean": self.mean, "settled": self.settled, "spread": self.spread, "generation": self.generation}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.mean, self.spread, self.generation = state["mean"], state["spread"], state["generation"]
+        self.mean, self.settled = state["mean"], state["settled"]
+        self.spread, self.generation = state["spread"], state["generation"]
 
     def _draws(self) -> Array:
         half = np.random.default_rng([self._seed, _STREAM, self.generation]).standard_normal((self._pairs, len(TERMS)))

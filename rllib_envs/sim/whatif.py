@@ -44,8 +44,13 @@ WHATIF_FEATURES = (
     "stay_1_before",
     "stay_4_before",
     "stay_16_before",
+    # For where those to come will spoil what is predicted: deadlines LOOSE times as soft
+    "own_success_loose",
+    "soft_change_loose",
 )
 """Columns of the what-if result of an action."""
+
+LOOSE = 4.0
 
 STAY_SCALES_S = (1.0, 4.0, 16.0)
 
@@ -337,7 +342,7 @@ def predict_action(
         return
     end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
     own = _latency(scratch, n)
-    present, soft, hard, pushed = 0.0, 0.0, 0.0, 0
+    present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
         score = scratch.state.requests[0, i].told_score
@@ -345,6 +350,7 @@ def predict_action(
         soft_before = score * _soft(before, tau)
         present += soft_before
         soft += score * _soft(after, tau) - soft_before
+        loose += score * (_soft(after, LOOSE * tau) - _soft(before, LOOSE * tau))
         if after > 1.0 and before <= 1.0:
             hard -= score
             pushed += 1
@@ -365,6 +371,8 @@ def predict_action(
     out[7] = end_s - now_s
     _stay(scratch, n + 1, now_s, out[8:11])
     out[11] = present
+    out[16] = _soft(own, LOOSE * tau)
+    out[17] = loose
 
 
 @kernel

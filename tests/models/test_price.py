@@ -1,9 +1,11 @@
 """The price of congestion: what it grows with, and that it fits clusters of any size."""
 
+import math
+
 import pytest
 import torch
 
-from models.features import congestion, expert_column, units
+from models.features import congestion, expert_column, units, whatif_column
 from models.price import TERMS, Price
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
 from tests.models.observed import BARE_PRICE, busy, seen, world
@@ -82,8 +84,44 @@ def test_a_greater_parameter_makes_it_dearer(observation, term, change):
 
 def test_arrivals_that_come_faster_than_usual_make_it_dearer_where_that_counts(observation):
     rising, falling = with_load(observation, 0.3, fast=0.6), with_load(observation, 0.3, fast=0.1)
-    assert (price(rising, rise=0.5) > price(rising)).all()
-    assert (price(falling, rise=0.5) < price(falling)).all()
+    assert (price(rising, rise=1.5) > price(rising, rise=0.5)).all()
+    assert (price(falling, rise=1.5) < price(falling, rise=0.5)).all()
+
+
+@pytest.mark.parametrize("n", [2, 6, 32])
+def test_it_goes_by_a_power_of_the_number_of_experts(n):
+    observation = seen(busy(world(n)), DOUBLE)
+    ratio = price(observation, experts=-0.5) / price(observation, experts=0.0)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, n / 6) ** -0.5)
+
+
+@pytest.mark.parametrize("term", ["level", "prefill_time", "memory", "size", "power"])
+def test_a_flood_changes_a_parameter_by_the_logarithm_of_what_comes_too_much(observation, term):
+    prior, flooded = TERMS[term].prior, f"flood_{term}"
+    for load, fast, times in ((0.9, 0.99, 0.0), (0.5, math.e, 1.0), (0.9, math.e**2, 2.0), (0.9, 100.0, math.log(8))):
+        changed = price(with_load(observation, load, fast), **{flooded: 0.1})
+        same = price(with_load(observation, load, fast), **{term: prior + 0.1 * times, flooded: 0.0})
+        torch.testing.assert_close(changed, same)
+
+
+def test_deadlines_are_the_looser_the_more_the_load_swings(observation):
+    marginal = {
+        name: observation["arrived"][..., 1] * whatif_column(observation, f"own_success{name}")
+        + whatif_column(observation, f"soft_change{name}")
+        for name in ("", "_loose")
+    }
+    looser = marginal["_loose"] - marginal[""]
+    assert looser.abs().max() > 0.01
+    for load, fast, times in (
+        (0.5, 0.6, 0.0),
+        (0.5, 0.4, 0.0),
+        (0.1, 0.1 * math.e, 0.7),
+        (0.5, 0.5 / math.e, 0.7),
+        (0.1, 8.0, 1 / 0.6),
+    ):
+        got = Price().loosened(with_load(observation, load, fast), terms(loose=0.6))
+        torch.testing.assert_close(got, 0.6 * times * looser, rtol=1e-5, atol=1e-9)
+    assert not Price().loosened(with_load(observation, 0.1, 8.0), terms(loose=0.0)).any()
 
 
 def test_the_exponents_tell_full_from_empty_and_large_from_small(observation):

@@ -37,6 +37,17 @@ def test_it_comes_near_the_optimum():
         assert distances[-1] < 0.35 * distances[0]
 
 
+def test_what_it_settles_on_follows_luck_less_than_where_it_is():
+    target = np.array([term.prior for term in TERMS.values()])
+    ratios = []
+    for seed in range(5):
+        search, rng = PriceSearch(16, seed), np.random.default_rng(seed)
+        for _ in range(40):
+            search.tell(rng.standard_normal((16, 2)))
+        ratios.append(np.square(search.settled - target).sum() / np.square(search.mean - target).sum())
+    assert np.mean(ratios) < 0.9
+
+
 def test_candidates_are_antithetic_and_the_same_until_they_are_told_what_they_are_worth():
     search = PriceSearch(6, 3)
     first = search.ask()
@@ -56,6 +67,7 @@ def test_it_goes_on_from_its_state():
     for search in (first, second):
         search.tell(qos[::-1])
     assert np.array_equal(first.ask(), second.ask())
+    assert np.array_equal(first.settled, second.settled)
 
 
 def test_a_world_with_larger_differences_counts_more_by_their_root():

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario
 from rllib_envs.sim.state import REJECTED
-from rllib_envs.sim.whatif import OVERRUN, STAY_SCALES_S, WHATIF_FEATURES, believed_output, predict_action
+from rllib_envs.sim.whatif import LOOSE, OVERRUN, STAY_SCALES_S, WHATIF_FEATURES, believed_output, predict_action
 from rllib_envs.simulation import Simulation, look
 from rllib_envs.workload.episode import Episode
 from tests.worlds import (
@@ -89,8 +89,8 @@ def latencies(simulation: Simulation, cluster: int, numbers: list[int]) -> NDArr
     return simulation.records(cluster).latency_per_token_s[numbers] / simulation.scenario.slo_s_per_token
 
 
-def soft(latency: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    return expit((1 - np.asarray(latency)) / TAU)
+def soft(latency: NDArray[np.float64] | float, tau: float = TAU) -> NDArray[np.float64]:
+    return expit((1 - np.asarray(latency)) / tau)
 
 
 def stays(left_s: NDArray[np.float64]) -> list[float]:
@@ -130,6 +130,8 @@ def features_with(
         "slack_sd": float(slack.std()) if slack.size else 0.0,
         "drain_s": float(left_s.max()),
         **dict(zip(("stay_1", "stay_4", "stay_16"), stays(np.maximum(left_s, 0)), strict=True)),
+        "own_success_loose": float(soft(own, LOOSE * TAU)),
+        "soft_change_loose": float(told_score @ (soft(after, LOOSE * TAU) - soft(before, LOOSE * TAU))),
     }
 
 

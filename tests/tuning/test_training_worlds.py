@@ -49,11 +49,11 @@ def test_loads_are_spread_evenly_in_logarithm_over_the_mixed_range_of_what_is_ca
             np.testing.assert_allclose(np.diff(np.log(shares), 2), 0, atol=1e-9)
 
 
-def test_an_eighth_of_the_environments_under_mixed_load_has_the_arrivals_and_prompts_of_each_trace():
+def test_an_eighth_of_the_environments_under_mixed_load_is_like_conversations_and_a_fifth_like_code():
     for worlds, count in groups(environments=64):
         kinds = [world.workload.arrivals.kind for world in worlds]
-        assert [kinds.count(kind) for kind in TRACES] == [count // 8] * 2
-    assert {world.workload.arrivals.kind for worlds, _ in groups(environments=7) for world in worlds} == {"poisson"}
+        assert [kinds.count(kind) for kind in ("azure-conversation", "azure-code")] == [count // 8, count // 5]
+    assert {world.workload.arrivals.kind for worlds, _ in groups(environments=5) for world in worlds} == {"poisson"}
 
 
 def test_a_given_load_is_that_of_all():
