@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,14 @@ TRAINED = {
     "seed-2": ["--seed", "2"],
     "agg-0": ["--seed", "0", "--encoder", "aggregates"],
 }
+ARMS: dict[str, tuple[int, list[str]]] = {  # other learners and other parts: minutes of training, options
+    "default": (5, []),
+    "no-impact": (5, ["--no-impact"]),
+    "pooled": (5, ["--encoder", "pooled", "--generations", "0"]),
+    "ppo": (5, ["--algo", "ppo"]),
+    "sac": (5, ["--algo", "sac"]),
+    "paper": (15, ["--preset", "paper", "--scenario", "edge6", "--load", "mixed"]),
+}
 COLUMNS = {"seed 0 (shipped)": "seed-0", "seed 1": "seed-1", "seed 2": "seed-2", "aggregates, seed 0": "agg-0"}
 FLEETS = {"edge3": 16, "edge10": 16, "edge32": 8}  # other clusters, and episodes there
 ABLATIONS = {
@@ -49,31 +60,43 @@ class Results:
     """The steps, each of which leaves its files in ``out``."""
 
     def __init__(self, out: Path, smoke: bool, jobs: int | None) -> None:
-        self.out, self.smoke = out.absolute(), smoke
+        self.out, self.smoke, self.jobs = out.absolute(), smoke, jobs
         self.evaluate_options = ["--smoke"] if smoke else []
         self.evaluate_options += [] if jobs is None else ["--jobs", str(jobs)]
-        self.routers = [f"bundle:{self.bundle(name)}" for name in TRAINED]
+        self.routers, self.arms = ([f"bundle:{self.bundle(name)}" for name in names] for names in (TRAINED, ARMS))
 
     def bundle(self, name: str) -> Path:
         return self.out / "bundles" / name
 
-    def edgeroute(self, *arguments: str | Path) -> None:
-        """Run a command; SystemExit with its code where it fails, so that the next start goes on from there."""
-        print("+ edgeroute", *arguments, flush=True)
-        code = subprocess.run(
-            [sys.executable, str(ROOT / "edgeroute.py"), *map(str, arguments)], cwd=ROOT, check=False
-        ).returncode
+    def edgeroute(self, *arguments: str | Path, log: Path | None = None) -> None:
+        """Run a command; SystemExit with its code where it fails, so that the next start goes on from there.
+
+        Args:
+            arguments: of the command.
+            log: file that what it prints goes to.
+        """
+        print("+ edgeroute", *arguments, *([] if log is None else [">", log]), flush=True)
+        command = [sys.executable, str(ROOT / "edgeroute.py"), *map(str, arguments)]
+        with nullcontext() if log is None else log.open("a", encoding="utf-8") as file:
+            code = subprocess.run(command, cwd=ROOT, check=False, stdout=file, stderr=file).returncode
         if code:
             raise SystemExit(code)
 
     def train(self) -> None:
-        for name, options in TRAINED.items():
-            run_dir = self.out / "runs" / name
-            if self.bundle(name).exists():
-                continue
-            begun = ["--resume"] if (run_dir / "checkpoints").exists() else options
-            self.edgeroute("train", *begun, "--run-dir", run_dir, *(["--smoke"] if self.smoke else []))
-            self.edgeroute("export", run_dir, "--out", self.bundle(name))
+        """All that is not trained yet, a process a core (or ``--jobs``)."""
+        arms = {name: [*options, "--minutes", str(minutes)] for name, (minutes, options) in ARMS.items()}
+        (self.out / "runs").mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(self.jobs or os.cpu_count()) as pool:
+            for done in [pool.submit(self.train_one, name, options) for name, options in {**TRAINED, **arms}.items()]:
+                done.result()
+
+    def train_one(self, name: str, options: Sequence[str]) -> None:
+        run_dir, log = self.out / "runs" / name, self.out / "runs" / f"{name}.log"
+        if self.bundle(name).exists():
+            return
+        small = ["--smoke"] if self.smoke else []
+        self.edgeroute("train", "--auto-resume", *options, "--run-dir", run_dir, *small, log=log)
+        self.edgeroute("export", run_dir, "--out", self.bundle(name), log=log)
 
     def ablate(self) -> None:
         command = [
@@ -109,6 +132,8 @@ class Results:
         self.evaluate("parts", "--load", "moderate", "heavy", *short, routers=[shipped, *ablations])
         faulty = ["--load", "heavy", "--faults", "all", *short, "--seeds", "10"]
         self.evaluate("parts-faults", *faulty, routers=[shipped, *ablations])
+        self.evaluate("arms", "--load", "moderate", "heavy", *short, routers=["impact-greedy", *self.arms])
+        self.evaluate("arms-faults", *faulty, routers=["calibrated-impact-greedy", *self.arms])
         truth = ["impact-greedy", "impact-greedy-true", "myopic-impact-greedy"]
         self.evaluate("truth", "--load", "light", "moderate", "heavy", routers=[*truth, shipped])
 
@@ -134,6 +159,7 @@ class Results:
             "graph": table(called(clean, aggregates, "aggregates"), "aggregates", graph, False),
             "graph-faults": table(called(faults, aggregates, "aggregates"), "aggregates", graph, False),
             "parts": self.parts_table(),
+            "arms": self.arms_table(),
             "fleets": table(fleets, "impact-greedy", seeds, False),
             "truth": table(self.comparisons("truth"), "impact-greedy", truth, False),
         }
@@ -162,6 +188,17 @@ class Results:
             shown = [f"{one.mean:+.4f} ± {one.half_width:.4f}" for one in found]
             rows.append([title, *shown, f"{(less - base).mean(axis=1)[worst]:+.4f} ({faults[worst]['fault']})"])
         return markdown_table(["switched off", "moderate", "heavy", "heavy with each fault, mean", "worst fault"], rows)
+
+    def arms_table(self) -> str:
+        clean, faults = self.comparisons("arms"), self.comparisons("arms-faults")
+        base = np.array([qos_of(c, "calibrated-impact-greedy") for c in faults])
+        rows: list[list[str]] = []
+        for (name, (minutes, _)), router in zip(ARMS.items(), self.arms, strict=True):
+            found = [paired_difference(qos_of(c, router) or [], qos_of(c, "impact-greedy") or []) for c in clean]
+            ours = np.array([qos_of(c, router) for c in faults])
+            found.append(paired_difference(ours.mean(axis=0).tolist(), base.mean(axis=0).tolist()))
+            rows.append([f"{name}, {minutes} minutes", *(f"{one.mean:+.4f} ± {one.half_width:.4f}" for one in found)])
+        return markdown_table(["trained", "moderate", "heavy", "heavy with each fault, mean"], rows)
 
 
 def called(comparisons: Sequence[dict[str, Any]], router: str, name: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.results import DOCUMENT, Results, called, put_tables
 
-NAMES = ["priced", "myopic", "plain", "gpu", "faults", "graph", "graph-faults", "parts", "fleets", "truth"]
+NAMES = ["priced", "myopic", "plain", "gpu", "faults", "graph", "graph-faults", "parts", "arms", "fleets", "truth"]
 
 
 def test_the_document_has_a_place_for_every_table_and_keeps_its_text():
