@@ -75,7 +75,8 @@ class Results:
             arguments: of the command.
             log: file that what it prints goes to.
         """
-        print("+ edgeroute", *arguments, *([] if log is None else [">", log]), flush=True)
+        shown = " ".join(map(str, ["+ edgeroute", *arguments, *([] if log is None else [">", log])]))
+        print(f"{shown}\n", end="", flush=True)  # in one piece: others may write too
         command = [sys.executable, str(ROOT / "edgeroute.py"), *map(str, arguments)]
         with nullcontext() if log is None else log.open("a", encoding="utf-8") as file:
             code = subprocess.run(command, cwd=ROOT, check=False, stdout=file, stderr=file).returncode
@@ -148,7 +149,7 @@ class Results:
         for comparison in faults:
             comparison["workload"] = comparison["workload"].replace("poisson at ", "")
         fleets = [{**c, "workload": f"{fleet}, {c['workload']}"} for fleet in FLEETS for c in self.comparisons(fleet)]
-        aggregates, graph = columns["aggregates, seed 0"], {"graph encoder, seed 0": columns["seed 0 (shipped)"]}
+        aggregates, graph = columns["aggregates, seed 0"], {f"graph, {title}": router for title, router in seeds.items()}
         truth = {"seed 0": self.routers[0], "impact-greedy-true": "impact-greedy-true", "myopic": "myopic-impact-greedy"}
         return {
             "priced": table(clean, "impact-greedy", columns, False),
