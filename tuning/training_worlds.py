@@ -82,7 +82,7 @@ def _spread(world: Scenario, count: int, options: WorldOptions) -> Scenario | tu
     poisson = world.workload.arrivals.kind == "poisson"
     if options.load != MIXED:
         return _varied(world, options, bursts=False)
-    counts = {kind: count // share for kind, share in _TRACES.items()} if poisson else {}
+    counts: dict[AzureKind, int] = {kind: count // share for kind, share in _TRACES.items()} if poisson else {}
     varied = [(_varied(world, options, bursts=poisson), count - sum(counts.values()))]
     varied += [(_varied(_with_arrivals(world, kind), options, bursts=False), each) for kind, each in counts.items()]
     return tuple(with_load for part, number in varied if number for with_load in _over_loads(part, number))
