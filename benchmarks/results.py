@@ -97,7 +97,7 @@ class Results:
             return
         small = ["--smoke"] if self.smoke else []
         self.edgeroute("train", "--auto-resume", *options, "--run-dir", run_dir, *small, log=log)
-        self.edgeroute("export", run_dir, "--out", self.bundle(name), log=log)
+        self.edgeroute("export", run_dir, "--no-onnx", "--out", self.bundle(name), log=log)
 
     def ablate(self) -> None:
         command = [
