@@ -61,6 +61,7 @@ TERMS: dict[str, Term] = {
 
 _FLOOD = "flood_"
 _USUAL = [name for name in TERMS if not name.startswith(_FLOOD)]
+_FLOODED = {name.removeprefix(_FLOOD) for name in TERMS if name.startswith(_FLOOD)}
 _CHANGES = [[float(name == _FLOOD + usual) for usual in _USUAL] for name in TERMS if name.startswith(_FLOOD)]
 
 _LOG_BOUND = 5.0
@@ -76,6 +77,7 @@ _FIGURES = {  # of an expert: what is taken off, and the scale
     "prefill_time": (2.0, 0.5),
     "mean_score": (0.5, 4.0),
 }
+_FIRST_FIGURE = _USUAL.index("kv_capacity")
 _FIGURE_COLUMNS = [EXPERT_FEATURES.index(name) for name in _FIGURES]
 
 
@@ -103,7 +105,7 @@ class Price(nn.Module):
 
     def forward(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) costs; ``terms`` (B, len(TERMS)) are other parameters for each cluster of the batch."""
-        term = self._terms_now(observation, terms)
+        term, figures = self._terms_now(observation, terms)
         slow, fast = _loads(observation)
         count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # no constant of an exported graph
         log_price = (
@@ -114,8 +116,8 @@ class Price(nn.Module):
             + term["reserved"] * (_cluster(observation, "mean_kv_reserved") - 0.5)
         )
         middle, scale = observation["experts"].new_tensor(list(_FIGURES.values())).unbind(dim=-1)
-        weights = torch.cat([term[name] for name in _FIGURES], dim=-1) * scale
-        log_price = log_price + ((observation["experts"][..., _FIGURE_COLUMNS] - middle) * weights.unsqueeze(-2)).sum(dim=-1)
+        shown = (observation["experts"][..., _FIGURE_COLUMNS] - middle) * (figures * scale).unsqueeze(-2)
+        log_price = log_price + shown.sum(dim=-1)
         time, share = units(observation)
         size = (time + term["memory"] * share).clamp(min=1e-5)
         own = expert_column(observation, "kv_reserved").clamp(min=1e-3)
@@ -126,17 +128,20 @@ class Price(nn.Module):
     def loosened(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) what the predicted marginal QoS changes by where deadlines are as loose as they are to count; else as above."""
         slow, fast = _loads(observation)
-        share = (self._terms_now(observation, terms)["loose"] * ((fast - slow).abs() - _STEADY)).clamp(0, 1)
+        loose = (self.terms if terms is None else terms)[..., _USUAL.index("loose"), None]
+        share = (loose * ((fast - slow).abs() - _STEADY)).clamp(0, 1)
         own = whatif_column(observation, "own_success_loose") - whatif_column(observation, "own_success")
         others = whatif_column(observation, "soft_change_loose") - whatif_column(observation, "soft_change")
         return share * (arrived_column(observation, "told_score") * own + others)
 
-    def _terms_now(self, observation: Observation, terms: Tensor | None) -> dict[str, Tensor]:
-        """The parameters as they are now, in a flood or not: each broadcasts over (B, N)."""
+    def _terms_now(self, observation: Observation, terms: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """The parameters as they are now, in a flood or not: each broadcasts over (B, N); and those of ``_FIGURES``, (..., 6)."""
         usual, changes = (self.terms if terms is None else terms).split([len(_USUAL), len(_CHANGES)], dim=-1)
         flood = _loads(observation)[1].clamp(min=0)
         values = usual + flood * (changes @ changes.new_tensor(_CHANGES))
-        return {name: values[..., i, None] for i, name in enumerate(_USUAL)}
+        # Those that no flood changes are constants of a traced graph: the fewer small operations, the sooner it decides.
+        term = {name: (values if name in _FLOODED else usual)[..., i, None] for i, name in enumerate(_USUAL)}
+        return term, values[..., _FIRST_FIGURE : _FIRST_FIGURE + len(_FIGURES)]
 
 
 def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
