@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.results_table import qos_of, table
 from tuning.statistics import paired_difference
@@ -177,29 +178,27 @@ class Results:
         return markdown_table(["QoS per busy GPU-second", "heuristic", "its", "impact-greedy", *columns], rows, names=2)
 
     def parts_table(self) -> str:
-        whole, clean, faults = self.routers[0], self.comparisons("parts"), self.comparisons("parts-faults")
-        base = np.array([qos_of(c, whole) for c in faults])
-        rows: list[list[str]] = []
+        whole, rows = self.routers[0], list[list[str]]()
+        faults = [c["fault"] for c in self.comparisons("parts-faults")]
         for title, name in ABLATIONS.items():
-            router = f"bundle:{self.out / 'bundles' / 'ablations' / name}"
-            found = [paired_difference(qos_of(c, router) or [], qos_of(c, whole) or []) for c in clean]
-            less = np.array([qos_of(c, router) for c in faults])
-            found.append(paired_difference(less.mean(axis=0).tolist(), base.mean(axis=0).tolist()))
-            worst = int((less - base).mean(axis=1).argmin())
-            shown = [f"{one.mean:+.4f} ± {one.half_width:.4f}" for one in found]
-            rows.append([title, *shown, f"{(less - base).mean(axis=1)[worst]:+.4f} ({faults[worst]['fault']})"])
+            shown, by_fault = self.differences("parts", f"bundle:{self.out / 'bundles' / 'ablations' / name}", whole, whole)
+            worst = int(by_fault.argmin())
+            rows.append([title, *shown, f"{by_fault[worst]:+.4f} ({faults[worst]})"])
         return markdown_table(["switched off", "moderate", "heavy", "heavy with each fault, mean", "worst fault"], rows)
 
     def arms_table(self) -> str:
-        clean, faults = self.comparisons("arms"), self.comparisons("arms-faults")
-        base = np.array([qos_of(c, "calibrated-impact-greedy") for c in faults])
         rows: list[list[str]] = []
         for (name, (minutes, _)), router in zip(ARMS.items(), self.arms, strict=True):
-            found = [paired_difference(qos_of(c, router) or [], qos_of(c, "impact-greedy") or []) for c in clean]
-            ours = np.array([qos_of(c, router) for c in faults])
-            found.append(paired_difference(ours.mean(axis=0).tolist(), base.mean(axis=0).tolist()))
-            rows.append([f"{name}, {minutes} minutes", *(f"{one.mean:+.4f} ± {one.half_width:.4f}" for one in found)])
+            shown, _ = self.differences("arms", router, "impact-greedy", "calibrated-impact-greedy")
+            rows.append([f"{name}, {minutes} minutes", *shown])
         return markdown_table(["trained", "moderate", "heavy", "heavy with each fault, mean"], rows)
+
+    def differences(self, name: str, router: str, clean: str, faulty: str) -> tuple[list[str], NDArray[np.float64]]:
+        """QoS of a router less that of others: in each clean world and over the faults, with intervals; and for each fault."""
+        found = [paired_difference(qos_of(c, router) or [], qos_of(c, clean) or []) for c in self.comparisons(name)]
+        ours, theirs = (np.array([qos_of(c, r) for c in self.comparisons(f"{name}-faults")]) for r in (router, faulty))
+        found.append(paired_difference(ours.mean(axis=0).tolist(), theirs.mean(axis=0).tolist()))
+        return [f"{one.mean:+.4f} ± {one.half_width:.4f}" for one in found], (ours - theirs).mean(axis=1)
 
 
 def called(comparisons: Sequence[dict[str, Any]], router: str, name: str) -> list[dict[str, Any]]:

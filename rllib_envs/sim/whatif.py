@@ -51,6 +51,7 @@ WHATIF_FEATURES = (
 """Columns of the what-if result of an action."""
 
 LOOSE = 4.0
+"""How many times as soft loose deadlines are as the usual ones."""
 
 STAY_SCALES_S = (1.0, 4.0, 16.0)
 
