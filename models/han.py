@@ -2,7 +2,7 @@ r"""Heterogeneous graph attention: how requests, experts and the arrived request
 
 The operator is that of the `"Heterogeneous Graph Attention Network" <https://arxiv.org/abs/1903.07293>`_ (Wang et al. 2019), in
 two forms with the same parameters: a sparse one for any heterogeneous graph (``HANLayer``, PyG message passing) and a dense one
-for the padded observation (``HANEncoder.forward``), which is the faster. ``PooledHAN`` is the stock arm to compare with.
+for the padded observation (``HANEncoder.forward``), which is the faster. ``models.pooled`` is the stock arm to compare with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import HANConv, MessagePassing
+from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.inits import glorot, zeros
 from torch_geometric.utils import degree, scatter, softmax
 
@@ -25,8 +25,6 @@ REQUESTS = ("running", "waiting")
 ARRIVED_EDGE: EdgeType = ("arrived", "to", "expert")
 INTO_EXPERT: tuple[EdgeType, ...] = (*((name, "to", "expert") for name in REQUESTS), ARRIVED_EDGE)
 FROM_EXPERT: tuple[EdgeType, ...] = tuple(("expert", "to", source) for source, _, _ in INTO_EXPERT)
-
-_INTO_ARRIVED: EdgeType = ("expert", "to", "arrived")
 
 _SUM_SCALE = 1 / 8
 _SLOPE = 0.2
@@ -235,7 +233,7 @@ class HANEncoder(nn.Module):
         if layers not in (1, 2):
             raise InputError(f"layers = {layers}: must be 1 or 2")
         self.requests = tuple(requests)
-        channels = _channels(expert_features, request_features, arrived_features, self.requests)
+        channels = node_features(expert_features, request_features, arrived_features, self.requests)
         inward = tuple((name, "to", "expert") for name in (*self.requests, "arrived"))
         outward = tuple(("expert", "to", name) for name, _, _ in inward) if layers == 2 else ()
         lone = (ARRIVED_EDGE, *outward)
@@ -277,46 +275,11 @@ class HANEncoder(nn.Module):
         return without["expert"], with_["expert"]
 
 
-class PooledHAN(nn.Module):
-    """The paper's readout from stock parts: the arrived node after two layers of ``torch_geometric.nn.HANConv``.
-
-    There is one arrived node for a cluster, with the mean over experts of what was told for each. For comparison only: its
-    readout cannot tell which expert is in which state, a mean over neighbours not how many there are, and the weights of the
-    edge types depend on what else is in the batch.
-
-    Edges that cannot reach the arrived node within two layers are left out.
-
-    Args:
-        expert_features, request_features, arrived_features, hidden, heads: as for ``HANEncoder``.
-
-    Shapes:
-        - input: the arrays of ``HANEncoder``
-        - output: (B, hidden)
-    """
-
-    def __init__(self, expert_features: int, request_features: int, arrived_features: int, hidden: int, heads: int) -> None:
-        super().__init__()
-        channels = _channels(expert_features, request_features, arrived_features)
-        self.first = HANConv(channels, hidden, (list(channels), [*INTO_EXPERT, _INTO_ARRIVED]), heads)
-        last: dict[str, int] = {"expert": hidden, "arrived": hidden}
-        self.second = HANConv(last, hidden, (list(last), [_INTO_ARRIVED]), heads)
-
-    def forward(
-        self,
-        experts: Tensor,
-        arrived: Tensor,
-        running: Tensor,
-        running_mask: Tensor,
-        waiting: Tensor,
-        waiting_mask: Tensor,
-    ) -> Tensor:
-        """(B, hidden) of each cluster's arrived node."""
-        graph = cluster_graph(experts, arrived, running, running_mask, waiting, waiting_mask)
-        cluster = graph.batch["expert"]
-        inward = torch.stack([torch.arange(len(cluster), device=cluster.device), cluster])
-        edges = {edge_type: graph.edge_index[edge_type] for edge_type in INTO_EXPERT}
-        x = self.first(graph.x | {"arrived": arrived.mean(dim=1)}, edges | {ARRIVED_EDGE: inward.flip(0), _INTO_ARRIVED: inward})
-        return self.second({name: x[name] for name in ("expert", "arrived")}, {_INTO_ARRIVED: inward})["arrived"]
+def node_features(
+    expert_features: int, request_features: int, arrived_features: int, requests: Sequence[str] = REQUESTS
+) -> dict[str, int]:
+    """Node type -> number of features, for an encoder of clusters."""
+    return {"expert": expert_features, **dict.fromkeys(requests, request_features), "arrived": arrived_features}
 
 
 def cluster_graph(
@@ -347,12 +310,6 @@ def cluster_graph(
         index = torch.stack([torch.arange(len(owner), device=owner.device), owner])
         edges[name, "to", "expert"], edges["expert", "to", name] = index, index.flip(0)
     return ClusterGraph(x, edges, batch)
-
-
-def _channels(
-    expert_features: int, request_features: int, arrived_features: int, requests: Sequence[str] = REQUESTS
-) -> dict[str, int]:
-    return {"expert": expert_features, **dict.fromkeys(requests, request_features), "arrived": arrived_features}
 
 
 def _before(by_edge_type: Mapping[EdgeType, _T]) -> dict[EdgeType, _T]:

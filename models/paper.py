@@ -2,7 +2,7 @@
 
 Inputs are the paper's: of an expert its KV use and how many requests run and wait there; of a request its prompt, told score and
 length, share of the KV memory, tokens so far and latency per token. The embedding is that of the arrived request's node after two
-layers of stock heterogeneous graph attention (``models.han.PooledHAN``). The number of experts is fixed.
+layers of stock heterogeneous graph attention (``models.pooled.PooledHAN``). The number of experts is fixed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features import Observation
-from models.han import PooledHAN
+from models.pooled import PooledHAN
 from models.router import MASKED_SCORE
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES

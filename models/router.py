@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
-from models.han import REQUESTS, HANEncoder, PooledHAN
+from models.han import REQUESTS, HANEncoder
 from models.impact import Branched, Explanation, ImpactEstimator
+from models.pooled import PooledHAN
 from models.price import Price
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES

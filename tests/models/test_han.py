@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch_geometric.nn import HANConv
 
-from models.han import FROM_EXPERT, INTO_EXPERT, HANEncoder, HANLayer, PooledHAN, cluster_graph
+from models.han import FROM_EXPERT, INTO_EXPERT, HANEncoder, HANLayer, cluster_graph
+from models.pooled import PooledHAN
 from rllib_envs.errors import InputError
 
 WIDTHS = EXPERT, REQUEST, ARRIVED = 5, 4, 3
