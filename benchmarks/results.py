@@ -37,12 +37,11 @@ TRAINED = {
     "agg-0": ["--seed", "0", "--encoder", "aggregates"],
 }
 ARMS: dict[str, tuple[int, list[str]]] = {  # other learners and other parts: minutes of training, options
-    "default": (5, []),
-    "no-impact": (5, ["--no-impact"]),
-    "pooled": (5, ["--encoder", "pooled", "--generations", "0"]),
-    "ppo": (5, ["--algo", "ppo"]),
-    "sac": (5, ["--algo", "sac"]),
-    "paper": (15, ["--preset", "paper", "--scenario", "edge6", "--load", "mixed"]),
+    "no-impact": (10, ["--no-impact"]),
+    "pooled": (10, ["--encoder", "pooled", "--generations", "0"]),
+    "ppo": (10, ["--algo", "ppo"]),
+    "sac": (10, ["--algo", "sac"]),
+    "paper": (40, ["--preset", "paper", "--scenario", "edge6", "--load", "mixed"]),
 }
 COLUMNS = {"seed 0 (shipped)": "seed-0", "seed 1": "seed-1", "seed 2": "seed-2", "aggregates, seed 0": "agg-0"}
 FLEETS = {"edge3": 16, "edge10": 16, "edge32": 8}  # other clusters, and episodes there
@@ -134,8 +133,8 @@ class Results:
         self.evaluate("parts", "--load", "moderate", "heavy", *short, routers=[shipped, *ablations])
         faulty = ["--load", "heavy", "--faults", "all", *short, "--seeds", "10"]
         self.evaluate("parts-faults", *faulty, routers=[shipped, *ablations])
-        self.evaluate("arms", "--load", "moderate", "heavy", *short, routers=["impact-greedy", *self.arms])
-        self.evaluate("arms-faults", *faulty, routers=["calibrated-impact-greedy", *self.arms])
+        self.evaluate("arms", "--load", "moderate", "heavy", *short, routers=["impact-greedy", shipped, *self.arms])
+        self.evaluate("arms-faults", *faulty, routers=["calibrated-impact-greedy", shipped, *self.arms])
         truth = ["impact-greedy", "impact-greedy-true", "myopic-impact-greedy"]
         self.evaluate("truth", "--load", "light", "moderate", "heavy", routers=[*truth, shipped])
 
@@ -187,10 +186,11 @@ class Results:
         return markdown_table(["switched off", "moderate", "heavy", "heavy with each fault, mean", "worst fault"], rows)
 
     def arms_table(self) -> str:
+        titles = ["the default", *(f"{name}, {minutes} minutes" for name, (minutes, _) in ARMS.items())]
         rows: list[list[str]] = []
-        for (name, (minutes, _)), router in zip(ARMS.items(), self.arms, strict=True):
+        for title, router in zip(titles, [self.routers[0], *self.arms], strict=True):
             shown, _ = self.differences("arms", router, "impact-greedy", "calibrated-impact-greedy")
-            rows.append([f"{name}, {minutes} minutes", *shown])
+            rows.append([title, *shown])
         return markdown_table(["trained", "moderate", "heavy", "heavy with each fault, mean"], rows)
 
     def differences(self, name: str, router: str, clean: str, faulty: str) -> tuple[list[str], NDArray[np.float64]]:

@@ -26,36 +26,36 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
     # The logarithm of the price of a unit, as a sum:
-    "level": Term(-0.5, 0.2),
-    "load": Term(1.2, 0.2),  # times log(offered load / .5)
-    "rise": Term(0.7, 0.15),  # times log(offered load of late / offered load)
-    "experts": Term(-0.65, 0.15),  # times log(experts / 6): the fewer there are, the less the others can take over
-    "reserved": Term(0.4, 0.3),  # times the mean share of the KV memory that is spoken for, less .5
-    "kv_capacity": Term(-0.25, 0.2),  # times the expert's own figures, about 0 in the middle
-    "base_time": Term(1.3, 0.5),
-    "sequence_time": Term(5.6, 0.6),
-    "context_time": Term(0.05, 0.2),
-    "prefill_time": Term(0.55, 0.3),
-    "mean_score": Term(0.75, 0.3),
+    "level": Term(-0.35, 0.1),
+    "load": Term(1.02, 0.1),  # times log(offered load / .5)
+    "rise": Term(0.6, 0.075),  # times log(offered load of late / offered load)
+    "experts": Term(-0.44, 0.075),  # times log(experts / 6): the fewer there are, the less the others can take over
+    "reserved": Term(-0.09, 0.15),  # times the mean share of the KV memory that is spoken for, less .5
+    "kv_capacity": Term(-0.09, 0.1),  # times the expert's own figures, about 0 in the middle
+    "base_time": Term(0.86, 0.25),
+    "sequence_time": Term(4.01, 0.3),
+    "context_time": Term(0.01, 0.1),
+    "prefill_time": Term(0.29, 0.15),
+    "mean_score": Term(0.57, 0.15),
     # Units: what the request takes of the engine
-    "memory": Term(0.3, 0.12),  # weight of KV memory beside time
-    "size": Term(-0.13, 0.08),  # exponent beyond 1: large requests dearer or cheaper than in proportion
+    "memory": Term(0.27, 0.06),  # weight of KV memory beside time
+    "size": Term(-0.2, 0.04),  # exponent beyond 1: large requests dearer or cheaper than in proportion
     # times how scarce it is there:
-    "power": Term(1.7, 0.2),  # exponent of the expert's share of KV memory that is spoken for
-    "floor": Term(0.3, 0.05),  # what an idle expert costs
-    "queue": Term(0.0, 0.2),  # weight of 32 waiting requests
+    "power": Term(1.42, 0.1),  # exponent of the expert's share of KV memory that is spoken for
+    "floor": Term(0.35, 0.025),  # what an idle expert costs
+    "queue": Term(-0.01, 0.1),  # weight of 32 waiting requests
     # How far deadlines count as loose ones, from 0 to 1:
-    "loose": Term(0.5, 0.15),  # times |log(offered load of late / offered load)| beyond what it is at steady load
+    "loose": Term(0.67, 0.075),  # times |log(offered load of late / offered load)| beyond what it is at steady load
     # What a flood adds to some of these, times the logarithm of the offered load of late where the engines cannot carry it
-    "flood_level": Term(0.1, 0.1),
-    "flood_reserved": Term(-0.3, 0.15),
-    "flood_kv_capacity": Term(0.0, 0.1),
-    "flood_sequence_time": Term(2.2, 0.3),
-    "flood_context_time": Term(-0.27, 0.1),
-    "flood_prefill_time": Term(0.25, 0.1),
-    "flood_memory": Term(-0.1, 0.05),
-    "flood_size": Term(0.3, 0.04),
-    "flood_power": Term(-0.85, 0.1),
+    "flood_level": Term(0.17, 0.05),
+    "flood_reserved": Term(0.17, 0.075),
+    "flood_kv_capacity": Term(0.1, 0.05),
+    "flood_sequence_time": Term(2.12, 0.15),
+    "flood_context_time": Term(-0.21, 0.05),
+    "flood_prefill_time": Term(-0.1, 0.05),
+    "flood_memory": Term(-0.09, 0.025),
+    "flood_size": Term(0.31, 0.02),
+    "flood_power": Term(-0.81, 0.05),
 }
 """The parameters by name, in their order."""
 
@@ -89,7 +89,7 @@ class Price(nn.Module):
     ``units = time + memory * share`` (``models.features.units``). In a flood nine of the parameters are others: when more comes
     than the engines can carry, most requests are dropped, and which ones and from when on is another question than at any load
     that they can carry. Where the load swings, what is predicted of those present is soon wrong, since others come, and deadlines
-    count the more as loose ones (``loosened``). Where all of it starts from is what searches in other runs came to, rounded.
+    count the more as loose ones (``loosened``). It all starts from the mean of what searches in four other runs came to.
 
     The parameters are no subject of gradients, a search sets them: to torch they are a buffer, ``terms``.
 

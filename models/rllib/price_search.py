@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 _STEP = 0.8  # how far the mean goes towards the best
-_SETTLING = 0.1  # weight of the newest mean in what is settled on
+_SETTLING = 0.05  # least weight of the newest mean in what is settled on
+_BEGINNING = 10  # weight of where the search begins there, in generations
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
 _QOS_FLOOR = 0.001  # differences below this are noise, also in a world where nothing else differs
 _STREAM = 11  # keeps its draws apart from those of the rollouts
@@ -45,7 +46,7 @@ class PriceSearch:
     Attributes:
         mean: (P,) of the distribution that candidates are drawn from, in the order of ``TERMS``.
         settled: (P,) the parameters that the search has come to: the moving average of the means, since a mean follows the luck
-            of its generation too (Polyak and Juditsky 1992).
+            of its generation too (Polyak and Juditsky 1992), and of where they began, which other searches have found.
         generation: how many have been told.
     """
 
@@ -75,7 +76,7 @@ class PriceSearch:
         self.mean = self.mean + _STEP * self.spread * (weights @ best)
         self.spread = self.spread * np.exp(_SPREAD_RATE * (weights @ best**2 - 1)).clip(*_SPREAD_RANGE)
         self.generation += 1
-        self.settled = self.settled + max(_SETTLING, 1 / self.generation) * (self.mean - self.settled)
+        self.settled = self.settled + max(_SETTLING, 1 / (self.generation + _BEGINNING)) * (self.mean - self.settled)
 
     def get_state(self) -> dict[str, Any]:
         """For ``set_state``."""
