@@ -1,6 +1,6 @@
 """Everything that docs/results.md shows, run anew: training, export, tuning of the heuristics, comparisons, tables.
 
-``make results`` runs ``python -m benchmarks.results``: several hours on two cores. It can be stopped at any time and goes on
+``make results`` runs ``python -m benchmarks.results``: some two hours on two cores. It can be stopped at any time and goes on
 where it was: finished training runs, and cells of the comparisons, are kept in ``--out``. The tables in docs/results.md stand
 between marks, and only they are replaced; what the text says about them is for a human to check. ``--smoke`` runs all steps in a
 tiny form and leaves the document alone. Pictures and all else are in ``--out``; ``edgeroute report`` makes a page of it.
