@@ -177,7 +177,8 @@ class Results:
         return markdown_table(["QoS per busy GPU-second", "heuristic", "its", "impact-greedy", *columns], rows, names=2)
 
     def parts_table(self) -> str:
-        whole, rows = self.routers[0], list[list[str]]()
+        whole = self.routers[0]
+        rows: list[list[str]] = []
         faults = [c["fault"] for c in self.comparisons("parts-faults")]
         for title, name in ABLATIONS.items():
             shown, by_fault = self.differences("parts", f"bundle:{self.out / 'bundles' / 'ablations' / name}", whole, whole)

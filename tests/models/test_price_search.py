@@ -48,6 +48,23 @@ def test_what_it_settles_on_follows_luck_less_than_where_it_is():
     assert np.mean(ratios) < 0.9
 
 
+def test_what_it_settles_on_goes_to_the_optimum_too_but_slower_at_first():
+    start = np.array([term.prior for term in TERMS.values()])
+    spread = np.array([term.spread for term in TERMS.values()])
+    target = start + spread * np.random.default_rng(1).standard_normal(P)
+    search = PriceSearch(16, 0)
+
+    def left(terms):
+        return (((terms - target) / spread) ** 2).mean() / (((start - target) / spread) ** 2).mean()
+
+    for _ in range(60):
+        loss = (((search.ask() - target) / spread) ** 2).mean(axis=1)
+        search.tell(-0.01 * loss[:, None])
+        if search.generation == 10:
+            assert left(search.mean) < left(search.settled) < 1
+    assert left(search.settled) < 0.5
+
+
 def test_candidates_are_antithetic_and_the_same_until_they_are_told_what_they_are_worth():
     search = PriceSearch(6, 3)
     first = search.ask()
