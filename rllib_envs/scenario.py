@@ -59,6 +59,7 @@ class TraceFile:
     output_column: str | None = None  # for format csv: output tokens
     start_s: NonNegative = 0.0  # window within the trace
     duration_s: Positive | None = None  # None: to its end
+    jitter: bool | None = None  # spread each arrival uniformly within the trace's own tick; None: where its times are quantised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_type_hints
 
+import tyro
 from pydantic import ValidationError
 
 from rllib_envs.capacity import capacity_rps
@@ -40,6 +41,8 @@ class TraceOptions:
     """Start of the window to replay, in seconds from the trace's first request."""
     trace_duration_s: float | None = None
     """Length of that window in seconds. Default: to the trace's end."""
+    trace_jitter: tyro.conf.DisallowNone[bool | None] = None
+    """Spread each arrival uniformly within the trace's own time tick. Default: where its times are quantised (Mooncake: 3 s)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +171,7 @@ def _arrivals_name(process: Arrivals) -> str:
 
 
 def _trace_arrivals(options: TraceOptions) -> Arrivals:
-    names = ("format", "time_column", "prompt_column", "output_column", "start_s", "duration_s")
+    names = ("format", "time_column", "prompt_column", "output_column", "start_s", "duration_s", "jitter")
     try:
         file = TraceFile(path=str(options.trace), **{name: getattr(options, f"trace_{name}") for name in names})
     except ValidationError as error:

@@ -15,6 +15,7 @@ from scipy.signal import lfilter
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals
+from rllib_envs.workload.ticks import spread
 from rllib_envs.workload.traces import cached_trace
 
 AzureKind = Literal["azure-conversation", "azure-code"]
@@ -88,8 +89,9 @@ def draw_arrivals(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.ra
     ``rate_rps`` is the long-run mean rate, requests/s; None is a trace's own. The azure processes and a replayed trace reach
     another rate by a change of the time scale, so that their burstiness in requests stays. ``cycle_s`` and ``period_s`` of mmpp
     and diurnal are real time whatever the rate. mmpp starts in its stationary law, diurnal at a uniformly random time of day,
-    a replay at the start of its window (it draws nothing). Prompt tokens come with the azure processes (drawn independently
-    of the times: in the traces their correlation with the neighbours is below 0.03) and with a trace that has them.
+    a replay at the start of its window; it draws nothing but the offsets within ticks of a trace whose times are quantised
+    (``TraceFile.jitter``). Prompt tokens come with the azure processes (drawn independently of the times: in the traces their
+    correlation with the neighbours is below 0.03) and with a trace that has them.
 
     Raises:
         InputError: no rate for a process without one of its own, a rate or n that is not positive, a ``cv`` outside 0.01 to 100,
@@ -100,7 +102,7 @@ def draw_arrivals(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.ra
     if rate_rps is not None and not 0 < rate_rps < math.inf:
         raise InputError(f"rate_rps = {rate_rps}: must be a positive number of requests per second")
     if arrivals.kind == "trace":
-        return _replay(arrivals, rate_rps, n)
+        return _replay(arrivals, rate_rps, n, rng)
     if arrivals.kind == "azure-conversation" or arrivals.kind == "azure-code":
         rate = AZURE_RATE_RPS[arrivals.kind] if rate_rps is None else rate_rps
         gaps = _conversation_gaps(n, rng) if arrivals.kind == "azure-conversation" else _code_gaps(n, rng)
@@ -204,7 +206,7 @@ def _mean_gap_s(regime: _Regime) -> float:
     return regime.batch_share * batch_s + paced_share * paced_s + regime.pause_share * pause_s
 
 
-def _replay(arrivals: Arrivals, rate_rps: float | None, n: int) -> ArrivalBatch:
+def _replay(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> ArrivalBatch:
     if arrivals.trace is None:  # Arrivals refuses this; stated for the type checker
         raise InputError("arrivals.trace = None: kind 'trace' replays a trace")
     trace = cached_trace(arrivals.trace)
@@ -212,4 +214,5 @@ def _replay(arrivals: Arrivals, rate_rps: float | None, n: int) -> ArrivalBatch:
         raise InputError(f"{trace.source}: all requests of the window come at once: no rate to rescale to rate_rps = {rate_rps}")
     scale = 1.0 if rate_rps is None else trace.rate_rps / rate_rps
     prompt = trace.prompt_tokens
-    return ArrivalBatch(arrival_s=trace.arrival_s[:n] * scale, prompt_tokens=None if prompt is None else prompt[:n].copy())
+    times = trace.arrival_s[:n] if trace.tick_s is None else spread(trace.arrival_s[:n], trace.tick_s, rng)
+    return ArrivalBatch(arrival_s=times * scale, prompt_tokens=None if prompt is None else prompt[:n].copy())

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import TraceFile
+from rllib_envs.workload.ticks import grid_tick_s, is_quantised
 
 _COLUMNS = {
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -42,6 +43,7 @@ class Trace:
     prompt_tokens: NDArray[np.int32] | None  # (M,) >= 1; None: the file has no such column
     output_tokens: NDArray[np.int32] | None  # (M,) >= 0; None: the file has no such column
     skipped: int  # failed requests left out of the window (BurstGPT: no response tokens)
+    tick_s: float | None  # a replay spreads arrivals uniformly within a tick of this length, s; None: it leaves them as they are
     source: str  # the file
 
     @property
@@ -67,7 +69,7 @@ def read_trace(spec: TraceFile) -> Trace:
 
     Raises:
         InputError: the file cannot be read, lacks a column, holds a cell that is no valid time or token count, is not sorted
-            by time, or has no request in the window.
+            by time, has no request in the window, or no grid of times where ``spec.jitter`` is true.
     """
     own = (spec.time_column, spec.prompt_column, spec.output_column)
     time_column, prompt_column, output_column = _COLUMNS.get(spec.format, own)
@@ -89,13 +91,26 @@ def read_trace(spec: TraceFile) -> Trace:
             f"{spec.path}: no request in the window start_s = {spec.start_s}, duration_s = {spec.duration_s} "
             f"({np.count_nonzero(inside)} failed left out): choose a window within the trace's {times[-1]:.6g} s"
         )
+    arrival_s = times[kept] - spec.start_s
     return Trace(
-        arrival_s=_frozen(times[kept] - spec.start_s),
+        arrival_s=_frozen(arrival_s),
         prompt_tokens=None if prompt is None else _frozen(prompt[kept]),
         output_tokens=None if output is None else _frozen(output[kept]),
         skipped=int(np.count_nonzero(inside & ~served)),
+        tick_s=_jitter_tick_s(spec, arrival_s),
         source=spec.path,
     )
+
+
+def _jitter_tick_s(spec: TraceFile, arrival_s: NDArray[np.float64]) -> float | None:
+    if spec.jitter is False or (spec.jitter is None and not is_quantised(arrival_s)):
+        return None
+    tick_s = grid_tick_s(arrival_s)
+    if tick_s is None:
+        raise InputError(
+            f"{spec.path}: jitter = True, but the times of the window lie on no grid of 0.01 s or more: leave jitter out"
+        )
+    return tick_s
 
 
 def cached_trace(spec: TraceFile) -> Trace:
