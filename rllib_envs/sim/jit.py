@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import numba.core.config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 from numba.extending import intrinsic
+
+from rllib_envs.sim.cache import cache_folder
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def _cache_dir() -> str:
-    """Folder for compiled code, named by a digest of the sources that go into it.
+def _sources_digest() -> str:
+    """Name of the folder for compiled code: a digest of the sources that go into it.
 
     numba re-compiles a function when its own file changes, not when a file it calls into does; a folder per state of the
     sources closes that hole. Every worker process of a run shares it, so each kernel is compiled once.
@@ -26,24 +29,55 @@ def _cache_dir() -> str:
         text = source.read_bytes()
         if b"@kernel" in text or source.parent.name == "sim":  # kernels, and the constants they are compiled with
             digest.update(text)
-    base = os.environ.get("NUMBA_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "edgeroute"
-    )
-    return os.path.join(base, digest.hexdigest()[:16])
+    return digest.hexdigest()[:16]
 
 
-_CACHE_DIR = _cache_dir()
+_FOLDER = cache_folder(_sources_digest())
+
+
+class _InFolder(CompileResultCacheImpl):
+    """Keeps compiled code in the given folder or nowhere: numba's other places are not ours to use."""
+
+    _locator_classes: ClassVar[list[Any]] = [UserProvidedCacheLocator]
+
+
+class _Cache(FunctionCache):
+    """A cache that is never needed: a full disk or a damaged file costs the time to compile, not the command."""
+
+    _impl_class = _InFolder
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with suppress(Exception):  # what a damaged pickle raises has no common base
+            return super().load_overload(sig, target_context)
+        self._discard()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            self.disable()
+
+    def _discard(self) -> None:
+        """Begin the function's cache anew, or do without."""
+        try:
+            self.flush()
+        except OSError:
+            self.disable()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile ``function`` in nopython mode; cached on disk, releases the GIL, IEEE arithmetic (no fast-math)."""
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     config: Any = numba.core.config
     before = config.CACHE_DIR
-    config.CACHE_DIR = _CACHE_DIR  # read once, at decoration; put back so that other users of numba keep theirs
+    config.CACHE_DIR = str(_FOLDER or "")  # read once, here; put back so that other users of numba keep theirs
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        with suppress(RuntimeError):  # the folder is not there any more, or there is none
+            compiled._cache = _Cache(function)
     finally:
         config.CACHE_DIR = before
+    return compiled
 
 
 def _borrow(typing_context: Any, array: Any) -> Any:
