@@ -44,6 +44,7 @@ ARMS: dict[str, tuple[int, list[str]]] = {  # other learners and other parts: mi
     "paper": (40, ["--preset", "paper", "--scenario", "edge6", "--load", "mixed"]),
 }
 COLUMNS = {"seed 0 (shipped)": "seed-0", "seed 1": "seed-1", "seed 2": "seed-2", "aggregates, seed 0": "agg-0"}
+CLEAN = ("loads", "arrivals", "bursts")  # evaluations of edge6 as it is told
 FLEETS = {"edge3": 16, "edge10": 16, "edge32": 8}  # other clusters, and episodes there
 ABLATIONS = {
     "no price": "without-price",
@@ -120,6 +121,7 @@ class Results:
         shipped, short = self.routers[0], ["--requests", "1000"]
         self.evaluate("loads", "--load", "light", "moderate", "heavy", routers=[*heuristics, *self.routers])
         self.evaluate("arrivals", "--load", "moderate", "--arrivals", *others, routers=[*heuristics[1:], *self.routers])
+        self.evaluate("bursts", "--load", "heavy", "--arrivals", "mmpp", routers=[*heuristics[1:], *self.routers])
         faults = ["--load", "moderate", "heavy", "--faults", "all", *short]
         self.evaluate("faults", *faults, routers=["calibrated-impact-greedy", *self.routers])
         for fleet, seeds in FLEETS.items():
@@ -145,7 +147,7 @@ class Results:
         """Name of a table in the document -> the table."""
         columns = {title: f"bundle:{self.bundle(name)}" for title, name in COLUMNS.items()}
         seeds = {title: router for title, router in columns.items() if title.startswith("seed")}
-        loads, clean, faults = self.comparisons("loads"), self.comparisons("loads", "arrivals"), self.comparisons("faults")
+        loads, clean, faults = self.comparisons("loads"), self.comparisons(*CLEAN), self.comparisons("faults")
         for comparison in faults:
             comparison["workload"] = comparison["workload"].replace("poisson at ", "")
         fleets = [{**c, "workload": f"{fleet}, {c['workload']}"} for fleet in FLEETS for c in self.comparisons(fleet)]
