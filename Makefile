@@ -2,14 +2,15 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test cluster-test bench results lint clean
+.PHONY: help venv demo test fuzz cluster-test bench results lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
+EXAMPLES := 200
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo test cluster-test bench results: export OMP_NUM_THREADS := 1
+demo test fuzz cluster-test bench results: export OMP_NUM_THREADS := 1
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +38,13 @@ demo: .venv/.installed ## train a small router and compare it with the heuristic
 
 test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest -n 2 -m 'not cluster'
+
+fuzz: .venv/.installed ## draw property tests anew until one fails (MINUTES=10: begin no round after; EXAMPLES=200; ARGS='-k reward')
+	@start=$$(date +%s); round=0; \
+	while [ -z '$(MINUTES)' ] || [ $$(( $$(date +%s) - start )) -lt $$(( 60 * $(or $(MINUTES),0) )) ]; do \
+		round=$$((round + 1)); echo "round $$round: $(EXAMPLES) examples of each property test"; \
+		EDGEROUTE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -n 2 -m 'hypothesis and not cluster' --hypothesis-profile=fuzz $(ARGS) || exit; \
+	done
 
 cluster-test: .venv/.installed ## run the tests on two nodes, over ssh and of processes that are killed; REQUIRED=1: skip none
 	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -n 2 --dist loadfile -m cluster

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.draws import register_profiles
+
+register_profiles()
+
 _KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 
 

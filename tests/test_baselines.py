@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from rllib_envs.baselines import (
     Router,
@@ -28,6 +28,7 @@ from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
 from rllib_envs.sim.whatif import WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
+from tests.draws import examples
 from tests.worlds import random_world, seeds, simulation_of, small
 
 LOOKAHEAD = Observation(whatif=True, counterfactual=True)
@@ -231,7 +232,7 @@ def test_the_reference_takes_the_best_true_marginal(scenario: Scenario) -> None:
 
 
 @every_router
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seed=seeds)
 def test_in_a_cluster_nobody_is_sent_where_there_is_no_room(router: Router, seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed), observation=LOOKAHEAD)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES, PACE_GAINS, REQUEST_FEATURES, View
 from rllib_envs.scenario import Faults, Observation, Scenario
@@ -17,6 +17,7 @@ from rllib_envs.sim.state import REJECTED
 from rllib_envs.sim.whatif import OVERRUN
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
+from tests.draws import examples
 from tests.worlds import (
     REQUESTS,
     Twin,
@@ -95,7 +96,7 @@ def expert_row(scenario: Scenario, twin: Twin, e: int, rows: list[dict[str, floa
     }
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seeds)
 def test_features_are_what_their_comments_say(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -168,7 +169,7 @@ def asked_of_engines_s(scenario: Scenario, episode: Episode, r: int) -> float:
     return float(np.mean(asked_s))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seeds)
 def test_the_cluster_is_summed_up(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -213,7 +214,7 @@ def with_other_truth(
 
 @pytest.mark.parametrize("observation", [SLOTS, CALIBRATED], ids=["plain", "calibrated"])
 @pytest.mark.parametrize("delay_s", [0.0, 0.07])
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seed=seeds)
 def test_nothing_true_leaks_into_the_view(delay_s: float, observation: Observation, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -242,7 +243,7 @@ def assert_same(one: View, other: View) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
-@settings(max_examples=75, deadline=None)
+@examples(75)
 @given(seed=seeds)
 def test_experts_in_another_order_are_seen_in_that_order(delay_s: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -270,7 +271,7 @@ def test_experts_in_another_order_are_seen_in_that_order(delay_s: float, seed: i
     np.testing.assert_array_equal(other.marginal[:, place], simulation.marginal)
 
 
-@settings(max_examples=75, deadline=None)
+@examples(75)
 @given(seeds)
 def test_totals_do_not_depend_on_the_slots(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -300,7 +301,7 @@ def test_totals_do_not_depend_on_the_slots(seed: int) -> None:
     np.testing.assert_allclose(few.view.experts[..., column("decode_backlog_beyond")], hidden / 4, rtol=1e-6)
 
 
-@settings(max_examples=75, deadline=None)
+@examples(75)
 @given(seeds)
 def test_the_mask_is_what_an_expert_accepts(seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed))
@@ -313,7 +314,7 @@ def test_the_mask_is_what_an_expert_accepts(seed: int) -> None:
     assert not simulation.view.arrived.any()
 
 
-@settings(max_examples=75, deadline=None)
+@examples(75)
 @given(seeds)
 def test_telemetry_that_is_hardly_late_shows_the_present(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -327,7 +328,7 @@ def test_telemetry_that_is_hardly_late_shows_the_present(seed: int) -> None:
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@settings(max_examples=75, deadline=None)
+@examples(75)
 @given(seeds)
 def test_late_telemetry_shows_what_there_was_then(seed: int) -> None:
     """With nothing sent since, it is the view of somebody who came then, but for the time that has passed."""
@@ -356,7 +357,7 @@ def test_late_telemetry_shows_what_there_was_then(seed: int) -> None:
         np.testing.assert_allclose(budget, passed, rtol=1e-3, atol=2e-3)
 
 
-@settings(max_examples=75, deadline=None)
+@examples(75)
 @given(seeds)
 def test_what_was_sent_since_is_shown_at_the_end_of_the_queue(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -391,7 +392,7 @@ def test_what_was_sent_since_is_shown_at_the_end_of_the_queue(seed: int) -> None
         assert change[column(name)] == 0
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seeds)
 def test_a_view_is_cleared_of_the_episode_before(seed: int) -> None:
     rng = np.random.default_rng(seed)

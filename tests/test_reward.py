@@ -6,13 +6,14 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Observation, Reward, Scenario
 from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
+from tests.draws import examples
 from tests.worlds import REQUESTS, Twin, play, random_world, seeds, simulation_of, small, tight, twins_at
 
 NONE = {field.name: 0.0 for field in fields(Reward)}
@@ -39,7 +40,7 @@ def per_step(simulation: Simulation, value: NDArray[np.float64]) -> NDArray[np.f
     return np.bincount(step, weights=value[done], minlength=len(records.status))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seeds)
 def test_realised_qos_is_paid_in_the_interval_of_the_completion(seed: int) -> None:
     simulation, rewards = played(seed, Reward())
@@ -47,21 +48,21 @@ def test_realised_qos_is_paid_in_the_interval_of_the_completion(seed: int) -> No
     assert rewards.sum() == simulation.records(0).qos.sum()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seeds)
 def test_each_late_completion_costs_the_violation(seed: int) -> None:
     simulation, rewards = played(seed, only(violation=0.75))
     np.testing.assert_array_equal(rewards, -0.75 * per_step(simulation, simulation.records(0).late.astype(float)))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seeds)
 def test_each_request_turned_away_costs_the_drop_at_once(seed: int) -> None:
     simulation, rewards = played(seed, only(drop=0.25))
     np.testing.assert_array_equal(rewards, -0.25 * np.isin(simulation.records(0).status, (DROPPED, REJECTED)))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seeds)
 def test_the_marginal_term_is_the_counterfactual_of_the_action_taken(seed: int) -> None:
     world = random_world(np.random.default_rng(seed), reward=only(marginal_qos=2.0), observation=Observation(counterfactual=True))
@@ -87,7 +88,7 @@ def pushed(scenario: Scenario, episode: Episode, twin: Twin, e: int, r: int) -> 
     return terms
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seeds)
 def test_the_papers_penalty_is_its_formula(seed: int) -> None:
     check_impact(seed)
@@ -117,7 +118,7 @@ def test_random_worlds_have_somebody_to_push() -> None:
     assert np.mean([check_impact(seed) > 0 for seed in range(40)]) > 0.5
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seeds)
 def test_the_reward_is_the_weighted_sum_of_its_terms(seed: int) -> None:
     weights = {"realised_qos": 0.5, "violation": 2.0, "paper_impact": 0.25, "drop": 4.0, "marginal_qos": -1.0}

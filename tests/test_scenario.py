@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
@@ -30,6 +30,7 @@ from rllib_envs.scenario import (
     preset_names,
     with_workload,
 )
+from tests.draws import examples
 
 positive = st.floats(1e-3, 1e3)
 fraction = st.floats(0, 1)
@@ -79,7 +80,7 @@ SCENARIOS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(SCENARIOS)
 def test_any_scenario_is_read_back_from_its_yaml(scenario: Scenario) -> None:
     again = parse_scenario(yaml.safe_load(scenario.to_yaml()), "round trip")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Faults, Observation, Predictions, Reward, Scenario
 from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
+from tests.draws import examples
 from tests.worlds import REQUESTS, begin, first_requests, play, random_world, seeds, simulation_of, small, tight
 
 LOOKAHEAD = Observation(whatif=True, counterfactual=True)
@@ -66,7 +67,7 @@ def test_noisier_predictions_change_what_is_told_and_nothing_else() -> None:
         assert same == (name not in ("told_score", "told_tokens")), name
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seeds)
 def test_clusters_side_by_side_do_not_meet(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -84,7 +85,7 @@ def test_clusters_side_by_side_do_not_meet(seed: int) -> None:
             np.testing.assert_array_equal(shown[b], getattr(alone.view, name)[0])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seeds)
 def test_starting_one_cluster_leaves_the_others_alone_and_forgets_its_past(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -122,7 +123,7 @@ def test_a_cluster_whose_episode_is_over_ignores_its_action() -> None:
     assert (digest(simulation.records(0)), simulation.now_s, [a.tobytes() for a in simulation.view]) == before
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seeds)
 def test_late_telemetry_changes_what_is_seen_and_nothing_else(seed: int) -> None:
     digests, rewards = set(), []
@@ -136,7 +137,7 @@ def test_late_telemetry_changes_what_is_seen_and_nothing_else(seed: int) -> None
     np.testing.assert_array_equal(rewards[0], rewards[2])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(seeds)
 def test_twice_as_slow_and_fed_half_as_fast_it_does_the_same_in_twice_the_time(seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed))

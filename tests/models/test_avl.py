@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
@@ -19,6 +19,7 @@ from models.rllib.avl_learner import _weights
 from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
 from rllib_envs.scenario import load_scenario
+from tests.draws import examples
 from tests.models.observed import ENCODERS, stir
 
 COUNTS = (4, 3)  # environments of edge6 and of edge3
@@ -254,7 +255,7 @@ def test_the_weights_of_environments_average_one_and_fall_with_the_error(errors)
     assert (np.diff(w[np.argsort(x)]) <= 1e-12).all()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=20))
 def test_no_environment_counts_for_nearly_all(errors):
     """Errors down to nothing weigh no more than so many times those of the median environment."""

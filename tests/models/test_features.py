@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from models.features import (
     _GROWING,
@@ -24,6 +24,7 @@ from rllib_envs.baselines import _congestion
 from rllib_envs.observation import ARRIVED_FEATURES
 from rllib_envs.scenario import Observation
 from rllib_envs.sim.whatif import WHATIF_FEATURES
+from tests.draws import examples
 from tests.models.observed import busy, seen, world
 from tests.worlds import play, random_world, seeds, simulation_of
 
@@ -63,7 +64,7 @@ def sent(seed):
     return scenario, before, seen(simulation), taken
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seeds)
 def test_the_afterstate_is_the_state_once_the_request_was_sent(seed):
     scenario, before, after, taken = sent(seed)
@@ -100,7 +101,7 @@ def told_too_long(scenario, before, taken):
     return 256 * length > room + 0.5
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seeds)
 def test_where_the_request_did_not_go_nothing_has_changed(seed):
     scenario, before, after, _ = sent(seed)

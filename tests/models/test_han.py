@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch_geometric.nn import HANConv
@@ -10,6 +10,7 @@ from torch_geometric.nn import HANConv
 from models.han import FROM_EXPERT, INTO_EXPERT, HANEncoder, HANLayer, cluster_graph
 from models.pooled import PooledHAN
 from rllib_envs.errors import InputError
+from tests.draws import examples
 
 WIDTHS = EXPERT, REQUEST, ARRIVED = 5, 4, 3
 HIDDEN, HEADS = 8, 2
@@ -78,7 +79,7 @@ def test_plain_on_one_graph_it_is_the_operator_of_pyg():
         torch.testing.assert_close(x, expected[name])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(2, 8),

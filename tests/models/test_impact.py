@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.features import CHOICE_COLUMNS, read_columns
@@ -14,6 +14,7 @@ from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FE
 from rllib_envs.reward import paper_impact as true_impact
 from rllib_envs.scenario import Observation
 from rllib_envs.sim.whatif import WHATIF_FEATURES
+from tests.draws import examples
 from tests.models.observed import ENCODERS, any_action, busy, seen, stir, stirred, untrained, world
 from tests.worlds import play, random_world, seeds, simulation_of
 
@@ -132,7 +133,7 @@ def pushed(simulation):
     return values
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seeds, st.booleans())
 def test_the_papers_closed_form_decides_as_the_simulator_on_the_very_edge(seed, nearly_done):
     """The SLO, on which nothing else depends, is put just under and just over what one request comes to."""

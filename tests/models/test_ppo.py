@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -22,6 +22,7 @@ from models.rllib.rows import flatten, minibatches
 from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
+from tests.draws import examples
 
 ROUTER = RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8)
 ENVS, ROWS = 4, 40
@@ -76,7 +77,7 @@ def draw(seed, steps, batch=3):
     }
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 9), lam=st.sampled_from([0.0, 0.4, 1.0]))
 def test_advantages_are_the_discounted_sum_of_surprises(seed, steps, lam):
     data = draw(seed, steps)
@@ -101,7 +102,7 @@ def test_with_lambda_one_and_a_true_value_there_is_no_advantage():
     np.testing.assert_allclose(advantages(**data, beta_per_s=BETA, lam=1.0), 0.0, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), count=st.integers(1, 5))
 def test_minibatches_hold_every_row_once_with_shares_that_add_up(sizes, count):
     samples = [{"id": torch.arange(size), "deep": {"id": torch.arange(size)}} for size in sizes]

@@ -4,12 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core.columns import Columns
 
 from models.rllib.columns import Fragment
 from models.rllib.replay import DT_S, Replay, Ring
+from tests.draws import examples
 
 B = 3
 
@@ -65,7 +66,7 @@ def stored(ring):
 visits = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.booleans()), min_size=1, max_size=25)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(visits=visits, rows=st.integers(2, 20), seed=st.integers(0, 99))
 def test_a_step_is_drawn_with_its_own_successor(visits, rows, seed):
     ring, rng, allowed = Ring(rows * B), np.random.default_rng(seed), set()

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.rllib.returns import afterstate_returns
+from tests.draws import examples
 
 BETA = 0.3
 
@@ -46,7 +47,7 @@ def by_the_sum(data, lam):
     return expected
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 9), lam=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
 def test_they_are_the_weighted_mean_of_all_horizons(seed, steps, lam):
     data = draw(seed, steps)
@@ -54,7 +55,7 @@ def test_they_are_the_weighted_mean_of_all_horizons(seed, steps, lam):
     np.testing.assert_allclose(got, by_the_sum(data, lam), rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**32 - 1), cut=st.integers(0, 7))
 def test_nothing_flows_across_the_end_of_an_episode(seed, cut):
     data = draw(seed, 8)
@@ -68,7 +69,7 @@ def test_nothing_flows_across_the_end_of_an_episode(seed, cut):
     assert np.array_equal(before[cut], data["value"][cut])
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**32 - 1), lam=st.floats(0, 1))
 def test_values_that_tell_the_future_are_their_own_returns(seed, lam):
     """Where ``V_t`` already is the discounted sum of what follows, no horizon makes a difference."""
@@ -80,7 +81,7 @@ def test_values_that_tell_the_future_are_their_own_returns(seed, lam):
     np.testing.assert_allclose(got, value[:-1], rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**32 - 1), lam=st.floats(0, 1))
 def test_what_a_return_adds_to_the_value_telescopes(seed, lam):
     """``G_t - V_t`` is the sum of the one-step surprises to come, each discounted by time and by lambda."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
@@ -12,6 +12,7 @@ from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, REJECTED, ROUTED
 from rllib_envs.simulation import Records, Simulation
 from rllib_envs.workload.episode import Episode
+from tests.draws import examples
 from tests.worlds import play, random_world, seeds, simulation_of, twins_at
 
 World = tuple[Scenario, Episode, NDArray[np.int64]]
@@ -33,7 +34,7 @@ def blocks_in_use(simulation: Simulation, e: int) -> int:
     return int(engine["blocks"] - expert["freed"] + expert["taken"] + crossed)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(seeds)
 def test_every_arrival_is_accounted_for_at_every_decision(seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed))
@@ -59,7 +60,7 @@ def test_every_arrival_is_accounted_for_at_every_decision(seed: int) -> None:
     assert counts[PENDING] == counts[ROUTED] == 0
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seeds)
 def test_blocks_in_use_are_those_that_requests_hold(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -71,7 +72,7 @@ def test_blocks_in_use_are_those_that_requests_hold(seed: int) -> None:
         assert blocks_in_use(simulation, e) == sum(len(request.blocks) for request in twin.engine.running)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(seeds)
 def test_times_follow_each_other_and_admission_is_first_come_first_served(seed: int) -> None:
     (scenario, _, _), _, records = drained(seed)
@@ -87,7 +88,7 @@ def test_times_follow_each_other_and_admission_is_first_come_first_served(seed: 
         assert (np.diff(admitted_s) >= 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(seeds)
 def test_an_expert_is_busy_while_it_has_somebody_and_only_then(seed: int) -> None:
     """It works on while anybody is there: busy time is the length of the union of the stays."""
@@ -103,7 +104,7 @@ def test_an_expert_is_busy_while_it_has_somebody_and_only_then(seed: int) -> Non
         assert expert["busy_s"] <= simulation.now_s[0] * (1 + 1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(seeds)
 def test_cached_tokens_over_time_lie_between_what_decoding_needs_and_what_fits(seed: int) -> None:
     (scenario, _, _), simulation, records = drained(seed)
@@ -115,7 +116,7 @@ def test_cached_tokens_over_time_lie_between_what_decoding_needs_and_what_fits(s
         assert expert["preempted"] == records.preemptions[mine].sum()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seeds)
 def test_the_intervals_between_decisions_fill_the_episode(seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed))

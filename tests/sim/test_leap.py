@@ -1,15 +1,16 @@
 """The compiled engine leaps from event to event; it must end every request when the stepper of single iterations does."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, simulate
 from rllib_envs.sim.state import REJECTED
+from tests.draws import examples
 from tests.sim.engine_runs import compiled_run, runs
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(runs())
 def test_leaping_equals_stepping_every_iteration(run: tuple[EngineProfile, list[Arrival]]) -> None:
     profile, arrivals = run

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, Result, simulate
+from tests.draws import examples
 
 PROFILE = EngineProfile(
     c0_ms=10,
@@ -201,7 +202,7 @@ def random_case(seed: int) -> tuple[EngineProfile, list[Arrival]]:
 cases = st.integers(0, 2**32 - 1).map(random_case)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(cases)
 def test_laws_on_any_input(case: tuple[EngineProfile, list[Arrival]]) -> None:
     profile, requests = case
@@ -223,7 +224,7 @@ def test_laws_on_any_input(case: tuple[EngineProfile, list[Arrival]]) -> None:
     np.testing.assert_array_equal(times(simulate(profile, requests)), times(result))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(cases)
 def test_twice_as_slow_and_fed_half_as_fast_it_does_the_same_in_twice_the_time(case: tuple[EngineProfile, list[Arrival]]) -> None:
     profile, requests = case

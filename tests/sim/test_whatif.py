@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -17,6 +17,7 @@ from rllib_envs.sim.state import REJECTED
 from rllib_envs.sim.whatif import LOOSE, OVERRUN, STAY_SCALES_S, WHATIF_FEATURES, believed_output, predict_action
 from rllib_envs.simulation import Simulation, look
 from rllib_envs.workload.episode import Episode
+from tests.draws import examples
 from tests.worlds import (
     REQUESTS,
     Twin,
@@ -135,13 +136,13 @@ def features_with(
     }
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seeds)
 def test_if_beliefs_come_true_so_does_the_prediction(seed: int) -> None:
     check_predictions(*random_moment(seed))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seeds)
 def test_so_it_does_where_telemetry_is_late(seed: int) -> None:
     # Nobody may be turned away for a full queue between then and now: that would depend on what is not known.
@@ -238,7 +239,7 @@ def test_random_worlds_come_into_every_state() -> None:
     assert {name for name in REGIMES if seen[name] >= 3} == REGIMES, seen
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seeds)
 def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -254,7 +255,7 @@ def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> No
     assert simulation.marginal[0, -1] == 0
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seeds)
 def test_marginals_sum_to_the_realised_qos(seed: int) -> None:
     reward = Reward(realised_qos=0, marginal_qos=1)
@@ -270,7 +271,7 @@ def test_marginals_sum_to_the_realised_qos(seed: int) -> None:
     assert sums[0] == sums[1] == sums[2]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seeds)
 def test_looking_ahead_leaves_no_trace(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -284,7 +285,7 @@ def test_looking_ahead_leaves_no_trace(seed: int) -> None:
     assert [array.tobytes() for array in (*simulation.view, simulation.marginal)] == seen  # nor in what is seen next
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seeds)
 def test_an_episode_goes_the_same_way_whether_or_not_somebody_looks_ahead(seed: int) -> None:
     states = []

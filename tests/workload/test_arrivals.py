@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -19,6 +19,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, TraceFile
 from rllib_envs.workload.arrivals import AZURE_RATE_RPS, arrival_times, azure_prompt_tokens, draw_arrivals
 from rllib_envs.workload.traces import Trace, read_trace
+from tests.draws import examples
 
 Kind = Literal["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code"]
 AzureKind = Literal["azure-conversation", "azure-code"]
@@ -52,7 +53,7 @@ def assert_mean(values: Any, expected: float, slack: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(rate=st.floats(0.01, 1e4), n=st.integers(1, 300), seed=st.integers(0, 2**32))
 def test_times_ascend_and_a_seed_fixes_them_bit_for_bit(kind: Kind, rate: float, n: int, seed: int) -> None:
     arrivals = Arrivals(kind=kind)
@@ -75,7 +76,7 @@ def test_times_ascend_and_a_seed_fixes_them_bit_for_bit(kind: Kind, rate: float,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(factor=st.floats(0.01, 100), seed=st.integers(0, 2**32))
 def test_a_faster_clock_is_a_higher_rate(kind: Kind, factor: float, seed: int) -> None:
     """Rate and the process's own times scaled together only scale the arrivals."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
@@ -20,6 +20,7 @@ from rllib_envs.scenario import Catalogue, Expert, Scenario, Workload
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload import catalogue as shipped
 from rllib_envs.workload.catalogue import RequestBatch, draw_requests, in_train_split, read_prompt_file
+from tests.draws import examples
 
 ENGINE = EngineProfile(c0_ms=10, b_ms=0, c_ms=0, a_ms=0, n0_tokens=0, q_ms=0, kv_tokens=8192, kv_bytes_per_token=1)
 
@@ -177,7 +178,7 @@ def test_a_traces_prompts_replace_the_drawn_ones_and_nothing_else() -> None:
         draw_requests(pool(), 300, np.random.default_rng(0), prompts[1:])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     mean_score=st.floats(1e-6, 1 - 1e-6),
     tokens=st.floats(2, 1e12),

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.scenario import Predictions
 from rllib_envs.workload.catalogue import RequestBatch
 from rllib_envs.workload.predictions import Told, predict
+from tests.draws import examples
 
 M, N = 4000, 3
 EXACT: dict[str, Any] = {"score_sd": 0.0, "length_log_sd": 0.0}
@@ -104,7 +105,7 @@ def test_no_hidden_share_or_a_factor_of_one_changes_nothing(share: float, factor
     np.testing.assert_array_equal(told.output_tokens, requests.output_tokens)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=8, unique=True))
 def test_lengths_are_told_as_the_nearest_bucket_in_ratio(buckets: list[int]) -> None:
     requests = batch(200)
@@ -114,7 +115,7 @@ def test_lengths_are_told_as_the_nearest_bucket_in_ratio(buckets: list[int]) -> 
     np.testing.assert_allclose(np.abs(np.log(told / requests.output_tokens)), distance.min(axis=-1), atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     score_sd=st.floats(0, 1e6),
     score_bias=st.floats(-1e6, 1e6),

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import TraceFile
 from rllib_envs.workload.traces import Trace, cached_trace, read_trace
+from tests.draws import examples
 
 AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
 AZURE_ROWS = [
@@ -239,7 +240,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(rows=requests, zipped=st.booleans(), newline=st.sampled_from(["\n", "\r\n"]))
 def test_what_was_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, int]], zipped: bool, newline: str
@@ -256,7 +257,7 @@ def test_what_was_written_is_read(
     np.testing.assert_array_equal(trace.output_tokens, [output for _, _, output in rows])
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(gaps=st.lists(st.integers(0, 1000), min_size=1, max_size=30), cut=st.integers(1, 20_000))
 def test_adjoining_windows_part_the_trace(tmp_path_factory: pytest.TempPathFactory, gaps: list[int], cut: int) -> None:
     ticks = np.cumsum([0, *gaps])  # multiples of 1/64 s, so that the arithmetic of windows is exact

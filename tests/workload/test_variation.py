@@ -6,12 +6,13 @@ from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from rllib_envs.scenario import Arrivals, Faults, Observation, Predictions, Scenario, Variation, with_workload
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode, draw_episode
 from rllib_envs.workload.variation import FAULT_KINDS, vary
+from tests.draws import examples
 from tests.worlds import play, seeds, small
 
 PLAIN = small("edge6", 60)
@@ -56,7 +57,7 @@ def test_without_variation_a_scenario_is_itself() -> None:
     assert vary(PLAIN, np.random.default_rng(0)) is PLAIN
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(seeds)
 def test_what_is_drawn_lies_in_its_range_and_nothing_else_changes(seed: int) -> None:
     scenario = drawn(VARIED, seed)

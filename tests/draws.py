@@ -1,0 +1,48 @@
+"""How property tests draw their examples: the same ones in every run, or new ones for as long as one likes.
+
+``make test`` and CI use the profile ``fixed``, ``make fuzz`` the profile ``fuzz``. A test asks for a number of examples by
+``@examples(count)`` and leaves everything else to the profile.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.internal.conjecture import providers
+
+FUZZ_EXAMPLES = "EDGEROUTE_EXAMPLES"
+"""Environment variable: examples of every property test under the profile ``fuzz``."""
+
+_constants_of_imported_modules = providers._get_local_constants
+
+
+def _constants() -> providers.Constants:
+    """None in a fixed run: the modules imported so far, whose constants Hypothesis also draws, depend on the tests before."""
+    return providers._local_constants if settings.default.derandomize else _constants_of_imported_modules()
+
+
+def register_profiles() -> None:
+    """Make both profiles known to ``--hypothesis-profile`` and load ``fixed``.
+
+    A busy machine draws slowly, which is no fault of a test: time limits and the check of drawing time are off.
+    """
+    providers._get_local_constants = _constants
+    fixed = settings(
+        derandomize=True, database=None, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.register_profile("fixed", fixed)
+    settings.register_profile(
+        "fuzz",
+        fixed,
+        derandomize=False,
+        max_examples=int(os.environ.get(FUZZ_EXAMPLES, "1000")),
+        database=DirectoryBasedExampleDatabase(".hypothesis/examples"),  # what failed comes first in the next round
+    )
+    settings.load_profile("fixed")
+
+
+def examples(count: int) -> settings:
+    """Decorator of a property test: ``count`` examples in a fixed run, as many as the profile says otherwise."""
+    return settings(max_examples=count if settings.default.derandomize else settings.default.max_examples)
