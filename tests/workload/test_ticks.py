@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
@@ -14,6 +14,7 @@ from rllib_envs.scenario import Arrivals, TraceFile
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.ticks import grid_tick_s, is_quantised, spread
 from rllib_envs.workload.traces import read_trace
+from tests.draws import examples
 
 TICK_MS = 3000
 
@@ -22,7 +23,7 @@ def poisson(rate_rps: float, n: int, seed: int) -> np.ndarray:
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_rps, n))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(tick_s=st.floats(0.05, 60), per_tick=st.floats(0.5, 20), seed=st.integers(0, 2**32 - 1))
 def test_a_coarse_clock_is_found_and_a_fine_one_left_alone(tick_s: float, per_tick: float, seed: int) -> None:
     times = poisson(per_tick / tick_s, 600, seed)
