@@ -12,6 +12,7 @@ import base64
 import binascii
 import io
 import shlex
+import shutil
 import sys
 import tarfile
 import time
@@ -25,6 +26,7 @@ import tyro
 
 from cluster.jobs_api import api_errors, connect, follow
 from models.files import written_aside
+from models.names import inner_path
 from rllib_envs.errors import InputError
 from tuning.tables import ABSENT, markdown_table
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _PACK_S = 120.0
 _ATTEMPTS = 3
+_MOST_MEMBERS, _MOST_BYTES = 100_000, 2**32  # of results that are fetched
 _MARK, _END = "results:", "end"  # of a line with a part of them, and what the last one says
 
 
@@ -104,17 +107,49 @@ def _fetch(client: JobSubmissionClient, options: Options) -> int:
         raise InputError("out: fetch needs --out FOLDER")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out = {out}: is not empty: name a new folder")
+    left_out = 0
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             packed = _packed(client, folder)
-            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive, written_aside(out) as aside:
-                archive.extractall(aside, filter="data")  # nothing outside the folder, no devices, no owners
+            with written_aside(out) as aside:
+                left_out = unpack(packed, aside, f"job {options.job}")
             break
         except (binascii.Error, tarfile.TarError, zlib.error, EOFError, OSError) as error:
             if attempt == _ATTEMPTS:
                 raise InputError(f"job {options.job}: {folder} arrived damaged: {error}") from None
-    print(f"Written: {out}", file=sys.stderr)
+    print(f"Written: {out}{f'; {left_out} links are left out' if left_out else ''}", file=sys.stderr)
     return 0
+
+
+def unpack(packed: bytes, folder: Path, where: str) -> int:
+    """Write the files of a compressed archive to a folder that is new, and nothing else: no links, devices, owners or rights.
+
+    Returns:
+        How many members were no files or folders, and left out.
+
+    Raises:
+        InputError: a name leaves the folder, or there is too much in it.
+        tarfile.TarError, zlib.error, EOFError, OSError: it is damaged, or the folder cannot be written to.
+    """
+    left_out, size = 0, 0
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+        for number, member in enumerate(archive):
+            size += max(member.size, 0)
+            if number >= _MOST_MEMBERS or size > _MOST_BYTES:
+                raise InputError(f"{where}: its results have more than {_MOST_MEMBERS:,} files or {_MOST_BYTES:,} bytes: refused")
+            name = member.name.removeprefix("./")
+            if name == "." or not (member.isdir() or member.isreg()):
+                left_out += name != "."
+                continue
+            path = inner_path(folder, name, where)
+            source = archive.extractfile(member)
+            if source is None:
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with source, path.open("xb") as file:
+                shutil.copyfileobj(source, file)
+    return left_out
 
 
 def _packed(client: JobSubmissionClient, folder: str) -> bytes:

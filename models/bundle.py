@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
-from models.files import check_digests, digests, written_aside
-from models.onnx_export import export_onnx
+from models.files import written_aside
+from models.manifest import check_folder, manifest_in, manifest_of, read_description
+from models.onnx_export import DESCRIPTION, export_onnx
 from models.paper import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from models.traced import fast_scores, random_observation
+from models.weights import load_weights, save_weights
 from rllib_envs import baselines
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
@@ -43,7 +43,9 @@ Network = Router | PaperPolicy
 """What a bundle may hold."""
 
 _KINDS: dict[str, tuple[Any, Any]] = {"router": (RouterSpec, Router), "paper": (PaperSpec, PaperPolicy)}
-_WEIGHTS, _ABOUT = "router.safetensors", "router.json"
+_WEIGHTS = "router.safetensors"
+_MOST_SLOTS = 4096  # of each kind; a scenario's engines have fewer
+_TRIED_EXPERTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,7 +76,7 @@ def save_bundle(
         InputError: the place cannot be written to, or there can be no ONNX graph (``export_onnx``).
     """
     with written_aside(folder) as aside:
-        (aside / _WEIGHTS).write_bytes(save({name: x.contiguous() for name, x in router.state_dict().items()}))
+        save_weights(aside / _WEIGHTS, router)
         worst = export_onnx(aside, router, observation) if onnx else 0.0
         contents = {
             "format": FORMAT,
@@ -82,48 +84,85 @@ def save_bundle(
             "layout": LAYOUT,
             "observation": asdict(replace(observation, counterfactual=False)),
             "about": dict(about),
-            "sha256": digests(aside),
+            **manifest_of(aside).to_dict(),
         }
-        (aside / _ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        (aside / DESCRIPTION).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
     return worst
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read a bundle.
+    """Read a bundle. Whoever made it, it runs none of their code and takes no more memory than its spec says, within bounds.
 
     Raises:
-        InputError: there is none, it is damaged, or of another version or layout.
+        InputError: there is none, it is damaged, has other files than were written, or is of another version or layout; its spec
+            or weights are such as cannot have been saved.
     """
-    where = folder / _ABOUT
-    try:
-        loaded: Any = json.loads(where.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no bundle: {_ABOUT} is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: damaged: {error}") from None
-    if not isinstance(loaded, dict) or cast(dict[str, Any], loaded).get("format") != FORMAT:
+    where = folder / DESCRIPTION
+    if folder.is_dir() and not where.exists():
+        raise InputError(f"{folder}: no bundle: {DESCRIPTION} is missing")
+    contents = read_description(where, "bundle")
+    if contents.get("format") != FORMAT:
         raise InputError(f"{where}: format is not {FORMAT!r}: not a bundle, or one of another version")
-    contents = cast(dict[str, Any], loaded)
     try:
-        layout, sha256 = dict(contents["layout"]), dict(contents["sha256"])
         kind = "paper" if "paper" in contents else "router"
+        layout, about = _mapping(contents, "layout"), _mapping(contents, "about")
         make_spec, make_router = _KINDS[kind]
-        spec, observation = make_spec(**contents[kind]), Observation(**contents["observation"])
-        about = dict(contents["about"])
-        router: Network = make_router(spec)
+        spec = make_spec(**_typed(make_spec, _mapping(contents, kind)))
+        observation = Observation(**_typed(Observation, _mapping(contents, "observation")))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: damaged: {error}") from None
+        raise InputError(f"{where}: damaged: {' '.join(str(error).split())}") from None
     for part, names in LAYOUT.items():
         if layout.get(part) != list(names):
-            raise InputError(f"{where}: layout.{part} = {layout.get(part)}: this version has {list(names)}: train anew")
-    if _WEIGHTS not in sha256:
+            raise InputError(f"{where}: layout.{part} = {layout.get(part)!r:.200}: this version has {list(names)}: train anew")
+    _check_slots(observation, where)
+    manifest = manifest_in(contents, where)
+    if _WEIGHTS not in manifest.sha256:
         raise InputError(f"{where}: sha256 has no entry for {_WEIGHTS}: damaged")
-    check_digests(folder, sha256, where, "bundle")
-    try:
-        router.load_state_dict(load_file(folder / _WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{folder / _WEIGHTS}: does not fit the router in {_ABOUT}: {error}") from None
-    return Bundle(router=router.eval(), observation=observation, about=about)
+    check_folder(folder, manifest, where, "bundle")
+    router: Network = load_weights(lambda: make_router(spec), folder / _WEIGHTS, manifest.sha256[_WEIGHTS])
+    _check_scores(router, observation, folder / _WEIGHTS)
+    return Bundle(router=router, observation=observation, about=about)
+
+
+def _mapping(contents: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a description.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(contents[name], dict):
+        raise TypeError(f"{name} is no mapping")
+    return cast(dict[str, Any], contents[name])
+
+
+def _typed(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a dataclass's fields, with the types of its defaults: a number that is a text, or a truth value, is none.
+
+    Raises:
+        TypeError: one has another type.
+    """
+    for field in fields(kind):
+        value, default = values.get(field.name), field.default
+        wanted = (int,) if default is MISSING else (float, int) if type(default) is float else (type(default),)
+        if field.name in values and type(value) not in wanted:
+            raise TypeError(f"{field.name} = {value!r:.100}: must be of type {wanted[0].__name__}")
+    return values
+
+
+def _check_slots(observation: Observation, where: Path) -> None:
+    """Refuse an observation that no memory could hold."""
+    for name in ("running_slots", "waiting_slots"):
+        if getattr(observation, name) > _MOST_SLOTS:
+            raise InputError(f"{where}: observation.{name} = {getattr(observation, name)}: must be <= {_MOST_SLOTS}")
+
+
+def _check_scores(router: Network, observation: Observation, where: Path) -> None:
+    """Refuse weights that are finite, but whose scores of an ordinary observation are not."""
+    experts = router.spec.experts if isinstance(router, PaperPolicy) else _TRIED_EXPERTS
+    with torch.inference_mode():
+        scores = router(random_observation(observation, batch=2, experts=experts, seed=0))
+    if not torch.isfinite(scores).all():
+        raise InputError(f"{where}: scores that are not finite: the weights are too large")
 
 
 def bundle_router(folder: Path) -> tuple[baselines.Router, Observation]:

@@ -1,11 +1,10 @@
-"""Folders written whole or not at all, and checked when they are read."""
+"""Folders written whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,29 +45,6 @@ def written_aside(target: Path) -> Generator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in the folder and those below it, by relative path."""
-    return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def check_digests(folder: Path, expected: Mapping[str, str], where: Path, what: str) -> None:
-    """See that every file is as it was written.
-
-    Raises:
-        InputError: one is missing or changed; the message names it, and ``where`` its digest is.
-    """
-    for name, sha256 in expected.items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing: the {what} is damaged")
-        if digest(folder / name) != sha256:
-            raise InputError(f"{folder / name}: damaged: its SHA-256 is not the one in {where.name}")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _flush(path: Path) -> None:

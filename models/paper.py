@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.features import Observation
 from models.pooled import PooledHAN
-from models.router import MASKED_SCORE
+from models.router import MASKED_SCORE, MOST_WIDTH
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
@@ -40,6 +40,8 @@ class PaperSpec:
         for name in ("experts", "hidden", "heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: must be >= 1")
+            if getattr(self, name) > MOST_WIDTH:
+                raise InputError(f"{name} = {getattr(self, name)}: must be <= {MOST_WIDTH}")
         if self.hidden % self.heads:
             raise InputError(f"hidden = {self.hidden}, heads = {self.heads}: must be a multiple of heads")
 

@@ -19,6 +19,9 @@ from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FE
 MASKED_SCORE = -1e9
 """Score of an action that is not possible: its probability is exactly 0 in float32, and scores stay finite."""
 
+MOST_WIDTH = 4096
+"""Of any layer: more is a mistake, or an attempt to exhaust memory."""
+
 EncoderName = Literal["han", "aggregates", "pooled"]
 EdgesName = Literal["all", "running", "waiting"]
 
@@ -66,6 +69,8 @@ class RouterSpec:
         for name, least in (("graph_hidden", 1), ("heads", 1), ("hidden", 1), ("impact_hidden", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} = {getattr(self, name)}: must be >= {least}")
+            if getattr(self, name) > MOST_WIDTH:
+                raise InputError(f"{name} = {getattr(self, name)}: must be <= {MOST_WIDTH}")
         if self.graph_hidden % self.heads:
             raise InputError(f"graph_hidden = {self.graph_hidden}, heads = {self.heads}: must be a multiple of heads")
         if self.layers not in (1, 2):

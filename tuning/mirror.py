@@ -10,16 +10,18 @@ import posixpath
 import secrets
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from models.files import written_aside
-from models.rllib.checkpoint import ABOUT, CHECKPOINTS, numbered_checkpoints, whole_checkpoint
+from models.names import inner_name, inner_path
+from models.rllib.checkpoint import ABOUT, CHECKPOINTS, is_number, numbered_checkpoints, whole_checkpoint
 from rllib_envs.errors import InputError
 from tuning.run_lock import LOCK
 from tuning.storage import without_password, write_atomically
 
 _PART = ".part"  # ends the name of what is on its way
+_SMALL_BYTES = 2**24
 _Stamp = tuple[int, int]
 
 
@@ -110,7 +112,7 @@ class Mirror:
         """
         with self._reported("cannot be fetched"):
             for path in self._found(self._run_dir / name):
-                self._fetch_file(path)
+                self._fetch_file(self._inner(path))
 
     def arrow(self, name: str) -> tuple[str, Any]:
         """Path of a folder there, and the file system that it is on, as Ray takes them.
@@ -163,22 +165,31 @@ class Mirror:
         self._sent = {sent: stamp for sent, stamp in self._sent.items() if not sent.startswith(f"{folder}/")}
 
     def _fetch_checkpoint(self, name: str) -> None:
-        target = self._run_dir / CHECKPOINTS / name
+        target = inner_path(self._run_dir, f"{CHECKPOINTS}/{name}", self.place)
         with written_aside(target) as aside:
             for path in self._found(target):
-                local = aside / posixpath.relpath(path, self._remote(target))
+                local = inner_path(aside, self._inner(path).relative_to(CHECKPOINTS, name).as_posix(), self.place)
                 local.parent.mkdir(parents=True, exist_ok=True)
                 self.filesystem.get_file(path, str(local))
 
     def _fetch_files(self) -> None:
-        skipped = tuple(f"{self._remote(self._run_dir / name)}/" for name in (CHECKPOINTS, *self._leave_out))
-        for path in self._found(self._run_dir):
-            if not path.startswith(skipped) and not path.endswith(_PART):
-                self._fetch_file(path)
+        """All but checkpoints and what is never sent: hidden files, the lock, what is on its way."""
+        for name in [self._inner(path) for path in self._found(self._run_dir)]:
+            hidden = any(part.startswith(".") for part in name.parts)
+            if not hidden and name.parts[0] not in (CHECKPOINTS, *self._leave_out) and name.suffix != _PART:
+                self._fetch_file(name)
 
-    def _fetch_file(self, path: str) -> None:
-        local = self._run_dir / posixpath.relpath(path, self.root)
-        write_atomically(local, lambda aside: self.filesystem.get_file(path, str(aside)))
+    def _fetch_file(self, name: PurePosixPath) -> None:
+        local = inner_path(self._run_dir, name.as_posix(), self.place)
+        write_atomically(local, lambda aside: self.filesystem.get_file(posixpath.join(self.root, name), str(aside)))
+
+    def _inner(self, path: str) -> PurePosixPath:
+        """The name below the copy of what is found there. Storages may hold any key, such as one that leads out of a folder.
+
+        Raises:
+            InputError: it does not stay within the folder.
+        """
+        return inner_name(path.removeprefix(f"{self.root}/"), f"storage {self.place}")
 
     def _newest(self) -> str:
         """Name of the newest checkpoint here that is whole; "" if there is none."""
@@ -199,16 +210,16 @@ class Mirror:
         except FileNotFoundError:
             return []
         names = [posixpath.basename(cast(str, path).rstrip("/")) for path in found]
-        return sorted(name for name in names if name.isdigit())
+        return sorted(name for name in names if is_number(name))
 
     def _found(self, folder: Path) -> list[str]:
         """All files below the copy of a folder."""
         return cast(list[str], self.filesystem.find(self._remote(folder)))
 
     def _read(self, path: Path) -> bytes | None:
-        """What the copy of a file holds; None if there is none."""
+        """What the copy of a small file holds, or its beginning if it is no small one; None if there is none."""
         try:
-            return cast(bytes, self.filesystem.cat_file(self._remote(path)))
+            return cast(bytes, self.filesystem.cat_file(self._remote(path), end=_SMALL_BYTES))
         except FileNotFoundError:
             return None
 

@@ -145,7 +145,7 @@ def _train(start: _Start, mirror: Mirror | None) -> int:
         RunLog(options.run_dir, records, track) as log,
     ):
         if start.checkpoint is not None:
-            restore_checkpoint(start.checkpoint, algorithm)
+            restore_checkpoint(start.checkpoint, start.about, algorithm)
             set_damaged_aside(options.run_dir, start.checkpoint)
         trainer = _trainer(start, algorithm, log, mirror)
         asked, code = None, 0

@@ -70,7 +70,7 @@ class Trial(tune.Trainable):
         """Go on from there."""
         folder = find_checkpoint(Path(checkpoint))
         about = read_checkpoint(folder)
-        restore_checkpoint(folder, self._algorithm)
+        restore_checkpoint(folder, about, self._algorithm)
         self._iterations, self._steps, self._elapsed_s = about["iteration"], about["steps"], about["elapsed_s"]
 
     def _tracker(self) -> Tracker:

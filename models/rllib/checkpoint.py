@@ -2,7 +2,8 @@
 
 A run directory holds ``checkpoints/000012/`` and so on, the number being that of the iteration. Each has ``rllib/``, the state
 that training goes on from, ``bundle/``, the router to serve, and ``checkpoint.json``, where they come from and their digests.
-``rllib/`` holds pickles: who restores it has seen to it that whoever wrote it is trusted. The others hold none.
+``rllib/`` holds pickles: who restores it has seen to it that whoever wrote it is trusted. The others hold none. RLlib loads what
+it finds: so a checkpoint with one more file, or a link, is refused, and the state is restored from a private copy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.bundle import Network, bundle_router, save_bundle
-from models.files import check_digests, digests, written_aside
+from models.files import written_aside
+from models.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
 from models.rllib.faults import LearnerFailed
 from rllib_envs.baselines import Router
 from rllib_envs.errors import InputError
@@ -72,7 +74,7 @@ def save_checkpoint(
             _write_state(aside / _RLLIB, algorithm)
             origin = {key: value for key, value in about.items() if key != "observation"}
             save_bundle(aside / BUNDLE, router_of(algorithm), Observation(**about["observation"]), origin)
-            contents = sign({"format": FORMAT, **about, "sha256": digests(aside)})
+            contents = sign({"format": FORMAT, **about, **manifest_of(aside).to_dict()})
             contents[_SELF] = _digest(contents)
             (aside / ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
         for old in numbered_checkpoints(run_dir)[:-_KEPT]:
@@ -102,7 +104,12 @@ def find_checkpoint(path: Path) -> Path:
 
 def numbered_checkpoints(run_dir: Path) -> list[Path]:
     """The folders of a run's checkpoints, the newest last, whole or not."""
-    return sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if is_number(path.name) and path.is_dir())
+
+
+def is_number(name: str) -> bool:
+    """Whether it is the name of a checkpoint: digits, and none of those beyond ASCII that look alike."""
+    return name.isascii() and name.isdigit()
 
 
 def whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -141,35 +148,37 @@ def set_damaged_aside(run_dir: Path, whole: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` says, once every file is found to be as it was written.
+    """What ``checkpoint.json`` says, once the files are found to be those that were written, as they were written.
 
     Raises:
-        InputError: a file is damaged, missing or of another version of the project.
+        InputError: a file is damaged, missing, too many or of another version of the project.
     """
     where = folder / ABOUT
-    try:
-        about = json.loads(where.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{where}: damaged: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{where}: damaged: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    about = read_description(where, "checkpoint")
+    if about.get("format") != FORMAT:
         raise InputError(f"{where}: format is not {FORMAT!r}: not a checkpoint, or one of another version, or damaged")
     told = about.pop(_SELF, None)
     if told is not None and told != _digest(about):  # checkpoints of earlier versions have none
         raise InputError(f"{where}: damaged: its contents are not those that were written")
-    check_digests(folder, about["sha256"], where, "checkpoint")
+    check_folder(folder, manifest_in(about, where), where, "checkpoint")
     return about
 
 
-def restore_checkpoint(folder: Path, algorithm: Algorithm) -> None:
+def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algorithm) -> None:
     """Put the algorithm, set up as the saved one was, into the saved state. Loads pickles: trust is the caller's affair.
 
+    Args:
+        folder: of the checkpoint.
+        about: what ``read_checkpoint`` gave when it was found to be trusted: files that were changed since are refused.
+        algorithm: what to restore.
+
     Raises:
-        InputError: as ``read_checkpoint``.
+        InputError: the files are not those that ``about`` names; there is no room for a private copy of them.
     """
-    read_checkpoint(folder)
-    algorithm.restore_from_path((folder / _RLLIB).absolute())
+    where = folder / ABOUT
+    manifest = manifest_in(about, where).below(_RLLIB)
+    with private_copy(folder / _RLLIB, manifest, where, "checkpoint") as copy:
+        algorithm.restore_from_path(copy)
 
 
 def load_router(path: Path) -> tuple[Router, Observation]:

@@ -77,7 +77,7 @@ DAMAGES = {
     "width": (lambda b: edit(b, lambda c: c["router"].update(hidden=9)), "does not fit"),
     "flipped": (lambda b: flip(b / "router.safetensors"), "SHA-256"),
     "no weights": (lambda b: (b / "router.safetensors").unlink(), "missing"),
-    "unsigned": (lambda b: edit(b, lambda c: c["sha256"].clear()), "no entry for router.safetensors"),
+    "unsigned": (lambda b: edit(b, lambda c: (c["sha256"].clear(), c["bytes"].clear())), "no entry for router.safetensors"),
 }
 
 

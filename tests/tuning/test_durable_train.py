@@ -17,7 +17,7 @@ import pytest
 import ray
 
 import tuning.training_loop
-from models.files import digest
+from models.manifest import digest
 from models.rllib.avl_learner import AVLLearner
 from models.rllib.checkpoint import ABOUT, find_checkpoint, load_router, numbered_checkpoints, read_checkpoint
 from models.rllib.collect import of_learners

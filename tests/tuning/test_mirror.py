@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from models.files import digests
+from models.manifest import manifest_of
 from models.rllib.checkpoint import FORMAT, read_checkpoint
 from rllib_envs.errors import InputError
 from tuning.mirror import Mirror
@@ -20,7 +20,7 @@ def write_checkpoint(run_dir, number, text="state"):
     (folder / "rllib" / "learner").mkdir(parents=True)
     (folder / "rllib" / "learner" / "state.pkl").write_text(f"{text} {number}")
     (folder / "router").write_text("weights")
-    (folder / "checkpoint.json").write_text(json.dumps({"format": FORMAT, "iteration": number, "sha256": digests(folder)}))
+    (folder / "checkpoint.json").write_text(json.dumps({"format": FORMAT, "iteration": number, **manifest_of(folder).to_dict()}))
 
 
 def remove_checkpoint(run_dir, number):
