@@ -7,7 +7,7 @@ edgeroute evaluate --scenario edge6 --load light moderate heavy --routers best c
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ from tuning.faults import NO_FAULT, describe_fault
 from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
 from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
 from tuning.tracking import TrackOptions, provenance, tracker
-from tuning.tuned import Tuned, read_tuned, shipped_tuned
+from tuning.tuned import Choice, Tuned, read_tuned, shipped_tuned
 from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
 _SMOKE = {"seeds": 2, "requests": 50}
@@ -88,8 +88,9 @@ def run(options: Options) -> None:
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests, options.faults)
     routers, baseline = _routers(options)
     tuned = shipped_tuned(scenario) if options.tuned is None else read_tuned(options.tuned, scenario)
-    notes += [*_notes_on_faults(workloads), *_notes_on_tuned(tuned, workloads)]
-    matrix = {w.name: [with_tuned(router, tuned.at(w) if tuned else {}) for router in routers] for w in workloads}
+    choices = {} if tuned is None else {name: tuned.choose(w) for name, w in {w.clean_name: w for w in workloads}.items()}
+    notes += [*_notes_on_faults(workloads), *_notes_on_tuned(tuned, choices, workloads)]
+    matrix = {w.name: [with_tuned(r, choices[w.clean_name].parameters if tuned else {}) for r in routers] for w in workloads}
     cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
     config = _tracked(options, scenario, workloads)
     with tracker(options.track, folder=options.out, name=options.out.name, job_type="evaluate", config=config) as track:
@@ -151,11 +152,18 @@ def _notes_on_faults(workloads: Sequence[Workload]) -> list[str]:
     return [f"Faults, on the same requests at the same rates: {', '.join(map(describe_fault, names))}."]
 
 
-def _notes_on_tuned(tuned: Tuned | None, workloads: Sequence[Workload]) -> list[str]:
+def _notes_on_tuned(tuned: Tuned | None, choices: Mapping[str, Choice], workloads: Sequence[Workload]) -> list[str]:
+    """What parameters the heuristics have; ``choices`` by the names of the workloads without faults."""
     if tuned is None:
         return ["Heuristics have their default parameters: none were tuned for this scenario (edgeroute tune-heuristics)."]
     notes = [f"Heuristics by their bare names have the parameters that are shown with them, from {tuned.source}."]
     if any(w.fault != NO_FAULT for w in workloads):
         notes.append("With a fault they are those of the same workload without.")
-    others = dict.fromkeys((w.clean_name, tuned.nearest(w)) for w in workloads if tuned.nearest(w) != w.clean_name)
-    return notes + [f"Nothing is tuned for {name}: those for {near} are used." for name, near in others]
+    return notes + [_note_on_choice(name, choice) for name, choice in choices.items() if choice.entry != name]
+
+
+def _note_on_choice(workload: str, choice: Choice) -> str:
+    if choice.entry is None:
+        return f"{workload}: not tuned, default parameters: no arrivals that were tuned for are like these ({choice.why})."
+    why = f" ({choice.why})" if choice.why else ""
+    return f"Nothing is tuned for {workload}: those for {choice.entry} are used{why}."

@@ -16,13 +16,14 @@ from typing import Any, cast
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import LOAD_FRACTIONS, Scenario
+from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Predictions, Scenario
 from rllib_envs.scenario import Workload as WorkloadSpec
 from tuning.digests import content_digest
+from tuning.likeness import ALIKE, traffic
 from tuning.routers import HEURISTICS, parse_router
 from tuning.spec import format_spec, nearest
 from tuning.storage import read_json
-from tuning.workloads import Workload
+from tuning.workloads import TraceOptions, Workload, is_process, make_workloads
 
 FORMAT = 1
 
@@ -39,6 +40,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which of the entries a workload gets its parameters from."""
+
+    entry: str | None  # name of the workload there; None where nothing there is alike
+    parameters: Parameters  # of it
+    why: str = ""  # the figures it was chosen or refused by, where that was not by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
     """Tuned parameters of a scenario's heuristics, by workload."""
 
@@ -46,26 +56,69 @@ class Tuned:
     fingerprint: str
     entries: dict[str, Entry]  # one or more
 
-    def nearest(self, workload: Workload) -> str:
-        """The workload here that comes nearest: itself, or else the same arrivals, or else any, at the nearest share of capacity.
+    def choose(self, workload: Workload) -> Choice:
+        """Whose parameters a workload is to have: its own, or else those for the same arrivals, or for arrivals like its own.
 
-        A workload without a nominal rate counts as one at moderate load. One with a fault counts as the one without: nobody
-        can tune for a fault that has yet to show.
+        Arrivals are alike in how bursty they are and in how long prompts and answers are (``tuning.likeness``). Of those with the
+        same or the most similar arrivals it is the one at the nearest share of capacity; a load that is drawn for each episode
+        counts as moderate. A workload with a fault counts as the one without: nobody can tune for a fault that has yet to show.
+
+        Raises:
+            InputError: a trace cannot be read.
         """
         if workload.clean_name in self.entries:
-            return workload.clean_name
+            return self._choice(workload.clean_name)
+        if any(entry.arrivals == workload.arrivals for entry in self.entries.values()):
+            return self._choice(self._at_nearest_load(workload, workload.arrivals))
+        own = traffic(_without_faults(workload.scenario))
+        found = {name: own.distance(traffic(world)) for name, world in self._worlds(workload).items()}
+        best = min(found, key=lambda name: found[name], default=None)
+        if best is None or found[best] > ALIKE:
+            nearest = "" if best is None else f"; the nearest, {best}, differs by a factor of {found[best]:.2g}"
+            return Choice(entry=None, parameters={}, why=f"{own}{nearest}")
+        return self._choice(best, f"{own}: within a factor of {found[best]:.2g}")
+
+    def _choice(self, name: str, why: str = "") -> Choice:
+        return Choice(entry=name, parameters=self.entries[name].parameters, why=why)
+
+    def _at_nearest_load(self, workload: Workload, arrivals: str) -> str:
         moderate = LOAD_FRACTIONS["moderate"]
+        share = _share_of_capacity(workload)
 
-        def distance(name: str) -> tuple[bool, float]:
-            entry = self.entries[name]
-            ratio = (entry.share_of_capacity or moderate) / (workload.share_of_capacity or moderate)
-            return entry.arrivals != workload.arrivals, abs(math.log(ratio))
+        def distance(name: str) -> float:
+            return abs(math.log((self.entries[name].share_of_capacity or moderate) / share))
 
-        return min(self.entries, key=distance)
+        return min((name for name, entry in self.entries.items() if entry.arrivals == arrivals), key=distance)
 
-    def at(self, workload: Workload) -> Parameters:
-        """The parameters of the workload that comes nearest."""
-        return self.entries[self.nearest(workload)].parameters
+    def _worlds(self, workload: Workload) -> dict[str, Scenario]:
+        """For each arrival process here the entry at the nearest load, with the workload's scenario under those arrivals.
+
+        A trace that was tuned for is left out: its file is not known here.
+        """
+        base = replace(_without_faults(workload.scenario), capacity_rps=None)  # of other prompts
+        worlds: dict[str, Scenario] = {}
+        for arrivals in dict.fromkeys(entry.arrivals for entry in self.entries.values() if is_process(entry.arrivals)):
+            name = self._at_nearest_load(workload, arrivals)
+            share = self.entries[name].share_of_capacity
+            load = "moderate" if share is None else f"{100 * share}%"
+            (made,) = make_workloads(base, (load,), (arrivals,), TraceOptions(), None)
+            worlds[name] = made.scenario
+        return worlds
+
+
+def _share_of_capacity(workload: Workload) -> float:
+    """The load as a share of the capacity; of a trace at its own rate that of the requests as they come."""
+    share, rate_rps = workload.share_of_capacity, math.nan
+    if share is None and workload.load == "native":
+        rate_rps = traffic(_without_faults(workload.scenario)).rate_rps
+    if share is not None:
+        return share
+    return LOAD_FRACTIONS["moderate"] if math.isnan(rate_rps) else rate_rps / capacity_rps(workload.scenario)
+
+
+def _without_faults(scenario: Scenario) -> Scenario:
+    """The scenario with what nobody can tune for left out; its requests and arrivals stay."""
+    return replace(scenario, predictions=Predictions(), faults=Faults(), variation=None)
 
 
 def world_fingerprint(scenario: Scenario) -> str:

@@ -88,7 +88,7 @@ class Validator:
 
     def _heuristic(self, workload: Workload) -> NDArray[np.float64]:
         tuned = shipped_tuned(workload.scenario)
-        spec = with_tuned(parse_router(_BASELINE), tuned.at(workload) if tuned else {})
+        spec = with_tuned(parse_router(_BASELINE), tuned.choose(workload).parameters if tuned else {})
         simulation = start_simulation(spec, workload.scenario, self._seeds)
         return np.array([simulation.records(b).qos.mean() for b in range(len(self._seeds))])
 

@@ -101,6 +101,11 @@ def make_workloads(
     return list({workload.name: workload for workload in (faulty if faults else made)}.values())
 
 
+def is_process(text: str) -> bool:
+    """Whether a workload's ``arrivals`` names a process that can be drawn from it alone, as a trace's does not."""
+    return text.partition(":")[0] in _KINDS
+
+
 def with_prompts(scenario: Scenario, path: Path) -> Scenario:
     """The scenario with the prompts of a file (``rllib_envs.workload.catalogue``) instead of its catalogue.
 

@@ -44,13 +44,15 @@ def test_parameters_are_those_of_the_nearest_workload(tmp_path):
         ("9", "poisson"): "poisson at light",
         ("99", "poisson"): "poisson at heavy",
         ("light", "mmpp"): "mmpp at heavy",
-        ("heavy", "gamma"): "poisson at heavy",
-        ("30%", "azure-conversation"): "poisson at light",
-        ("mixed", "gamma"): "poisson at heavy",  # counts as moderate: 0.7
+        ("heavy", "gamma:cv=1.1"): "poisson at heavy",
+        ("light", "mmpp:burst_ratio=5"): "mmpp at heavy",
+        ("mixed", "gamma:cv=1.1"): "poisson at heavy",  # counts as moderate: 0.7
+        ("30%", "azure-conversation"): None,  # longer prompts
+        ("heavy", "gamma:cv=6"): None,
     }
     for (load, arrivals), name in nearest.items():
-        assert tuned.nearest(workload(load, arrivals)) == name
-        assert tuned.at(workload(load, arrivals)) == workloads[name]["parameters"]
+        choice = tuned.choose(workload(load, arrivals))
+        assert (choice.entry, choice.parameters) == (name, workloads[name]["parameters"] if name else {})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_with_a_fault_parameters_are_those_without(tmp_path):
     tuned = read_tuned(write(tmp_path, workloads=workloads), EDGE6)
     for load in ("light", "heavy"):
         (faulty,) = make_workloads(EDGE6, [load], [], TraceOptions(), None, ["engine-slow"])
-        assert tuned.nearest(faulty) == f"poisson at {load}"
+        assert tuned.choose(faulty).entry == f"poisson at {load}"
 
 
 def test_every_shipped_file_fits_the_scenario_that_it_names():

@@ -51,7 +51,7 @@ def heuristic(load):
     """QoS of tuned impact-greedy on each seed."""
     (workload,) = make_workloads(EDGE6, (load,), (), TraceOptions(), 60)
     tuned = shipped_tuned(workload.scenario)
-    spec = with_tuned(parse_router("impact-greedy"), tuned.at(workload) if tuned else {})
+    spec = with_tuned(parse_router("impact-greedy"), tuned.choose(workload).parameters if tuned else {})
     simulation = start_simulation(spec, workload.scenario, TUNING_SEEDS[:2])
     return np.array([simulation.records(b).qos.mean() for b in range(2)])
 
