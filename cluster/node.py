@@ -26,6 +26,7 @@ import psutil
 import tyro
 
 from rllib_envs.errors import InputError
+from tuning.home import in_home
 from tuning.ray_session import TOKEN_FILE, has_token
 from tuning.storage import read_json, write_json
 
@@ -93,7 +94,7 @@ def run(options: Options) -> int:
     Raises:
         InputError: options that do not go together, a folder that cannot be used, a node that does not come up.
     """
-    folder = options.folder.expanduser().absolute()
+    folder = in_home(options.folder).absolute()
     if options.action == "start":
         node, new = start_node(options)
         print(f"{'started' if new else 'runs already'}: {_describe(node)}; edgeroute node stop --folder {folder} ends it")
@@ -116,7 +117,7 @@ def start_node(options: Options) -> tuple[Node, bool]:
     Raises:
         InputError: options that do not go together, a folder that cannot be used, a node that does not come up.
     """
-    folder = options.folder.expanduser().absolute()
+    folder = in_home(options.folder).absolute()
     running = find_node(folder)
     if running is not None:
         return running, False
@@ -215,13 +216,16 @@ def _make_token(options: Options) -> None:
     """
     if not options.head or has_token() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
-    file = TOKEN_FILE.expanduser()
+    file = in_home(TOKEN_FILE)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(file, "x", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
             new.write(secrets.token_hex(32))
     except OSError as error:
-        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+        raise InputError(
+            f"{file}: the cluster's token cannot be written: {error.strerror}: RAY_AUTH_TOKEN_PATH names a file that holds one, "
+            "RAY_AUTH_MODE=disabled does without"
+        ) from None
 
 
 def _command(options: Options, folder: Path) -> list[str]:

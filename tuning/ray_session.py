@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rllib_envs.errors import InputError
 from tuning.cluster_check import Needs, inspect_cluster, refuse_failed
+from tuning.home import in_home
+from tuning.ray_start import local_ray, provide_token
 
 _TIMEOUT_S = 5.0
 _ATTEMPTS = 3  # to attach, a second apart; Ray's own 20 are for clusters that are just starting
@@ -31,7 +33,7 @@ def ray_session(address: str, needs: Needs) -> Generator[None]:
         needs: what it must have room for beside this process.
 
     Raises:
-        InputError: nothing answers at the address, or not to us, or a check of the cluster fails.
+        InputError: Ray does not start here, nothing answers at the address, or not to us, or a check of the cluster fails.
     """
     prepare_environment(address)
     import torch
@@ -43,13 +45,12 @@ def ray_session(address: str, needs: Needs) -> Generator[None]:
         yield
         return
     if address == "local":
-        cores = max(os.cpu_count() or 1, needs.cpus + 1)
-        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        attach(address)
+        with local_ray(max(os.cpu_count() or 1, needs.cpus + 1)):
+            yield
+        return
+    attach(address)
     try:
-        if address != "local":
-            refuse_failed(inspect_cluster(needs), f"the cluster at {address!r}")
+        refuse_failed(inspect_cluster(needs), f"the cluster at {address!r}")
         yield
     finally:
         ray.shutdown()
@@ -66,6 +67,8 @@ def prepare_environment(address: str) -> None:
         settings["RAY_NUM_REDIS_GET_RETRIES"] = str(_ATTEMPTS)
         if has_token():
             settings["RAY_AUTH_MODE"] = "token"
+    elif not has_token():
+        provide_token()
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
@@ -73,8 +76,11 @@ def prepare_environment(address: str) -> None:
 def has_token() -> bool:
     """Whether there is a token to show to a cluster, in the environment or a file."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = TOKEN_FILE.expanduser() if named is None else Path(named)
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or file.is_file()
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    with suppress(InputError, OSError):
+        return (in_home(TOKEN_FILE) if named is None else Path(named)).is_file()
+    return False
 
 
 def token_advice() -> str:
@@ -96,7 +102,7 @@ def attach(address: str) -> None:
         if address != "auto":
             _knock(address)
         ray.init(address, **settings)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare exceptions, too
         raise InputError(f"address {address!r}: {_why(error)}") from None
 
 

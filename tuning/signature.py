@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_envs.errors import InputError
+from tuning.home import in_home
 
 KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 """Environment variable: file of the key, for several hosts or users to share one. It is made where it is missing."""
@@ -75,10 +76,14 @@ def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool) 
 
 
 def key_path() -> Path:
-    """Where the user's key is, or would be."""
+    """Where the user's key is, or would be.
+
+    Raises:
+        InputError: the user has no home folder, and nothing names another.
+    """
     if named := os.environ.get(KEY_FILE):
-        return Path(named).expanduser()
-    config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+        return in_home(Path(named))
+    config = os.environ.get("XDG_CONFIG_HOME") or in_home(Path("~/.config"))
     return Path(config) / "edgeroute" / "checkpoint.key"
 
 
