@@ -1,6 +1,7 @@
 """Fixtures every test may use."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from tests.draws import register_profiles
 register_profiles()
 
 _KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Weights and noise that tests draw from PyTorch's own generator do not depend on the tests before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_configure(config):

@@ -40,7 +40,7 @@ def python(*arguments, path=ROOT):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import edgeroute
 from models.rllib.checkpoint import load_router
+from tests.tuning.tune_state import ended, wait_for_a_trial
 from tuning.signature import KEY_FILE
 
 pytestmark = pytest.mark.cluster
@@ -36,24 +36,13 @@ def start(run_dir, *more):
     )
 
 
-def ended(folder):
-    """Trial -> its records, of those that have both."""
-    files = sorted(folder.glob("trial-*/result.json"))
-    records = {file.parent.name: [json.loads(line) for line in file.read_text().splitlines() if line] for file in files}
-    return {name: lines for name, lines in records.items() if len(lines) == 2}
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A sweep with a storage, killed soon after its first trial had ended: its folder, the storage, what had ended."""
     tmp_path = tmp_path_factory.mktemp("sweep")
     run_dir, store = tmp_path / "here" / "run", tmp_path / "store"
     process = start(run_dir, "--storage", f"file://{store}")
-    until = time.monotonic() + 240
-    while not ended(store / "run" / "tune") and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.2)
-    time.sleep(3.5)  # Tune writes its state every three seconds
-    before = ended(store / "run" / "tune")
+    before = wait_for_a_trial(process, store / "run" / "tune", 2)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate()
@@ -76,7 +65,7 @@ def test_a_sweep_goes_on_elsewhere_from_its_storage(killed, resumed):
     contents = json.loads((resumed / "sweep.json").read_text())
     assert {trial["status"] for trial in contents["trials"]} == {"finished"}
     assert len(contents["trials"]) == TRIALS
-    after = ended(resumed / "tune")
+    after = ended(resumed / "tune", 2)
     assert all(after[name] == records for name, records in before.items())
     for name in ("sweep.yaml", "sweep.json", "sweep.md", "best.yaml", "parallel.png"):
         assert (store / "run" / name).read_bytes() == (resumed / name).read_bytes()
@@ -129,7 +118,7 @@ def test_a_trusted_sweep_is_gone_on_with_and_then_ones_own(killed, tmp_path, mon
     process = start(run_dir, "--resume", "--trust-checkpoint")
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    assert len(ended(run_dir / "tune")) == TRIALS
+    assert len(ended(run_dir / "tune", 2)) == TRIALS
     (run_dir / "sweep.json").unlink()
     process = start(run_dir, "--auto-resume")
     output, _ = process.communicate(timeout=400)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ray.tune.experiment import Experiment
 import edgeroute
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
+from tests.tuning.tune_state import wait_for_a_trial
 from tuning.space import load_space, parse_space
 from tuning.sweep import Options, run
 from tuning.sweep_figures import importances, pareto_front
@@ -70,13 +70,7 @@ def killed(tmp_path_factory):
     """A sweep whose driver was killed soon after a trial had ended, and then resumed: folder, what it had, output, exit code."""
     run_dir = tmp_path_factory.mktemp("sweep") / "run"
     process = start(run_dir)
-    before = {}
-    for _ in range(600):
-        time.sleep(0.2)
-        before = {name: records for name, records in results(run_dir).items() if len(records) == 2} if run_dir.exists() else {}
-        if before:
-            break
-    time.sleep(3.5)  # Tune writes its state every three seconds
+    before = wait_for_a_trial(process, run_dir / "tune", 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -91,8 +85,8 @@ def test_a_killed_sweep_goes_on_with_finished_trials_kept(killed):
     after = results(run_dir)
     assert len(after) == 8
     assert all([r["training_iteration"] for r in records][-1] == 2 for records in after.values())
-    kept = [name for name, records in before.items() if after[name][: len(records)] == records]
-    assert kept
+    assert before, output
+    assert all(after[name] == records for name, records in before.items())
 
 
 def test_it_has_the_trials_that_its_seed_stands_for(killed):
