@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_envs.observation import EXPERT_FEATURES, View
+from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
 from rllib_envs.sim.calibration import (
     CALIBRATION,
@@ -28,6 +28,7 @@ from rllib_envs.workload.episode import Episode
 from tests.draws import examples
 from tests.worlds import (
     REQUESTS,
+    assert_same,
     begin,
     play,
     random_engine,
@@ -107,8 +108,7 @@ def test_where_nothing_is_wrong_nothing_changes_to_the_last_bit(delay_s: float, 
     for action in actions:
         play(off, action[None])
         play(on, action[None])
-        for name, a, b in zip(View._fields, off.view, on.view, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
+        assert_same(off.view, on.view)
         np.testing.assert_array_equal(off.marginal, on.marginal)
     learnt = on.world.calibration.records
     assert not learnt["length_log"].any()
@@ -270,8 +270,7 @@ def test_what_is_learnt_goes_wherever_a_figure_is_used(delay_s: float, seed: int
     for state in {id(s): s for s in (other.world.state, other.world.late)}.values():
         state.requests["told_tokens"][0, :count][sent] *= factor[0, actions[:count][sent]]
     look(other.world, other.rules._replace(calibrate=False), 0)
-    for name, a, b in zip(View._fields, simulation.view, other.view, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert_same(simulation.view, other.view)
 
 
 @late_or_not
