@@ -31,7 +31,7 @@ from rllib_envs.sim.profile import EngineProfile
 GIB = 2**30
 ATTENTION_FACTOR = 3.8e-9
 KV_SHARE = 0.75
-OVERHEAD = 1.08  # step time over kernel time; real servers run 5-16 % slower than their kernels
+OVERHEAD = 1.05  # step time over kernel time: what the measured pair of edge6 needs to replay a run of its server
 MAX_MODEL_LEN = 4096
 SLO_S_PER_TOKEN = 0.06
 SLOWEST_STEP_SHARE = 0.75  # an expert whose idle iteration takes more of the SLO could hardly ever meet it

@@ -19,6 +19,7 @@ import csv
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ Ints = NDArray[np.int64]
 _PER_LAYER = ("layernorm", "layernorm", "qkv_proj", "rotary_emb", "o_proj", "gate_up_proj", "act_fn", "down_proj")
 _PER_ITERATION = ("embedding", "final_layernorm")
 _PER_SEQUENCE = ("lm_head", "sampler")
+_MOST = 1e12
+"""No size or time in these files comes near; sums and products of such numbers stay finite."""
 _ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
 
 
@@ -48,26 +51,57 @@ class Batches:
     ms: Floats  # iteration time
 
 
-def measured_batches(folder: Path, *, layers: int) -> Batches:
-    """Iteration times of the batches in ``attention.csv``.
+class LayerTimes:
+    """The layer times of one GPU and model, and what an iteration takes by them.
 
     Iteration = embedding + layers * (2 layernorm + qkv_proj + [qk_norm] + rotary_emb + attention + o_proj + gate_up_proj +
-    act_fn + down_proj) + final_layernorm + lm_head + sampler. Batches larger than the other files reach are left out.
+    act_fn + down_proj) + final_layernorm + lm_head + sampler.
+
+    Attributes:
+        attention: the columns of ``attention.csv``, (5, M).
+        reach: most tokens, and most sequences, that the other files were measured with.
+    """
+
+    def __init__(self, folder: Path, *, layers: int) -> None:
+        """Read the files.
+
+        Raises:
+            InputError: a file, a layer or a column is missing, a value is not a finite number from 0 to 1e12, or ``layers`` < 1.
+        """
+        if layers < 1:
+            raise InputError(f"layers = {layers}: must be >= 1")
+        _check_layout(folder)
+        self._layers = layers
+        self._dense = _Curves(_find(folder, "dense.csv"), "tokens")
+        self._per_sequence = _Curves(_find(folder, "per_sequence.csv"), "sequences")
+        self.attention = _columns(_find(folder, "attention.csv"), _ATTENTION)
+        self.reach = self._dense.reach, self._per_sequence.reach
+
+    def iteration_ms(self, tokens: Floats, sequences: Floats, attention_us: Floats) -> Floats:
+        """Iteration times of batches with so many tokens and sequences, whose attention takes so long in one layer; (M,) each."""
+        per_layer = (*_PER_LAYER, "qk_norm") if self._dense.has("qk_norm") else _PER_LAYER
+        us = self._layers * (attention_us + self._dense.total_us(per_layer, tokens))
+        us += self._dense.total_us(_PER_ITERATION, tokens) + self._per_sequence.total_us(_PER_SEQUENCE, sequences)
+        return us / 1e3
+
+
+def measured_batches(folder: Path, *, layers: int) -> Batches:
+    """Iteration times of the batches in ``attention.csv``. Those larger than the other files reach are left out.
 
     Raises:
-        InputError: a file, a layer or a column is missing, or a value is not a finite number >= 0.
+        InputError: as ``LayerTimes``.
     """
-    dense = _Curves(_find(folder, "dense.csv"), "tokens")
-    per_sequence = _Curves(_find(folder, "per_sequence.csv"), "sequences")
-    chunk, cached, decodes, context, attention_us = _columns(_find(folder, "attention.csv"), _ATTENTION)
+    times = LayerTimes(folder, layers=layers)
+    chunk, cached, decodes, context, attention_us = times.attention
     tokens, sequences = chunk + decodes, decodes + (chunk > 0)
-    kept = (tokens >= 1) & (tokens <= dense.reach) & (sequences <= per_sequence.reach)
-    tokens, sequences = tokens[kept], sequences[kept]
-    per_layer = (*_PER_LAYER, "qk_norm") if dense.has("qk_norm") else _PER_LAYER
-    layer_us = attention_us[kept] + dense.total_us(per_layer, tokens)
-    us = layers * layer_us + dense.total_us(_PER_ITERATION, tokens) + per_sequence.total_us(_PER_SEQUENCE, sequences)
-    context = decodes * context
-    return Batches(chunk=chunk[kept], cached=cached[kept], decodes=decodes[kept], context=context[kept], ms=us / 1e3)
+    kept = (tokens >= 1) & (tokens <= times.reach[0]) & (sequences <= times.reach[1])
+    return Batches(
+        chunk=chunk[kept],
+        cached=cached[kept],
+        decodes=decodes[kept],
+        context=(decodes * context)[kept],
+        ms=times.iteration_ms(tokens[kept], sequences[kept], attention_us[kept]),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,11 +160,29 @@ class _Curves:
         return sum((np.interp(size, *self._curves[layer].T) for layer in layers), np.zeros_like(size))
 
 
+def _check_layout(folder: Path) -> None:
+    """Refuse, with what to do about it, folders of layer times in other layouts than the one read here."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    wanted = ("dense.csv", "per_sequence.csv", "attention.csv")
+    if not any(name in names or f"{name}.gz" in names for name in wanted):
+        there = f"it holds {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" if names else "it is empty, or no folder"
+        raise InputError(
+            f"{folder}: none of {', '.join(wanted)} is there ({there}): layer times must be in the layout that LLMServingSim's "
+            "profiler writes to profiler/perf; its older one (layers.csv) and those of other simulators lack the times of batches"
+        )
+    if any(name.removesuffix(".gz") == "moe.csv" for name in names):
+        raise InputError(
+            f"{folder}: moe.csv: a mixture of experts cannot be fitted: its times depend on how many experts a batch activates, "
+            "which no profile has; layer times of a dense model would do, or a dense.csv in which gate_up_proj, act_fn and "
+            "down_proj stand for this model's experts, without moe.csv"
+        )
+
+
 def _settings(path: Path, names: Sequence[str]) -> dict[str, int]:
     try:
         given = json.loads(_text(path))["engine_kwargs"]
         return {name: int(given[name]) for name in names}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: engine_kwargs: {' and '.join(names)} must be whole numbers ({error!r})") from None
 
 
@@ -144,14 +196,21 @@ def _number(path: Path, line: int, row: dict[str, str], column: str) -> float:
         value = float(row[column])
     except (TypeError, ValueError):
         value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{path}, line {line}, column {column}: {row[column]!r}: must be a finite number >= 0")
+    if not 0 <= value <= _MOST:
+        raise InputError(f"{path}, line {line}, column {column}: {row[column]!r}: must be a finite number from 0 to {_MOST:.0e}")
     return value
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells of each row; at least one row."""
-    reader = csv.DictReader(_text(path).splitlines())
+    reader = csv.DictReader(_text(path).splitlines(), strict=True)
+    try:
+        yield from _checked_rows(path, reader, columns)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+
+
+def _checked_rows(path: Path, reader: csv.DictReader[str], columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     header = reader.fieldnames or ()
     missing = [column for column in columns if column not in header]
     if missing:
@@ -174,5 +233,5 @@ def _text(path: Path) -> str:
     raw = path.read_bytes()
     try:
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not {'gzipped ' if path.suffix == '.gz' else ''}text: {error}") from None

@@ -1,4 +1,4 @@
-"""The simulated engine against a measured vLLM server."""
+"""The simulated engine against a measured vLLM server, and the fitted cost form against the measured layer times."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import RUN, replay, run_profile
+from benchmarks.fidelity import MODELS, RUN, replay, run_profile, table_errors
 from rllib_envs.measurements import MeasuredRun, read_run
-from rllib_envs.profile_fit import RunErrors, compare_run
+from rllib_envs.profile_fit import SERVER_MIXED_MS, RunErrors, compare_run
 from rllib_envs.sim.profile import EngineProfile
 
 
@@ -29,12 +29,23 @@ def errors(run: MeasuredRun, profile: EngineProfile) -> RunErrors:
     return compare_run(run, *replay(run, profile))
 
 
-@pytest.mark.parametrize("quantity", ["e2e", "tpot"])
-def test_latency_and_time_per_token_are_within_four_percent(errors: RunErrors, quantity: str) -> None:
+@pytest.mark.parametrize(("quantity", "median", "bias", "tail"), [("e2e", 0.0115, 0.0115, 0.04), ("tpot", 0.018, 0.0135, 0.06)])
+def test_the_replayed_run_takes_the_time_it_took(
+    errors: RunErrors, quantity: str, median: float, bias: float, tail: float
+) -> None:
     error = getattr(errors, quantity)
-    assert np.median(np.abs(error)) <= 0.04
-    assert abs(np.mean(error)) <= 0.04
-    assert np.quantile(np.abs(error), 0.9) <= 0.08
+    assert np.median(np.abs(error)) <= median
+    assert abs(np.mean(error)) <= bias
+    assert np.quantile(np.abs(error), 0.9) <= tail
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model[0])
+def test_the_fitted_form_serves_as_the_layer_times_do(data_dir: Path, run: MeasuredRun, model: tuple[str, int, int, int]) -> None:
+    """Also where no run is at hand and KV blocks are short: held against the interpolated times."""
+    errors = table_errors(data_dir, run, model)
+    for error in (errors.e2e, errors.tpot):
+        assert np.median(np.abs(error)) <= 0.017
+        assert abs(np.mean(error)) <= 0.017
 
 
 def test_the_order_in_which_requests_finish_is_kept(run: MeasuredRun, profile: EngineProfile) -> None:
@@ -45,7 +56,8 @@ def test_the_order_in_which_requests_finish_is_kept(run: MeasuredRun, profile: E
 
 
 def test_the_server_is_slower_than_its_kernels(run: MeasuredRun, profile: EngineProfile) -> None:
-    """Without the overhead factor the replay is too fast: the factor stands for something that is there."""
-    kernels_alone = compare_run(run, *replay(run, replace(profile, overhead=1.0)))
-    assert np.mean(kernels_alone.e2e) < 0
-    assert np.mean(kernels_alone.tpot) < 0
+    """Without what the server adds to iterations with prefill the replay is too fast: the figure stands for something there."""
+    kernels = replace(profile, c0_mixed_ms=profile.c0_mixed_ms - SERVER_MIXED_MS)
+    kernels_alone = compare_run(run, *replay(run, kernels))
+    assert np.mean(kernels_alone.e2e) < -0.03
+    assert np.mean(kernels_alone.tpot) < -0.02

@@ -111,6 +111,7 @@ def calibrate(record, told, believed):
     believed.a_s = told.a_s * slower
     believed.q_s = told.q_s * slower
     believed.c_mixed_s = told.c_mixed_s * slower
+    believed.c0_mixed_s = told.c0_mixed_s * slower
     believed.length_factor = told.length_factor * math.exp(record.length_log)
 
 

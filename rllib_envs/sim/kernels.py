@@ -253,7 +253,10 @@ def _schedule(engine, expert, work):
     steps = 1
     if prefill > 0:
         expert.step_s += (
-            engine.a_s * max(0, prefill + expert.n_dec - engine.n0) + engine.q_s * attention + engine.c_mixed_s * expert.context
+            engine.c0_mixed_s
+            + engine.a_s * max(0, prefill + expert.n_dec - engine.n0)
+            + engine.q_s * attention
+            + engine.c_mixed_s * expert.context
         )
     elif preempted == 0:
         expert.growth_s = engine.c_s * expert.n_dec

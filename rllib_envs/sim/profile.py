@@ -16,12 +16,13 @@ class EngineProfile:
     An iteration that decodes ``B`` sequences with ``C`` cached context tokens in all, and computes ``P`` new prompt
     tokens for sequences that already have ``kv_i`` of their tokens cached, takes ::
 
-        T = overhead * (c0 + b*B + c*C + [P > 0] * (a*max(0, P + B - n0) + q*sum_i P_i*(kv_i + P_i/2) + c_mixed*C))
+        T = overhead * (c0 + b*B + c*C + [P > 0] * (c0_mixed + a*max(0, P + B - n0) + q*sum_i P_i*(kv_i + P_i/2) + c_mixed*C))
 
     The hinge: up to ``n0`` tokens the weights' transfer hides the arithmetic. The quadratic attention term is summed over the
     prompts of the batch. Attention kernels read the context of decoding sequences more slowly in a batch that also holds
-    prefill: ``c_mixed``, where it was measured. Fitted to measured layer times the form is within 1-2 % on decode-only and 4-7 %
-    on mixed batches (``benchmarks/fidelity.py``).
+    prefill: ``c_mixed``, where it was measured. So does the fixed cost: ``c0_mixed`` is other kernels, and what a server does
+    beside them, by much the same time whatever is in the batch. Fitted to measured layer times the form is within 1-2 % on
+    decode-only and 3-6 % on mixed batches (``benchmarks/fidelity.py``).
 
     Raises:
         ValueError: a figure is not finite or outside what its comment allows.
@@ -34,9 +35,10 @@ class EngineProfile:
     n0_tokens: int  # >= 0: the hinge
     q_ms: float  # >= 0: attention within prefill, ms per token^2
     c_mixed_ms: float = 0.0  # >= 0: what c grows by in an iteration with prefill, ms
+    c0_mixed_ms: float = 0.0  # >= 0: what c0 grows by in an iteration with prefill, ms
     kv_tokens: int  # > 0: KV capacity; floor(kv_tokens / 16) blocks, of which one is the server's null block
     kv_bytes_per_token: int  # > 0
-    overhead: float = 1.0  # > 0: measured step time over kernel time; real servers run 5-16 % slower than their kernels
+    overhead: float = 1.0  # > 0: measured step time over kernel time; see rllib_envs/profile_fit.py
     max_num_seqs: int = 256  # >= 1: most requests running at once
     max_num_batched_tokens: int = 2048  # >= max_num_seqs: token budget of an iteration
     max_model_len: int = 4096  # >= 2 and within the KV capacity: longest prompt + output
@@ -51,7 +53,7 @@ class EngineProfile:
                 raise ValueError(f"{field.name} = {value}: must be a finite number")
         for name in ("c0_ms", "overhead", "kv_tokens", "kv_bytes_per_token"):
             _require(self, name, getattr(self, name) > 0, "must be > 0")
-        for name in ("b_ms", "c_ms", "a_ms", "n0_tokens", "q_ms", "c_mixed_ms"):
+        for name in ("b_ms", "c_ms", "a_ms", "n0_tokens", "q_ms", "c_mixed_ms", "c0_mixed_ms"):
             _require(self, name, getattr(self, name) >= 0, "must be >= 0")
         for name in ("max_num_seqs", "max_waiting"):
             _require(self, name, getattr(self, name) >= 1, "must be >= 1")
@@ -80,6 +82,7 @@ class EngineProfile:
         ms = self.c0_ms + self.b_ms * decodes + self.c_ms * context_tokens
         new = sum(chunk for chunk, _ in prompts)
         if new:
+            ms += self.c0_mixed_ms
             ms += self.a_ms * max(0, new + decodes - self.n0_tokens)
             ms += self.c_mixed_ms * context_tokens
             ms += self.q_ms * sum(chunk * (cached + chunk / 2) for chunk, cached in prompts)

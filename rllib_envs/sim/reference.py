@@ -226,20 +226,25 @@ class Engine:
 
 
 def simulate(
-    profile: EngineProfile, arrivals: Sequence[Arrival], *, after_step: Callable[[Engine], None] | None = None
+    profile: EngineProfile,
+    arrivals: Sequence[Arrival],
+    *,
+    engine: Engine | None = None,
+    after_step: Callable[[Engine], None] | None = None,
 ) -> Result:
     """Serve ``arrivals``, ascending in time, to the end.
 
     Args:
         profile: cost and limits of the engine.
         arrivals: the requests; those of equal time enter in the order given.
+        engine: an idle engine of this profile whose iterations are priced otherwise.
         after_step: called with the engine after each iteration, to watch it.
 
     Raises:
         ValueError: an arrival is earlier than the one before it, or a figure of it is impossible.
     """
     _check(arrivals)
-    engine = Engine(profile)
+    engine = engine or Engine(profile)
     requests: list[Request] = []
     now_s = -math.inf
     while len(requests) < len(arrivals) or not engine.idle:

@@ -24,7 +24,7 @@ PENDING, ROUTED, FINISHED, DROPPED, REJECTED = range(5)
 ENGINE = np.dtype(
     [
         # The cost model in seconds, overhead included.
-        ("c0_s", "f8"), ("b_s", "f8"), ("c_s", "f8"), ("a_s", "f8"), ("q_s", "f8"), ("c_mixed_s", "f8"),
+        ("c0_s", "f8"), ("b_s", "f8"), ("c_s", "f8"), ("a_s", "f8"), ("q_s", "f8"), ("c_mixed_s", "f8"), ("c0_mixed_s", "f8"),
         ("n0", "i4"),
         ("blocks", "i4"),  # usable KV blocks
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
@@ -121,6 +121,7 @@ def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
             ("a_s", p.a_ms),
             ("q_s", p.q_ms),
             ("c_mixed_s", p.c_mixed_ms),
+            ("c0_mixed_s", p.c0_mixed_ms),
         ):
             record[name] = ms * scale
         record["n0"], record["blocks"], record["reuse"] = p.n0_tokens, p.usable_blocks, p.reuse_preempted_blocks

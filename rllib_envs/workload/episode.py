@@ -20,7 +20,7 @@ from rllib_envs.workload.predictions import predict
 from rllib_envs.workload.variation import vary
 
 _STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation")
-_COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")
+_COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # that err on their own; c0_mixed_ms errs as c0_ms does
 _SCORE_GRID = 2.0**20
 """Scores are rounded to multiples of 2**-20, so that sums of them are exact in float64, in any order."""
 
@@ -102,6 +102,10 @@ def _true_engines(told: tuple[EngineProfile, ...], faults: Faults, rng: np.rando
     common = faults.engine_factor * np.exp(faults.engine_expert_log_sd * normal)
     factors = common[:, None] * faults.engine_coefficient_factor**signs
     return tuple(
-        replace(engine, **{name: getattr(engine, name) * float(f) for name, f in zip(_COEFFICIENTS, row, strict=True)})
+        replace(
+            engine,
+            c0_mixed_ms=engine.c0_mixed_ms * float(row[0]),
+            **{name: getattr(engine, name) * float(f) for name, f in zip(_COEFFICIENTS, row, strict=True)},
+        )
         for engine, row in zip(told, factors, strict=True)
     )

@@ -46,6 +46,7 @@ def profiles(draw: st.DrawFn) -> EngineProfile:
         n0_tokens=draw(st.integers(0, 64)),
         q_ms=draw(st.floats(0, 1e-3)),
         c_mixed_ms=draw(st.sampled_from([0.0, 0.02])),
+        c0_mixed_ms=draw(st.sampled_from([0.0, 3.7])),
         kv_tokens=(length + 15) // 16 * 16 + 16 + 16 * draw(st.integers(0, 20)),
         kv_bytes_per_token=1,
         max_num_seqs=seats,

@@ -43,7 +43,7 @@ from tests.worlds import (
 WATCHED = Observation(whatif=True, counterfactual=True, running_slots=3, waiting_slots=2)
 CALIBRATED = replace(WATCHED, calibrate=True)
 DRIFTS = [EXPERT_FEATURES.index(name) for name in ("length_drift", "step_drift")]
-TIMES = ("c0_s", "b_s", "c_s", "a_s", "q_s", "c_mixed_s")
+TIMES = ("c0_s", "b_s", "c_s", "a_s", "q_s", "c_mixed_s", "c0_mixed_s")
 late_or_not = pytest.mark.parametrize("delay_s", [0.0, 0.07])
 
 World = tuple[Scenario, Episode, np.ndarray]
