@@ -1,7 +1,8 @@
 """Fit the constants of the synthetic catalogue to the public ZeroEval extract, and print file against model.
 
 Run it:  python benchmarks/fit_catalogue.py zeroeval_gsm_crux_math.jsonl.gz
-Expect:  the four fitted constants of ``rllib_envs/workload/catalogue.py`` to three digits, and the table of its docstring.
+Expect:  the four fitted constants of ``rllib_envs/workload/catalogue.py`` to three digits, that of ``lengths.py``, and the table
+         of the catalogue's docstring.
 
 The file: JSONL, derived from ``result_dirs/{gsm,crux,math-l5}/<model>.json`` of github.com/WildEval/ZeroEval (Apache-2.0);
 see docs/data.md for the format. All moments of the model are integrals over the shared factor: given it, models are independent.
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import ndtr, ndtri
 
-from rllib_envs.workload import catalogue
+from rllib_envs.workload import catalogue, lengths
 
 POOL = (
     "gemma-2-2b-it",
@@ -77,6 +78,14 @@ def moments(score: NDArray[np.float64], output_tokens: NDArray[np.float64]) -> M
     )
 
 
+def noise_log_sd(output_tokens: NDArray[np.float64]) -> float:
+    """Log standard deviation of one model's length about what models share, from the middle half of the log ratios of pairs."""
+    log_tokens = np.log(output_tokens)
+    first, second = np.triu_indices(log_tokens.shape[1], 1)
+    low, high = np.quantile(log_tokens[:, first] - log_tokens[:, second], (0.25, 0.75), axis=0)
+    return float(((high - low) / (ndtri(0.75) - ndtri(0.25))).mean() / np.sqrt(2))
+
+
 def model_moments(mean_score: NDArray[np.float64], fit: Fit) -> Moments:
     """The same moments of the synthetic catalogue, exactly."""
     v, s = fit.shared_variance, fit.length_log_sd
@@ -124,6 +133,8 @@ def main() -> None:
     fit = fit_constants(score.mean(axis=0), target)
     for name, value in asdict(fit).items():
         print(f"{name:26} {value:8.4f}   shipped {getattr(catalogue, name.upper()):.4f}")
+    noise = noise_log_sd(output_tokens)
+    print(f"{'length_noise_log_sd':26} {noise:8.4f}   shipped {lengths.LENGTH_NOISE_LOG_SD:.4f} (for given lengths)")
     model = asdict(model_moments(score.mean(axis=0), fit))
     for name, value in asdict(target).items():
         print(f"{name:26} file {value:7.4f}   model {model[name]:7.4f}")

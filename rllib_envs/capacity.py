@@ -4,6 +4,7 @@
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from rllib_envs.sim.state import allocate, clear, engine_records
 from rllib_envs.sim.whatif import scratch_for
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
+from rllib_envs.workload.replay import ArrivalBatch, recorded
 
 IN_TIME = 0.9
 """Share of the requests that must finish within the SLO for a rate to count as carried."""
@@ -35,9 +37,9 @@ def capacity_rps(scenario: Scenario) -> float:
 def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     """(N,) largest Poisson rate, requests/s, at which each expert, alone, finishes 90 % of its requests within the SLO.
 
-    Found by halving an interval of rates on fixed draws of the scenario's catalogue, with the prompts of its arrival process
-    where that brings its own. The sum over experts is the capacity of the cluster: it knows nothing of a router, so that loads of
-    different clusters compare.
+    Found by halving an interval of rates on fixed draws of the scenario's catalogue, with the prompts and output lengths of its
+    arrival process where that brings its own (of a trace, rows from all over its window). The sum over experts is the capacity
+    of the cluster: it knows nothing of a router, so that loads of different clusters compare.
 
     Raises:
         InputError: the catalogue or the trace cannot be read.
@@ -61,8 +63,8 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
     workload = allocate_workload(owner.size, _REQUESTS, 1)
     workload.total[:] = _REQUESTS
     for repeat in range(_REPEATS):
-        prompts = draw_arrivals(scenario.workload.arrivals, 1.0, _REQUESTS, rng).prompt_tokens
-        requests = draw_requests(scenario, _REQUESTS, rng, None if prompts is None else rng.choice(prompts, _REQUESTS))
+        brought = _brought(scenario.workload.arrivals, rng)
+        requests = draw_requests(scenario, _REQUESTS, rng, brought.prompt_tokens, brought.lengths)
         mine = slice(repeat, None, _REPEATS)
         workload.prompt[mine] = requests.prompt_tokens
         workload.output[mine, :, 0] = requests.output_tokens.T
@@ -78,6 +80,20 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
         carried = late.reshape(n, _REPEATS).mean(axis=1) <= 1 - IN_TIME
         low, high = np.where(carried, rate, low), np.where(carried, high, rate)
     return low
+
+
+def _brought(arrivals: Arrivals, rng: np.random.Generator) -> ArrivalBatch:
+    """What the arrival process brings: prompts and lengths of as many requests, drawn together from all that it has."""
+    batch = recorded(arrivals) if arrivals.kind == "trace" else draw_arrivals(arrivals, 1.0, _REQUESTS, rng)
+    prompt, lengths = batch.prompt_tokens, batch.lengths
+    if prompt is None and lengths is None:
+        return batch
+    rows = rng.integers(0, batch.arrival_s.size, _REQUESTS)
+    return replace(
+        batch,
+        prompt_tokens=None if prompt is None else prompt[rows],
+        lengths=None if lengths is None else lengths.at(rows),
+    )
 
 
 @kernel

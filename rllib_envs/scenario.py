@@ -32,6 +32,9 @@ AtLeastOne = Annotated[float, Field(ge=1)]
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
 
+DEFAULT_REQUESTS = 2000
+"""Arrivals in an episode where ``Workload.requests`` does not say and nothing is replayed."""
+
 _WITHOUT_PROMPTS = ("poisson", "gamma", "mmpp", "diurnal")  # arrival processes that bring no prompts of their own
 
 
@@ -79,6 +82,9 @@ class Arrivals:
     period_s: Positive = 86_400.0  # diurnal: length of a day (compress it for short episodes)
     amplitude: Fraction = 0.6  # diurnal: peak over mean is 1 + amplitude
     trace: TraceFile | None = None
+    # Output lengths, of trace and azure-*: the trace's own (where the file has them; rllib_envs.workload.lengths), or drawn like
+    # those of any other request.
+    lengths: Literal["trace", "catalogue"] = "trace"
 
     @model_validator(mode="after")
     def _trace_given(self) -> Self:
@@ -176,7 +182,7 @@ class Workload:
     # a number = requests/s; light, moderate, heavy = fractions of capacity_rps; mixed = drawn per episode between
     # mixed_range fractions (log-uniform); native = a trace's own rate
     mixed_range: tuple[Positive, Positive] = (0.2, 1.2)
-    requests: Annotated[int, Field(ge=1)] = 2000  # arrivals in an episode (a trace may end earlier)
+    requests: Annotated[int, Field(ge=1)] | None = None  # arrivals in an episode; None: 2000, or all of a trace
     catalogue: Catalogue = Field(default_factory=Catalogue)
 
     @model_validator(mode="after")

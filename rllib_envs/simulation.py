@@ -33,11 +33,26 @@ from rllib_envs.sim.cluster import (
 )
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import borrow_state
-from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, REJECTED, ROUTED, State, allocate, clear, engine_records
+from rllib_envs.sim.state import (
+    DROPPED,
+    FINISHED,
+    PENDING,
+    RECORD,
+    REJECTED,
+    REQUEST,
+    ROUTED,
+    State,
+    allocate,
+    clear,
+    engine_records,
+)
 from rllib_envs.sim.whatif import Scratch, borrow_scratch, predict_action, scratch_for
 from rllib_envs.workload.episode import draw_episode
+from rllib_envs.workload.replay import episode_requests
 
 STATUS_NAMES = {PENDING: "pending", ROUTED: "routed", FINISHED: "finished", DROPPED: "dropped", REJECTED: "rejected"}
+
+_MOST_BYTES = 8 * 2**30  # of the tables of requests; 20 episodes of two million requests on six experts
 
 
 class World(NamedTuple):
@@ -223,7 +238,7 @@ class Simulation:
 
         Raises:
             ValueError: batch < 1, or not one world for each cluster.
-            InputError: worlds that differ in more.
+            InputError: worlds that differ in more, a trace that cannot be read, or more requests than memory should be taken for.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be >= 1")
@@ -232,7 +247,9 @@ class Simulation:
         _check_worlds(scenario, self.worlds, batch)
         self.batch = batch
         self.capacity_rps = capacity_rps(scenario)
-        spec, n, m = scenario.observation, scenario.n_experts, scenario.workload.requests
+        spec, n = scenario.observation, scenario.n_experts
+        m = self._requests = max(episode_requests(world.workload) for world in self.worlds)
+        _check_memory(batch, m, n)
         believed = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         self.state = allocate(believed.copy(), m)
         self.workload = allocate_workload(batch, m, n)
@@ -292,7 +309,7 @@ class Simulation:
     def _start_telemetry(self, cluster: int, delay_s: float) -> None:
         """Telemetry of a new episode in one cluster; the first one that is late makes room for what it shows."""
         if delay_s > 0 and self.world.late is self.state:
-            self.world = self.world._replace(late=allocate(self.state.engines, self.scenario.workload.requests))
+            self.world = self.world._replace(late=allocate(self.state.engines, self._requests))
         if self.world.late is not self.state:
             clear(self.world.late, cluster)
         self.world.late_cursor[cluster] = 0
@@ -356,6 +373,17 @@ class Simulation:
             preemptions=records["preemptions"].copy(),
             qos=np.where(finished & in_time, score, 0.0),
             late=finished & ~in_time,
+        )
+
+
+def _check_memory(batch: int, requests: int, n_experts: int) -> None:
+    """Refuse episodes whose tables are absurdly large, before the memory is taken."""
+    of_a_request = REQUEST.itemsize + RECORD.itemsize + 16 * n_experts  # true and told scores and lengths at every expert
+    needed = batch * requests * of_a_request
+    if needed > _MOST_BYTES:
+        raise InputError(
+            f"requests = {requests:,} in each of {batch} episodes at once, at {n_experts} experts: {needed / 2**30:.1f} GiB of "
+            f"tables, allowed are {_MOST_BYTES >> 30} GiB: ask for fewer requests or seeds, or for a shorter window of a trace"
         )
 
 

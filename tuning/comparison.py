@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rllib_envs.workload.replay import episode_requests
 from tuning.matrix import CellResult
 from tuning.metrics import METRICS
 from tuning.routers import RouterSpec
@@ -113,7 +114,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "fault": workload.fault,
         "rate_rps": workload.rate_rps,
         "capacity_rps": workload.scenario.capacity_rps,
-        "requests": workload.scenario.workload.requests,
+        "requests": episode_requests(workload.scenario.workload),
         "fingerprint": workload.scenario.fingerprint(),
         "baseline": comparison.baseline,
         "baseline_chosen": comparison.chosen,

@@ -17,6 +17,7 @@ import tyro
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
+from rllib_envs.workload.replay import episode_requests
 from tuning.digests import code_digest
 from tuning.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
 from tuning.routers import parse_router
@@ -114,7 +115,7 @@ def run(options: Options) -> None:
             "fingerprint": world_fingerprint(scenario),
             "code": code_digest(),
             "seeds": {"first": TUNING_SEEDS.start, "count": options.seeds},
-            "requests": workloads[0].scenario.workload.requests,
+            "requests": episode_requests(workloads[0].scenario.workload),
             "workloads": {w.name: _entry(w, [best[w.name, router] for router in coarse]) for w in workloads},
         },
     )

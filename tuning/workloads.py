@@ -43,6 +43,9 @@ class TraceOptions:
     """Length of that window in seconds. Default: to the trace's end."""
     trace_jitter: tyro.conf.DisallowNone[bool | None] = None
     """Spread each arrival uniformly within the trace's own time tick. Default: where its times are quantised (Mooncake: 3 s)."""
+    trace_lengths: Literal["trace", "catalogue"] | None = None
+    """Output lengths of a trace and of the Azure arrivals: the trace's, where it has them, or those of the scenario's catalogue.
+    Default: the scenario's choice, which is the trace's unless it says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +88,15 @@ def make_workloads(
         InputError: unknown load, process or fault, impossible parameters, no such trace.
     """
     world = scenario if requests is None else _changed(scenario, f"requests = {requests}", requests=requests)
-    replay = () if trace.trace is None else (_trace_arrivals(trace),)
-    own = () if arrivals or replay else (world.workload.arrivals,)
-    processes = (*own, *(_parse_arrivals(text, world.workload.arrivals) for text in arrivals), *replay)
+    usual = world.workload.arrivals
+    if trace.trace_lengths is not None:
+        usual = replace(usual, lengths=trace.trace_lengths)
+    replay = () if trace.trace is None else (_trace_arrivals(trace, usual.lengths),)
+    own = () if arrivals or replay else (usual,)
+    processes = (*own, *(_parse_arrivals(text, usual) for text in arrivals), *replay)
+    whole = _changed(world, "a trace", requests=requests)  # the scenario's number is of its own arrivals
     made = [
-        _make(world, process, load)
+        _make(whole if process in replay else world, process, load)
         for process in processes
         for load in loads or ("native" if process in replay else _load_name(world.workload.load),)
     ]
@@ -175,13 +182,13 @@ def _arrivals_name(process: Arrivals) -> str:
     return format_spec(process.kind, {key: getattr(process, key) for key in keys})
 
 
-def _trace_arrivals(options: TraceOptions) -> Arrivals:
+def _trace_arrivals(options: TraceOptions, lengths: Literal["trace", "catalogue"]) -> Arrivals:
     names = ("format", "time_column", "prompt_column", "output_column", "start_s", "duration_s", "jitter")
     try:
         file = TraceFile(path=str(options.trace), **{name: getattr(options, f"trace_{name}") for name in names})
     except ValidationError as error:
         raise InputError(_explain(f"trace {str(options.trace)!r}", error)) from None
-    return Arrivals(kind="trace", trace=file)
+    return Arrivals(kind="trace", trace=file, lengths=lengths)
 
 
 def _changed(scenario: Scenario, what: str, **changes: Any) -> Scenario:

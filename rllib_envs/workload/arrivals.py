@@ -6,8 +6,7 @@ Everything is drawn in whole arrays from the generator passed in: the same gener
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,8 @@ from scipy.signal import lfilter
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals
-from rllib_envs.workload.ticks import spread
-from rllib_envs.workload.traces import cached_trace
-
-AzureKind = Literal["azure-conversation", "azure-code"]
+from rllib_envs.workload.azure import AzureKind, azure_lengths, azure_prompt_tokens
+from rllib_envs.workload.replay import ArrivalBatch, replay
 
 AZURE_RATE_RPS: dict[AzureKind, float] = {"azure-conversation": 5.530, "azure-code": 2.567}
 """Mean rates of the Azure LLM inference traces of 2023 (one hour each; 19,366 and 8,819 requests), requests/s."""
@@ -53,29 +50,8 @@ _CODE_REGIMES = (
 _CODE_BATCH_LOG_MEAN, _CODE_BATCH_LOG_SD = -6.8, 1.4  # log of seconds
 _CODE_PAUSE_MIN_S, _CODE_PAUSE_SHAPE, _CODE_PAUSE_SCALE_S = 1.0, 0.22, 81.0  # minimum + Gamma
 
-# Quantiles of the traces' prompt tokens; many prompts of the code trace are cut at 7,437.
-_PROMPT_LEVELS = (0, 0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1)
-_PROMPT_QUANTILES: dict[AzureKind, tuple[int, ...]] = {
-    "azure-conversation": (
-        *(2, 29, 91, 181, 207, 372, 387, 396, 403, 414, 703, 984, 1020, 1045, 1071, 1097, 1130, 1189, 1315, 1876, 2735, 4083),
-        *(4098, 4142, 4831, 6179, 14050),
-    ),
-    "azure-code": (
-        *(3, 17, 35, 75, 147, 232, 386, 578, 770, 939, 1075, 1261, 1469, 1690, 1909, 2164, 2433, 2745, 3192, 3920, 5188, 7303),
-        *(7436, 7436, 7436, 7437, 7437),
-    ),
-}
-
 _MIN_CYCLE_ARRIVALS = 0.1  # keeps the work of mmpp in proportion to the arrivals
 _DAY_STEPS = 4096  # the diurnal curve's integral is exact at so many points of a day, linear between them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ArrivalBatch:
-    """The arrivals of an episode."""
-
-    arrival_s: NDArray[np.float64]  # (n,) ascending (equal times may repeat), seconds from the start of the episode, >= 0
-    prompt_tokens: NDArray[np.int32] | None  # (n,) >= 1, where the process brings its own prompt lengths
 
 
 def arrival_times(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -84,14 +60,16 @@ def arrival_times(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.ra
 
 
 def draw_arrivals(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> ArrivalBatch:
-    """Draw n arrivals; a replayed trace gives fewer where it ends before.
+    """Draw n arrivals; a replayed trace gives all where it has no more.
 
     ``rate_rps`` is the long-run mean rate, requests/s; None is a trace's own. The azure processes and a replayed trace reach
-    another rate by a change of the time scale, so that their burstiness in requests stays. ``cycle_s`` and ``period_s`` of mmpp
-    and diurnal are real time whatever the rate. mmpp starts in its stationary law, diurnal at a uniformly random time of day,
-    a replay at the start of its window; it draws nothing but the offsets within ticks of a trace whose times are quantised
-    (``TraceFile.jitter``). Prompt tokens come with the azure processes (drawn independently of the times: in the traces their
-    correlation with the neighbours is below 0.03) and with a trace that has them.
+    another rate by a change of the time scale, so that their burstiness in requests stays: the rows that are replayed come at
+    that rate, whatever the rate of the file. ``cycle_s`` and ``period_s`` of mmpp and diurnal are real time whatever the rate.
+    mmpp starts in its stationary law, diurnal at a uniformly random time of day, a replay of fewer requests than its window has
+    at a uniformly random one of them. A replay of all starts with the window, and draws nothing but the offsets within ticks of
+    a trace whose times are quantised (``TraceFile.jitter``). Prompt tokens, and output tokens for ``lengths: trace``, come with
+    the azure processes (drawn independently of the times: in the traces the correlation of prompts with their neighbours is
+    below 0.03) and with a trace that has them.
 
     Raises:
         InputError: no rate for a process without one of its own, a rate or n that is not positive, a ``cv`` outside 0.01 to 100,
@@ -102,19 +80,16 @@ def draw_arrivals(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.ra
     if rate_rps is not None and not 0 < rate_rps < math.inf:
         raise InputError(f"rate_rps = {rate_rps}: must be a positive number of requests per second")
     if arrivals.kind == "trace":
-        return _replay(arrivals, rate_rps, n, rng)
+        return replay(arrivals, rate_rps, n, rng)
     if arrivals.kind == "azure-conversation" or arrivals.kind == "azure-code":
         rate = AZURE_RATE_RPS[arrivals.kind] if rate_rps is None else rate_rps
         gaps = _conversation_gaps(n, rng) if arrivals.kind == "azure-conversation" else _code_gaps(n, rng)
-        return ArrivalBatch(arrival_s=np.cumsum(gaps) / rate, prompt_tokens=azure_prompt_tokens(arrivals.kind, n, rng))
+        prompt = azure_prompt_tokens(arrivals.kind, n, rng)
+        lengths = azure_lengths(arrivals.kind, prompt, rng) if arrivals.lengths == "trace" else None
+        return ArrivalBatch(arrival_s=np.cumsum(gaps) / rate, prompt_tokens=prompt, lengths=lengths)
     if rate_rps is None:
         raise InputError(f"rate_rps = None with arrivals.kind = {arrivals.kind!r}: only a trace has a rate of its own")
     return ArrivalBatch(arrival_s=_synthetic_times(arrivals, rate_rps, n, rng), prompt_tokens=None)
-
-
-def azure_prompt_tokens(kind: AzureKind, n: int, rng: np.random.Generator) -> NDArray[np.int32]:
-    """Prompt tokens (n,) as in the Azure trace of that kind, by interpolation of 27 quantiles (within 0.04 in probability)."""
-    return np.rint(np.interp(rng.random(n), _PROMPT_LEVELS, _PROMPT_QUANTILES[kind])).astype(np.int32)
 
 
 def _synthetic_times(arrivals: Arrivals, rate_rps: float, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -204,15 +179,3 @@ def _mean_gap_s(regime: _Regime) -> float:
     pause_s = _CODE_PAUSE_MIN_S + _CODE_PAUSE_SHAPE * _CODE_PAUSE_SCALE_S
     paced_share = 1 - regime.batch_share - regime.pause_share
     return regime.batch_share * batch_s + paced_share * paced_s + regime.pause_share * pause_s
-
-
-def _replay(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> ArrivalBatch:
-    if arrivals.trace is None:  # Arrivals refuses this; stated for the type checker
-        raise InputError("arrivals.trace = None: kind 'trace' replays a trace")
-    trace = cached_trace(arrivals.trace)
-    if rate_rps is not None and math.isnan(trace.rate_rps):
-        raise InputError(f"{trace.source}: all requests of the window come at once: no rate to rescale to rate_rps = {rate_rps}")
-    scale = 1.0 if rate_rps is None else trace.rate_rps / rate_rps
-    prompt = trace.prompt_tokens
-    times = trace.arrival_s[:n] if trace.tick_s is None else spread(trace.arrival_s[:n], trace.tick_s, rng)
-    return ArrivalBatch(arrival_s=times * scale, prompt_tokens=None if prompt is None else prompt[:n].copy())

@@ -36,11 +36,11 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ from scipy.special import ndtr, ndtri
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Expert, Scenario
+from rllib_envs.workload.lengths import MAX_TOKENS, GivenLengths
+
+_Drawn = TypeVar("_Drawn", bound=np.generic)
 
 SHARED_VARIANCE = 0.768
 """v_z: share of the latent score that all models have in common; fitted to pairwise correlation and oracle together."""
@@ -68,9 +71,6 @@ LENGTH_SHARED = 0.430
 TRAIN_SHARE = 0.7
 """Share of a file's prompts that the train split gets."""
 
-MAX_TOKENS = 2**30
-"""Longest prompt or answer; beyond any engine, and small enough that sums stay whole numbers."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestBatch:
@@ -87,7 +87,11 @@ class RequestBatch:
 
 
 def draw_requests(
-    scenario: Scenario, n: int, rng: np.random.Generator, prompt_tokens: NDArray[np.integer[Any]] | None = None
+    scenario: Scenario,
+    n: int,
+    rng: np.random.Generator,
+    prompt_tokens: NDArray[np.integer[Any]] | None = None,
+    lengths: GivenLengths | None = None,
 ) -> RequestBatch:
     """Draw ``n`` requests from the scenario's catalogue.
 
@@ -96,43 +100,52 @@ def draw_requests(
         n: M, how many.
         rng: the catalogue's own stream.
         prompt_tokens: (M,) prompt lengths of a trace; they replace the catalogue's and leave every other draw as it was.
+        lengths: of the answers, as a trace has them; scores are drawn jointly with them (``rllib_envs.workload.lengths``).
 
     Raises:
-        InputError: the file is missing or malformed, lacks an expert's model, or ``prompt_tokens`` is not (M,).
+        InputError: the file is missing or malformed, lacks an expert's model, or a given array is not (M,).
     """
-    batch = _draw_from_file(scenario, n, rng) if scenario.workload.catalogue.kind == "file" else _draw_synthetic(scenario, n, rng)
-    if prompt_tokens is None:
-        return batch
-    if prompt_tokens.shape != (n,):
-        raise InputError(f"prompt_tokens: shape {prompt_tokens.shape}, must be ({n},): one length for each request")
-    return RequestBatch(
-        prompt_tokens=np.clip(prompt_tokens, 1, MAX_TOKENS).astype(np.int32),
-        score=batch.score,
-        probability=batch.probability,
-        output_tokens=batch.output_tokens,
-    )
+    for name, given in (("prompt_tokens", prompt_tokens), ("lengths", None if lengths is None else lengths.tokens)):
+        if given is not None and given.shape != (n,):
+            raise InputError(f"{name}: shape {given.shape}, must be ({n},): one length for each request")
+    draw = _draw_from_file if scenario.workload.catalogue.kind == "file" else _draw_synthetic
+    batch = draw(scenario, n, rng, lengths)
+    return batch if prompt_tokens is None else replace(batch, prompt_tokens=_as_tokens(prompt_tokens))
 
 
-def _draw_synthetic(scenario: Scenario, n: int, rng: np.random.Generator) -> RequestBatch:
-    experts, catalogue = scenario.experts, scenario.workload.catalogue
+def _as_tokens(values: NDArray[Any]) -> NDArray[np.int32]:
+    return np.clip(values, 1, MAX_TOKENS).astype(np.int32)
+
+
+def _models(experts: Sequence[Expert]) -> tuple[int, list[int]]:
+    """How many different models there are, and the model of each expert."""
     names = list(dict.fromkeys(expert.model for expert in experts))
-    model_of = [names.index(expert.model) for expert in experts]
+    return len(names), [names.index(expert.model) for expert in experts]
 
-    def per_model(draws: NDArray[np.float32]) -> NDArray[np.float32]:
-        return draws if len(names) == len(experts) else draws[:, model_of]
+
+def _draw_synthetic(scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None) -> RequestBatch:
+    experts, catalogue = scenario.experts, scenario.workload.catalogue
+    models, model_of = _models(experts)
+
+    def per_model(draws: NDArray[_Drawn]) -> NDArray[_Drawn]:
+        return draws if models == len(experts) else draws[:, model_of]
 
     ease = rng.standard_normal((n, 1), dtype=np.float32)
-    theta = ndtri([expert.mean_score for expert in experts])
-    own = per_model(rng.standard_normal((n, len(names)), dtype=np.float32))
-    probability = _probability(theta, ease, own)
+    own = per_model(rng.standard_normal((n, models), dtype=np.float32))
     wordy = rng.standard_normal((n, 1), dtype=np.float32)
-    rest = per_model(rng.standard_normal((n, len(names)), dtype=np.float32))
-    output_tokens = _output_tokens(np.log([expert.mean_output_tokens for expert in experts]), ease, wordy, rest)
-    score = probability
+    rest = per_model(rng.standard_normal((n, models), dtype=np.float32))
+    if lengths is not None:  # the draw of the wordiness is free then, and settles the order within ties
+        ease = lengths.ease(ease, ndtr(wordy[:, 0].astype(np.float64)), LENGTH_EASE)
+    score = probability = _probability(ndtri([expert.mean_score for expert in experts]), ease, own)
     if catalogue.scores == "binary":
-        score = (per_model(rng.random((n, len(names)), dtype=np.float32)) < probability).astype(np.float64)
+        score = (per_model(rng.random((n, models), dtype=np.float32)) < probability).astype(np.float64)
     log_sd = np.sqrt(np.log1p(catalogue.prompt_tokens_cv**2))
     prompt = log_sd * rng.standard_normal(n) + (np.log(catalogue.prompt_tokens_mean) - log_sd**2 / 2)
+    mean_tokens = np.array([expert.mean_output_tokens for expert in experts])
+    if lengths is None:
+        output_tokens = _output_tokens(np.log(mean_tokens), ease, wordy, rest)
+    else:
+        output_tokens = lengths.at_experts(mean_tokens, rest, per_model(rng.random((n, models))))
     return RequestBatch(prompt_tokens=_whole_tokens(prompt), score=score, probability=probability, output_tokens=output_tokens)
 
 
@@ -171,15 +184,31 @@ class PromptFile:
     output_tokens: NDArray[np.float64]  # (P, A), NaN where not run
 
 
-def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator) -> RequestBatch:
+def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None) -> RequestBatch:
+    """Prompts of the file, uniformly, or those that go with given lengths.
+
+    Of given lengths the file keeps the joint law with its scores: a request gets the prompt at which an expert drawn at random
+    has the rank that the request's length has among those given. Every prompt is as likely as before. Its scores are the
+    request's; its lengths only serve to find it, and count by the experts' means.
+    """
     catalogue = scenario.workload.catalogue
     pool = _pool(read_prompt_file(str(catalogue.path)), scenario.experts, catalogue.split)
-    rows = rng.integers(0, len(pool.prompt_tokens), n)
+    if lengths is None:
+        rows = rng.integers(0, len(pool.prompt_tokens), n)
+        output_tokens = pool.output_tokens[rows]
+    else:
+        asked = rng.integers(0, len(scenario.experts), n)
+        last = len(pool.prompt_tokens) - 1
+        ranks = np.minimum(lengths.levels(rng.random(n)) * (last + 1), last).astype(np.int64)
+        rows = np.argsort(pool.output_tokens, axis=0, kind="stable")[ranks, asked]
+        models, model_of = _models(scenario.experts)
+        noise, rounding = rng.standard_normal((n, models))[:, model_of], rng.random((n, models))[:, model_of]
+        output_tokens = lengths.at_experts(pool.output_tokens.mean(axis=0), noise, rounding)
     return RequestBatch(
         prompt_tokens=pool.prompt_tokens[rows],
         score=pool.score[rows],
         probability=pool.probability[rows],
-        output_tokens=pool.output_tokens[rows],
+        output_tokens=output_tokens,
     )
 
 

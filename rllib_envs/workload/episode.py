@@ -17,6 +17,7 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.predictions import predict
+from rllib_envs.workload.replay import episode_requests
 from rllib_envs.workload.variation import vary
 
 _STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation")
@@ -56,8 +57,8 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         scenario = vary(scenario, streams["variation"])
     believed = tuple(_with_kv_share(expert.engine, scenario.faults.kv_factor) for expert in scenario.experts)
     rate = _rate_rps(scenario, capacity_rps, streams["load"])
-    arrivals = draw_arrivals(scenario.workload.arrivals, rate, scenario.workload.requests, streams["arrivals"])
-    requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens)
+    arrivals = draw_arrivals(scenario.workload.arrivals, rate, episode_requests(scenario.workload), streams["arrivals"])
+    requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens, arrivals.lengths)
     told = predict(scenario.predictions, requests, streams["predictions"])
     return Episode(
         arrival_s=arrivals.arrival_s,

@@ -17,7 +17,8 @@ from scipy import stats
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, TraceFile
-from rllib_envs.workload.arrivals import AZURE_RATE_RPS, arrival_times, azure_prompt_tokens, draw_arrivals
+from rllib_envs.workload.arrivals import AZURE_RATE_RPS, arrival_times, draw_arrivals
+from rllib_envs.workload.azure import azure_prompt_tokens
 from rllib_envs.workload.traces import Trace, read_trace
 from tests.draws import examples
 
@@ -238,21 +239,32 @@ def recorded(tmp_path: Path) -> TraceFile:
     return TraceFile(path=str(path), format="csv", prompt_column="prompt")
 
 
-def test_replay_is_the_trace_and_draws_nothing(recorded: TraceFile) -> None:
+def test_a_replay_of_all_is_the_trace_and_draws_nothing(recorded: TraceFile) -> None:
     rng = np.random.default_rng(6)
     before = rng.bit_generator.state
     whole = draw_arrivals(Arrivals(kind="trace", trace=recorded), None, 100, rng)
-    assert rng.bit_generator.state == before
     np.testing.assert_array_equal(whole.arrival_s, [0, 2, 2, 6, 8])
     np.testing.assert_array_equal(whole.prompt_tokens, [5, 6, 7, 8, 9])
-    head = draw_arrivals(Arrivals(kind="trace", trace=recorded), None, 2, rng)
-    np.testing.assert_array_equal(head.arrival_s, [0, 2])
-    np.testing.assert_array_equal(head.prompt_tokens, [5, 6])
     later = draw_arrivals(Arrivals(kind="trace", trace=replace(recorded, start_s=1.0, duration_s=6.0)), None, 100, rng)
     np.testing.assert_array_equal(later.arrival_s, [1, 1, 5])  # from the start of the window
     np.testing.assert_array_equal(later.prompt_tokens, [6, 7, 8])
     untold = draw_arrivals(Arrivals(kind="trace", trace=replace(recorded, prompt_column=None)), None, 100, rng)
     assert untold.prompt_tokens is None
+    assert rng.bit_generator.state == before
+
+
+def test_fewer_requests_than_a_window_holds_are_consecutive_ones_from_anywhere_in_it(recorded: TraceFile) -> None:
+    arrivals = Arrivals(kind="trace", trace=recorded)
+    times, prompts = np.array([0, 2, 2, 6, 8]), [5, 6, 7, 8, 9]
+    seen = set()
+    for seed in range(60):
+        part = draw_arrivals(arrivals, None, 3, np.random.default_rng(seed))
+        assert part.prompt_tokens is not None
+        first = prompts.index(int(part.prompt_tokens[0]))
+        assert part.prompt_tokens.tolist() == prompts[first : first + 3]
+        np.testing.assert_array_equal(part.arrival_s, times[first : first + 3] - times[first])
+        seen.add(first)
+    assert seen == {0, 1, 2}
 
 
 @given(rate=st.floats(1e-3, 1e3))
@@ -264,6 +276,9 @@ def test_replay_reaches_another_rate_by_scaling_time(tmp_path_factory: pytest.Te
     times = arrival_times(arrivals, rate, 100, np.random.default_rng(0))
     assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(rate)
     np.testing.assert_allclose(times / times[-1], np.array([0, 2, 2, 6, 8]) / 8, rtol=1e-12)
+    for seed in range(5):  # a part comes at that rate too, however slow or fast it is in the file
+        part = arrival_times(arrivals, rate, 4, np.random.default_rng(seed))
+        assert 3 / (part[-1] - part[0]) == pytest.approx(rate)
 
 
 def test_a_replayed_batch_may_be_changed_without_changing_the_next(recorded: TraceFile) -> None:

@@ -20,6 +20,7 @@ from rllib_envs.scenario import Catalogue, Expert, Scenario, Workload
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload import catalogue as shipped
 from rllib_envs.workload.catalogue import RequestBatch, draw_requests, in_train_split, read_prompt_file
+from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD
 from tests.draws import examples
 
 ENGINE = EngineProfile(c0_ms=10, b_ms=0, c_ms=0, a_ms=0, n0_tokens=0, q_ms=0, kv_tokens=8192, kv_bytes_per_token=1)
@@ -106,6 +107,7 @@ def test_shipped_constants_are_the_fit_to_the_real_file(fitting: ModuleType, zer
     assert fit.length_log_sd == pytest.approx(shipped.LENGTH_LOG_SD, abs=1e-3)
     assert fit.length_ease == pytest.approx(shipped.LENGTH_EASE, abs=1e-3)
     assert fit.length_shared == pytest.approx(shipped.LENGTH_SHARED, abs=1e-3)
+    assert fitting.noise_log_sd(output_tokens) == pytest.approx(LENGTH_NOISE_LOG_SD, abs=1e-3)
 
 
 def test_model_moments_are_those_of_draws(fitting: ModuleType, binary: RequestBatch) -> None:
