@@ -37,13 +37,13 @@ demo: .venv/.installed ## train a small router and compare it with the heuristic
 	$(BIN)/edgeroute demo
 
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest -n 2 -m 'not cluster'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not cluster'
 
 fuzz: .venv/.installed ## draw property tests anew until one fails (MINUTES=10: begin no round after; EXAMPLES=200; ARGS='-k reward')
 	@start=$$(date +%s); round=0; \
 	while [ -z '$(MINUTES)' ] || [ $$(( $$(date +%s) - start )) -lt $$(( 60 * $(or $(MINUTES),0) )) ]; do \
 		round=$$((round + 1)); echo "round $$round: $(EXAMPLES) examples of each property test"; \
-		EDGEROUTE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -n 2 -m 'hypothesis and not cluster' --hypothesis-profile=fuzz $(ARGS) || exit; \
+		EDGEROUTE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'hypothesis and not cluster' --hypothesis-profile=fuzz $(ARGS) || exit; \
 	done
 
 cluster-test: .venv/.installed ## run the tests on two nodes, over ssh and of processes that are killed; REQUIRED=1: skip none

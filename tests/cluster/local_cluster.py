@@ -88,7 +88,7 @@ class LocalCluster:
         for process in victims:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(victims, timeout=10)
+        psutil.wait_procs(victims, timeout=60)
         return len(victims)
 
     def stop(self) -> list[str]:
@@ -96,7 +96,7 @@ class LocalCluster:
         for name in ("worker", "head"):
             if (self.home / name).exists():
                 self.run("node", "stop", "--folder", self.home / name)
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 60
         while (left := self._left()) and time.monotonic() < end_s:
             time.sleep(0.2)
         told = [f"{process.pid} {process.name()}" for process in left]

@@ -124,7 +124,7 @@ def _machine(folder: Path, home: Path, enter: list[str], command: str, started: 
         [*enter, *own, "sh", "-ec", "; ".join([*mounts, f"exec {command}"])], env={"PATH": _PATH}, stdin=subprocess.DEVNULL
     )
     started.append(process)
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while not (children := psutil.Process(process.pid).children()):
         assert time.monotonic() < end_s, f"{folder.name} does not start"
         time.sleep(0.05)
@@ -160,7 +160,7 @@ def _as_installed(home: Path) -> None:
 
 def _await_server(laptop: Machine, key: Path, address: str) -> None:
     options = ["-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=2"]
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while (tried := laptop.run("ssh", *options, f"root@{address}", "true")).returncode:
         assert time.monotonic() < end_s, f"no SSH server at {address}: {tried.stdout}"
         time.sleep(0.2)

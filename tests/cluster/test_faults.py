@@ -42,13 +42,13 @@ def test_training_goes_on_without_a_node_and_with_it_again(own_cluster, tmp_path
     own_cluster.start("worker")
     there = len(records(run))
     sizes = lambda: [after["steps"] - at["steps"] for at, after in zip(records(run), records(run)[1:], strict=False)]  # noqa: E731
-    end_s = time.monotonic() + 90
+    end_s = time.monotonic() + 180
     while not any(size > 450 for size in sizes()[there:]):
         assert training.poll() is None, log.read_text()
         assert time.monotonic() < end_s, f"the worker did not come back: {sizes()}"
         time.sleep(0.5)
     training.terminate()
-    assert training.wait(60) == 0, log.read_text()
+    assert training.wait(120) == 0, log.read_text()
     whole = sizes()
     print(f"iterations of {whole[0]} steps, {min(whole)} without the node; {lost_s:.1f} s to the end of the next but one")
     assert min(whole) < 300 < 450 < whole[0]  # half of it was left for a while
@@ -62,7 +62,7 @@ def test_an_evaluation_is_the_same_though_a_node_is_lost(own_cluster, tmp_path):
     evaluation = own_cluster.begin(
         *EVALUATE, "--address", own_cluster.address, "--out", tmp_path / "cluster", log=tmp_path / "log"
     )
-    end_s = time.monotonic() + 200
+    end_s = time.monotonic() + 300
     while not cells(tmp_path / "cluster"):
         assert evaluation.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < end_s

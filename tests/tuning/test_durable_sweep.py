@@ -55,7 +55,7 @@ def resumed(killed, tmp_path_factory):
     """The sweep gone on with on another host, which has nothing but the storage and the key: its folder there."""
     run_dir = tmp_path_factory.mktemp("there") / "run"
     process = start(run_dir, "--storage", f"file://{killed[1]}", "--resume")
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return run_dir
 
@@ -116,12 +116,12 @@ def test_a_trusted_sweep_is_gone_on_with_and_then_ones_own(killed, tmp_path, mon
     shutil.copytree(killed[1] / "run", run_dir)
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "another.key"))
     process = start(run_dir, "--resume", "--trust-checkpoint")
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert len(ended(run_dir / "tune", 2)) == TRIALS
     (run_dir / "sweep.json").unlink()
     process = start(run_dir, "--auto-resume")
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
 
 

@@ -50,7 +50,7 @@ def finished(*arguments):
         env={key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -75,7 +75,7 @@ def killed(tmp_path_factory):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     again = start(run_dir, "--resume")
-    output, _ = again.communicate(timeout=300)
+    output, _ = again.communicate(timeout=600)
     return run_dir, before, output, again.returncode
 
 

@@ -1,4 +1,4 @@
-"""Property tests: the same examples in every run of ``make test``, new ones under ``make fuzz``, and none goes its own way."""
+"""What tests draw: the same in every run of ``make test``, anew under ``make fuzz``, and no test goes its own way."""
 
 import ast
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,11 @@ def test_fuzzing_draws_anew_and_as_many_as_it_is_told(monkeypatch: pytest.Monkey
         settings.load_profile(before)
     assert len(first) == len(second) == 40
     assert first != second
+
+
+@pytest.mark.parametrize("time", ["first", "next"])
+def test_each_test_draws_from_pytorch_as_if_it_were_the_first(time: str) -> None:
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0))), time
 
 
 PROPERTY = """
