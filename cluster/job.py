@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from cluster.jobs_api import api_errors, connect, follow
+from cluster.jobs_api import api_errors, connect, follow, jobs_address
 from models.files import written_aside
 from models.names import inner_path
 from rllib_envs.errors import InputError
@@ -64,10 +64,11 @@ def run(options: Options) -> int:
     """
     if (options.action == "list") == bool(options.job):
         raise InputError(f"job = {options.job!r}: {options.action} takes {'none' if options.job else 'the name of a job'}")
-    client = connect(options.address)
+    url = jobs_address(options.address)
+    client = connect(url)
     if options.action == "logs":
-        return follow(client, options.job)
-    with api_errors(f"job {options.job}" if options.job else "jobs"):
+        return follow(client, options.job, url)
+    with api_errors(f"job {options.job}" if options.job else "jobs", url):
         if options.action == "fetch":
             return _fetch(client, options)
         if options.action == "stop":

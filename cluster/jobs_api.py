@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from rllib_envs.errors import InputError
 from tuning.ray_session import prepare_environment, token_advice
+from tuning.secret_urls import told, without_secrets
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -32,9 +33,13 @@ def jobs_address(address: str | None) -> str:
         InputError: it is not a URL.
     """
     url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"address = {url}: must be the URL of a cluster's dashboard, such as {DEFAULT_ADDRESS}")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # whose text has parts of the URL
+        usable = False
+    if not usable:
+        raise InputError(f"address = {without_secrets(url)}: must be the URL of a cluster's dashboard, such as {DEFAULT_ADDRESS}")
     return url
 
 
@@ -53,13 +58,13 @@ def connect(address: str | None) -> JobSubmissionClient:
 
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    with api_errors(url):
+    with api_errors(without_secrets(url), url):
         return JobSubmissionClient(url)
 
 
 @contextmanager
-def api_errors(what: str) -> Generator[None]:
-    """Say what went wrong with a request.
+def api_errors(what: str, url: str) -> Generator[None]:
+    """Say what went wrong with a request to a cluster at a URL.
 
     Raises:
         InputError: the request failed.
@@ -71,7 +76,7 @@ def api_errors(what: str) -> Generator[None]:
     except AuthenticationError:
         raise InputError(f"{what}: {token_advice()}") from None
     except (RuntimeError, ConnectionError) as error:
-        raise InputError(f"{what}: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"{what}: {told(error, url)}") from None
 
 
 def _knock(url: str) -> None:
@@ -85,10 +90,10 @@ def _knock(url: str) -> None:
     try:
         socket.create_connection((str(parts.hostname), port), timeout=_TIMEOUT_S).close()
     except OSError as error:
-        raise InputError(f"address = {url}: nothing answers there: {error}") from None
+        raise InputError(f"address = {without_secrets(url)}: nothing answers there: {told(error, url)}") from None
 
 
-def follow(client: JobSubmissionClient, job: str) -> int:
+def follow(client: JobSubmissionClient, job: str, url: str) -> int:
     """Show what a job prints until it ends.
 
     Returns:
@@ -97,7 +102,7 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     Raises:
         InputError: there is no such job, or the cluster is gone.
     """
-    with api_errors(f"job {job}"):
+    with api_errors(f"job {job}", url):
         try:
             asyncio.run(_show(client, job))
         except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from cluster.jobs_api import api_errors, connect
 from rllib_envs.errors import InputError
 from tuning.cluster_check import Check, Needs, inspect_cluster
 from tuning.ray_session import attach, has_token, prepare_environment
+from tuning.secret_urls import without_secrets
 from tuning.storage import read_yaml_mapping
 from tuning.tables import markdown_table
 
@@ -88,7 +89,7 @@ def inspect_from_outside(address: str, needs: Needs, environment: dict[str, Any]
     client = connect(address)
     import ray  # only now: it reads the environment, which connecting has set
 
-    with api_errors(f"address = {address}"):
+    with api_errors(f"address = {without_secrets(address)}", address):
         # No public function asks for these.
         version = client._do_request("GET", "/api/version").json()["ray_version"]  # pyright: ignore[reportPrivateUsage]
         nodes = client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]  # pyright: ignore[reportPrivateUsage]
@@ -134,7 +135,7 @@ def table(checks: Sequence[Check]) -> str:
 
 
 def _reached(address: str) -> Check:
-    answers = f"{address} answers{', to our token' if has_token() else ''}"
+    answers = f"{without_secrets(address)} answers{', to our token' if has_token() else ''}"
     return Check(name="cluster", found=f"{answers}, Python {platform.python_version()}")
 
 

@@ -24,6 +24,7 @@ from cluster.jobs_api import api_errors, connect, follow, jobs_address
 from cluster.preflight import RUNTIME_ENV, inspect_from_outside, runtime_env
 from rllib_envs.errors import InputError
 from tuning.cluster_check import Needs, refuse_failed
+from tuning.secret_urls import has_secret, without_secrets
 
 _MODULES = {
     "train": "tuning.train",
@@ -80,21 +81,27 @@ def run(options: Options) -> int:
     name, given = _parse_command(options.command)
     environment = runtime_env(options.runtime_env, options.working_dir)
     address = jobs_address(options.address)
-    refuse_failed(inspect_from_outside(address, _needs(name, given), environment), f"the cluster at {address}")
+    shown = without_secrets(address)
+    if has_secret(getattr(given, "storage", None) or ""):
+        raise InputError(
+            f"storage = {without_secrets(given.storage)}: the cluster shows the commands of its jobs to all who use it: give the "
+            "secret in this URL to the driver in its own way"
+        )
+    refuse_failed(inspect_from_outside(address, _needs(name, given), environment), f"the cluster at {shown}")
     folder = _results(name, given)
     client = connect(address)
-    with api_errors(f"address = {address}"):
+    with api_errors(f"address = {shown}", address):
         job = client.submit_job(
             entrypoint=entrypoint(options.command, given, folder),
             submission_id=options.job_id,
             runtime_env=environment,
             metadata={key: value for key, value in (("command", name), ("results", folder)) if value},
         )
-    print(f"job {job} at {address}; edgeroute job stop|logs|status|fetch {job} --address {address}", file=sys.stderr)
+    print(f"job {job} at {shown}; edgeroute job stop|logs|status|fetch {job} --address {shown}", file=sys.stderr)
     if not options.wait:
         print(job)
         return 0
-    return follow(client, job)
+    return follow(client, job, address)
 
 
 def entrypoint(command: Sequence[str], given: Any, folder: str | None) -> str:

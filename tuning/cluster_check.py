@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_envs.errors import InputError
-from tuning.storage import without_password
+from tuning.secret_urls import told, without_secrets
 
 _ANSWER_S = 60.0  # a node that says nothing for so long is not fit to work either
 
@@ -84,7 +84,7 @@ def inspect_cluster(needs: Needs) -> list[Check]:
     if needs.storage is not None:
         bad = "; ".join(f"{name}: {view.trouble}" for name, view in answered.items() if view.trouble)
         fault = f"not writable from every node: {bad}" if bad else ""
-        checks.append(Check(name="storage", found=without_password(needs.storage), fault=fault))
+        checks.append(Check(name="storage", found=without_secrets(needs.storage), fault=fault))
     return checks
 
 
@@ -196,5 +196,5 @@ def _try_storage(url: str) -> list[str]:
         system.pipe_file(probe, b"")
         system.rm_file(probe)
     except Exception as error:  # every driver has errors of its own
-        return [f"{type(error).__name__}: {error}".splitlines()[0]]
+        return [f"{type(error).__name__}: {told(error, url)}"]
     return []

@@ -18,7 +18,8 @@ from models.names import inner_name, inner_path
 from models.rllib.checkpoint import ABOUT, CHECKPOINTS, is_number, numbered_checkpoints, whole_checkpoint
 from rllib_envs.errors import InputError
 from tuning.run_lock import LOCK
-from tuning.storage import without_password, write_atomically
+from tuning.secret_urls import has_secret, told, without_secrets
+from tuning.storage import write_atomically
 
 _PART = ".part"  # ends the name of what is on its way
 _SMALL_BYTES = 2**24
@@ -43,7 +44,8 @@ class Mirror:
 
     def __init__(self, url: str, run_dir: Path, *, config: str, leave_out: Collection[str] = ()) -> None:
         name = run_dir.absolute().name
-        self.place = f"{without_password(url).rstrip('/')}/{name}"
+        self.place = f"{without_secrets(url).rstrip('/')}/{name}"
+        self._url = url
         self.filesystem, root = _filesystem(url)
         self.root = posixpath.join(root, name)
         self._run_dir, self._config, self._leave_out = run_dir, config, {LOCK, *leave_out}
@@ -118,12 +120,16 @@ class Mirror:
         """Path of a folder there, and the file system that it is on, as Ray takes them.
 
         Raises:
-            InputError: other processes would not see it.
+            InputError: other processes would not see it, or its URL holds a secret, which Ray would write to its own files there.
         """
         import pyarrow.fs
 
         if "memory" in self.filesystem.protocol:
             raise InputError(f"storage {self.place}: other processes do not see it")
+        if has_secret(self._url):
+            raise InputError(
+                f"storage {self.place}: Ray would write the secret in this URL to files: give it to the driver in its own way"
+            )
         return posixpath.join(self.root, name), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
 
     def _files(self) -> list[Path]:
@@ -234,7 +240,7 @@ class Mirror:
         except InputError:
             raise
         except Exception as error:  # drivers raise errors of their own, which have no common base
-            raise InputError(f"storage {self.place}: {what}: {_first_line(error)}") from error
+            raise InputError(f"storage {self.place}: {what}: {told(error, self._url)}") from None
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -248,11 +254,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.url_to_fs(url)
     except ImportError as error:
-        raise InputError(f"storage {without_password(url)!r}: a driver is missing: {_first_line(error)}") from None
+        raise InputError(f"storage {without_secrets(url)!r}: a driver is missing: {told(error, url)}") from None
     except Exception as error:  # a driver that connects at once raises errors of its own
-        raise InputError(f"storage {without_password(url)!r}: cannot be used: {_first_line(error)}") from None
+        raise InputError(f"storage {without_secrets(url)!r}: cannot be used: {told(error, url)}") from None
     return filesystem, path.rstrip("/")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,7 @@ from rllib_envs.errors import InputError
 from tuning.cluster_check import Needs, inspect_cluster, refuse_failed
 from tuning.home import in_home
 from tuning.ray_start import local_ray, provide_token
+from tuning.secret_urls import told, without_secrets
 
 _TIMEOUT_S = 5.0
 _ATTEMPTS = 3  # to attach, a second apart; Ray's own 20 are for clusters that are just starting
@@ -50,7 +51,7 @@ def ray_session(address: str, needs: Needs) -> Generator[None]:
         return
     attach(address)
     try:
-        refuse_failed(inspect_cluster(needs), f"the cluster at {address!r}")
+        refuse_failed(inspect_cluster(needs), f"the cluster at {without_secrets(address)!r}")
         yield
     finally:
         ray.shutdown()
@@ -103,10 +104,10 @@ def attach(address: str) -> None:
             _knock(address)
         ray.init(address, **settings)
     except Exception as error:  # Ray raises bare exceptions, too
-        raise InputError(f"address {address!r}: {_why(error)}") from None
+        raise InputError(f"address {without_secrets(address)!r}: {_why(error, address)}") from None
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, address: str) -> str:
     causes = [str(error)]
     cause = error.__cause__
     while cause is not None:
@@ -117,7 +118,7 @@ def _why(error: Exception) -> str:
         return token_advice()
     if "Version mismatch" in whole:
         return " ".join(whole.split())
-    return f"no Ray answers there: {causes[0].splitlines()[0] if causes[0] else type(error).__name__}"
+    return f"no Ray answers there: {told(error, address)}"
 
 
 def _knock(address: str) -> None:

@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -25,7 +26,7 @@ KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 """Environment variable: file of the key, for several hosts or users to share one. It is made where it is missing."""
 
 _SIGNATURE = "signature"
-_KEY_BYTES = 32
+_KEY_BYTES, _MOST_KEY_BYTES = 32, 4096
 _ID_DIGITS = 12  # of the key's digest, which tells keys apart and nothing else about them
 _PURPOSE = b"edgeroute signature 1\n"  # apart from whatever else the key may be used for
 
@@ -91,12 +92,14 @@ def _key(path: Path, *, make: bool) -> bytes | None:
     """The key in the file, made if it is to be; None where there is none.
 
     Raises:
-        InputError: the file cannot be read or made, or is too short for a key.
+        InputError: the file cannot be read or made, is too short for a key, or others could have written or read it.
     """
     try:
         if make and not path.exists():
             _make_key(path)
-        key = path.read_bytes()
+        with path.open("rb") as file:
+            _refuse_shared(path, os.fstat(file.fileno()))
+            key = file.read(_MOST_KEY_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -104,6 +107,28 @@ def _key(path: Path, *, make: bool) -> bytes | None:
     if len(key) < _KEY_BYTES:
         raise InputError(f"key {path}: has {len(key)} bytes: must have {_KEY_BYTES} or more")
     return key
+
+
+def _refuse_shared(path: Path, status: os.stat_result) -> None:
+    """See that a key is the user's own, as ssh does.
+
+    One of root's is taken too, and its group may read it: so a mounted secret reaches a container.
+
+    Raises:
+        InputError: it is not; the message says how to mend that.
+    """
+    folder, own, mode = path.resolve().parent, os.getuid(), stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"key {path}: is no file")
+    if status.st_uid not in (own, 0):
+        raise InputError(f"key {path}: belongs to user {status.st_uid}, who could change it: copy it to a file of your own")
+    if mode & (0o077 if status.st_uid == own else 0o037):
+        raise InputError(f"key {path}: others may read or write it (mode {mode:04o}): chmod 600 {path}")
+    place = folder.stat()
+    others = stat.S_IMODE(place.st_mode) & 0o022 and not place.st_mode & stat.S_ISVTX  # sticky: only who owns a file replaces it
+    if others or place.st_uid not in (own, 0):
+        fix = f"chmod go-w {folder}" if place.st_uid in (own, 0) else "move it to a folder of your own"
+        raise InputError(f"key {path}: others may replace it, as they may write to its folder: {fix}")
 
 
 def _make_key(path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -61,12 +60,6 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not a text file in UTF-8") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
 
 
 def read_yaml_mapping(path: Path, what: str, of: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from rllib_envs.errors import InputError
 from tuning.digests import code_digest
+from tuning.secret_urls import without_secrets
 from tuning.storage import read_json, write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -268,20 +269,21 @@ def _start(options: TrackOptions, folder: Path, name: str, job_type: str, config
             finish_timeout_raises=True,
             mode=mode,
         )
-        return wandb.init(
-            id=run_id,
-            resume="allow",
-            reinit="create_new",
-            project=options.wandb_project or usual.project or _PROJECT,
-            group=options.wandb_group,
-            tags=options.wandb_tags or None,
-            notes=options.wandb_notes,
-            name=usual.run_name or name,
-            job_type=usual.run_job_type or job_type,
-            dir=None if "WANDB_DIR" in os.environ else str(folder),
-            config=json.loads(json.dumps(dict(config), default=str)),
-            settings=settings,
-        )
+        with _shown_arguments():
+            return wandb.init(
+                id=run_id,
+                resume="allow",
+                reinit="create_new",
+                project=options.wandb_project or usual.project or _PROJECT,
+                group=options.wandb_group,
+                tags=options.wandb_tags or None,
+                notes=options.wandb_notes,
+                name=usual.run_name or name,
+                job_type=usual.run_job_type or job_type,
+                dir=None if "WANDB_DIR" in os.environ else str(folder),
+                config=_hidden(json.loads(json.dumps(dict(config), default=str))),
+                settings=settings,
+            )
 
     reason = _why_offline(usual)
     if reason is None:
@@ -354,6 +356,26 @@ def _environment(**values: str) -> Generator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+@contextmanager
+def _shown_arguments() -> Generator[None]:
+    """The command line without secrets, for a while: wandb keeps it with the run."""
+    before = sys.argv
+    sys.argv = [without_secrets(argument) for argument in before]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _hidden(value: Any) -> Any:
+    """What JSON holds, with the secrets in its URLs hidden."""
+    if isinstance(value, dict):
+        return {key: _hidden(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hidden(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) and "://" in value else value
 
 
 def _first_line(error: Exception) -> str:

@@ -41,8 +41,9 @@ from tuning.going_on import goes_on
 from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
+from tuning.secret_urls import without_secrets
 from tuning.signature import check_signature, signed
-from tuning.storage import without_password, write_text
+from tuning.storage import write_text
 from tuning.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.training_curve import draw_curve
 from tuning.training_log import LOG, Iteration, RunLog, read_log
@@ -183,7 +184,7 @@ def _draw(start: _Start, records: Sequence[Iteration]) -> None:
 def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
     """The configuration of a tracked run."""
     return {
-        "options": {**asdict(options), "storage": options.storage and without_password(options.storage)},
+        "options": {**asdict(options), "storage": options.storage and without_secrets(options.storage)},
         "scenario": yaml.safe_load(scenario.to_yaml()),
         "fingerprint": scenario.fingerprint(),
         **provenance(),

@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import json
 import os
 import re
 import shlex
@@ -164,9 +165,14 @@ TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}  # longer ones are cut in names of pods
 QUANTITIES = exactly(cpu={"type": "string", "pattern": r"^\d+m?$"}, memory={"type": "string", "pattern": r"^\d+[KMG]i$"})
 CONTAINER = exactly(
-    ("name", "image", "resources"),
+    ("name", "image", "resources", "securityContext"),
     name=NAME,
     image=TEXT,
+    securityContext=exactly(
+        ("allowPrivilegeEscalation", "capabilities"),
+        allowPrivilegeEscalation={"const": False},
+        capabilities=exactly(("drop",), drop={"const": ["ALL"]}),
+    ),
     resources=exactly(("requests", "limits"), requests=QUANTITIES, limits=QUANTITIES),
     ports={"type": "array", "items": exactly(("containerPort", "name"), containerPort=COUNT, name=NAME)},
     volumeMounts={"type": "array", "items": exactly(("name", "mountPath"), name=NAME, mountPath=TEXT)},
@@ -174,8 +180,17 @@ CONTAINER = exactly(
 POD = exactly(
     ("spec",),
     spec=exactly(
-        ("containers",),
-        securityContext=exactly(runAsNonRoot={"const": True}, runAsUser=COUNT, fsGroup=COUNT),
+        ("containers", "securityContext", "automountServiceAccountToken"),
+        automountServiceAccountToken={"const": False},
+        restartPolicy={"enum": ["Never", "OnFailure"]},
+        securityContext=exactly(
+            ("runAsNonRoot", "runAsUser", "runAsGroup", "seccompProfile"),
+            runAsNonRoot={"const": True},
+            runAsUser={"type": "integer", "minimum": 1},
+            runAsGroup={"type": "integer", "minimum": 1},
+            fsGroup={"type": "integer", "minimum": 1},
+            seccompProfile=exactly(("type",), type={"const": "RuntimeDefault"}),
+        ),
         containers={"type": "array", "items": CONTAINER, "minItems": 1, "maxItems": 1},
         volumes={"type": "array", "items": exactly(name=NAME, persistentVolumeClaim=exactly(("claimName",), claimName=NAME))},
     ),
@@ -191,8 +206,9 @@ RAY_JOB = exactly(
     kind={"const": "RayJob"},
     metadata=exactly(("name",), name=NAME),
     spec=exactly(
-        ("entrypoint", "rayClusterSpec"),
+        ("entrypoint", "rayClusterSpec", "submitterPodTemplate"),
         entrypoint=TEXT,
+        submitterPodTemplate=POD,
         backoffLimit=COUNT,
         shutdownAfterJobFinishes={"type": "boolean"},
         ttlSecondsAfterFinished=COUNT,
@@ -215,13 +231,71 @@ def test_the_job_on_kubernetes_is_one_that_kuberay_knows():
     assert spec["rayVersion"] == PINS["ray"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
-    images = {group["template"]["spec"]["containers"][0]["image"] for group in (head, workers)}
+    pods = [head["template"]["spec"], workers["template"]["spec"], job["spec"]["submitterPodTemplate"]["spec"]]
+    images = {pod["containers"][0]["image"] for pod in pods}
     assert images == {f"edgeroute:{edgeroute.__version__}"}
     assert images == set(re.findall(r"-t (\S+)", read("Containerfile")))
-    for group in (head, workers):
-        pod = group["template"]["spec"]
+    for pod in pods[:2]:
         assert [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]] == [claim["metadata"]["name"]]
+    for pod in pods:
         assert pod["securityContext"]["runAsUser"] == int(re.search(r"--uid (\d+)", read("Containerfile"))[1])
+
+
+LOOSENED = {
+    "privileges": lambda pod, container: container["securityContext"].update(allowPrivilegeEscalation=True),
+    "privileged": lambda pod, container: container["securityContext"].update(privileged=True),
+    "capabilities": lambda pod, container: container["securityContext"]["capabilities"].update(add=["NET_ADMIN"]),
+    "not dropped": lambda pod, container: container["securityContext"]["capabilities"].update(drop=["KILL"]),
+    "none said": lambda pod, container: container.pop("securityContext"),
+    "no seccomp": lambda pod, container: pod["securityContext"].pop("seccompProfile"),
+    "unconfined": lambda pod, container: pod["securityContext"]["seccompProfile"].update(type="Unconfined"),
+    "root": lambda pod, container: pod["securityContext"].update(runAsUser=0),
+    "roots group": lambda pod, container: pod["securityContext"].update(runAsGroup=0),
+    "perhaps root": lambda pod, container: pod["securityContext"].pop("runAsNonRoot"),
+    "token": lambda pod, container: pod.pop("automountServiceAccountToken"),
+    "host network": lambda pod, container: pod.update(hostNetwork=True),
+    "host folder": lambda pod, container: pod.update(volumes=[{"name": "host", "hostPath": {"path": "/"}}]),
+}
+
+
+@pytest.mark.parametrize("loosen", LOOSENED.values(), ids=LOOSENED)
+@pytest.mark.parametrize("which", ["submitter", "head", "workers"])
+def test_a_pod_that_may_more_than_it_needs_would_be_noticed(which, loosen):
+    _, job = json.loads(json.dumps(list(yaml.safe_load_all(read("kuberay-rayjob.yaml")))))  # what is an alias becomes a copy
+    jsonschema.validate(job, RAY_JOB)
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = {"head": cluster["headGroupSpec"]["template"], "workers": cluster["workerGroupSpecs"][0]["template"]}
+    pod = (groups | {"submitter": job["spec"]["submitterPodTemplate"]})[which]["spec"]
+    loosen(pod, pod["containers"][0])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(job, RAY_JOB)
+
+
+def digest_check():
+    """The shell of the image's first step, which looks at the name of its base."""
+    (step,) = re.findall(r"^RUN (case .*? esac)", read("Containerfile").replace("\\\n", " "), re.MULTILINE)
+    return step
+
+
+@pytest.mark.parametrize(
+    ("base", "taken"),
+    [
+        (f"docker.io/library/python@sha256:{'0a' * 32}", True),
+        (f"docker.io/library/python:3.11.13-slim-bookworm@sha256:{'0a' * 32}", True),
+        ("docker.io/library/python:3.11.13-slim-bookworm", False),
+        (f"docker.io/library/python@sha256:{'0a' * 31}", False),
+        ("docker.io/library/python@sha256:...", False),
+        ("", False),
+    ],
+)
+def test_an_image_is_built_on_a_base_that_a_digest_names(base, taken):
+    instructions = read("Containerfile")
+    (base_of_all,) = re.findall(r"^FROM (.*)$", instructions, re.MULTILINE)
+    assert base_of_all == "${BASE_IMAGE}"
+    assert not re.search(r"^ARG BASE_IMAGE=", instructions, re.MULTILINE), "a default is a tag, or a digest that nobody looked at"
+    done = subprocess.run(["sh", "-c", digest_check()], env={"BASE_IMAGE": base}, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == taken
+    assert taken or "NAME@sha256:" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["kuberay-rayjob.yaml", "slurm.sbatch", "skypilot.yaml"])
@@ -265,7 +339,6 @@ def test_the_image_has_all_that_a_run_reads(tmp_path):
     assert (ROOT / ".dockerignore").read_text() == ignore
     assert sorted(re.findall(r"^!(\S+)$", ignore, re.MULTILINE)) == sorted(sources)
     assert "-c constraints.txt" in instructions
-    assert re.search(r"^FROM \S+/python:3\.11\.\d+-slim-\w+$", instructions, re.MULTILINE)
     assert re.findall(r"^USER (\S+)$", instructions, re.MULTILINE) == ["edgeroute"]
     context = tmp_path / "context"
     context.mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tuning.signature
 from rllib_envs.errors import InputError
 from tuning.signature import KEY_FILE, check_signature, key_path, signed
 
@@ -18,7 +19,8 @@ CONTENTS = {"steps": 12, "sha256": {"rllib/state.pkl": "ab"}, "share": 0.1, "non
 
 @pytest.fixture(autouse=True)
 def key(tmp_path, monkeypatch):
-    """The user's own key, which is yet to be made."""
+    """The user's own key, which is yet to be made. What is said once may be said anew."""
+    tuning.signature._warn.cache_clear()
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "keys" / "mine.key"))
     return tmp_path / "keys" / "mine.key"
 
@@ -62,6 +64,7 @@ def test_what_comes_from_elsewhere_needs_trust(case, key, tmp_path, monkeypatch)
 def test_hosts_may_share_a_key(key, tmp_path, monkeypatch):
     contents = signed(CONTENTS)
     (tmp_path / "copy.key").write_bytes(key.read_bytes())
+    (tmp_path / "copy.key").chmod(0o600)
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "copy.key"))
     check_signature(contents, WHERE, trusted=False)
 
@@ -79,6 +82,60 @@ def test_a_key_that_is_too_short_is_refused(key):
     key.write_bytes(b"short")
     with pytest.raises(InputError, match="has 5 bytes"):
         check_signature(contents, WHERE, trusted=False)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o644, 0o666, 0o777])
+def test_a_key_that_others_may_read_or_write_is_refused_and_the_remedy_helps(mode, key, capsys):
+    contents = signed(CONTENTS)
+    key.chmod(mode)
+    with pytest.raises(InputError, match=rf"mode {mode:04o}\): chmod 600") as caught:
+        check_signature(contents, WHERE, trusted=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert signed(CONTENTS) == CONTENTS
+    assert "chmod 600" in capsys.readouterr().err
+    subprocess.run(str(caught.value).rpartition(": ")[2].split(), check=True)
+    check_signature(contents, WHERE, trusted=False)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_key_that_others_may_replace_is_refused_and_the_remedy_helps(mode, key):
+    contents = signed(CONTENTS)
+    key.parent.chmod(mode)
+    with pytest.raises(InputError, match="chmod go-w") as caught:
+        check_signature(contents, WHERE, trusted=False)
+    subprocess.run(str(caught.value).rpartition(": ")[2].split(), check=True)
+    check_signature(contents, WHERE, trusted=False)
+
+
+def test_a_folder_that_is_sticky_is_as_good_as_ones_own(key):
+    contents = signed(CONTENTS)
+    key.parent.chmod(0o1777)
+    check_signature(contents, WHERE, trusted=False)
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "taken"),
+    [(0, 0o440, True), (0, 0o400, True), (0, 0o460, False), (0, 0o444, False), (1001, 0o600, False), (1000, 0o440, False)],
+)
+def test_a_key_of_another_user_counts_only_if_it_is_roots(owner, mode, taken, key, monkeypatch):
+    """As a mounted secret is, which its group may read."""
+    signed({})
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setattr(Path, "stat", lambda path: os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0)))  # of root
+    status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, 1000, 32, 0, 0, 0))
+    try:
+        tuning.signature._refuse_shared(key, status)
+    except InputError:
+        assert not taken
+    else:
+        assert taken
+
+
+@pytest.mark.parametrize("kind", ["folder", "device"])
+def test_what_is_no_file_is_no_key(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_FILE, "/dev/zero" if kind == "device" else str(tmp_path))
+    with pytest.raises(InputError, match="key "):
+        check_signature({}, WHERE, trusted=False)
 
 
 def test_without_a_place_for_a_key_nothing_is_signed_and_that_is_said_once(tmp_path, monkeypatch, capsys):
