@@ -56,13 +56,29 @@ class TraceFile:
     """A recorded trace to replay. Times become seconds from the start of the window."""
 
     path: str
-    format: Literal["azure", "mooncake", "burstgpt", "csv"] = "azure"
+    format: Literal["auto", "azure", "mooncake", "burstgpt", "csv"] = (
+        "auto"  # auto: known by its columns; csv where some are named
+    )
     time_column: str = "timestamp"  # for format csv: seconds or ISO time
     prompt_column: str | None = None  # for format csv: prompt tokens
     output_column: str | None = None  # for format csv: output tokens
     start_s: NonNegative = 0.0  # window within the trace
     duration_s: Positive | None = None  # None: to its end
     jitter: bool | None = None  # spread each arrival uniformly within the trace's own tick; None: where its times are quantised
+
+    @property
+    def names_columns(self) -> bool:
+        """Whether it names columns of its own."""
+        return (self.time_column, self.prompt_column, self.output_column) != ("timestamp", None, None)
+
+    @model_validator(mode="after")
+    def _columns_of_csv(self) -> Self:
+        if self.names_columns and self.format not in ("auto", "csv"):
+            own = (self.time_column, self.prompt_column, self.output_column)
+            raise ValueError(
+                f"format = {self.format!r} and columns {own}: columns are named for format csv; others have their own"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)

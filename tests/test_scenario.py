@@ -50,11 +50,17 @@ ARRIVALS = st.builds(
     trace=st.builds(
         TraceFile,
         path=st.text(min_size=1),
-        format=st.sampled_from(["azure", "mooncake", "burstgpt", "csv"]),
+        format=st.sampled_from(["auto", "csv"]),
         time_column=st.text(),
         prompt_column=st.none() | st.text(),
         start_s=st.floats(0, 1e6),
         duration_s=st.none() | positive,
+    )
+    | st.builds(
+        TraceFile,
+        path=st.text(min_size=1),
+        format=st.sampled_from(["azure", "mooncake", "burstgpt"]),
+        jitter=st.none() | st.booleans(),
     ),
 )
 WORKLOADS = st.builds(

@@ -33,7 +33,7 @@ class Options:
     minutes: float = 2.0
     """Training time."""
     trace: Path | None = None
-    """Trace to replay, in the Azure format. Default: the Azure conversation trace in the folder EDGEROUTE_DATA, or in
+    """Trace to replay (docs/data.md). Default: the Azure conversation trace in the folder EDGEROUTE_DATA, or in
     ../shared/data beside the project (docs/data.md); where there is none, arrivals of the same shape, from the built-in fit."""
     out: Path = Path("runs/demo")
     """Folder for the run and the results. What an earlier demo left there is replaced."""

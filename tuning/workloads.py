@@ -29,8 +29,8 @@ class TraceOptions:
 
     trace: Path | None = None
     """Trace file to replay, plain or gzip. It comes at its own rate, unless a load is given: then its time scale is changed."""
-    trace_format: Literal["azure", "mooncake", "burstgpt", "csv"] = "azure"
-    """Format of the trace."""
+    trace_format: Literal["auto", "azure", "mooncake", "burstgpt", "csv"] = "auto"
+    """Format of the trace; auto: known by its columns, or csv where columns are named."""
     trace_time_column: str = "timestamp"
     """Format csv: column of the arrival time, in seconds or ISO 8601."""
     trace_prompt_column: str | None = None

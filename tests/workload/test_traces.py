@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import TraceFile
-from rllib_envs.workload.traces import Trace, cached_trace, read_trace
+from rllib_envs.workload.traces import EMPTY, FAILED, Trace, cached_trace, read_trace
 from tests.draws import examples
 
 AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
@@ -34,7 +34,7 @@ BURSTGPT = BURST + (
     b"118,GPT-4,0,0,0,API log\n"
     b"118.5,GPT-4,417,276,693,API log\n"
 )
-GENERIC = b"when,user,asked,answered\n100.5,a,7,1\n\n101.5,b,8,0\n"
+GENERIC = b"when,user,asked,answered\n100.5,a,7,1\n\n101.5,b,8,3\n"
 
 GOOD: list[tuple[dict[str, Any], bytes, list[float], list[int], list[int], int]] = [
     ({"format": "azure"}, AZURE + b"".join(AZURE_ROWS), [0, 0.052, 1.02004], [4808, 3180, 110], [10, 8, 27], 0),
@@ -45,7 +45,7 @@ GOOD: list[tuple[dict[str, Any], bytes, list[float], list[int], list[int], int]]
         GENERIC,
         [0, 1],
         [7, 8],
-        [1, 0],
+        [1, 3],
         0,
     ),
 ]
@@ -85,7 +85,7 @@ def test_reads_each_format(
     assert trace.output_tokens is not None
     assert trace.output_tokens.tolist() == output
     assert trace.output_tokens.dtype == np.int32
-    assert trace.skipped == skipped
+    assert trace.skipped == {FAILED: skipped, EMPTY: 0}
     assert trace.source == spec.path
     assert not trace.arrival_s.flags.writeable
     assert not trace.prompt_tokens.flags.writeable
@@ -128,7 +128,6 @@ MALFORMED: list[tuple[str, str, bytes, list[str]]] = [
         AZURE + row1 + row2 + b"2023-11-16 18:17:05,-4,27\n",
         ["line 4", "'ContextTokens'", "'-4'", "from 0"],
     ),
-    ("zero prompt", "azure", AZURE + row1 + b"2023-11-16 18:17:05,0,27\n", ["line 3", "'ContextTokens'", "'0'", "at least 1"]),
     (
         "fractional tokens",
         "azure",
@@ -224,19 +223,19 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
 def test_refuses_an_empty_window_and_says_how_long_the_trace_is(tmp_path: Path) -> None:
     path = write(tmp_path, AZURE + b"".join(AZURE_ROWS))
     for start_s, duration_s in ((2.0, None), (0.1, 0.5)):
-        with pytest.raises(InputError, match=rf"start_s = {start_s}, duration_s = {duration_s} .*1\.02\d* s") as refusal:
+        with pytest.raises(InputError, match=rf"start_s = {start_s}, duration_s = {duration_s}.*1\.02\d* s") as refusal:
             read_trace(TraceFile(path=path, start_s=start_s, duration_s=duration_s))
         assert path in str(refusal.value)
 
 
 def test_skipped_requests_are_counted_within_the_window(tmp_path: Path) -> None:
     path = write(tmp_path, BURSTGPT)
-    assert read_trace(TraceFile(path=path, format="burstgpt", duration_s=100)).skipped == 0
-    assert read_trace(TraceFile(path=path, format="burstgpt", start_s=100)).skipped == 1
+    assert read_trace(TraceFile(path=path, duration_s=100)).skipped == {FAILED: 0, EMPTY: 0}
+    assert read_trace(TraceFile(path=path, start_s=100)).skipped == {FAILED: 1, EMPTY: 0}
 
 
 requests = st.lists(
-    st.tuples(st.integers(0, 5_000_000), st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=1, max_size=30
+    st.tuples(st.integers(0, 5_000_000), st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1)), min_size=1, max_size=30
 )
 
 

@@ -1,0 +1,254 @@
+"""Rows of a trace, block by block: by Arrow where a block is as it should be, else one by one, up to what is wrong in it.
+
+Both ways give the same figures. The second knows the line of each row, and looks at no row behind the window.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv as arrow_csv
+from pyarrow import json as arrow_json
+
+from rllib_envs.errors import InputError
+from rllib_envs.workload.trace_clocks import Clock, number
+from rllib_envs.workload.trace_files import BLOCK_BYTES, Block
+from rllib_envs.workload.trace_formats import Layout, decode, missing, short
+
+_MAX_TOKENS = np.iinfo(np.int32).max
+_TOKENS = f"must be a whole number of tokens from 0 to {_MAX_TOKENS}"
+_ROWS = 1 << 14  # at once, where they are read one by one
+
+
+class Rows(NamedTuple):
+    """m rows in the file's order."""
+
+    time_s: NDArray[np.float64]  # (m,) ascending, seconds from the first row of the file
+    prompt: NDArray[np.int32] | None  # (m,) tokens, >= 0; None: the layout has no such column
+    output: NDArray[np.int32] | None  # (m,) tokens, >= 0; None: the layout has no such column
+
+
+class RowReader:
+    """The rows of a trace before ``stop_s``, checked. Rows from there on are neither read nor checked.
+
+    Iterating raises InputError with the file, line, column and value for a cell that is no time or token count, a time before
+    that of the row above, and whatever is no row of the format.
+    """
+
+    def __init__(self, path: str, layout: Layout, blocks: Iterable[Block], stop_s: float) -> None:
+        self.last_s = 0.0  # time of the last row that was looked at; not before stop_s where the file has such a row
+        self._path, self._layout, self._stop_s = path, layout, stop_s
+        self._blocks = _first_line_apart(blocks)  # it says when time begins; Arrow can do all the others
+        self._clock = Clock(layout.clock)
+        self._is_csv = bool(layout.header)
+        self._ended = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was any row."""
+        return self._clock.origin is not None
+
+    def __iter__(self) -> Iterator[Rows]:
+        for block in self._blocks:
+            rows = self._by_arrow(block.data)
+            if rows is not None:
+                yield rows
+            else:
+                open_ended = self._is_csv and b'"' in block.data  # a quoted cell may go on in the next block
+                yield from self._one_by_one(chain([block], self._blocks) if open_ended else [block])
+            if self._ended:
+                return
+
+    def _by_arrow(self, data: bytes) -> Rows | None:
+        """The rows of a block; None if anything is wrong with them, or merely unusual."""
+        if not self.begun or b"\0" in data or (self._is_csv and b'"' in data):
+            return None
+        try:
+            data.decode()  # all of it: Arrow looks at no column that it need not read
+            columns = _csv_columns(self._layout, self._clock, data) if self._is_csv else _json_columns(self._layout, data)
+        except UnicodeDecodeError:
+            return None
+        if columns is None or not len(columns[0]):
+            return None
+        times, *tokens = columns
+        with np.errstate(over="ignore"):  # of numbers that are refused below
+            time_s = self._clock.since_origin_s(times)
+        behind = time_s >= self._stop_s
+        end = int(behind.argmax()) if behind.any() else len(time_s)
+        seen = slice(end + 1)  # the first row behind the window is looked at, to see that it is
+        if not self._clock.are_valid(times[seen]) or (np.diff(time_s[seen], prepend=self.last_s) < 0).any():
+            return None
+        if not all(_are_tokens(values[:end]) for values in tokens):
+            return None
+        self._ended = end < len(time_s)
+        self.last_s = float(time_s[seen][-1])
+        return _rows(self._layout, time_s[:end], [values[:end] for values in tokens])
+
+    def _one_by_one(self, blocks: Iterable[Block]) -> Iterator[Rows]:
+        lines = _Lines(self._path, blocks)
+        names = self._layout.named[1:]
+        times: list[float] = []
+        tokens: list[list[float]] = [[] for _ in names]
+        for time, *cells in _csv_cells(self._layout, lines) if self._is_csv else _json_cells(self._layout, lines):
+            self.last_s = self._time_s(lines, time)
+            self._ended = self.last_s >= self._stop_s
+            if self._ended:
+                break
+            times.append(self.last_s)
+            for values, name, cell in zip(tokens, names, cells, strict=True):
+                values.append(_token_count(lines, name, cell))
+            if len(times) == _ROWS:
+                yield _rows(self._layout, np.array(times), [np.array(values) for values in tokens])
+                times, tokens = [], [[] for _ in names]
+        yield _rows(self._layout, np.array(times), [np.array(values) for values in tokens])
+
+    def _time_s(self, lines: _Lines, cell: str) -> float:
+        time = self._clock.parse(cell)
+        if time is None:
+            raise lines.refusal(self._layout.time, cell, self._clock.rule)
+        time_s = self._clock.since_origin_s(time)
+        if time_s < self.last_s:
+            raise lines.refusal(self._layout.time, cell, "is earlier than the row before: sort the rows by time")
+        return time_s
+
+
+def _first_line_apart(blocks: Iterable[Block]) -> Iterator[Block]:
+    blocks = iter(blocks)
+    for block in blocks:
+        end = block.data.find(b"\n") + 1
+        if 0 < end < len(block.data):
+            yield Block(block.line, block.data[:end])
+            yield Block(block.line + 1, block.data[end:])
+        elif block.data:
+            yield block
+        break
+    yield from blocks
+
+
+def _rows(layout: Layout, time_s: NDArray[np.float64], tokens: list[NDArray[Any]]) -> Rows:
+    columns = iter([values.astype(np.int32) for values in tokens])
+    return Rows(
+        time_s=time_s,
+        prompt=None if layout.prompt is None else next(columns),
+        output=None if layout.output is None else next(columns),
+    )
+
+
+def _are_tokens(values: NDArray[np.float64]) -> bool:
+    return bool(((values >= 0) & (values <= _MAX_TOKENS) & (np.floor(values) == values)).all())  # NaN is in no range
+
+
+def _token_count(lines: _Lines, name: str, cell: str) -> float:
+    value = number(cell)
+    if value is None or not 0 <= value <= _MAX_TOKENS or not value.is_integer():
+        raise lines.refusal(name, cell, _TOKENS)
+    return value
+
+
+def _csv_columns(layout: Layout, clock: Clock, data: bytes) -> list[NDArray[Any]] | None:
+    """Times as ``clock`` has them and tokens, as floats; None if Arrow makes anything else of the data."""
+    index = [str(layout.header.index(name)) for name in layout.named]
+    for time_type in (pa.timestamp("ns"), pa.timestamp("ns", "UTC")) if clock.iso else (pa.float64(),):
+        try:
+            table = arrow_csv.read_csv(
+                io.BytesIO(data),
+                arrow_csv.ReadOptions(
+                    use_threads=False, block_size=len(data) + 1, column_names=[str(i) for i in range(len(layout.header))]
+                ),
+                arrow_csv.ParseOptions(quote_char=False),
+                arrow_csv.ConvertOptions(
+                    include_columns=index, column_types=dict.fromkeys(index, pa.float64()) | {index[0]: time_type}, null_values=[]
+                ),
+            )
+        except pa.ArrowException:
+            continue  # times without an offset, then with one
+        times = table[index[0]].to_numpy()
+        return [times.view(np.int64) // 1000 if clock.iso else times, *(table[i].to_numpy() for i in index[1:])]
+    return None
+
+
+def _json_columns(layout: Layout, data: bytes) -> list[NDArray[Any]] | None:
+    schema = pa.schema([(name, pa.float64()) for name in layout.named])
+    try:
+        table = arrow_json.read_json(
+            io.BytesIO(data),
+            arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except pa.ArrowException:
+        return None
+    if any(table[name].null_count for name in layout.named) or not _is_object_a_line(data, table.num_rows):
+        return None
+    return [table[name].to_numpy() for name in layout.named]
+
+
+def _is_object_a_line(data: bytes, objects: int) -> bool:
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    return objects == lines == data.count(b"\n{") + data.startswith(b"{")
+
+
+class _Lines:
+    """The lines of blocks as text, and what must be known of them for messages."""
+
+    def __init__(self, path: str, blocks: Iterable[Block]) -> None:
+        self.path = path
+        self.line = 0  # of the line taken last
+        self.row_bytes = 0  # taken since whoever takes them set it to 0
+        self._lines = ((block.line + i, raw) for block in blocks for i, raw in enumerate(block.data.splitlines(keepends=True)))
+
+    def __iter__(self) -> Iterator[str]:
+        for line, raw in self._lines:
+            self.line = line
+            self.row_bytes += len(raw)
+            if self.row_bytes > BLOCK_BYTES:
+                raise InputError(f"{self.path}: line {self.line}: a row longer than 1 MiB: perhaps a quote is never closed")
+            yield decode(self.path, self.line, raw)
+
+    def refusal(self, column: str, cell: str, rule: str) -> InputError:
+        return InputError(f"{self.path}: line {self.line}, column {column!r}: {short(cell)!r} {rule}")
+
+
+def _csv_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
+    """The cells to read of each row, as in ``layout.named``."""
+    index = [layout.header.index(name) for name in layout.named]
+    rows = csv.reader(lines, strict=True)
+    try:
+        for row in rows:
+            lines.row_bytes = 0
+            if row and len(row) != len(layout.header):
+                cells = f"{len(row)} cells for the header's {len(layout.header)} columns"
+                raise InputError(f"{lines.path}: line {lines.line}: {cells}: {short(','.join(row))!r}")
+            if row:
+                yield [row[i] for i in index]
+    except csv.Error as error:
+        raise InputError(f"{lines.path}: line {lines.line}: not CSV ({error}): correct the quotes in the row") from None
+
+
+def _json_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
+    """The values to read of each object, as in ``layout.named``, as JSON."""
+    for source in lines:
+        lines.row_bytes = 0
+        if not source.strip():
+            continue
+        try:
+            record = json.loads(source)
+        except (ValueError, RecursionError) as error:  # ValueError: JSONDecodeError, or an integer too long to convert
+            where = f"{lines.path}: line {lines.line}, column {getattr(error, 'colno', 1)}"
+            raise InputError(
+                f"{where}: not JSON, an object a line ({getattr(error, 'msg', error)}): {short(source.strip())!r}"
+            ) from None
+        if not isinstance(record, dict):
+            keys = ", ".join(layout.named)
+            raise InputError(f"{lines.path}: line {lines.line}: must be a JSON object with {keys}: {short(source.strip())!r}")
+        for name in layout.named:
+            if name not in record:
+                raise InputError(f"{lines.path}: line {lines.line}: {missing(name, list(record))}")
+        yield [json.dumps(record[name]) for name in layout.named]
