@@ -26,9 +26,10 @@ import psutil
 import tyro
 
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import read_json
 from tuning.home import in_home
 from tuning.ray_session import TOKEN_FILE, has_token
-from tuning.storage import read_json, write_json
+from tuning.storage import write_json
 
 _ABOUT, _LOG, _TEMPORARY = "node.json", "node.log", "ray"
 _STARTED = "Ray runtime started."  # what ``ray start`` writes when the node answers

@@ -17,10 +17,10 @@ from typing import Any
 
 from cluster.jobs_api import api_errors, connect
 from rllib_envs.errors import InputError
+from rllib_envs.yaml_files import read_mapping
 from tuning.cluster_check import Check, Needs, inspect_cluster
 from tuning.ray_session import attach, has_token, prepare_environment
 from tuning.secret_urls import without_secrets
-from tuning.storage import read_yaml_mapping
 from tuning.tables import markdown_table
 
 _EXIT_FAILED = 2
@@ -124,7 +124,7 @@ def runtime_env(file: Path, working_dir: Path | None) -> dict[str, Any]:
     folder = ROOT if working_dir is None else working_dir
     if not (folder / "edgeroute.py").is_file():
         raise InputError(f"working-dir = {folder}: has no edgeroute.py: name a checkout of the project")
-    contents = read_yaml_mapping(file, "runtime-env", "Ray's runtime environment")
+    contents = read_mapping(file, "Ray's runtime environment")
     return {**contents, "working_dir": str(folder)}
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import parse_json
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -180,9 +180,11 @@ def _check_layout(folder: Path) -> None:
 
 def _settings(path: Path, names: Sequence[str]) -> dict[str, int]:
     try:
-        given = json.loads(_text(path))["engine_kwargs"]
+        given = parse_json(_text(path), str(path))["engine_kwargs"]
         return {name: int(given[name]) for name in names}
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{path}: engine_kwargs: {' and '.join(names)} must be whole numbers ({error!r})") from None
 
 

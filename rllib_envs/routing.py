@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rllib_envs.observation import View
-from rllib_envs.scenario import Scenario, load_scenario
+from rllib_envs.scenario import Scenario, as_scenario
 from rllib_envs.simulation import Simulation
 
 Observations = dict[str, NDArray[np.float32]]
@@ -62,7 +63,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own declaration)
 
-    def __init__(self, scenario: Scenario | str = "edge6", render_mode: str | None = None) -> None:
+    def __init__(self, scenario: Scenario | str | PathLike[str] = "edge6", render_mode: str | None = None) -> None:
         """Set up the environment of a scenario, given as a value, a preset's name or a file.
 
         Raises:
@@ -71,7 +72,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode = {render_mode!r}: allowed are None and {self.metadata['render_modes']}")
-        self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
+        self.scenario = as_scenario(scenario)
         self.render_mode = render_mode
         self._simulation = Simulation(self.scenario, 1)
         self.observation_space = observation_space(self._simulation)
@@ -124,7 +125,7 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
     def __init__(
         self,
         num_envs: int = 1,
-        scenario: Scenario | str = "edge6",
+        scenario: Scenario | str | PathLike[str] = "edge6",
         copy: bool = True,
         render_mode: str | None = None,
         worlds: Sequence[Scenario] = (),
@@ -140,7 +141,7 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
         """
         if render_mode is not None:
             raise ValueError(f"render_mode = {render_mode!r}: the vector environment has none; render a single one")
-        self.scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
+        self.scenario = as_scenario(scenario)
         self.num_envs = num_envs
         self.render_mode = None
         self.simulation = Simulation(self.scenario, num_envs, worlds=worlds)

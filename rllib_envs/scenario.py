@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from rllib_envs.errors import InputError
 from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.yaml_files import dump_yaml, parse_yaml, read_mapping
 
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # strict: true and "1" are no numbers, 1.0 is no integer
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# The bounds are far beyond what any cluster has, and such that no product of figures overflows.
+Positive = Annotated[float, Field(ge=1e-6, le=1e9)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
+Penalty = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-AtLeastOne = Annotated[float, Field(ge=1)]
+Share = Annotated[float, Field(ge=1e-6, le=1)]
+InnerShare = Annotated[float, Field(ge=1e-6, le=1 - 1e-6)]
+AtLeastOne = Annotated[float, Field(ge=1, le=1e6)]
+LogDeviation = Annotated[float, Field(ge=0, le=10)]
+Rate = Annotated[float, Field(ge=1e-6, le=1e6)]  # per second
+Slots = Annotated[int, Field(ge=1, le=4096)]
 
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
@@ -47,8 +56,8 @@ class Expert:
     gpu: str
     params_b: Positive  # billions of parameters
     engine: EngineProfile
-    mean_score: Annotated[float, Field(gt=0, lt=1)]  # mean quality of its answers over the catalogue
-    mean_output_tokens: Annotated[float, Field(ge=2)]  # mean answer length over the catalogue
+    mean_score: InnerShare  # mean quality of its answers over the catalogue
+    mean_output_tokens: Annotated[float, Field(ge=2, le=1e9)]  # mean answer length over the catalogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -93,7 +102,7 @@ class Arrivals:
     kind: Literal["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code", "trace"] = "poisson"
     cv: Positive = 2.0  # gamma: coefficient of variation of the gaps
     burst_ratio: AtLeastOne = 4.0  # mmpp: burst rate over quiet rate
-    burst_share: Annotated[float, Field(gt=0, lt=1)] = 0.25  # mmpp: share of time in the burst state
+    burst_share: InnerShare = 0.25  # mmpp: share of time in the burst state
     cycle_s: Positive = 30.0  # mmpp: mean length of quiet + burst
     period_s: Positive = 86_400.0  # diurnal: length of a day (compress it for short episodes)
     amplitude: Fraction = 0.6  # diurnal: peak over mean is 1 + amplitude
@@ -138,12 +147,14 @@ class Predictions:
     """What the router is told instead of the truth (it never sees true scores or lengths)."""
 
     score_sd: NonNegative = 0.1  # additive noise on scores, then clipped to [0, 1]
-    score_bias: float = 0.0
-    length_log_sd: NonNegative = 0.3  # noise on log length
+    score_bias: Weight = 0.0
+    length_log_sd: LogDeviation = 0.3  # noise on log length
     length_factor: Positive = 1.0  # told length = factor * true length * noise
     hidden_share: Fraction = 0.0  # share of requests of a kind that runs longer than told, at every expert
     hidden_factor: AtLeastOne = 2.0  # by how much
-    length_buckets: tuple[Annotated[int, Field(gt=0)], ...] = ()  # told lengths are rounded to these (ascending), () = exact
+    length_buckets: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=2**30)], ...], Field(max_length=1000)
+    ] = ()  # told lengths are rounded to these (ascending), () = exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -151,7 +162,7 @@ class Faults:
     """How the world differs from the figures the router was given. All off by default."""
 
     engine_factor: Positive = 1.0  # true iteration time over the profile's, every expert
-    engine_expert_log_sd: NonNegative = 0.0  # the same, drawn per expert and episode: log-normal
+    engine_expert_log_sd: LogDeviation = 0.0  # the same, drawn per expert and episode: log-normal
     engine_coefficient_factor: AtLeastOne = 1.0  # each coefficient multiplied or divided by it, drawn per episode
     telemetry_delay_s: NonNegative = 0.0  # the router sees the engines as they were so long ago (and knows what it sent since)
     kv_factor: Share = 1.0  # share of its KV blocks that an engine has, as the router knows; one longest request fits always
@@ -170,12 +181,12 @@ class Variation:
     burst_share: Fraction = 0.25  # probability that arrivals are mmpp, faults or not
     burst_ratio: tuple[AtLeastOne, AtLeastOne] = (2.0, 6.0)
     engine_factor: tuple[Positive, Positive] = (0.7, 1.35)
-    engine_expert_log_sd: tuple[NonNegative, NonNegative] = (0.0, 0.3)
+    engine_expert_log_sd: tuple[LogDeviation, LogDeviation] = (0.0, 0.3)
     engine_coefficient_factor: tuple[AtLeastOne, AtLeastOne] = (1.0, 1.5)
     kv_factor: tuple[Share, Share] = (0.35, 1.0)
     telemetry_delay_s: tuple[NonNegative, NonNegative] = (0.0, 0.6)
     length_factor: tuple[Positive, Positive] = (0.55, 1.7)
-    length_log_sd: tuple[NonNegative, NonNegative] = (0.1, 0.5)
+    length_log_sd: tuple[LogDeviation, LogDeviation] = (0.1, 0.5)
     hidden_share: tuple[Fraction, Fraction] = (0.0, 0.4)  # one kind with hidden_factor
     hidden_factor: tuple[AtLeastOne, AtLeastOne] = (1.5, 3.0)
     score_sd: tuple[NonNegative, NonNegative] = (0.05, 0.2)
@@ -194,11 +205,11 @@ class Workload:
     """How requests come: process, load, length of an episode."""
 
     arrivals: Arrivals = Field(default_factory=Arrivals)
-    load: Annotated[float, Field(gt=0)] | Literal["light", "moderate", "heavy", "mixed", "native"] = "moderate"
+    load: Rate | Literal["light", "moderate", "heavy", "mixed", "native"] = "moderate"
     # a number = requests/s; light, moderate, heavy = fractions of capacity_rps; mixed = drawn per episode between
     # mixed_range fractions (log-uniform); native = a trace's own rate
     mixed_range: tuple[Positive, Positive] = (0.2, 1.2)
-    requests: Annotated[int, Field(ge=1)] | None = None  # arrivals in an episode; None: 2000, or all of a trace
+    requests: Annotated[int, Field(ge=1, le=10**9)] | None = None  # arrivals in an episode; None: 2000, or all of a trace
     catalogue: Catalogue = Field(default_factory=Catalogue)
 
     @model_validator(mode="after")
@@ -214,19 +225,19 @@ class Workload:
 class Reward:
     """Weights of the reward's terms (``rllib_envs.reward``). Each term is summed over the interval between two decisions."""
 
-    realised_qos: float = 1.0  # QoS of the requests that finished
-    violation: NonNegative = 0.0  # subtracted per request that finished late
-    paper_impact: NonNegative = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
-    drop: NonNegative = 0.0  # subtracted per dropped or rejected request
-    marginal_qos: float = 0.0  # counterfactual marginal QoS of the action taken, true values
+    realised_qos: Weight = 1.0  # QoS of the requests that finished
+    violation: Penalty = 0.0  # subtracted per request that finished late
+    paper_impact: Penalty = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
+    drop: Penalty = 0.0  # subtracted per dropped or rejected request
+    marginal_qos: Weight = 0.0  # counterfactual marginal QoS of the action taken, true values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Observation:
     """What an observation holds beyond the experts and the arrived request."""
 
-    running_slots: Annotated[int, Field(ge=1)] = 16  # running requests shown one by one, per expert
-    waiting_slots: Annotated[int, Field(ge=1)] = 8  # waiting requests shown one by one, per expert
+    running_slots: Slots = 16  # running requests shown one by one, per expert
+    waiting_slots: Slots = 8  # waiting requests shown one by one, per expert
     whatif: bool = False  # key "whatif": the predicted effect of each action
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
@@ -240,7 +251,7 @@ class Scenario:
     name: str
     experts: Annotated[tuple[Expert, ...], Field(min_length=2, max_length=256)]
     slo_s_per_token: Positive  # L: bound on (finish - arrival) / output tokens
-    capacity_rps: Positive | None = None  # what named loads are fractions of; None: measured when first needed
+    capacity_rps: Rate | None = None  # what named loads are fractions of; None: measured when first needed
     workload: Workload = Field(default_factory=Workload)
     predictions: Predictions = Field(default_factory=Predictions)
     faults: Faults = Field(default_factory=Faults)
@@ -275,9 +286,13 @@ class Scenario:
         """Sixteen hex digits that change whenever any field changes."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The scenario as plain data; ``parse_scenario`` reads it back to an equal value."""
+        return json.loads(json.dumps(asdict(self)))
+
     def to_yaml(self) -> str:
-        """The scenario as YAML; ``parse_scenario`` reads it back to an equal value."""
-        return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+        """The scenario as YAML, which ``load_scenario`` reads."""
+        return dump_yaml(self.to_dict())
 
 
 _ADAPTER: TypeAdapter[Scenario] = TypeAdapter(Scenario)
@@ -290,13 +305,31 @@ def parse_scenario(data: Any, where: str) -> Scenario:
         InputError: unknown key, wrong type or impossible value; one line for each, with the field's path.
     """
     try:
-        return _ADAPTER.validate_python(data)
+        return _ADAPTER.validate_json(json.dumps(data, default=str))  # in JSON a list is a tuple, and nothing else gives way
     except ValidationError as error:
-        lines = [
-            f"{where}: {'.'.join(map(str, e['loc'])) or 'scenario'}: {e['msg']} (got {_short(e['input'])})"
-            for e in error.errors()
-        ]
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(explain(error, where, "scenario"))) from None
+
+
+Location = tuple[int | str, ...]
+
+
+def explain(error: ValidationError, where: str, whole: str, place: Callable[[Location], Location] = lambda at: at) -> list[str]:
+    """A line for each mistake: where it was read, the field, what is allowed, and what was given.
+
+    Args:
+        error: of pydantic.
+        where: file or other source.
+        whole: what to call it all, where no field is to blame.
+        place: where the user gave the field, of where the record has it.
+    """
+    return [
+        f"{where}: {'.'.join(map(str, place(e['loc']))) or whole}: {e['msg']}{_HINTS.get(e['type'], '')} "
+        f"(got {_short(e['input'])})"
+        for e in error.errors()
+    ]
+
+
+_HINTS = {"bool_type": ", true or false"}
 
 
 def _short(value: object) -> str:
@@ -304,30 +337,41 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def load_scenario(name_or_path: str) -> Scenario:
-    """Load a preset (``edge6``, ``paper3``, generated ``edgeN``) or a YAML file.
+def load_scenario(name_or_path: str | os.PathLike[str]) -> Scenario:
+    """Load a preset (``edge6``, ``paper3``, generated ``edgeN``) or a YAML file. A path object is a file, whatever its name.
 
     Raises:
         InputError: no such preset or file, or its content is not a scenario.
+        TypeError: neither text nor a path.
     """
+    if not isinstance(name_or_path, str):
+        if not isinstance(name_or_path, os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] (not all callers check types)
+            raise TypeError(f"scenario of type {type(name_or_path).__name__}: must be a str, a Path or a Scenario")
+        return _read_scenario(Path(name_or_path))
     preset = resources.files("rllib_envs") / "scenarios" / f"{name_or_path}.yaml"
-    if re.fullmatch(r"[\w-]+", name_or_path) and preset.is_file():
-        return parse_scenario(yaml.safe_load(preset.read_text()), f"preset {name_or_path}")
-    generated = re.fullmatch(r"edge(\d+)", name_or_path)
+    if re.fullmatch(r"[\w-]+", name_or_path, re.ASCII) and preset.is_file():
+        where = f"preset {name_or_path}"
+        return parse_scenario(parse_yaml(preset.read_text(encoding="utf-8"), where), where)
+    generated = re.fullmatch(r"edge([0-9]{1,9})", name_or_path)
     if generated:
         from rllib_envs.fleet import generate_fleet  # here: fleet builds on this module
 
         return generate_fleet(int(generated[1]))
     path = Path(name_or_path)
-    if not path.is_file():
+    if "\0" in name_or_path or not path.exists():
         raise InputError(
             f"scenario {name_or_path!r}: neither a preset ({', '.join(preset_names())}, edgeN with N from 2 to 256) nor a file"
         )
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    return parse_scenario(data, str(path))
+    return _read_scenario(path)
+
+
+def as_scenario(scenario: Scenario | str | os.PathLike[str]) -> Scenario:
+    """A scenario as it is, or loaded from what names it; errors as of ``load_scenario``."""
+    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+
+
+def _read_scenario(path: Path) -> Scenario:
+    return parse_scenario(read_mapping(path, "a scenario's fields"), str(path))
 
 
 def preset_names() -> list[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
+from rllib_envs.footprint import check_footprint
 from rllib_envs.observation import PACE_GAINS, View, allocate_view, borrow_view, describe_engines, heed_gap, heed_work, observe
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
@@ -37,9 +38,7 @@ from rllib_envs.sim.state import (
     DROPPED,
     FINISHED,
     PENDING,
-    RECORD,
     REJECTED,
-    REQUEST,
     ROUTED,
     State,
     allocate,
@@ -47,12 +46,12 @@ from rllib_envs.sim.state import (
     engine_records,
 )
 from rllib_envs.sim.whatif import Scratch, borrow_scratch, predict_action, scratch_for
-from rllib_envs.workload.episode import draw_episode
+from rllib_envs.workload.episode import Episode, draw_episode
 from rllib_envs.workload.replay import episode_requests
 
-STATUS_NAMES = {PENDING: "pending", ROUTED: "routed", FINISHED: "finished", DROPPED: "dropped", REJECTED: "rejected"}
+_MOST_TOKENS = 2**30
 
-_MOST_BYTES = 8 * 2**30  # of the tables of requests; 20 episodes of two million requests on six experts
+STATUS_NAMES = {PENDING: "pending", ROUTED: "routed", FINISHED: "finished", DROPPED: "dropped", REJECTED: "rejected"}
 
 
 class World(NamedTuple):
@@ -238,7 +237,7 @@ class Simulation:
 
         Raises:
             ValueError: batch < 1, or not one world for each cluster.
-            InputError: worlds that differ in more, a trace that cannot be read, or more requests than memory should be taken for.
+            InputError: worlds that differ in more, a trace that cannot be read, or more memory than the machine has.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be >= 1")
@@ -249,7 +248,7 @@ class Simulation:
         self.capacity_rps = capacity_rps(scenario)
         spec, n = scenario.observation, scenario.n_experts
         m = self._requests = max(episode_requests(world.workload) for world in self.worlds)
-        _check_memory(batch, m, n)
+        check_footprint(scenario, batch, m)
         believed = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         self.state = allocate(believed.copy(), m)
         self.workload = allocate_workload(batch, m, n)
@@ -286,8 +285,13 @@ class Simulation:
         )
 
     def start(self, cluster: int, seed: int | np.random.SeedSequence) -> None:
-        """Begin the episode that ``seed`` fixes in one cluster, and show its first arrival."""
+        """Begin the episode that ``seed`` fixes in one cluster, and show its first arrival.
+
+        Raises:
+            InputError: a trace or catalogue that cannot be read; answers of more tokens than iterations can be counted.
+        """
         episode = draw_episode(self.worlds[cluster], self.capacity_rps, seed)
+        _check_length(episode)
         count = episode.arrival_s.size
         w = self.workload
         w.total[cluster] = count
@@ -376,14 +380,14 @@ class Simulation:
         )
 
 
-def _check_memory(batch: int, requests: int, n_experts: int) -> None:
-    """Refuse episodes whose tables are absurdly large, before the memory is taken."""
-    of_a_request = REQUEST.itemsize + RECORD.itemsize + 16 * n_experts  # true and told scores and lengths at every expert
-    needed = batch * requests * of_a_request
-    if needed > _MOST_BYTES:
+def _check_length(episode: Episode) -> None:
+    """An expert's iterations are counted in 32 bits, and every answer may go to the same one."""
+    longest = [engine.max_model_len for engine in episode.engines]
+    tokens = int(np.minimum(episode.output, longest).max(axis=1).sum(dtype=np.int64))
+    if tokens > _MOST_TOKENS:
         raise InputError(
-            f"requests = {requests:,} in each of {batch} episodes at once, at {n_experts} experts: {needed / 2**30:.1f} GiB of "
-            f"tables, allowed are {_MOST_BYTES >> 30} GiB: ask for fewer requests or seeds, or for a shorter window of a trace"
+            f"an episode of {episode.arrival_s.size:,} requests with {tokens:,} output tokens: at most {_MOST_TOKENS:,}; "
+            "ask for fewer requests, shorter answers (mean_output_tokens) or a smaller max_model_len"
         )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, load_scenario, with_workload
@@ -105,7 +104,7 @@ def _tracked(options: Options, scenario: Scenario, workloads: Sequence[Workload]
     """The configuration of a tracked evaluation."""
     return {
         "options": asdict(options),
-        "scenario": yaml.safe_load(scenario.to_yaml()),
+        "scenario": scenario.to_dict(),
         "fingerprint": scenario.fingerprint(),
         "workloads": {w.name: {"fingerprint": w.scenario.fingerprint(), "rate_rps": w.rate_rps} for w in workloads},
         **provenance(),

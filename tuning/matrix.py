@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import read_json
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
 from tuning.digests import code_digest, content_digest
 from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.progress import Progress
 from tuning.routers import RouterSpec, build_router
-from tuning.storage import read_json, write_json
+from tuning.storage import write_json
 
 EVALUATION_SEEDS = range(1_000_000, 2_000_000)
 TUNING_SEEDS = range(2_000_000, 3_000_000)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from models.rllib.checkpoint import BUNDLE, find_checkpoint
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import read_json
+from rllib_envs.yaml_files import read_mapping
 from tuning.statistics import Interval
-from tuning.storage import read_json
 from tuning.training_log import LOG, Iteration, read_log
 
 SWEEP_PICTURES = ("importance.png", "parallel.png", "pareto.png")
@@ -175,10 +174,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_training(path: Path) -> TrainingRun:
-    try:
-        contents: dict[str, Any] = yaml.safe_load((path / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path / _CONFIG}: cannot be read: {error}") from None
+    contents = read_mapping(path / _CONFIG, "a training run's configuration")
     options = dict(contents["options"])
     return TrainingRun(
         path=path,

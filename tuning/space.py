@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import yaml
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, Scenario, load_scenario, parse_scenario
+from rllib_envs.yaml_files import read_mapping
 from tuning.spec import nearest
 from tuning.training_algorithms import learning_rate
 from tuning.training_options import Options, complete, definition, parse_options, to_mapping
@@ -108,13 +108,9 @@ def load_space(text: str) -> Space:
         InputError: no such space, or a file that is not one.
     """
     path = SPACES / f"{text}.yaml" if text in space_names() else Path(text)
-    if not path.is_file():
+    if "\0" in text or not path.exists():
         raise InputError(f"space {text!r}: no such file, and no space of that name; {nearest(text, space_names())}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a YAML file: {error}") from None
-    return parse_space(data, path.stem, str(path))
+    return parse_space(read_mapping(path, "about, base and parameters"), path.stem, str(path))
 
 
 def parse_space(data: Any, name: str, where: str) -> Space:
@@ -181,7 +177,7 @@ def experiment(options: Options, space: Space, settings: Settings) -> tuple[Opti
     changed = with_options(options, own, f"space {space.name}")
     scenario = _scenario(changed.scenario)
     if world:
-        data = yaml.safe_load(scenario.to_yaml())
+        data = scenario.to_dict()
         for path, value in world.items():
             _put(data, path, value)
         scenario = parse_scenario(data, f"space {space.name}: scenario")
@@ -212,7 +208,7 @@ def default_settings(options: Options, space: Space) -> Settings | None:
     for path, domain in space.parameters.items():
         head, _, rest = path.partition(".")
         if head == "scenario" and rest:
-            value = _get(yaml.safe_load(scenario.to_yaml()), rest)
+            value = _get(scenario.to_dict(), rest)
         else:
             value = values["reward"][rest] if head == "reward" and rest else values[path.replace("-", "_")]
         if not domain.contains(value):

@@ -7,9 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
+from typing import Any
 
 from rllib_envs.errors import InputError
 
@@ -44,44 +42,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """``write_atomically`` of JSON; NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it cannot be read or is not JSON; names file, line and column.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
-
-
-def read_yaml_mapping(path: Path, what: str, of: str) -> dict[str, Any]:
-    """Read a YAML file that must be a mapping.
-
-    Args:
-        path: file.
-        what: the option that names it.
-        of: what it is a mapping of.
-
-    Raises:
-        InputError: it cannot be read, is not YAML or no mapping.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} {str(path)!r}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: must be a mapping of {of}")
-    return cast(dict[str, Any], data)
 
 
 def _write(path: Path, text: str) -> None:

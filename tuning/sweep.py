@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from models.rllib.avl_settings import AVLSettings
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import read_json
+from rllib_envs.yaml_files import dump_yaml, parse_yaml, read_mapping
 from tuning.cluster_check import Needs
 from tuning.going_on import goes_on
 from tuning.mirror import Mirror
@@ -30,7 +31,7 @@ from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
 from tuning.signature import check_signature, signed
 from tuning.space import Space, check_space, load_space, parse_space
-from tuning.storage import read_json, write_text
+from tuning.storage import write_text
 from tuning.sweep_report import Finding, write_sweep
 from tuning.sweep_tuner import expected_trials, tuner_of
 from tuning.tracking import TrackOptions
@@ -172,19 +173,19 @@ def _begin(options: Options) -> tuple[Options, Space, TrainOptions]:
 
 def _write_config(run_dir: Path, contents: dict[str, Any]) -> None:
     """Write what the sweep is, signed: going on with it loads pickles of Tune's and of its trials."""
-    as_read = yaml.safe_load(yaml.safe_dump(contents))
-    write_text(run_dir / _CONFIG, yaml.safe_dump(signed(as_read), sort_keys=False))
+    as_read = parse_yaml(dump_yaml(contents), str(run_dir / _CONFIG))
+    write_text(run_dir / _CONFIG, dump_yaml(signed(as_read)))
 
 
 def _continue(options: Options) -> tuple[Options, Space, TrainOptions]:
     """What the sweep in the folder is made of. One that is trusted counts as one's own from then on."""
     where = options.run_dir / _CONFIG
+    contents = read_mapping(where, "a sweep's description")
     try:
-        contents: dict[str, Any] = yaml.safe_load(where.read_text(encoding="utf-8"))
         own, space, train = contents["options"], dict(contents["space"]), contents["train"]
         name = space.pop("name")
         known = replace(Options(**own), config=own["config"] and Path(own["config"]))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not the description of a sweep: {error}") from None
     check_signature(contents, where, trusted=options.trust_checkpoint)
     if options.trust_checkpoint:

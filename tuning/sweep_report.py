@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from models.rllib.checkpoint import BUNDLE, find_checkpoint
 from rllib_envs.scenario import load_scenario
+from rllib_envs.yaml_files import dump_yaml
 from tuning.matrix import TUNING_SEEDS, Cell, run_cells
 from tuning.routers import parse_router
 from tuning.space import Settings, Space, default_settings
@@ -94,7 +94,7 @@ def write_sweep(options: Options, plan: TrialPlan, trials: Sequence[Finding]) ->
     written = ["sweep.json", "sweep.md", *figures]
     if best is not None:
         chosen = replace(written_experiment(plan, best.settings, out), smoke=False)
-        write_text(out / "best.yaml", yaml.safe_dump(definition(chosen), sort_keys=False))
+        write_text(out / "best.yaml", dump_yaml(definition(chosen)))
         written.append("best.yaml")
     write_json(out / "sweep.json", contents)
     _track(options, plan, contents, figures, best)

@@ -26,9 +26,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import read_json
 from tuning.digests import code_digest
 from tuning.secret_urls import without_secrets
-from tuning.storage import read_json, write_text
+from tuning.storage import write_text
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PROJECT = "edgeroute"

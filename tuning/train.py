@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from models.rllib.checkpoint import (
     ABOUT,
     BUNDLE,
@@ -37,6 +35,7 @@ from models.rllib.checkpoint import (
 from models.rllib.faults import TrainingFailed
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, parse_scenario
+from rllib_envs.yaml_files import dump_yaml, read_mapping
 from tuning.going_on import goes_on
 from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
@@ -185,7 +184,7 @@ def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
     """The configuration of a tracked run."""
     return {
         "options": {**asdict(options), "storage": options.storage and without_secrets(options.storage)},
-        "scenario": yaml.safe_load(scenario.to_yaml()),
+        "scenario": scenario.to_dict(),
         "fingerprint": scenario.fingerprint(),
         **provenance(),
     }
@@ -229,9 +228,9 @@ def _begin(options: Options) -> _Start:
         "options": definition(options),
         "limits": {name: getattr(options, name) for name in ("steps", "iterations")},
         "fingerprint": scenario.fingerprint(),
-        "scenario": yaml.safe_load(scenario.to_yaml()),
+        "scenario": scenario.to_dict(),
     }
-    write_text(options.run_dir / _CONFIG, yaml.safe_dump(contents, sort_keys=False))
+    write_text(options.run_dir / _CONFIG, dump_yaml(contents))
     return _Start(options=options, scenario=scenario)
 
 
@@ -243,10 +242,10 @@ def _continue(options: Options) -> _Start:
     check_signature(about, checkpoint / ABOUT, trusted=options.trust_checkpoint)
     options = complete(replace(options, resume=True))
     config = options.run_dir / _CONFIG
+    contents = read_mapping(config, "a run's configuration")
     try:
-        contents: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
         own, limits, world = contents["options"], contents["limits"], contents["scenario"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{config}: not the configuration of a run: {error}") from None
     if options.steps is None and options.iterations is None and options.minutes is None:
         options = replace(options, **limits)

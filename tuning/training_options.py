@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,9 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from models.rllib.avl_settings import AVLSettings
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Reward
+from rllib_envs.scenario import Reward, explain
+from rllib_envs.yaml_files import read_mapping
 from tuning.spec import nearest
-from tuning.storage import read_yaml_mapping
 from tuning.tracking import TrackOptions
 
 AlgorithmName = Literal["avl", "sac", "ppo"]
@@ -188,7 +189,7 @@ def options_from(path: Path, preset_name: str = "ours") -> Options:
     Raises:
         InputError: the file cannot be read or is not one of options.
     """
-    return replace(parse_options({"preset": preset_name} | read_yaml_mapping(path, "config", "options"), str(path)), config=path)
+    return replace(parse_options({"preset": preset_name} | read_mapping(path, "options"), str(path)), config=path)
 
 
 def option_names() -> list[str]:
@@ -214,16 +215,14 @@ def parse_options(data: Mapping[str, Any], where: str) -> Options:
     flat = usual | given
     parts = {part: {f.name: flat.pop(f.name) for f in fields(kind)} for part, kind in _PARTS.items()}
     try:
-        return _ADAPTER.validate_python({**flat, **parts})
+        return _ADAPTER.validate_json(json.dumps({**flat, **parts}, default=str), strict=True)  # in JSON a list is a tuple
     except ValidationError as error:
-        lines = [f"{where}: {_name(e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise InputError("\n".join(lines)) from None
+        raise InputError("\n".join(explain(error, where, "options", _own))) from None
 
 
-def _name(location: tuple[str | int, ...]) -> str:
-    """How the option at pydantic's location is called here."""
-    own = location[1:] if len(location) > 1 and location[0] in _PARTS else location  # a part and an option of it may share a name
-    return ".".join(map(str, own)) or "options"
+def _own(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Where an option stands in a file, of its place among the options: those of a part go by their own names."""
+    return location[1:] if len(location) > 1 and location[0] in _PARTS else location
 
 
 def to_mapping(options: Options) -> dict[str, Any]:

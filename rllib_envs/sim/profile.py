@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block, as in vLLM."""
+
+_MS, _TOKENS = (0.0, 1e6), 2**30
+_LIMITS: dict[str, tuple[float, float]] = {
+    "c0_ms": (1e-3, 1e6), "b_ms": _MS, "c_ms": _MS, "a_ms": _MS, "q_ms": _MS, "c_mixed_ms": _MS, "c0_mixed_ms": _MS,
+    "n0_tokens": (0, _TOKENS), "kv_tokens": (1, _TOKENS), "kv_bytes_per_token": (1, _TOKENS),
+    "overhead": (0.1, 100),
+    "max_num_seqs": (1, 2**14), "max_num_batched_tokens": (1, _TOKENS), "max_model_len": (2, _TOKENS), "max_waiting": (1, 2**16),
+}  # fmt: skip
+"""The least and the greatest of each figure: far beyond any engine, and within what the state's 32 bits hold."""
+
+_TYPES: dict[str, tuple[str, Any]] = {
+    "float": ("a number", Real),
+    "int": ("an integer", Integral),
+    "bool": ("true or false", bool),
+}
+
+
+def within_limits(name: str, value: float) -> float:
+    """The figure of that name, or the end of its range that is nearest: a fault that is drawn makes no impossible engine."""
+    low, high = _LIMITS[name]
+    return min(max(value, low), high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +71,13 @@ class EngineProfile:
         """Refuse figures that no engine can have."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if not math.isfinite(value):
-                raise ValueError(f"{field.name} = {value}: must be a finite number")
-        for name in ("c0_ms", "overhead", "kv_tokens", "kv_bytes_per_token"):
-            _require(self, name, getattr(self, name) > 0, "must be > 0")
-        for name in ("b_ms", "c_ms", "a_ms", "n0_tokens", "q_ms", "c_mixed_ms", "c0_mixed_ms"):
-            _require(self, name, getattr(self, name) >= 0, "must be >= 0")
-        for name in ("max_num_seqs", "max_waiting"):
-            _require(self, name, getattr(self, name) >= 1, "must be >= 1")
-        _require(self, "max_model_len", self.max_model_len >= 2, "must be >= 2")
+            allowed, kind = _TYPES[str(field.type)]
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                raise ValueError(f"{field.name} = {value!r}: must be {allowed}")
+            if isinstance(value, bool):
+                continue
+            low, high = _LIMITS[field.name]
+            _require(self, field.name, low <= float(value) <= high, f"must be from {low:,} to {high:,}")
         _require(
             self,
             "max_num_batched_tokens",

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +46,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from rllib_envs.errors import InputError
+from rllib_envs.json_files import parse_json
 from rllib_envs.scenario import Expert, Scenario
 from rllib_envs.workload.lengths import MAX_TOKENS, GivenLengths
 
@@ -311,10 +311,7 @@ def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}:{error.colno}: not JSON: {error.msg}") from None
+        record = parse_json(line, path, number)
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: {line.strip()[:60]!r} is not a JSON object")
         yield f"{path}:{number}", cast(dict[str, Any], record)
@@ -336,6 +333,6 @@ def _cells(record: dict[str, Any], field: str, width: int, high: int, where: str
 
 
 def _cell(value: object, high: int, what: str) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
         raise InputError(f"{what} = {value!r}: must be a number from 0 to {high}")
     return float(value)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Scenario
-from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
+from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile, within_limits
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.predictions import predict
@@ -105,8 +105,8 @@ def _true_engines(told: tuple[EngineProfile, ...], faults: Faults, rng: np.rando
     return tuple(
         replace(
             engine,
-            c0_mixed_ms=engine.c0_mixed_ms * float(row[0]),
-            **{name: getattr(engine, name) * float(f) for name, f in zip(_COEFFICIENTS, row, strict=True)},
+            c0_mixed_ms=within_limits("c0_mixed_ms", engine.c0_mixed_ms * float(row[0])),
+            **{name: within_limits(name, getattr(engine, name) * float(f)) for name, f in zip(_COEFFICIENTS, row, strict=True)},
         )
         for engine, row in zip(told, factors, strict=True)
     )

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from rllib_envs.errors import InputError
-from tuning.storage import read_json, write_atomically, write_json, write_text
+from rllib_envs.json_files import read_json
+from tuning.storage import write_atomically, write_json, write_text
 
 
 class Stop(Exception):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import tyro
-import yaml
 
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
+from rllib_envs.yaml_files import dump_yaml, parse_yaml
 from tuning.training_options import (
     DEFAULT_STEPS,
     Options,
@@ -31,7 +31,7 @@ def read(*arguments):
 def config(tmp_path):
     def write(**options):
         path = tmp_path / "options.yaml"
-        path.write_text(yaml.safe_dump(options))
+        path.write_text(dump_yaml(options))
         return path
 
     return write
@@ -78,8 +78,8 @@ def test_without_correction_none_is_learned():
     ("content", "message"),
     [
         ("lrr: 1", r"unknown option 'lrr'; did you mean 'lr'"),
-        ("lr: fast", r"lr = 'fast': .*valid number"),
-        ("algo: dqn", r"algo = 'dqn'"),
+        ("lr: fast", r"lr: .*valid number \(got 'fast'\)"),
+        ("algo: dqn", r"algo: .*'avl', 'sac' or 'ppo' \(got 'dqn'\)"),
         ("hidden: -3", r"hidden = -3: must be >= 1"),
         ("- lr", r"must be a mapping"),
         ("lr: [", r"not YAML"),
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_what_defines_a_run_survives_yaml():
     options = replace(Options(), lr=0.3, fleets=("edge4", "edge5"), router=RouterSpec(layers=2), variation=False)
-    assert parse_options(yaml.safe_load(yaml.safe_dump(definition(options))), "file") == options
+    assert parse_options(parse_yaml(dump_yaml(definition(options)), "file"), "file") == options
     assert set(definition(options)) < set(to_mapping(options))
 
 

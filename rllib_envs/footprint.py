@@ -1,0 +1,47 @@
+"""What a simulation takes of the memory, known before it is taken."""
+
+from __future__ import annotations
+
+import os
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Scenario
+from rllib_envs.sim.state import RECORD, REQUEST
+
+_GIB = 2**30
+_WHATIF_BYTES = 4 * 32  # of an expert's what-if results, at most
+_SHOWN_BYTES = 4 * 9  # of a slot: eight features and the mask
+_TOLD_BYTES = 4 * 4  # of a request at one expert: true and told, score and length
+
+
+def simulation_bytes(scenario: Scenario, batch: int, requests: int) -> dict[str, int]:
+    """Bytes of the arrays of ``batch`` clusters with so many requests each, by the fields that they grow with.
+
+    They are within a tenth of what is taken.
+    """
+    n, seen = scenario.n_experts, scenario.observation
+    engines = [expert.engine for expert in scenario.experts]
+    running, waiting = max(e.max_num_seqs for e in engines), max(e.max_waiting for e in engines)
+    queue = 1 << (running + waiting - 1).bit_length()
+    return {
+        f"workload.requests = {requests:,}": batch * requests * (REQUEST.itemsize + RECORD.itemsize + 12 + n * _TOLD_BYTES),
+        f"observation.running_slots = {seen.running_slots:,}": batch * n * seen.running_slots * _SHOWN_BYTES,
+        f"observation.waiting_slots = {seen.waiting_slots:,}": batch * n * seen.waiting_slots * _SHOWN_BYTES,
+        f"max_num_seqs = {running:,} and max_waiting = {waiting:,}": batch * n * (8 * running + 4 * queue + _WHATIF_BYTES),
+    }
+
+
+def check_footprint(scenario: Scenario, batch: int, requests: int) -> None:
+    """See that the machine has the memory for ``batch`` clusters with so many requests each.
+
+    Raises:
+        InputError: it has not; names the fields that ask for most of it, and the bytes.
+    """
+    parts = simulation_bytes(scenario, batch, requests)
+    total, machine = sum(parts.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total > machine:
+        most = [f"{field}: {size / _GIB:,.1f} GiB" for field, size in parts.items() if 10 * size > total]
+        raise InputError(
+            f"scenario {scenario.name}: {batch:,} cluster{'s' if batch > 1 else ''} of {scenario.n_experts} experts would take "
+            f"{total / _GIB:,.1f} GiB of memory ({'; '.join(most)}); this machine has {machine / _GIB:,.1f} GiB"
+        )
