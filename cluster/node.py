@@ -29,7 +29,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
 from tuning.home import in_home
 from tuning.ray_session import TOKEN_FILE, has_token
-from tuning.storage import write_json
+from tuning.storage import write_json, write_secret
 
 _ABOUT, _LOG, _TEMPORARY = "node.json", "node.log", "ray"
 _STARTED = "Ray runtime started."  # what ``ray start`` writes when the node answers
@@ -219,9 +219,7 @@ def _make_token(options: Options) -> None:
         return
     file = in_home(TOKEN_FILE)
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(file, "x", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
-            new.write(secrets.token_hex(32))
+        write_secret(file, secrets.token_hex(32).encode())
     except OSError as error:
         raise InputError(
             f"{file}: the cluster's token cannot be written: {error.strerror}: RAY_AUTH_TOKEN_PATH names a file that holds one, "

@@ -17,10 +17,12 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rllib_envs.errors import InputError
 from tuning.home import in_home
+from tuning.storage import write_secret
 
 KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 """Environment variable: file of the key, for several hosts or users to share one. It is made where it is missing."""
@@ -96,7 +98,7 @@ def _key(path: Path, *, make: bool) -> bytes | None:
     """
     try:
         if make and not path.exists():
-            _make_key(path)
+            write_secret(path, secrets.token_bytes(_KEY_BYTES))
         with path.open("rb") as file:
             _refuse_shared(path, os.fstat(file.fileno()))
             key = file.read(_MOST_KEY_BYTES)
@@ -123,28 +125,12 @@ def _refuse_shared(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (own, 0):
         raise InputError(f"key {path}: belongs to user {status.st_uid}, who could change it: copy it to a file of your own")
     if mode & (0o077 if status.st_uid == own else 0o037):
-        raise InputError(f"key {path}: others may read or write it (mode {mode:04o}): chmod 600 {path}")
+        raise InputError(f"key {path}: others may read or write it (mode {mode:04o}): chmod 600 {quote(str(path))}")
     place = folder.stat()
     others = stat.S_IMODE(place.st_mode) & 0o022 and not place.st_mode & stat.S_ISVTX  # sticky: only who owns a file replaces it
     if others or place.st_uid not in (own, 0):
-        fix = f"chmod go-w {folder}" if place.st_uid in (own, 0) else "move it to a folder of your own"
+        fix = f"chmod go-w {quote(str(folder))}" if place.st_uid in (own, 0) else "move it to a folder of your own"
         raise InputError(f"key {path}: others may replace it, as they may write to its folder: {fix}")
-
-
-def _make_key(path: Path) -> None:
-    """Make a key that no other user can read; of several processes that do so at the same time, one makes it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(aside, path)  # unlike a rename, it does not replace a key that is there by now
-    except FileExistsError:
-        pass
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _name(key: bytes) -> str:

@@ -6,9 +6,11 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from models.files import file_aside, flush
 from rllib_envs.errors import InputError
 
 
@@ -20,18 +22,30 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         InputError: the operating system refuses (rights, no space, a folder in the way).
     """
-    aside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with file_aside(path) as aside:
             write(aside)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(aside)
             os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+            flush(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """Write a file that no other user can read, unless there is one: of several processes that do so, one succeeds.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with file_aside(path, 0o600) as aside:
+        aside.write_bytes(secret)
+        flush(aside)
+        with suppress(FileExistsError):
+            os.link(aside, path)  # unlike a rename, it does not replace one that is there by now
+        flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
