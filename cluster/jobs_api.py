@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import socket
 import sys
 import time
@@ -106,7 +107,7 @@ def follow(client: JobSubmissionClient, job: str, url: str) -> int:
         try:
             asyncio.run(_show(client, job))
         except KeyboardInterrupt:
-            print(f"edgeroute: job {job} goes on; edgeroute job stop {job} ends it", file=sys.stderr)
+            print(f"edgeroute: job {job} goes on; {shlex.join(['edgeroute', 'job', 'stop', job])} ends it", file=sys.stderr)
             raise
         details = client.get_job_info(job)
         end_s = time.monotonic() + _TIMEOUT_S

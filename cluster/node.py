@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -98,7 +99,8 @@ def run(options: Options) -> int:
     folder = in_home(options.folder).absolute()
     if options.action == "start":
         node, new = start_node(options)
-        print(f"{'started' if new else 'runs already'}: {_describe(node)}; edgeroute node stop --folder {folder} ends it")
+        stop = shlex.join(["edgeroute", "node", "stop", "--folder", str(folder)])
+        print(f"{'started' if new else 'runs already'}: {_describe(node)}; {stop} ends it")
         return 0
     node = find_node(folder)
     if options.action == "stop":

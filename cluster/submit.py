@@ -97,7 +97,8 @@ def run(options: Options) -> int:
             runtime_env=environment,
             metadata={key: value for key, value in (("command", name), ("results", folder)) if value},
         )
-    print(f"job {job} at {shown}; edgeroute job stop|logs|status|fetch {job} --address {shown}", file=sys.stderr)
+    ask = shlex.join(["edgeroute", "job", "logs", job, "--address", shown])
+    print(f"job {job} at {shown}; {ask} follows it; stop, status and fetch take the same", file=sys.stderr)
     if not options.wait:
         print(job)
         return 0

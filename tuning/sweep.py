@@ -29,6 +29,7 @@ from tuning.going_on import goes_on
 from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
+from tuning.signals import endings, leave_lost_streams
 from tuning.signature import check_signature, signed
 from tuning.space import Space, check_space, load_space, parse_space
 from tuning.storage import write_text
@@ -139,7 +140,7 @@ def _search_on(options: Options, mirror: Mirror | None) -> int:
     with ray_session(options.address, needs):
         _check_room(options)
         tuner = tuner_of(options, plan, mirror)
-        with _sigterm_as_sigint():
+        with _endings_as_sigint():
             grid = tuner.fit()
     if mirror is not None:
         mirror.fetch_folder(_TUNE)
@@ -276,14 +277,17 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _sigterm_as_sigint() -> Generator[None]:
+def _endings_as_sigint() -> Generator[None]:
     """Tune saves its state on SIGINT alone."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in endings()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
+    if number == signal.SIGHUP:
+        leave_lost_streams()
     os.kill(os.getpid(), signal.SIGINT)

@@ -12,6 +12,7 @@ import os
 import queue
 import re
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -232,10 +233,7 @@ class _WandbTracker(Tracker):
                 act()
         except Exception as error:  # as in ``tracker``
             self._on = False
-            _say(
-                f"wandb fails, nothing more is tracked: {_first_line(error)}; "
-                f"'wandb sync {self._run.settings.sync_dir}' uploads what there is"
-            )
+            _say(f"wandb fails, nothing more is tracked: {_first_line(error)}; {_sync(self._run)} uploads what there is")
 
 
 def _start(options: TrackOptions, folder: Path, name: str, job_type: str, config: Mapping[str, Any], resume: bool) -> Tracker:
@@ -300,9 +298,14 @@ def _start(options: TrackOptions, folder: Path, name: str, job_type: str, config
     if reason is None:
         _say(f"tracked at {run.url}")
     else:
-        _say(f"wandb is offline ({reason}): 'wandb sync {run.settings.sync_dir}' uploads the run later")
+        _say(f"wandb is offline ({reason}): {_sync(run)} uploads the run later")
     data_dir = Path(os.environ.get("WANDB_DATA_DIR", Path(run.settings.wandb_dir) / "data")).absolute()
     return _WandbTracker(wandb, run, data_dir)
+
+
+def _sync(run: Any) -> str:
+    """The command that uploads a run that was offline, to be pasted."""
+    return shlex.join(["wandb", "sync", str(run.settings.sync_dir)])
 
 
 def _why_offline(settings: Any) -> str | None:

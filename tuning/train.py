@@ -98,8 +98,8 @@ def run(options: Options) -> int:
     """Train, print a line an iteration, and leave a run directory.
 
     Returns:
-        0, also after SIGTERM, with a checkpoint written; 130 after SIGINT, likewise; 1 if a loss or gradient was not finite, or
-        processes that training needs are lost.
+        0, also after SIGTERM or SIGHUP, with a checkpoint written; 130 after SIGINT, likewise; 1 if a loss or gradient was not
+        finite, or processes that training needs are lost.
 
     Raises:
         InputError: an option or scenario that is not valid; a run directory that is taken, in use, missing or damaged, or of

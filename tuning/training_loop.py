@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.rllib.checkpoint import learner_state, restore_learner, router_of
 from rllib_envs.errors import InputError
+from tuning.signals import endings, leave_lost_streams
 from tuning.training_log import Iteration, RunLog, describe, summarise
 from tuning.validation import Difference, Validator
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 _CHECKPOINT_INTERVAL_S = 60.0
-_PATIENCE_S = 10  # after SIGTERM: who sends it soon sends SIGKILL
+_PATIENCE_S = 10  # after SIGTERM or SIGHUP: who sends it soon sends SIGKILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +85,8 @@ class Trainer:
     def train(self) -> signal.Signals | None:
         """Iterate until a limit is reached or a signal asks to stop, which is returned. Ends with a checkpoint.
 
-        SIGTERM waits for the iteration under way for some seconds, and gives it up then. A checkpoint on the way that cannot be
-        written is reported, and tried again after the usual interval.
+        SIGTERM and SIGHUP wait for the iteration under way for some seconds, and give it up then. A checkpoint on the way that
+        cannot be written is reported, and tried again after the usual interval.
 
         Raises:
             Diverged: a loss or gradient is not finite; the state before that iteration is saved, if it can be.
@@ -164,7 +165,7 @@ class Trainer:
 
 @contextmanager
 def _deferred_signals() -> Generator[_Asked]:
-    """SIGINT and SIGTERM are kept in mind, to be looked at between iterations; a second one takes effect at once.
+    """SIGINT, SIGTERM and SIGHUP are kept in mind, to be looked at between iterations; a second one takes effect at once.
 
     Outside the main thread, where signals cannot be caught, there is nothing to defer.
     """
@@ -172,20 +173,23 @@ def _deferred_signals() -> Generator[_Asked]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    caught = [signal.SIGINT, *endings()]
+    before = {number: signal.getsignal(number) for number in (*caught, signal.SIGALRM)}
 
     def ask(number: int, _: object) -> None:
         asked.to_stop = signal.Signals(number)
-        for other in (signal.SIGINT, signal.SIGTERM):
+        for other in caught:
             signal.signal(other, before[other])
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             signal.alarm(_PATIENCE_S)
+        if number == signal.SIGHUP:
+            leave_lost_streams()
 
     def give_up(*_: object) -> None:
         asked.overdue = True
         raise _Overdue
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in caught:
         signal.signal(number, ask)
     signal.signal(signal.SIGALRM, give_up)
     try:
