@@ -36,8 +36,9 @@ venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (
 demo: .venv/.installed ## train a small router and compare it with the heuristics
 	$(BIN)/edgeroute demo
 
+# Tests of a file share what takes long to make and so stay together; in order of names the small files come last.
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not cluster'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster'
 
 fuzz: .venv/.installed ## draw property tests anew until one fails (MINUTES=10: begin no round after; EXAMPLES=200; ARGS='-k reward')
 	@start=$$(date +%s); round=0; \
