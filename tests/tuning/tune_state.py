@@ -18,7 +18,7 @@ def ended(folder, iterations):
     return found
 
 
-def wait_for_a_trial(process, folder, iterations, limit_s=300):
+def wait_for_a_trial(process, folder, iterations, limit_s=600):
     """The trials that have ended (see ``ended``) as soon as there is one, or the process has ended, or time is up."""
     until = time.monotonic() + limit_s
     while not (found := ended(folder, iterations)) and process.poll() is None and time.monotonic() < until:
