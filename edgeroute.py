@@ -10,6 +10,7 @@ which of them are options at all.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import select
 import sys
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from the option parser, after ``--help`` (0) or a wrong option (2).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may hold what the locale cannot write
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -141,7 +141,9 @@ class Results:
         self.evaluate("truth", "--load", "light", "moderate", "heavy", routers=[*truth, shipped])
 
     def comparisons(self, *names: str) -> list[dict[str, Any]]:
-        return [c for name in names for c in json.loads((self.out / name / "results.json").read_text())["comparisons"]]
+        return [
+            c for name in names for c in json.loads((self.out / name / "results.json").read_text(encoding="utf-8"))["comparisons"]
+        ]
 
     def tables(self) -> dict[str, str]:
         """Name of a table in the document -> the table."""

@@ -24,7 +24,7 @@ TRIALS, ITERATIONS = 8, 3
 
 def cpu_s() -> tuple[float, float]:
     """Busy and all CPU time of the machine so far, s."""
-    fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    fields = [int(x) for x in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
     ticks = os.sysconf("SC_CLK_TCK")
     return (sum(fields) - fields[3] - fields[4]) / ticks, sum(fields) / ticks
 
@@ -38,7 +38,9 @@ def main() -> None:
         def watch() -> None:
             while not over.wait(0.2):
                 files = list((run_dir / "tune").glob("trial-*/result.json"))
-                seen.append((time.monotonic(), cpu_s(), sum(len(file.read_text().splitlines()) for file in files)))
+                seen.append(
+                    (time.monotonic(), cpu_s(), sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files))
+                )
 
         begun = time.monotonic()
         watcher = threading.Thread(target=watch)
@@ -50,7 +52,7 @@ def main() -> None:
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         over.set()
         watcher.join()
-        trials = json.loads((run_dir / "sweep.json").read_text())["trials"]
+        trials = json.loads((run_dir / "sweep.json").read_text(encoding="utf-8"))["trials"]
     first = next(i for i, (_, _, count) in enumerate(seen) if count)
     last = next(i for i, (_, _, count) in enumerate(seen) if count == TRIALS * ITERATIONS)
     (at_first, cpu_first, _), (at_last, cpu_last, _) = seen[first], seen[last]

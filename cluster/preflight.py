@@ -21,6 +21,7 @@ from rllib_envs.yaml_files import read_mapping
 from tuning.cluster_check import Check, Needs, inspect_cluster
 from tuning.ray_session import attach, has_token, prepare_environment
 from tuning.secret_urls import without_secrets
+from tuning.spec import check_limits
 from tuning.tables import markdown_table
 
 _EXIT_FAILED = 2
@@ -53,8 +54,10 @@ def run(options: Options) -> int:
         0 if all is well, else 2.
 
     Raises:
-        InputError: nothing answers at the address, or not to us.
+        InputError: a number that is not possible; nothing answers at the address, or not to us.
     """
+    check_limits("cpus", options.cpus, 0, 10**6)
+    check_limits("gpus", options.gpus, 0, 10**6)
     needs = Needs(
         cpus=options.cpus, gpus=options.gpus, shared=options.shared and options.shared.absolute(), storage=options.storage
     )
@@ -84,7 +87,7 @@ def inspect_from_outside(address: str, needs: Needs, environment: dict[str, Any]
         environment: a runtime environment, from ``runtime_env``.
 
     Raises:
-        InputError: nothing answers at the address, or not to us.
+        InputError: a number that is not possible; nothing answers at the address, or not to us.
     """
     client = connect(address)
     import ray  # only now: it reads the environment, which connecting has set

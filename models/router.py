@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,6 +27,7 @@ EncoderName = Literal["han", "aggregates", "pooled"]
 EdgesName = Literal["all", "running", "waiting"]
 
 _PRICE_LOG_BOUND = 2.0
+_WIDEST = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +69,8 @@ class RouterSpec:
         if self.edges not in get_args(EdgesName):
             raise InputError(f"edges = {self.edges!r}: allowed are {', '.join(get_args(EdgesName))}")
         for name, least in (("graph_hidden", 1), ("heads", 1), ("hidden", 1), ("impact_hidden", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} = {getattr(self, name)}: must be >= {least}")
+            if not least <= getattr(self, name) <= _WIDEST:
+                raise InputError(f"{name} = {getattr(self, name)}: must be from {least} to {_WIDEST}")
             if getattr(self, name) > MOST_WIDTH:
                 raise InputError(f"{name} = {getattr(self, name)}: must be <= {MOST_WIDTH}")
         if self.graph_hidden % self.heads:
@@ -79,6 +81,23 @@ class RouterSpec:
     def to_dict(self) -> dict[str, Any]:
         """For ``RouterSpec(**...)`` and JSON."""
         return asdict(self)
+
+
+def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
+    """See that an observation has what a router begins with. Without, every impact would be 0 and every request be dropped.
+
+    Args:
+        spec: what the router is made of.
+        parts: names of the observation's parts.
+
+    Raises:
+        InputError: the what-if results are missing.
+    """
+    if spec.impact and "whatif" not in parts:
+        raise InputError(
+            "observation.whatif = False: a router with impact = True needs the what-if results: set observation.whatif, or build "
+            "it with impact = False, to learn without them"
+        )
 
 
 class Parts(NamedTuple):
@@ -143,7 +162,12 @@ class Router(nn.Module):
         return self.scores(observation, self.parts(observation))
 
     def parts(self, observation: Observation, terms: Tensor | None = None) -> Parts:
-        """What the scores are made of, for who trains, tries or explains them; ``terms`` as in ``Price``."""
+        """What the scores are made of, for who trains, tries or explains them; ``terms`` as in ``Price``.
+
+        Raises:
+            InputError: as ``check_observation``.
+        """
+        check_observation(self.spec, observation)
         columns, embedding = read_columns(observation), self.embed(observation)
         impact = self.estimator(columns, embedding)
         future, drop = self.look_ahead(observation, columns, embedding, terms)

@@ -14,6 +14,11 @@ _SHOWN_BYTES = 4 * 9  # of a slot: eight features and the mask
 _TOLD_BYTES = 4 * 4  # of a request at one expert: true and told, score and length
 
 
+def machine_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def simulation_bytes(scenario: Scenario, batch: int, requests: int) -> dict[str, int]:
     """Bytes of the arrays of ``batch`` clusters with so many requests each, by the fields that they grow with.
 
@@ -38,7 +43,7 @@ def check_footprint(scenario: Scenario, batch: int, requests: int) -> None:
         InputError: it has not; names the fields that ask for most of it, and the bytes.
     """
     parts = simulation_bytes(scenario, batch, requests)
-    total, machine = sum(parts.values()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total, machine = sum(parts.values()), machine_bytes()
     if total > machine:
         most = [f"{field}: {size / _GIB:,.1f} GiB" for field, size in parts.items() if 10 * size > total]
         raise InputError(

@@ -73,7 +73,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def dump_yaml(data: Any) -> str:
     """Plain data as YAML, in the order of its keys; ``parse_yaml`` reads it back to the same values."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Refused(yaml.MarkedYAMLError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import evaluate, train
+from tuning.spec import check_limits
 from tuning.workloads import TraceOptions
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,7 @@ def run(options: Options) -> int:
     Raises:
         InputError: the scenario or the trace cannot be read.
     """
+    check_limits("minutes", options.minutes, 1e-3, 1e7)
     training, poisson, azure = (options.out / name for name in ("train", "poisson", "azure"))
     print(f"1. Training a router for {options.minutes:g} min (AVL, {options.scenario}, loads from light to heavy, faults)\n")
     shutil.rmtree(training, ignore_errors=True)

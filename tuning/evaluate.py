@@ -22,6 +22,7 @@ from tuning.evaluation_tracking import figures_since, track_evaluation
 from tuning.faults import NO_FAULT, describe_fault
 from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
 from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
+from tuning.spec import MOST_SEED, check_limits
 from tuning.tracking import TrackOptions, provenance, tracker
 from tuning.tuned import Choice, Tuned, read_tuned, shipped_tuned
 from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
@@ -112,8 +113,8 @@ def _tracked(options: Options, scenario: Scenario, workloads: Sequence[Workload]
 
 
 def _seeds(options: Options) -> tuple[int, ...]:
-    if options.seeds < 1 or options.first_seed < 0:
-        raise InputError(f"seeds = {options.seeds}, first-seed = {options.first_seed}: must be >= 1 and >= 0")
+    check_limits("seeds", options.seeds, 1, 10**6)
+    check_limits("first_seed", options.first_seed, 0, MOST_SEED - options.seeds)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if seeds.start < TUNING_SEEDS.stop and seeds.stop > TUNING_SEEDS.start:
         raise InputError(

@@ -31,6 +31,7 @@ from tuning.digests import code_digest, content_digest
 from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.progress import Progress
 from tuning.routers import RouterSpec, build_router
+from tuning.spec import check_limits
 from tuning.storage import write_json
 
 EVALUATION_SEEDS = range(1_000_000, 2_000_000)
@@ -122,8 +123,7 @@ def run_cells(
             themselves find wrong.
         KeyboardInterrupt: as it comes; the finished cells stay.
     """
-    if jobs is not None and jobs < 1:
-        raise InputError(f"jobs = {jobs}: must be >= 1")
+    check_limits("jobs", jobs, 1, 4096)
     files = [folder / f"{cell.key}.json" for cell in cells]
     unfinished = {file: cell for file, cell in zip(files, cells, strict=True) if not file.exists()}
     todo = list(unfinished.items())

@@ -20,6 +20,7 @@ from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
 from tuning.matrix import start_simulation
 from tuning.metrics import METRICS, episode_metrics, routing_shares
 from tuning.routers import RouterSpec, parse_router
+from tuning.spec import MOST_SEED, check_limits
 from tuning.storage import write_atomically, write_json
 from tuning.tables import markdown_table, metric_title, show
 from tuning.workloads import TraceOptions, Workload, make_workloads
@@ -57,8 +58,7 @@ def run(options: Options) -> None:
     Raises:
         InputError: an option that names nothing or is out of range; a file that cannot be read or written.
     """
-    if options.seed < 0:
-        raise InputError(f"seed = {options.seed}: must be >= 0")
+    check_limits("seed", options.seed, 0, MOST_SEED)
     if options.out is not None and options.out.suffix not in _FORMATS:
         raise InputError(f"out {str(options.out)!r}: must end in {' or '.join(_FORMATS)}")
     if options.smoke:

@@ -8,6 +8,9 @@ from difflib import get_close_matches
 
 from rllib_envs.errors import InputError
 
+MOST_SEED = 10**18 - 1
+"""Greatest seed: what YAML and JSON are read to."""
+
 
 def parse_spec(text: str, what: str, parameters: Mapping[str, Iterable[str]]) -> tuple[str, dict[str, float]]:
     """Read a name with numeric parameters.
@@ -47,6 +50,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     matches = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"allowed are {', '.join(names)}"
+
+
+def check_limits(option: str, value: float | None, low: float, high: float) -> None:
+    """Refuse a number that is no sensible value of an option; None stands for its default, and is none.
+
+    Args:
+        option: its name as a field.
+        value: what was given.
+        low: the least that is allowed.
+        high: the greatest.
+
+    Raises:
+        InputError: it is not a number within these.
+    """
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{option.replace('_', '-')} = {value}: must be from {low:,} to {high:,}")
 
 
 def _shortest(value: float) -> str:

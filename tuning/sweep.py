@@ -32,6 +32,7 @@ from tuning.run_lock import run_lock
 from tuning.signals import endings, leave_lost_streams
 from tuning.signature import check_signature, signed
 from tuning.space import Space, check_space, load_space, parse_space
+from tuning.spec import check_limits
 from tuning.storage import write_text
 from tuning.sweep_report import Finding, write_sweep
 from tuning.sweep_tuner import expected_trials, tuner_of
@@ -48,6 +49,17 @@ _CONFIG, _TUNE, _RESULTS = "sweep.yaml", "tune", "sweep.json"
 _OF_ONE_START = ("run_dir", "address", "resume", "auto_resume", "trust_checkpoint", "storage", "max_concurrent", "track")
 _SMOKE: dict[str, Any] = {"iterations": 2, "grace": 1, "finalists": 2, "final_seeds": 2}
 _GOES_WITH_PBT = {"lr", "temperature", *(f.name for f in fields(AVLSettings))}  # no weight depends on them
+_LIMITS: dict[str, tuple[float, float]] = {
+    "num_samples": (1, 10**5),
+    "iterations": (1, 10**9),
+    "grace": (1, 10**9),
+    "finalists": (1, 1000),
+    "final_seeds": (2, 10**5),
+    "cpus_per_trial": (1, 4096),
+    "gpus_per_trial": (0, 1024),
+    "max_concurrent": (1, 10**5),
+    "seed": (0, 2**32 - 1),  # Tune makes a RandomState of it
+}
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 
 
@@ -213,12 +225,8 @@ def _group(options: Options) -> TrackOptions:
 
 
 def _check(options: Options, space: Space) -> None:
-    least = {"num_samples": 1, "iterations": 1, "grace": 1, "finalists": 1, "final_seeds": 2, "cpus_per_trial": 1}
-    for name, low in (least | {"gpus_per_trial": 0, "seed": 0}).items():
-        if getattr(options, name) < low:
-            raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= {low}")
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise InputError(f"max-concurrent = {options.max_concurrent}: must be >= 1")
+    for name, (low, high) in _LIMITS.items():
+        check_limits(name, getattr(options, name), low, high)
     if options.objective == "pareto" and options.search != "optuna":
         raise InputError(f"objective = pareto: needs search = optuna, not {options.search}")
     if options.search == "optuna" and options.scheduler == "pbt":

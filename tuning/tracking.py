@@ -143,7 +143,9 @@ def provenance() -> dict[str, str]:
     if (_ROOT / ".git").exists():
         command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         with suppress(OSError, subprocess.SubprocessError):  # no git, or a checkout that it does not trust
-            about["git_revision"] = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            about["git_revision"] = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+            ).stdout.strip()
     return about
 
 

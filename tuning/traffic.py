@@ -20,6 +20,7 @@ from rllib_envs.scenario import Scenario
 from rllib_envs.sim.state import FINISHED, REJECTED
 from rllib_envs.simulation import Records, Simulation
 from tuning.matrix import EVALUATION_SEEDS
+from tuning.spec import check_limits
 from tuning.workloads import TraceOptions, Workload, make_workloads
 
 Floats = NDArray[np.float64]
@@ -137,8 +138,7 @@ def simulate_traffic(question: Question) -> Traffic:
     if question.seed not in EVALUATION_SEEDS:
         allowed = f"from {EVALUATION_SEEDS.start} to {EVALUATION_SEEDS.stop - 1}, which nothing is trained or tuned on"
         raise InputError(f"seed = {question.seed}: must be {allowed}")
-    if question.minute < 0:
-        raise InputError(f"minute = {question.minute}: must be >= 0")
+    check_limits("minute", question.minute, 0, 10**6)
     workload = _workload(question)
     route, observation = bundle_router(question.bundle)
     router = load_bundle(question.bundle).router

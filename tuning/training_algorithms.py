@@ -83,7 +83,7 @@ def _free_gpus(options: Options) -> int:
 
 
 def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:
-    lr = options.lr or _LEARNING_RATES[options.algo]
+    lr = _LEARNING_RATES[options.algo] if options.lr is None else options.lr
     # Imported here, and not above: only the algorithm that is asked for, and none for --help.
     if options.algo == "avl":
         from models.rllib.avl import avl_config

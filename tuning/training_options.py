@@ -18,7 +18,7 @@ from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, explain
 from rllib_envs.yaml_files import read_mapping
-from tuning.spec import nearest
+from tuning.spec import check_limits, nearest
 from tuning.tracking import TrackOptions
 
 AlgorithmName = Literal["avl", "sac", "ppo"]
@@ -29,6 +29,13 @@ PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
 DEFAULT_STEPS = 2_000_000
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
+_STEPS_HELP = (
+    f"Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: {DEFAULT_STEPS:,}."
+)
+_STEPS_PER_ITERATION_HELP = (
+    "Decisions in an iteration, over all environments. Default: "
+    f"{', '.join(f'{algo} {steps:,}' for algo, steps in _STEPS_PER_ITERATION.items())}."
+)
 _OF_ONE_START = (
     "config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "num_learners", "gpus_per_learner", "address",
     "resume", "auto_resume", "trust_checkpoint", "storage", "smoke", "track",
@@ -79,16 +86,14 @@ class Options:
     """Environments in each process that steps them."""
     requests: int = 2000
     """Requests in a training episode."""
-    steps_per_iteration: int | None = None
-    """Decisions in an iteration, over all environments. Default: avl 32,768, ppo 16,384, sac 3,072."""
+    steps_per_iteration: Annotated[int | None, tyro.conf.arg(help=_STEPS_PER_ITERATION_HELP)] = None
     validate_every: int = 10
     """Iterations between two comparisons with tuned impact-greedy, on a few short episodes: a rough figure. 0: none."""
     keep_replay: bool = False
     """sac: checkpoints hold the replay buffer, some 300 MB; without it, a resumed run fills a new one before it learns on."""
     run_dir: Path = Path("runs/train")
     """Folder of the run."""
-    steps: int | None = None
-    """Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: 2,600,000."""
+    steps: Annotated[int | None, tyro.conf.arg(help=_STEPS_HELP)] = None
     iterations: int | None = None
     """Stop after so many iterations, counted from the beginning of the run."""
     minutes: float | None = None
@@ -160,6 +165,22 @@ _PARTS: dict[str, type[RouterSpec] | type[AVLSettings] | type[TrackOptions]] = {
     "track": TrackOptions,
 }
 """Options that are records of others, which go by their own names."""
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "steps": (1, 10**12),
+    "iterations": (1, 10**9),
+    "minutes": (1e-3, 1e7),
+    "envs_per_runner": (1, 10**5),
+    "requests": (1, 10**9),
+    "steps_per_iteration": (1, 10**8),
+    "lr": (1e-9, 10),
+    "temperature": (1e-6, 1e3),
+    "running_slots": (1, 4096),
+    "waiting_slots": (1, 4096),
+    "num_env_runners": (0, 4096),
+    "num_learners": (0, 1024),
+    "seed": (0, 2**31 - 1),  # RLlib seeds NumPy's global generator, which takes 32 bits; each start of a run has its own
+    "validate_every": (0, 10**9),
+}
 _ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
 
 
@@ -247,23 +268,17 @@ def complete(options: Options) -> Options:
     """
     if options.smoke:
         fleets = options.fleets[:1]
-        options = replace(options, **_SMOKE, fleets=fleets, iterations=options.iterations or 2)
+        options = replace(options, **_SMOKE, fleets=fleets, iterations=2 if options.iterations is None else options.iterations)
     if options.steps is None and options.iterations is None and options.minutes is None and not options.resume:
         options = replace(options, steps=DEFAULT_STEPS)
     if options.num_env_runners is None and options.address == "local":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options = replace(options, num_env_runners=0 if cores <= 2 else cores - 1)
-    positive = (
-        "steps", "iterations", "minutes", "envs_per_runner", "requests", "steps_per_iteration", "lr", "temperature",
-        "running_slots", "waiting_slots",
-    )  # fmt: skip
-    for name in positive:
-        value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{name.replace('_', '-')} = {value}: must be positive")
-    for name in ("num_env_runners", "num_learners", "seed", "validate_every"):
-        if (getattr(options, name) or 0) < 0:
-            raise InputError(f"{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+    for name, (low, high) in _LIMITS.items():
+        check_limits(name, getattr(options, name), low, high)
+    for name in ("scenario", "load", "address", "storage"):
+        if getattr(options, name) == "":
+            raise InputError(f"{name} = '': must not be empty")
     if options.gpus_per_learner not in (None, 0, 1):
         raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: must be 0 or 1")
     if options.preset == "paper" and options.algo != "sac":

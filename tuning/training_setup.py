@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.rllib.env_groups import Group
+from rllib_envs.errors import InputError
+from rllib_envs.footprint import machine_bytes
 from rllib_envs.scenario import Observation, Scenario
 from rllib_envs.simulation import Simulation
 from tuning.cluster_check import Needs
@@ -67,7 +69,7 @@ def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], star
         groups: ``training_worlds.training_groups`` of the run.
         starts: how often the run has been started, this time included.
     """
-    _compile_kernels(scenario)
+    _check_sample(options, _compile_kernels(scenario))
     options = _with_workers(options)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     seed = options.seed + (starts - 1) * _SEED_STRIDE
@@ -105,8 +107,23 @@ def _with_workers(options: Options) -> Options:
     return replace(options, num_env_runners=max(cores - options.num_learners, 1))
 
 
-def _compile_kernels(scenario: Scenario) -> None:
-    """Take one step, so that compiling counts neither as training time nor for each worker process."""
+def _check_sample(options: Options, simulation: Simulation) -> None:
+    """See that the machine can hold the observations of an iteration.
+
+    Raises:
+        InputError: it cannot.
+    """
+    sample, machine = options.steps_in_iteration * sum(part.nbytes for part in simulation.view), machine_bytes()
+    if sample > machine:
+        raise InputError(
+            f"steps-per-iteration = {options.steps_in_iteration:,}: the observations of an iteration would take "
+            f"{sample / 2**30:,.1f} GiB, this machine has {machine / 2**30:,.1f} GiB: ask for fewer steps or slots"
+        )
+
+
+def _compile_kernels(scenario: Scenario) -> Simulation:
+    """Take one step, so that compiling counts neither as training time nor for each worker process; what it was taken in."""
     simulation = Simulation(scenario, 1)
     simulation.start(0, 0)
     simulation.step(np.zeros(1, np.int64))
+    return simulation

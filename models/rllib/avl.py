@@ -7,6 +7,7 @@ knows. The second is learned from returns, in steps small enough to stay where t
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from models.rllib.price_search import try_candidates
 from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
 from rllib_envs import ENV_ID
+from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 
 _OWN = (*(field.name for field in fields(AVLSettings)), "marginal_weight")
@@ -49,6 +51,18 @@ class AVLConfig(AlgorithmConfig):
             if name in kwargs:
                 setattr(self, name, kwargs.pop(name))
         return super().training(**kwargs)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        """Check the settings.
+
+        Raises:
+            InputError: one is not valid (``AVLSettings``).
+        """
+        super().validate()
+        AVLSettings(**{field.name: getattr(self, field.name) for field in fields(AVLSettings)})
+        if not math.isfinite(self.marginal_weight):
+            raise InputError(f"marginal_weight = {self.marginal_weight}: must be a finite number")
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[AVLLearner]:

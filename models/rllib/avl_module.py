@@ -11,8 +11,9 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from models.critic import StateValue, UsualQuality
+from models.rllib.build import build_router
 from models.rllib.distribution import MaskedCategorical
-from models.router import Parts, Router, RouterSpec
+from models.router import Parts
 
 
 class AVLModule(TorchRLModule, InferenceOnlyAPI):
@@ -23,7 +24,7 @@ class AVLModule(TorchRLModule, InferenceOnlyAPI):
 
     def setup(self) -> None:
         """Build the networks."""
-        self.router = Router(RouterSpec(**self.model_config["router"]))
+        self.router = build_router(self.model_config, self.observation_space)
         self.temperature: float = self.model_config["temperature"]
         own = self.router.embedding // 2 if self.router.spec.encoder == "han" else self.router.embedding
         self.value = StateValue(hidden=self.router.spec.hidden, embedding=own)

@@ -6,6 +6,21 @@ from dataclasses import dataclass
 
 from rllib_envs.errors import InputError
 
+_LIMITS: dict[str, tuple[float, float]] = {
+    "lam": (0, 1),
+    "beta_per_s": (0, 1e6),
+    "epochs": (1, 1000),
+    "minibatch": (1, 10**8),
+    "warmup": (0, 10**9),
+    "clip": (0, 1),
+    "kl_stop": (0, 1e6),
+    "keep": (0, 1),
+    "generations": (0, 10**9),
+    "population": (2, 4096),
+    "search_worlds": (1, 10**5),
+    "search_requests": (1, 10**6),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AVLSettings:
@@ -42,20 +57,8 @@ class AVLSettings:
         Raises:
             InputError: a setting is out of range.
         """
-        for name, low, high in (("lam", 0, 1), ("keep", 0, 1), ("clip", 0, 1)):
+        for name, (low, high) in _LIMITS.items():
             if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} = {getattr(self, name)}: must be from {low} to {high}")
-        least = {
-            "epochs": 1,
-            "minibatch": 1,
-            "warmup": 0,
-            "generations": 0,
-            "population": 2,
-            "search_worlds": 1,
-            "search_requests": 1,
-        }
-        for name, low in (least | {"beta_per_s": 0, "kl_stop": 0}).items():
-            if not low <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} = {getattr(self, name)}: must be >= {low}")
+                raise InputError(f"{name} = {getattr(self, name)}: must be from {low:,} to {high:,}")
         if self.population % 2:
             raise InputError(f"population = {self.population}: must be even")

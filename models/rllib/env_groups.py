@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.routing import EdgeRoutingVectorEnv, Observations
-from rllib_envs.scenario import Scenario, load_scenario
+from rllib_envs.scenario import Scenario, as_scenario
 
 Group = tuple[Scenario | Sequence[Scenario], int]
 """A scenario and the number of its environments; or a scenario for each, which differ in how episodes are drawn alone."""
@@ -85,7 +85,7 @@ def groups_of(env_config: Mapping[str, Any], num_envs: int) -> list[Group]:
         raise InputError(
             f"num_envs_per_env_runner = {num_envs}: must be the number of environments in env_config.scenarios, {total}"
         )
-    return [(load_scenario(scenario) if isinstance(scenario, str) else scenario, count) for scenario, count in pairs]
+    return [(as_scenario(scenario), count) for scenario, count in pairs]
 
 
 def _environments(scenarios: Scenario | Sequence[Scenario], count: int) -> EdgeRoutingVectorEnv:

@@ -58,12 +58,13 @@ class RouterPPOConfig(AlgorithmConfig):
         """
         super().validate()
         for name in ("lr", "epochs", "minibatch", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: must be positive")
-        if not 0 <= self.lam <= 1:
-            raise InputError(f"lam = {self.lam}: must be from 0 to 1")
+        for name in ("lam", "clip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
         for name in ("beta_per_s", "warmup_steps"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: must be >= 0")
 
     def get_default_learner_class(self) -> type[PPOLearner]:

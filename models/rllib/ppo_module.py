@@ -9,8 +9,9 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from models.critic import StateValue, UsualQuality
+from models.rllib.build import build_router
 from models.rllib.distribution import MaskedCategorical
-from models.router import Router, RouterSpec
+from models.router import Router
 
 
 class PPOModule(TorchRLModule, InferenceOnlyAPI):
@@ -21,7 +22,7 @@ class PPOModule(TorchRLModule, InferenceOnlyAPI):
 
     def setup(self) -> None:
         """Build the networks."""
-        self.router = Router(RouterSpec(**self.model_config["router"]))
+        self.router = build_router(self.model_config, self.observation_space)
         self.temperature: float = self.model_config["temperature"]
         self.value = StateValue(hidden=self.router.spec.hidden)
         self.usual = UsualQuality()

@@ -86,7 +86,7 @@ class RouterSACConfig(AlgorithmConfig):
         """
         super().validate()
         for name in ("lr", "alpha_lr", "steps_per_update", "replay_capacity", "minibatch_size"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: must be positive")
         for name in ("gamma", "polyak", "target_entropy_share"):
             if not 0 <= getattr(self, name) <= 1:
@@ -97,7 +97,7 @@ class RouterSACConfig(AlgorithmConfig):
             raise InputError(
                 f"learning_starts = {self.learning_starts}: must not exceed replay_capacity = {self.replay_capacity}"
             )
-        if not self.beta >= 0:
+        if not 0 <= self.beta < float("inf"):
             raise InputError(f"beta = {self.beta}: must be >= 0")
         if (self.num_learners or 0) > 1:
             raise InputError(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from models.action_value import ActionValue
 from models.features import read_columns
 from models.paper import PaperPolicy, PaperSpec, PaperValues
+from models.rllib.build import build_router
 from models.rllib.distribution import MaskedCategorical
-from models.router import Router, RouterSpec
 
 Q, TARGET_Q, NEXT_TARGET_Q, NEXT_LOGITS = "q", "target_q", "next_target_q", "next_logits"
 """Entries of the training output: action values of observations, (2, B, N+1), and logits of the next ones, (B, N+1)."""
@@ -44,7 +44,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
             spec = PaperSpec(**config["paper"])
             self.policy, critics = PaperPolicy(spec), [PaperValues(spec) for _ in range(2)]
         else:
-            self.policy = Router(RouterSpec(**config["router"]))
+            self.policy = build_router(config, self.observation_space)
             critics = [ActionValue(hidden=self.policy.spec.hidden) for _ in range(2)]
         self.critics = nn.ModuleList(critics)
         # What critics read of an observation: read once for all of them.

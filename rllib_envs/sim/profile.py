@@ -70,14 +70,14 @@ class EngineProfile:
     def __post_init__(self) -> None:
         """Refuse figures that no engine can have."""
         for field in fields(self):
-            value = getattr(self, field.name)
+            value: Any = getattr(self, field.name)
             allowed, kind = _TYPES[str(field.type)]
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise ValueError(f"{field.name} = {value!r}: must be {allowed}")
             if isinstance(value, bool):
                 continue
             low, high = _LIMITS[field.name]
-            _require(self, field.name, low <= float(value) <= high, f"must be from {low:,} to {high:,}")
+            _require(self, field.name, low <= value <= high, f"must be from {low:,} to {high:,}")
         _require(
             self,
             "max_num_batched_tokens",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import edgeroute
+from rllib_envs.scenario import load_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "ray", "numba", "pandas", "numpy", "scipy", "matplotlib", "wandb"}
@@ -156,3 +158,45 @@ def test_every_command_keeps_the_convention(name):
     assert dataclasses.is_dataclass(module.Options)
     assert module.Options.__dataclass_params__.frozen
     assert callable(module.run)
+
+
+NAME = "größe | 模型 <b>"
+
+
+def test_names_in_any_language_are_read_and_written_whatever_the_locale(tmp_path, run_extra, monkeypatch):
+    for name, value in (("LC_ALL", "C"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")):
+        monkeypatch.setenv(name, value)
+    world, copy = tmp_path / "world.yaml", tmp_path / "copy.json"
+    text = dataclasses.replace(load_scenario("edge2"), name=NAME).to_yaml()
+    assert NAME in text  # not escaped
+    world.write_text(text, encoding="utf-8")
+    result = run_extra(
+        "from pathlib import Path; from rllib_envs.scenario import load_scenario; from tuning.storage import write_json; "
+        f"world = load_scenario({str(world)!r}); write_json(Path({str(copy)!r}), world.to_dict()); print(world.name)"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.encode().decode("unicode_escape") == NAME + "\n"
+    assert json.loads(copy.read_text(encoding="utf-8"))["name"] == NAME
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_locale_cannot_write_is_escaped(stream, run_extra, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    result = run_extra(f"import sys; print('\\u6a21', file=sys.{stream})")
+    assert (result.returncode, getattr(result, stream)) == (0, "\\u6a21\n")
+
+
+def test_every_text_file_is_opened_in_an_encoding_that_is_said():
+    folders = ["rllib_envs", "models", "tuning", "cluster", "benchmarks", "edgeroute.py"]
+    ruff = [
+        Path(sys.executable).with_name("ruff"),
+        "check",
+        "--isolated",
+        "--no-cache",
+        "--preview",
+        "--select",
+        "PLW1514",
+        *folders,
+    ]
+    result = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout

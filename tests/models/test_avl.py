@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 import ray
 import torch
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from models.rllib.avl import avl_config
+from models.rllib.avl import AVLConfig, avl_config
 from models.rllib.avl_learner import _weights
+from models.rllib.avl_module import AVLModule
+from models.rllib.avl_settings import AVLSettings
+from models.rllib.ppo_module import PPOModule
 from models.rllib.runner import ColumnRunner
+from models.rllib.sac_module import SACModule
 from models.router import RouterSpec
+from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
 from tests.draws import examples
 from tests.models.observed import ENCODERS, stir
@@ -428,3 +434,21 @@ def test_the_workers_act_with_the_learners_router(trained):
     algorithm = trained[0][0]
     ours, theirs = algorithm.env_runner.module.router.state_dict(), module_of(learner_of(algorithm)).router.state_dict()
     assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("settings", [{"population": 3}, {"clip": 5}, {"lam": 1.5}, {"epochs": 0}, {"keep": float("nan")}])
+def test_the_configuration_refuses_what_the_settings_refuse(settings):
+    ((name, _),) = settings.items()
+    with pytest.raises(InputError, match=f"^{name} = ") as by_settings:
+        AVLSettings(**settings)
+    with pytest.raises(InputError) as by_configuration:
+        AVLConfig().environment("CartPole-v1").training(**settings).validate()
+    assert str(by_configuration.value) == str(by_settings.value)
+
+
+def test_a_module_whose_observations_lack_the_roll_out_is_not_built():
+    config = {"router": RouterSpec().to_dict(), "temperature": 0.01}
+    lacking = spaces.Dict({"experts": spaces.Box(-1, 1, (3, 23))})
+    for module in (AVLModule, PPOModule, SACModule):
+        with pytest.raises(InputError, match=r"observation.whatif = False"):
+            module(observation_space=lacking, action_space=spaces.Discrete(4), model_config=config)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.router import MASKED_SCORE, RouterSpec
+from models.router import MASKED_SCORE, Router, RouterSpec
+from models.traced import fast_scores
 from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
+from rllib_envs.sim.whatif import WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.models.observed import BARE_PRICE, ENCODERS, busy, seen, stir, stirred, untrained, world
 
@@ -289,7 +291,7 @@ def test_an_encoder_that_is_not_heard_costs_nothing_and_says_nothing(observation
 @every_encoder
 def test_without_what_if_results_it_still_tells_experts_apart(spec):
     now = seen(busy(world(whatif=False)), DOUBLE)
-    scores = stirred(spec, DOUBLE)(now)
+    scores = stirred(replace(spec, impact=False), DOUBLE)(now)
     assert scores.isfinite().all()
     assert scores[0].unique().numel() == N + 1
 
@@ -300,8 +302,8 @@ def test_without_what_if_results_it_still_tells_experts_apart(spec):
         ({"encoder": "gat"}, "encoder = 'gat': allowed are han, aggregates, pooled"),
         ({"graph_hidden": 30}, "graph_hidden = 30, heads = 4: must be a multiple of heads"),
         ({"layers": 3}, "layers = 3: must be 1 or 2"),
-        ({"hidden": 0}, "hidden = 0: must be >= 1"),
-        ({"impact_hidden": -1}, "impact_hidden = -1: must be >= 0"),
+        ({"hidden": 0}, "hidden = 0: must be from 1 to 8192"),
+        ({"impact_hidden": -1}, "impact_hidden = -1: must be from 0 to 8192"),
     ],
 )
 def test_what_cannot_be_built_is_refused(change, message):
@@ -311,3 +313,14 @@ def test_what_cannot_be_built_is_refused(change, message):
 
 def test_a_spec_is_what_it_was_written_as():
     assert all(RouterSpec(**spec.to_dict()) == spec for spec in ENCODERS.values())
+
+
+def test_a_router_that_begins_with_the_roll_out_refuses_an_observation_without():
+    observation = seen(busy(world(whatif=False)), DOUBLE)
+    router = Router(RouterSpec()).double()
+    for use in (router, router.parts, lambda example: fast_scores(router, example)):
+        with pytest.raises(InputError, match=r"observation.whatif = False: a router with impact = True"):
+            use(observation)
+    assert Router(RouterSpec(impact=False)).double()(observation).isfinite().all()
+    masked = {**observation, "whatif": torch.zeros(*observation["experts"].shape[:2], len(WHATIF_FEATURES)).double()}
+    assert router(masked).isfinite().all()  # results that are all 0 are results

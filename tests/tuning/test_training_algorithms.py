@@ -40,7 +40,7 @@ def test_the_process_that_directs_learns_on_its_own_gpu_if_it_has_one(monkeypatc
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_learners": -1}, "num-learners = -1: must be >= 0"),
+        ({"num_learners": -1}, "num-learners = -1: must be from 0 to"),
         ({"gpus_per_learner": 2}, "gpus-per-learner = 2: must be 0 or 1"),
     ],
 )

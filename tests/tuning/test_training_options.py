@@ -1,16 +1,22 @@
 """Options of a training run: what wins over what, and what is refused."""
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tyro
 
+from models.rllib.avl_settings import AVLSettings
+from models.rllib.sac import PAPER
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.yaml_files import dump_yaml, parse_yaml
+from tuning.training_algorithms import learning_rate
 from tuning.training_options import (
     DEFAULT_STEPS,
+    AlgorithmName,
     Options,
     complete,
     defaults,
@@ -80,7 +86,7 @@ def test_without_correction_none_is_learned():
         ("lrr: 1", r"unknown option 'lrr'; did you mean 'lr'"),
         ("lr: fast", r"lr: .*valid number \(got 'fast'\)"),
         ("algo: dqn", r"algo: .*'avl', 'sac' or 'ppo' \(got 'dqn'\)"),
-        ("hidden: -3", r"hidden = -3: must be >= 1"),
+        ("hidden: -3", r"hidden = -3: must be from 1 to"),
         ("- lr", r"must be a mapping"),
         ("lr: [", r"not YAML"),
     ],
@@ -118,13 +124,18 @@ def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": -1.0}, r"lr = -1\.0: must be positive"),
-        ({"lr": float("nan")}, "lr = nan: must be positive"),
-        ({"minutes": 0.0}, r"minutes = 0\.0: must be positive"),
-        ({"steps": -5}, "steps = -5: must be positive"),
-        ({"requests": 0}, "requests = 0: must be positive"),
-        ({"seed": -1}, "seed = -1: must be >= 0"),
-        ({"num_env_runners": -1}, "num-env-runners = -1: must be >= 0"),
+        ({"lr": -1.0}, r"lr = -1\.0: must be from 1e-09 to 10$"),
+        ({"lr": float("nan")}, "lr = nan: must be from"),
+        ({"minutes": 0.0}, r"minutes = 0\.0: must be from"),
+        ({"iterations": 0}, "iterations = 0: must be from 1 to"),
+        ({"iterations": 0, "smoke": True}, "iterations = 0: must be from 1 to"),
+        ({"steps": -5}, "steps = -5: must be from 1 to"),
+        ({"steps_per_iteration": 0}, "steps-per-iteration = 0: must be from 1 to"),
+        ({"requests": 0}, "requests = 0: must be from 1 to"),
+        ({"seed": -1}, "seed = -1: must be from 0 to"),
+        ({"seed": 2**31}, "seed = 2147483648: must be from 0 to"),
+        ({"num_env_runners": -1}, "num-env-runners = -1: must be from 0 to"),
+        ({"storage": ""}, "storage = '': must not be empty"),
         ({"preset": "paper"}, "algo = avl: the preset paper trains with sac"),
     ],
 )
@@ -139,3 +150,46 @@ def test_there_is_always_a_limit():
     assert complete(Options(iterations=3)).total_steps == 3 * Options().steps_in_iteration
     assert complete(Options(minutes=1.0)).total_steps is None
     assert complete(Options(steps=100, iterations=1)).total_steps == 100
+
+
+NUMBERS = {
+    (part, field.name): field
+    for part, kind in (("", Options), ("router", RouterSpec), ("avl", AVLSettings))
+    for field in fields(kind)
+    if str(field.type).startswith(("int", "float", "Annotated[int", "Annotated[float"))
+}
+
+
+@pytest.mark.parametrize(("part", "name"), NUMBERS)
+def test_every_number_has_bounds(part, name):
+    assert len(NUMBERS) > 25
+    whole = "int" in str(NUMBERS[part, name].type)
+    for value in (-1, 10**19, float("nan"), float("inf"), 1e308):
+        with pytest.raises(InputError, match=rf"{name.replace('_', '[-_]')} = {re.escape(str(value))}: must be"):
+            complete(
+                replace(Options(), **({part: replace(getattr(Options(), part), **{name: value})} if part else {name: value}))
+            )
+    for value in (True, "1", "yes", [], *([1.5, 2.0, 1e999] if whole else [])):
+        with pytest.raises(InputError, match=rf"^file: {name}"):
+            parse_options({name: value}, "file")
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Options) if str(f.type) == "bool"])
+def test_a_switch_is_true_or_false_and_nothing_else(name):
+    for value in ("yes", "true", 1, 0, None):
+        with pytest.raises(InputError, match=rf"^file: {name}: .*true or false"):
+            parse_options({name: value}, "file")
+
+
+def test_help_says_the_defaults_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+    assert f"if no limit is given: {DEFAULT_STEPS:,}." in text
+    for algo in get_args(AlgorithmName):
+        assert f"{algo} {Options(algo=algo).steps_in_iteration:,}" in text
+    stated = dict(re.findall(r"(avl and ppo|sac|paper's) (\de-\d)", text))
+    rates = {algo: learning_rate(Options(algo=algo)) for algo in get_args(AlgorithmName)}
+    assert {float(stated["avl and ppo"])} == {rates["avl"], rates["ppo"]}
+    assert float(stated["sac"]) == rates["sac"]
+    assert float(stated["paper's"]) == PAPER["lr"]
