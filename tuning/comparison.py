@@ -15,6 +15,7 @@ from tuning.metrics import METRICS
 from tuning.routers import RouterSpec
 from tuning.statistics import Interval, mean_interval, paired_difference, relative_difference
 from tuning.tables import ABSENT, markdown_table, metric_title, show_interval, show_percent
+from tuning.trace_notes import trace_json
 from tuning.workloads import Workload
 
 _COLUMNS = (
@@ -116,6 +117,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "capacity_rps": workload.scenario.capacity_rps,
         "requests": episode_requests(workload.scenario.workload),
         "fingerprint": workload.scenario.fingerprint(),
+        "trace": trace_json(workload.scenario),
         "baseline": comparison.baseline,
         "baseline_chosen": comparison.chosen,
         "plain": comparison.plain,

@@ -23,6 +23,7 @@ from tuning.routers import RouterSpec, parse_router
 from tuning.spec import MOST_SEED, check_limits
 from tuning.storage import write_atomically, write_json
 from tuning.tables import markdown_table, metric_title, show
+from tuning.trace_notes import notes_on_traces, trace_json
 from tuning.workloads import TraceOptions, Workload, make_workloads
 
 _SMOKE_REQUESTS = 50
@@ -65,6 +66,8 @@ def run(options: Options) -> None:
         options = replace(options, requests=_SMOKE_REQUESTS)
     router = parse_router(options.router)
     workload = _workload(options)
+    for note in notes_on_traces([workload]):
+        print(note)
     simulation = start_simulation(router, workload.scenario, [options.seed])
     summary = summarise(simulation, router, workload, options.seed)
     print(_report(summary))
@@ -120,6 +123,7 @@ def summarise(simulation: Simulation, router: RouterSpec, workload: Workload, se
         "metrics": metrics,
         "experts": experts,
         "dropped_share": shares[-1],
+        "trace": trace_json(workload.scenario),
     }
 
 

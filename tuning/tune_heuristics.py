@@ -25,6 +25,7 @@ from tuning.spec import format_spec
 from tuning.statistics import mean_interval, paired_difference
 from tuning.storage import write_json
 from tuning.tables import markdown_table, show_interval
+from tuning.trace_notes import notes_on_traces
 from tuning.tuned import FORMAT, world_fingerprint
 from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
@@ -99,6 +100,8 @@ def run(options: Options) -> None:
     if options.catalogue is not None:
         scenario = with_prompts(scenario, options.catalogue)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
+    for note in notes_on_traces(workloads):
+        print(note)
     coarse = _SMOKE_GRID if options.smoke else COARSE
     keys = [(w.name, router) for w in workloads for router in coarse]
     default = _try(options, workloads, {key: [{}] for key in keys}, "default parameters")
