@@ -11,6 +11,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]  # of a checkout, or of what is installed
 _PACKAGES = ("rllib_envs", "models")  # the world and the routers: all of them counts
+_PART_BYTES = 1 << 20
 _RUNS = "tuning.matrix"  # what else it takes to run a cell is what this module imports
 
 
@@ -21,7 +22,9 @@ def content_digest(paths: Sequence[Path]) -> str:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-                digest.update(file.read_bytes())
+                with file.open("rb") as stream:
+                    while part := stream.read(_PART_BYTES):  # a trace may be larger than memory
+                        digest.update(part)
     return digest.hexdigest()
 
 

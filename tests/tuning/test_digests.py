@@ -3,11 +3,12 @@
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from tuning.digests import code_digest, result_sources
+from tuning.digests import code_digest, content_digest, result_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -82,3 +83,14 @@ def test_a_module_that_is_missing_is_an_error(copy):
     done = digest_in(copy)
     assert done.returncode != 0
     assert "tuning.metrics" in done.stderr
+
+
+def test_the_digest_of_a_large_file_takes_little_memory(tmp_path):
+    with (tmp_path / "trace").open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    try:
+        content_digest([tmp_path / "trace"])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
