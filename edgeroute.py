@@ -127,7 +127,8 @@ def _nearest(name: str) -> str:
 
 def _fail(message: str) -> int:
     for line in message.splitlines():  # bad input with several faults has a line for each
-        print(f"edgeroute: error: {line}", file=sys.stderr)
+        shown = "".join(x if x.isprintable() else x.encode("unicode_escape", "backslashreplace").decode("ascii") for x in line)
+        print(f"edgeroute: error: {shown}", file=sys.stderr)  # nothing that a terminal would obey
     return _EXIT_BAD_INPUT
 
 

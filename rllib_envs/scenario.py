@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from rllib_envs.errors import InputError
@@ -44,6 +44,16 @@ LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 DEFAULT_REQUESTS = 2000
 """Arrivals in an episode where ``Workload.requests`` does not say and nothing is replayed."""
 
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError(f"{name!r}: must be on one line, without control characters")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+"""What tables, figures, file names and terminals show."""
+
 _WITHOUT_PROMPTS = ("poisson", "gamma", "mmpp", "diurnal")  # arrival processes that bring no prompts of their own
 
 
@@ -51,7 +61,7 @@ _WITHOUT_PROMPTS = ("poisson", "gamma", "mmpp", "diurnal")  # arrival processes 
 class Expert:
     """One LLM on one GPU."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Name
     model: str
     gpu: str
     params_b: Positive  # billions of parameters
@@ -248,7 +258,7 @@ class Observation:
 class Scenario:
     """Everything that defines the world a router lives in."""
 
-    name: str
+    name: Name
     experts: Annotated[tuple[Expert, ...], Field(min_length=2, max_length=256)]
     slo_s_per_token: Positive  # L: bound on (finish - arrival) / output tokens
     capacity_rps: Rate | None = None  # what named loads are fractions of; None: measured when first needed

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rllib_envs.workload.replay import episode_requests
+from tuning.literal import code, markdown
 from tuning.matrix import CellResult
 from tuning.metrics import METRICS
 from tuning.routers import RouterSpec
@@ -99,9 +100,11 @@ def to_markdown(comparison: Comparison) -> str:
     how = "the heuristic with the best mean QoS here" if comparison.chosen else "as asked for"
     header = ["router", "QoS", "difference", "over plain, %", *map(metric_title, _COLUMNS)]
     cells = [_cells(row, comparison.baseline) for row in comparison.rows]
-    means = f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to `{comparison.baseline}`, {how}, by seed."
-    plain = "" if comparison.plain is None else f" Over plain: QoS relative to `{comparison.plain}`, {PLAIN}."
-    return "\n\n".join([f"## {workload.name}{rate}", means + plain, markdown_table(header, cells)])
+    means = (
+        f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to {code(comparison.baseline)}, {how}, by seed."
+    )
+    plain = "" if comparison.plain is None else f" Over plain: QoS relative to {code(comparison.plain)}, {PLAIN}."
+    return "\n\n".join([f"## {markdown(workload.name)}{rate}", means + plain, markdown_table(header, cells)])
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

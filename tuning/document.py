@@ -11,6 +11,7 @@ from typing import ClassVar
 import jinja2
 
 from rllib_envs.errors import InputError
+from tuning.literal import markdown
 from tuning.tables import markdown_table
 
 
@@ -89,21 +90,20 @@ def to_html(document: Document, folder: Path) -> str:
 
 def to_markdown(document: Document) -> str:
     """The same as Markdown, with the pictures as links to their files."""
-    parts = [f"# {document.title}"]
+    parts = [f"# {markdown(document.title)}"]
     for section in document.sections:
-        parts += [f"## {section.title}", *(_block_markdown(block) for block in section.blocks)]
+        parts += [f"## {markdown(section.title)}", *(_block_markdown(block) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def _block_markdown(block: Block) -> str:
     match block:
         case Paragraph():
-            return block.text
+            return "\n".join(map(markdown, block.text.splitlines()))
         case Picture():
-            return f"![{block.caption}]({block.file})\n\n{block.caption}"
+            return f"![{markdown(block.caption)}]({block.file})\n\n{markdown(block.caption)}"
         case Table():
-            header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (block.header, *block.rows)]
-            return f"**{block.caption}**\n\n{markdown_table(header, rows, names=block.names)}"
+            return f"**{markdown(block.caption)}**\n\n{markdown_table(block.header, block.rows, names=block.names)}"
 
 
 def _data_uri(path: Path) -> str:

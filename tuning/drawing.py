@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +27,8 @@ _MARKERS = "os^Dv"
 _LABEL_LENGTH = 32
 _DPI = 150
 _POWERS = range(-3, 6)  # of ten, on logarithmic axes
+
+matplotlib.rcParams["text.parse_math"] = False  # a name with $ in it is drawn as it is, not as a formula
 
 
 def canvas(height: float = 4.8) -> tuple[Figure, Axes]:
@@ -68,7 +72,11 @@ def save(figure: Figure, axes: Axes, path: Path) -> None:
 
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a PNG file."""
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=_DPI, metadata={"Software": None}))
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from", UserWarning
+        )  # of a name in another script: a box stands for it
+        write_atomically(path, lambda aside: figure.savefig(aside, dpi=_DPI, metadata={"Software": None}))
 
 
 def head(axes: Axes, text: str) -> None:
@@ -90,7 +98,7 @@ def band(axes: Axes, x: ArrayLike, middle: ArrayLike, low: ArrayLike, high: Arra
         style: of the line.
     """
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.plot(x, middle, label=label, **style)
+    axes.plot(x, middle, label=f" {label}" if label.startswith("_") else label, **style)  # legends leave out what begins with _
 
 
 def log_axis(axes: Axes, low: float, high: float) -> None:

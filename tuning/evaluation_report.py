@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tuning.comparison import Comparison, to_json, to_markdown
 from tuning.digests import code_digest
 from tuning.faults import NO_FAULT
 from tuning.figures import draw_differences, draw_latency, draw_qos_against_load
+from tuning.literal import markdown, slug
 from tuning.storage import write_json, write_text
 from tuning.summary import Summary, summaries, summary_json, summary_markdown
 
@@ -38,7 +38,7 @@ def write_report(
     Raises:
         InputError: a file cannot be written.
     """
-    title = f"# {scenario.name}: SLO {1e3 * scenario.slo_s_per_token:g} ms per token, seeds {seeds[0]} to {seeds[-1]}"
+    title = f"# {markdown(scenario.name)}: SLO {1e3 * scenario.slo_s_per_token:g} ms per token, seeds {seeds[0]} to {seeds[-1]}"
     groups = summaries(comparisons, baseline)
     tables = [*(summary_markdown(summary) for summary, _ in groups), *map(to_markdown, comparisons)]
     text = "\n\n".join([title, *notes, *tables])
@@ -66,19 +66,15 @@ def _draw(out: Path, comparisons: Sequence[Comparison], groups: Sequence[tuple[S
     figures: list[str] = []
     for summary, group in groups:
         if len(summary.rows) > 1:
-            figures.append(f"differences-{_slug(summary.title)}.png")
+            figures.append(f"differences-{slug(summary.title)}.png")
             draw_differences(out / figures[-1], summary, group)
     clean = [c for c in comparisons if c.workload.fault == NO_FAULT]
     for arrivals in dict.fromkeys(c.workload.arrivals for c in clean):
         points = [c for c in clean if c.workload.arrivals == arrivals and c.workload.rate_rps is not None]
         if len(points) >= 2:
-            figures.append(f"qos-{_slug(arrivals)}.png")
+            figures.append(f"qos-{slug(arrivals)}.png")
             draw_qos_against_load(out / figures[-1], points)
     for comparison in clean:
-        figures.append(f"latency-{_slug(comparison.workload.name)}.png")
+        figures.append(f"latency-{slug(comparison.workload.name)}.png")
         draw_latency(out / figures[-1], comparison)
     return figures
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.=%]+", "-", name)

@@ -17,6 +17,7 @@ from pyarrow import csv, parquet
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, load_scenario
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
+from tuning.literal import printable
 from tuning.matrix import start_simulation
 from tuning.metrics import METRICS, episode_metrics, routing_shares
 from tuning.routers import RouterSpec, parse_router
@@ -146,7 +147,8 @@ def _workload(options: Options) -> Workload:
 def _report(summary: dict[str, Any]) -> str:
     rate = "" if summary["rate_rps"] is None else f" ({summary['rate_rps']:.2f}/s)"
     head = (
-        f"{summary['scenario']}, {summary['workload']}{rate}, {summary['requests']} requests, seed {summary['seed']}, "
+        f"{printable(summary['scenario'])}, {printable(summary['workload'])}{rate}, {summary['requests']} requests, "
+        f"seed {summary['seed']}, "
         f"router {summary['router']}, SLO {1e3 * summary['slo_s_per_token']:g} ms per token"
     )
     metrics = [[metric_title(name), show(name, summary["metrics"][name])] for name in METRICS]

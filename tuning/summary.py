@@ -14,6 +14,7 @@ import numpy as np
 
 from tuning.comparison import NO_INTERVAL, Comparison, interval_json
 from tuning.faults import NO_FAULT
+from tuning.literal import code, markdown
 from tuning.routers import RouterSpec
 from tuning.statistics import Interval, mean_interval, paired_difference, relative_difference
 from tuning.tables import ABSENT, markdown_table, metric_title, show_interval, show_percent
@@ -93,12 +94,12 @@ def summary_markdown(summary: Summary) -> str:
     how = "the heuristic with the best mean over them" if summary.chosen else "as asked for"
     text = (
         f"QoS of each seed, averaged over the workloads; means over seeds ± half of the 95 % interval. Difference: to "
-        f"`{summary.baseline}`, {how}; worst: on the workload where it is least. Over plain: relative to the best heuristic that "
-        "predicts no impact, chosen for each workload."
+        f"{code(summary.baseline)}, {how}; worst: on the workload where it is least. Over plain: relative to the best heuristic "
+        "that predicts no impact, chosen for each workload."
     )
     header = ["router", "QoS", "difference", "worst difference", "on", "over plain, %", metric_title(_GPU)]
     cells = [_cells(row, summary) for row in summary.rows]
-    return "\n\n".join([f"## Mean over {summary.title}", text, markdown_table(header, cells)])
+    return "\n\n".join([f"## Mean over {markdown(summary.title)}", text, markdown_table(header, cells)])
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:

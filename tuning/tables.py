@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tuning.literal import markdown
 from tuning.metrics import METRICS
 from tuning.statistics import Interval
 
@@ -13,7 +14,11 @@ ABSENT = "–"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
-    """A Markdown table; the first ``names`` columns are aligned to the left, the others, numbers, to the right."""
+    """A Markdown table; the first ``names`` columns are aligned to the left, the others, numbers, to the right.
+
+    Cells may hold anything, which shows as it is.
+    """
+    header, rows = [markdown(cell) for cell in header], [[markdown(cell) for cell in row] for row in rows]
     widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

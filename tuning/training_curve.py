@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tuning.storage import write_atomically
+from tuning.drawing import write_figure
 from tuning.training_log import Iteration
 
 _WINDOW = 10  # iterations that the strong lines are means over
@@ -41,7 +41,7 @@ def draw_curve(path: Path, records: Sequence[Iteration], title: str) -> None:
     for axes in rows:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9", linewidth=0.8)
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=150, metadata={"Software": None}))
+    write_figure(figure, path)
 
 
 def _draw_series(axes: Axes, records: Sequence[Iteration], series: dict[str, tuple[str, list[float]]]) -> None:
