@@ -72,8 +72,8 @@ def killed(tmp_path_factory):
     process = start(run_dir)
     before = wait_for_a_trial(process, run_dir / "tune", 2)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
     again = start(run_dir, "--resume")
     output, _ = again.communicate(timeout=600)
     return run_dir, before, output, again.returncode
