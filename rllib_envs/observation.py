@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Expert, Observation
+from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
@@ -300,7 +301,7 @@ def heed_work(work, believed, workload, b, r):
     n_experts = believed.shape[1]
     prompt = workload.prompt[b, r]
     mean_s = 0.0
-    for e in range(n_experts):
+    for e in range(0 if fits_none(believed, b, prompt) else n_experts):  # what fits nowhere asks nothing
         engine = believed[b, e]
         length = workload.told_tokens[b, r, e] * engine.length_factor
         mean_s += (length * (engine.b_s + engine.c_s * (prompt + 0.5 * length)) + engine.a_s * prompt) / n_experts

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Reward
+from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.kernels import steps_begun
 
@@ -40,11 +41,11 @@ def paper_impact(state, b, e, now_s, slo_s, prompt, output):
 
 @kernel
 def paper_impact_all(state, workload, cursor, now_s, actions, slo_s, out):
-    """``paper_impact`` of each cluster's action, (B,); 0 for a drop and where the episode is over."""
+    """``paper_impact`` of each cluster's action, (B,); 0 for a drop, what fits nowhere, and where the episode is over."""
     for b in range(actions.size):
         e, r = actions[b], cursor[b]
         out[b] = 0.0
-        if r < workload.total[b] and e < state.experts.shape[1]:
+        if r < workload.total[b] and e < state.experts.shape[1] and not fits_none(state.engines, b, workload.prompt[b, r]):
             out[b] = paper_impact(state, b, e, now_s[b], slo_s, workload.prompt[b, r], workload.output[b, r, e])
 
 

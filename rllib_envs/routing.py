@@ -30,7 +30,8 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     A decision epoch is an arrival: time passes from one arrival to the next, and after the last one until the cluster is empty.
 
     Action: ``Discrete(N + 1)``: an expert's index, or N = drop. An expert whose queue is full or that cannot hold the request is
-    masked; a request sent there all the same is rejected and earns 0.
+    masked; a request sent there all the same is rejected and earns 0. A request that no expert could ever hold is too long: it
+    goes to none, whatever the action, and costs nothing.
 
     Observation: a dict of float32 arrays, zero where there is nothing, never anything true about lengths or scores:
 
@@ -51,9 +52,9 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
 
     Termination: after the last request of the episode, whose step drains the cluster. Never truncated.
 
-    Info: ``dt`` (seconds from this decision to the next), ``qos``, ``finished``, ``late``, ``dropped``, ``rejected`` then,
-    and ``marginal_qos`` (N + 1,), the true marginal QoS of every action for the request just shown, if the scenario asks for it
-    (a training target: a router must not see it).
+    Info: ``dt`` (seconds from this decision to the next), then ``qos``, ``finished``, ``late``, ``dropped``, ``rejected`` and
+    ``too_long`` in that time, and ``marginal_qos`` (N + 1,), the true marginal QoS of every action for the request just shown, if
+    the scenario asks for it (a training target: a router must not see it).
 
     Example:
         >>> env = gym.make("EdgeRouting-v0", scenario="edge6")
@@ -200,7 +201,7 @@ def _shown(view: View) -> list[tuple[str, NDArray[np.float32]]]:
 def _step_info(simulation: Simulation) -> dict[str, NDArray[Any]]:
     steps = simulation.steps
     info: dict[str, NDArray[Any]] = {"dt": steps["dt_s"].copy()}
-    info.update({name: steps[name].copy() for name in ("qos", "finished", "late", "dropped", "rejected")})
+    info.update({name: steps[name].copy() for name in ("qos", "finished", "late", "dropped", "rejected", "too_long")})
     if simulation.scenario.observation.counterfactual:
         info["marginal_qos"] = simulation.marginal.copy()
     return info

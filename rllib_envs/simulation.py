@@ -40,6 +40,7 @@ from rllib_envs.sim.state import (
     PENDING,
     REJECTED,
     ROUTED,
+    TOO_LONG,
     State,
     allocate,
     clear,
@@ -51,7 +52,14 @@ from rllib_envs.workload.replay import episode_requests
 
 _MOST_TOKENS = 2**30
 
-STATUS_NAMES = {PENDING: "pending", ROUTED: "routed", FINISHED: "finished", DROPPED: "dropped", REJECTED: "rejected"}
+STATUS_NAMES = {
+    PENDING: "pending",
+    ROUTED: "routed",
+    FINISHED: "finished",
+    DROPPED: "dropped",
+    REJECTED: "rejected",
+    TOO_LONG: "too_long",
+}
 
 
 class World(NamedTuple):
@@ -185,7 +193,7 @@ class Records:
     """What became of the M requests of an episode, in order of arrival. Times in seconds, NaN where it never came to that."""
 
     arrival_s: NDArray[np.float64]
-    route: NDArray[np.int32]  # expert index, N = dropped
+    route: NDArray[np.int32]  # expert index, N = dropped or too long
     status: NDArray[np.int32]  # keys of STATUS_NAMES
     first_scheduled_s: NDArray[np.float64]
     first_token_s: NDArray[np.float64]

@@ -13,7 +13,7 @@ from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES, PACE_GAINS
 from rllib_envs.scenario import Faults, Observation, Scenario
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.reference import Request
-from rllib_envs.sim.state import REJECTED
+from rllib_envs.sim.state import REJECTED, TOO_LONG
 from rllib_envs.sim.whatif import OVERRUN
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
@@ -163,6 +163,8 @@ def asked_of_engines_s(scenario: Scenario, episode: Episode, r: int) -> float:
     """What request r asks of an engine, in the mean over experts: the time that a decoding sequence adds to each iteration, for
     as many iterations as it has tokens, its context growing by one in each; and its prefill."""
     prompt, asked_s = int(episode.prompt[r]), []
+    if all(prompt >= engine.max_model_len for engine in episode.believed):
+        return 0.0  # it goes nowhere
     for e, engine in enumerate(episode.believed):
         tokens = float(episode.told_tokens[r, e])
         context = tokens * prompt + tokens**2 / 2
@@ -190,7 +192,7 @@ def test_the_cluster_is_summed_up(seed: int) -> None:
         work_s = 0.0
         for seen, asked_s in enumerate(works_s, start=1):
             work_s += max(gain, 1 / seen) * (asked_s - work_s)
-        load = work_s / max(average_s, 1e-3) / scenario.n_experts
+        load = max(work_s, 1e-6) / max(average_s, 1e-3) / scenario.n_experts
         assert got[f"log_load_{speed}"] == pytest.approx(math.log(load), rel=1e-5, abs=1e-5)
     assert got["mean_running"] == pytest.approx(experts[:, column("running")].mean(), rel=1e-6)
     assert got["max_running"] == experts[:, column("running")].max()
@@ -204,7 +206,7 @@ def with_other_truth(
     """The episode where all that had not ended by ``since_s`` has other true scores and lengths, not below what is there."""
     records = simulation.records(0)
     output, score = episode.output.copy(), random_scores(episode.score.shape, rng)
-    open_ = ~(records.finish_s <= since_s) & (records.status != REJECTED)
+    open_ = ~(records.finish_s <= since_s) & ~np.isin(records.status, (REJECTED, TOO_LONG))
     output[open_] = (output[open_] + rng.integers(0, 198, output[open_].shape)) % 199 + 1  # others indeed
     score[~open_] = episode.score[~open_]
     for e, twin in enumerate(twins):
@@ -305,7 +307,8 @@ def test_the_mask_is_what_an_expert_accepts(seed: int) -> None:
     for action in actions:
         allowed = bool(simulation.view.action_mask[0, action])
         simulation.step(np.array([action]))
-        assert simulation.steps["rejected"][0] == (not allowed)
+        step = simulation.steps[0]
+        assert step["rejected"] + (step["too_long"] and action < scenario.n_experts) == (not allowed)
     assert simulation.view.action_mask[0].tolist() == [0.0] * scenario.n_experts + [1.0]  # over: nothing is left to route
     assert not simulation.view.arrived.any()
 

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rllib_envs.workload.replay import episode_requests
 from tuning.literal import code, markdown
 from tuning.matrix import CellResult
 from tuning.metrics import METRICS
 from tuning.routers import RouterSpec
 from tuning.statistics import Interval, mean_interval, paired_difference, relative_difference
-from tuning.tables import ABSENT, markdown_table, metric_title, show_interval, show_percent
+from tuning.tables import ABSENT, columns_with_figures, markdown_table, metric_title, show_interval, show_percent
 from tuning.trace_notes import trace_json
 from tuning.workloads import Workload
 
@@ -23,6 +21,7 @@ _COLUMNS = (
     "violation_rate",
     "drop_rate",
     "rejected_rate",
+    "too_long_rate",
     "latency_per_token_p50_s",
     "latency_per_token_p99_s",
     "ttft_p50_s",
@@ -98,8 +97,9 @@ def to_markdown(comparison: Comparison) -> str:
     rate = "" if workload.rate_rps is None else f" ({workload.rate_rps:.2f} requests/s)"
     seeds = len(comparison.rows[0].result.seeds)
     how = "the heuristic with the best mean QoS here" if comparison.chosen else "as asked for"
-    header = ["router", "QoS", "difference", "over plain, %", *map(metric_title, _COLUMNS)]
-    cells = [_cells(row, comparison.baseline) for row in comparison.rows]
+    columns = columns_with_figures(_COLUMNS, [row.metrics for row in comparison.rows])
+    header = ["router", "QoS", "difference", "over plain, %", *map(metric_title, columns)]
+    cells = [_cells(row, comparison.baseline, columns) for row in comparison.rows]
     means = (
         f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to {code(comparison.baseline)}, {how}, by seed."
     )
@@ -129,7 +129,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _row_json(row: Row, experts: list[str]) -> dict[str, Any]:
-    shares = np.mean(row.result.shares, axis=0).tolist()
+    shares = [mean_interval(of_one).mean for of_one in zip(*row.result.shares, strict=True)]
     return {
         "router": row.router.name,
         "ran_as": row.router.text,
@@ -148,11 +148,11 @@ def interval_json(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "half_width": interval.half_width}
 
 
-def _cells(row: Row, baseline: str) -> list[str]:
+def _cells(row: Row, baseline: str, columns: Sequence[str]) -> list[str]:
     difference = ABSENT if row.router.name == baseline else show_interval("qos", row.difference, signed=True)
-    others = [show_interval(name, Interval(mean=row.metrics[name].mean, half_width=math.nan)) for name in _COLUMNS]
+    others = [show_interval(name, Interval(mean=row.metrics[name].mean, half_width=math.nan)) for name in columns]
     return [row.router.text, show_interval("qos", row.metrics["qos"]), difference, show_percent(row.over_plain), *others]
 
 
 def _best(names: Sequence[str], qos: Mapping[str, Sequence[float]]) -> str:
-    return max(names, key=lambda name: float(np.mean(qos[name])))
+    return max(names, key=lambda name: mean_interval(qos[name]).mean)

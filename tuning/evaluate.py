@@ -16,6 +16,7 @@ import tyro
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, load_scenario, with_workload
+from tuning.arrival_notes import notes_on_arrivals
 from tuning.comparison import compare
 from tuning.evaluation_report import write_report
 from tuning.evaluation_tracking import figures_since, track_evaluation
@@ -61,7 +62,7 @@ class Options:
     first_seed: int = EVALUATION_SEEDS.start
     """Seed of the first; the others follow it. Seeds from 2,000,000 to 2,999,999 are those of tune-heuristics and not allowed."""
     requests: int | None = None
-    """Requests in an episode. Default: the scenario's."""
+    """Requests in an episode. Default: the scenario's, and all of a trace."""
     tuned: Path | None = None
     """Tuned parameters of the heuristics, as tune-heuristics writes them. Default: those shipped for the scenario, if any."""
     out: Path = Path("runs/evaluate")
@@ -87,6 +88,9 @@ def run(options: Options) -> None:
     seeds = _seeds(options)
     scenario, notes = _with_prompts(load_scenario(options.scenario), options)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests, options.faults)
+    notes += notes_on_arrivals(workloads)
+    for note in notes:
+        print(note)
     routers, baseline = _routers(options)
     tuned = shipped_tuned(scenario) if options.tuned is None else read_tuned(options.tuned, scenario)
     choices = {} if tuned is None else {name: tuned.choose(w) for name, w in {w.clean_name: w for w in workloads}.items()}

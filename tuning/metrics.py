@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED
+from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 
 Values = NDArray[np.floating[Any]]
@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "violation_rate": Metric(label="late", unit="%", scale=100, digits=2),  # finished late, per arrived request
     "drop_rate": Metric(label="dropped", unit="%", scale=100, digits=2),  # by the router, per arrived request
     "rejected_rate": Metric(label="rejected", unit="%", scale=100, digits=2),  # by a full expert, per arrived request
+    "too_long_rate": Metric(label="too long", unit="%", scale=100, digits=2),  # prompts that no expert holds, per request of all
     "completion_rate": Metric(label="finished", unit="%", scale=100, digits=2, larger_is_better=True),
     "mean_score": Metric(label="score of finished", digits=4, larger_is_better=True),  # true quality, in time or not
     "latency_per_token_mean_s": Metric(label="latency/token mean", unit="ms", scale=1e3, digits=1),
@@ -51,7 +52,11 @@ METRICS: dict[str, Metric] = {
     "arrival_rps": Metric(label="arrivals", unit="/s", digits=2),
     "duration_s": Metric(label="duration", unit="s", digits=1),  # from time 0 until the cluster is empty
 }
-"""The figures of ``episode_metrics``. Latencies are over finished requests; NaN where there is none."""
+"""The figures of ``episode_metrics``. "Arrived" are the requests that some expert can hold: those with longer prompts are counted
+by ``too_long_rate`` alone, and in ``arrival_rps``. Latencies are over finished requests; NaN where there is none."""
+
+USUALLY_ZERO = ("too_long_rate",)
+"""Figures that tables show where any router, or workload, has them."""
 
 
 def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
@@ -71,17 +76,19 @@ def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
 
 def request_metrics(records: Records) -> dict[str, float]:
     """The figures that follow from the requests alone."""
-    arrived = records.qos.size
+    too_long = int(np.count_nonzero(records.status == TOO_LONG))
+    arrived = records.qos.size - too_long
     finished = records.status == FINISHED
     latency = records.latency_per_token_s[finished]
     ttft, tpot = records.ttft_s[finished], records.tpot_s[finished]
     tpot = tpot[~np.isnan(tpot)]  # one-token answers have none
     return {
-        "qos": float(records.qos.sum()) / arrived,
-        "violation_rate": np.count_nonzero(records.late) / arrived,
-        "drop_rate": np.count_nonzero(records.status == DROPPED) / arrived,
-        "rejected_rate": np.count_nonzero(records.status == REJECTED) / arrived,
-        "completion_rate": np.count_nonzero(finished) / arrived,
+        "qos": mean_qos(records),
+        "violation_rate": _ratio(int(np.count_nonzero(records.late)), arrived),
+        "drop_rate": _ratio(int(np.count_nonzero(records.status == DROPPED)), arrived),
+        "rejected_rate": _ratio(int(np.count_nonzero(records.status == REJECTED)), arrived),
+        "too_long_rate": too_long / records.qos.size,
+        "completion_rate": _ratio(int(np.count_nonzero(finished)), arrived),
         "mean_score": _mean(records.score[finished]),
         "latency_per_token_mean_s": _mean(latency),
         **{f"latency_per_token_p{q}_s": _quantile(latency, q) for q in (50, 90, 99)},
@@ -89,13 +96,21 @@ def request_metrics(records: Records) -> dict[str, float]:
         **{f"ttft_p{q}_s": _quantile(ttft, q) for q in (50, 99)},
         "tpot_mean_s": _mean(tpot),
         "tpot_p99_s": _quantile(tpot, 99),
-        "preemptions_per_request": float(records.preemptions.sum()) / arrived,
+        "preemptions_per_request": _ratio(float(records.preemptions.sum()), arrived),
     }
 
 
+def mean_qos(records: Records) -> float:
+    """QoS per arrived request (see ``METRICS``)."""
+    return _ratio(float(records.qos.sum()), int(np.count_nonzero(records.status != TOO_LONG)))
+
+
 def routing_shares(scenario: Scenario, records: Records) -> list[float]:
-    """(N+1,) share of the arrived requests sent to each expert, and dropped."""
-    return (np.bincount(records.route, minlength=scenario.n_experts + 1) / records.route.size).tolist()
+    """(N+1,) share of the arrived requests sent to each expert, and dropped; NaN where none arrived (see ``METRICS``)."""
+    routes = records.route[records.status != TOO_LONG]
+    if routes.size == 0:
+        return [float("nan")] * (scenario.n_experts + 1)
+    return (np.bincount(routes, minlength=scenario.n_experts + 1) / routes.size).tolist()
 
 
 def latency_quantiles(records: Sequence[Records], levels: int = _LEVELS) -> list[float]:

@@ -28,13 +28,14 @@ from tuning.report_figures import (
 from tuning.run_folders import Evaluation, RouterResult, Run, Sweep, TrainingRun, WorkloadResult, arms
 from tuning.statistics import CONFIDENCE, RESAMPLES, Bounds, Interval, family_interval, interquartile_mean
 from tuning.storage import write_atomically
-from tuning.tables import ABSENT, metric_title, show, show_interval
+from tuning.tables import ABSENT, columns_with_figures, metric_title, show, show_interval
 from tuning.traffic import OUTCOMES, Traffic
 
 _COLUMNS = (
     "violation_rate",
     "drop_rate",
     "rejected_rate",
+    "too_long_rate",
     "latency_per_token_p50_s",
     "latency_per_token_p99_s",
     "ttft_p50_s",
@@ -230,22 +231,23 @@ def _summary_table(run: Evaluation, index: int) -> Table:
 
 def _workload_table(workload: WorkloadResult, n: int, folded: bool) -> Table:
     rate = "" if workload.rate_rps is None else f" ({workload.rate_rps:.2f} requests/s)"
-    rows = [_router_row(router, workload, n) for router in workload.routers]
+    columns = columns_with_figures((*_COLUMNS, _GPU), [router.metrics for router in workload.routers])
+    rows = [_router_row(router, workload, n, columns) for router in workload.routers]
     return Table(
         caption=f"{workload.name}{rate}, {n} seeds. Difference: QoS to {workload.baseline}.",
-        header=["router", "QoS", "difference", *map(metric_title, _COLUMNS), metric_title(_GPU)],
+        header=["router", "QoS", "difference", *map(metric_title, columns)],
         rows=rows,
         folded=folded,
     )
 
 
-def _router_row(router: RouterResult, workload: WorkloadResult, n: int) -> list[str]:
+def _router_row(router: RouterResult, workload: WorkloadResult, n: int, columns: Sequence[str]) -> list[str]:
     others = len(workload.routers) - 1
     return [
         router.ran_as,
         show_interval("qos", router.metrics["qos"]),
         _difference(router.difference, n, others, is_baseline=router.name == workload.baseline),
-        *(show_interval(name, router.metrics[name]) for name in (*_COLUMNS, _GPU)),
+        *(show_interval(name, router.metrics[name]) for name in columns),
     ]
 
 

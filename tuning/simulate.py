@@ -16,7 +16,9 @@ from pyarrow import csv, parquet
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, load_scenario
+from rllib_envs.sim.state import TOO_LONG
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
+from tuning.arrival_notes import notes_on_arrivals
 from tuning.literal import printable
 from tuning.matrix import start_simulation
 from tuning.metrics import METRICS, episode_metrics, routing_shares
@@ -45,7 +47,7 @@ class Options:
     """Arrival process, with parameters if need be (gamma:cv=3). Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     requests: int | None = None
-    """Requests in the episode. Default: the scenario's."""
+    """Requests in the episode. Default: the scenario's, and all of a trace."""
     seed: int = 0
     """Seed of the episode: the same seed, the same episode, whatever the router."""
     out: Path | None = None
@@ -67,10 +69,11 @@ def run(options: Options) -> None:
         options = replace(options, requests=_SMOKE_REQUESTS)
     router = parse_router(options.router)
     workload = _workload(options)
-    for note in notes_on_traces([workload]):
+    notes = [*notes_on_arrivals([workload]), *notes_on_traces([workload])]
+    for note in notes:
         print(note)
     simulation = start_simulation(router, workload.scenario, [options.seed])
-    summary = summarise(simulation, router, workload, options.seed)
+    summary = summarise(simulation, router, workload, options.seed) | {"notes": notes}
     print(_report(summary))
     if options.out is not None:
         _write_table(options.out, request_table(simulation.records(0), workload.scenario))
@@ -80,7 +83,8 @@ def run(options: Options) -> None:
 def request_table(records: Records, scenario: Scenario) -> Any:
     """What became of each request, in order of arrival, as an Arrow table; empty where it never came to that."""
     names = np.array([*(expert.name for expert in scenario.experts), "drop"])
-    served = records.route < scenario.n_experts
+    sent = records.route < scenario.n_experts
+    counted = records.status != TOO_LONG  # of a request that no expert can hold there is nothing to tell
     columns: dict[str, Any] = {
         "arrival_s": records.arrival_s,
         "expert": names[records.route],
@@ -97,9 +101,9 @@ def request_table(records: Records, scenario: Scenario) -> Any:
         "qos": records.qos,
     }
     of_expert = {name: getattr(records, name) for name in ("output_tokens", "told_tokens", "score", "told_score")}
-    return pa.table(
-        {name: pa.array(values, from_pandas=True) for name, values in columns.items()}  # from_pandas: NaN is missing
-        | {name: pa.array(values, mask=~served) for name, values in of_expert.items()}  # a dropped request has no expert
+    absent = dict.fromkeys(("expert", "late", "qos"), ~counted) | dict.fromkeys(of_expert, ~sent)
+    return pa.table(  # from_pandas: NaN is missing
+        {name: pa.array(values, mask=absent.get(name), from_pandas=True) for name, values in (columns | of_expert).items()}
     )
 
 

@@ -77,7 +77,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Int
 
 
 def relative_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """Interval of ``mean(values) / mean(baseline) - 1``, seed by seed; NaN where the baseline's mean is 0.
+    """Interval of ``mean(values) / mean(baseline) - 1``, seed by seed (those known to both); NaN where the latter is 0.
 
     The half width is that of the linearised ratio: with R the ratio of the means, of the mean of ``values - R * baseline`` over
     the baseline's mean (Cochran, Sampling Techniques, 3rd ed., 1977, chapter 6).
@@ -87,7 +87,9 @@ def relative_difference(values: Sequence[float], baseline: Sequence[float]) -> I
     """
     _check_pairs(values, baseline)
     own, other = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
-    if other.mean() == 0:
+    known = ~np.isnan(own) & ~np.isnan(other)
+    own, other = own[known], other[known]
+    if other.size == 0 or other.mean() == 0:
         return Interval(mean=math.nan, half_width=math.nan)
     ratio = own.mean() / other.mean()
     return Interval(mean=float(ratio) - 1, half_width=mean_interval(((own - ratio * other) / other.mean()).tolist()).half_width)

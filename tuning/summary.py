@@ -67,7 +67,7 @@ def summarise(title: str, comparisons: Sequence[Comparison], baseline: str | Non
     first = comparisons[0]
     qos = {row.router.name: _mean(comparisons, row.router.name, "qos") for row in first.rows}
     candidates = [row.router.name for row in first.rows if row.router.is_baseline] or list(qos)
-    chosen = max(candidates, key=lambda name: float(np.mean(qos[name]))) if baseline is None else baseline
+    chosen = max(candidates, key=lambda name: mean_interval(qos[name]).mean) if baseline is None else baseline
     plain = [c.row(c.plain).qos for c in comparisons if c.plain is not None]
     rows: list[SummaryRow] = []
     for row in first.rows:
@@ -81,7 +81,7 @@ def summarise(title: str, comparisons: Sequence[Comparison], baseline: str | Non
                 difference=paired_difference(qos[name], qos[chosen]),
                 over_plain=relative_difference(qos[name], np.mean(plain, axis=0).tolist()) if plain else NO_INTERVAL,
                 differences=differences,
-                worst=int(np.argmin([difference.mean for difference in differences])),
+                worst=int(np.argmin([np.nan_to_num(difference.mean, nan=np.inf) for difference in differences])),
             )
         )
     rows.sort(key=lambda row: -row.qos.mean)

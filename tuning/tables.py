@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuning.literal import markdown
-from tuning.metrics import METRICS
+from tuning.metrics import METRICS, USUALLY_ZERO
 from tuning.statistics import Interval
 
 ABSENT = "–"
@@ -36,6 +36,11 @@ def metric_title(name: str) -> str:
     """A metric's column title, with its unit."""
     metric = METRICS[name]
     return f"{metric.label}, {metric.unit}" if metric.unit else metric.label
+
+
+def columns_with_figures(columns: Sequence[str], rows: Sequence[Mapping[str, Interval]]) -> list[str]:
+    """The metrics among ``columns`` that a table shows: those that are usually zero only where a row has some."""
+    return [name for name in columns if name not in USUALLY_ZERO or any(name in row and row[name].mean > 0 for row in rows)]
 
 
 def show(name: str, value: float) -> str:

@@ -17,7 +17,7 @@ from models.impact import Explanation
 from models.router import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import FINISHED, REJECTED
+from rllib_envs.sim.state import FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 from tuning.matrix import EVALUATION_SEEDS
 from tuning.spec import check_limits
@@ -26,8 +26,9 @@ from tuning.workloads import TraceOptions, Workload, make_workloads
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-OUTCOMES = ("in time", "late", "rejected", "dropped")
-"""What may become of a request: finished within the SLO or later; refused by the expert it was sent to; sent to none."""
+OUTCOMES = ("in time", "late", "rejected", "dropped", "too long")
+"""What may become of a request: finished within the SLO or later; refused by the expert it was sent to; sent to none; longer
+than any expert takes."""
 
 _MINUTE_S = 60.0
 _SPARE_MINUTES = 0.5  # of arrivals after the minute that is shown: those in it must not have the cluster to themselves
@@ -106,7 +107,7 @@ class Traffic:
     def outcome(self) -> NDArray[np.int64]:
         """(M,) indices of ``OUTCOMES``."""
         status, late = self.records.status, self.records.late
-        return np.select([(status == FINISHED) & ~late, late, status == REJECTED], [0, 1, 2], 3)
+        return np.select([(status == FINISHED) & ~late, late, status == REJECTED, status == TOO_LONG], [0, 1, 2, 4], 3)
 
     def expected(self, name: str) -> Floats:
         """(M, N) a field of ``predicted``."""

@@ -52,7 +52,7 @@ def summarise(
         steps=int(sampled["num_env_steps_sampled_lifetime"]),
         elapsed_s=elapsed_s,
         seconds=seconds,
-        qos=float(sampled["reward"]) / max(float(sampled["num_env_steps_sampled"]), 1.0),
+        qos=float(sampled["reward"]) / max(float(sampled["num_env_steps_sampled"] - sampled["too_long"]), 1.0),
         late_share=float(sampled["late"]) / decided,
         drop_share=float(sampled["dropped"] + sampled["rejected"]) / decided,
         learner=dict(_scalars(result.get("learners", {}).get("default_policy", {}))),

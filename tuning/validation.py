@@ -16,7 +16,7 @@ from models.router import Router
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Records, Simulation
 from tuning.matrix import TUNING_SEEDS, start_simulation
-from tuning.metrics import request_metrics, routing_shares
+from tuning.metrics import mean_qos, request_metrics, routing_shares
 from tuning.routers import parse_router, with_tuned
 from tuning.training_worlds import MIXED, OWN
 from tuning.tuned import shipped_tuned
@@ -90,7 +90,7 @@ class Validator:
         tuned = shipped_tuned(workload.scenario)
         spec = with_tuned(parse_router(_BASELINE), tuned.choose(workload).parameters if tuned else {})
         simulation = start_simulation(spec, workload.scenario, self._seeds)
-        return np.array([simulation.records(b).qos.mean() for b in range(len(self._seeds))])
+        return np.array([mean_qos(simulation.records(b)) for b in range(len(self._seeds))])
 
     def _run(self, router: nn.Module) -> _Episodes:
         """All episodes, in one batch."""
@@ -110,7 +110,7 @@ class Validator:
         figures: list[dict[str, float]] = []
         for i in range(len(self._workloads)):
             records = [simulation.records(i * len(self._seeds) + j) for j in range(len(self._seeds))]
-            qos.append([float(r.qos.mean()) for r in records])
+            qos.append([mean_qos(r) for r in records])
             busy_s = simulation.state.experts["busy_s"][i * len(self._seeds) : (i + 1) * len(self._seeds)]
             figures.append(_figures(simulation.scenario, records) | _calibration(told_of[:, 0, i], told_of[:, 1, i]))
             figures[-1]["gpu_s_per_request"] = float(busy_s.sum()) / sum(r.qos.size for r in records)

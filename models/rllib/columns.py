@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STEP_COLUMNS = ("qos", "finished", "late", "dropped", "rejected")
+STEP_COLUMNS = ("qos", "finished", "late", "dropped", "rejected", "too_long")
 """Entries of a step's info that a fragment keeps under their own names, and whose sums a runner logs."""
 
 Info = Mapping[str, NDArray[Any]]

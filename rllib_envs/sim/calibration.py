@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import steps_begun
 from rllib_envs.sim.profile import EngineProfile
-from rllib_envs.sim.state import DROPPED, ENGINE, FINISHED, REJECTED, engine_records
+from rllib_envs.sim.state import ENGINE, FINISHED, ROUTED, engine_records
 
 LENGTH_PRIOR, LENGTH_FLOOR = 3.0, 0.02
 """One told length errs by some .3 in the log, a fault by as much or more: a weight of few samples on there being none is enough.
@@ -127,7 +127,7 @@ def _learn_lengths(calibration, source, actual, b, last):
                 request = source.requests[b, r]
                 room = np.float32(calibration.told[b, e].max_model_len - request.prompt)  # more would have been cut off
                 note_length(calibration.records[b, e], request.output, min(request.told_tokens, room))
-        elif status != DROPPED and status != REJECTED:
+        elif status in (ROUTED, FINISHED):  # it will finish, or has and does not show it yet
             settled = False
         if settled:
             calibration.first[b] = r + 1

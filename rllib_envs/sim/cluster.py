@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import advance, push, work_of
-from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, ROUTED
+from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG
 from rllib_envs.sim.whatif import future_qos_with
 
 STEP = np.dtype(
@@ -20,6 +20,7 @@ STEP = np.dtype(
         ("qos", "f8"),  # QoS of the requests that finished in that time
         ("finished", "i4"), ("late", "i4"),  # how many, and how many of them missed the SLO
         ("dropped", "i4"), ("rejected", "i4"),  # 1: dropped by the router; refused by the expert, full or too small
+        ("too_long", "i4"),  # 1: neither, for no expert could ever hold it
         ("marginal_qos", "f8"),  # true marginal QoS of the action, where asked for
     ],
     align=True,
@@ -88,6 +89,7 @@ def clear_step(step):
     step.late = 0
     step.dropped = 0
     step.rejected = 0
+    step.too_long = 0
     step.marginal_qos = 0.0
 
 
@@ -104,6 +106,15 @@ def begin(state, workload, cursor, now_s, b, slo_s):
 
 
 @kernel
+def fits_none(engines, b, prompt):
+    """Whether no expert of cluster b could ever hold a request with ``prompt`` tokens; ``engines`` (B, N) ENGINE."""
+    longest = 0
+    for e in range(engines.shape[1]):
+        longest = max(longest, engines[b, e].max_model_len)
+    return prompt >= longest
+
+
+@kernel
 def accepts(engine, expert, prompt):
     """Whether the expert can take a request with ``prompt`` tokens now."""
     return expert.n_wait < engine.max_waiting and prompt < engine.max_model_len
@@ -113,13 +124,13 @@ def accepts(engine, expert, prompt):
 def route(state, workload, cursor, now_s, b, action, track_future, marginal, scratch, slo_s, out):
     """Carry out one decision of cluster b (an expert's index, or N = drop) and let time pass to the next arrival.
 
+    A request that no expert could ever hold goes to none, whatever the decision, and is not counted as dropped.
     After the last request the cluster is drained: everything finishes and is credited to this step.
     ``track_future``: 0 no counterfactual; 1 for the action taken; 2 it is in ``marginal`` (N+1,) already.
     """
     n_experts = state.experts.shape[1]
     r = cursor[b]
     request, record = state.requests[b, r], state.records[b, r]
-    record.route = action
     clear_step(out)
     qos, done, late = 0.0, 0, 0
     for e in range(n_experts):
@@ -127,10 +138,16 @@ def route(state, workload, cursor, now_s, b, action, track_future, marginal, scr
         qos -= expert.qos
         done -= expert.done
         late -= expert.late
-    if action == n_experts:
+    if fits_none(state.engines, b, request.prompt):
+        record.route = n_experts
+        record.status = TOO_LONG
+        out.too_long = 1
+    elif action == n_experts:
+        record.route = n_experts
         record.status = DROPPED
         out.dropped = 1
     else:
+        record.route = action
         expert = state.experts[b, action]
         record.score = workload.score[b, r, action]
         request.output = workload.output[b, r, action]

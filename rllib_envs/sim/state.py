@@ -18,8 +18,8 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
-# What a request went through (field ``status`` of a RECORD).
-PENDING, ROUTED, FINISHED, DROPPED, REJECTED = range(5)
+# What a request went through (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did.
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG = range(6)
 
 ENGINE = np.dtype(
     [

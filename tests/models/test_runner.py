@@ -172,7 +172,7 @@ def test_so_many_episodes_are_whole_and_the_same_in_each_evaluation():
     assert same(first, second)
     assert first.terminated.sum() == 2 * ENVS
     assert first.env_steps() == 2 * ENVS * REQUESTS
-    assert np.isclose(sum(first.sums[key].sum() for key in ("finished", "dropped", "rejected")), first.env_steps())
+    assert np.isclose(sum(first.sums[key].sum() for key in ("finished", "dropped", "rejected", "too_long")), first.env_steps())
 
 
 def test_steps_of_unfinished_episodes_do_not_count_where_episodes_are_asked_for():

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.kernels import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
-from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, REJECTED, ROUTED
+from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, REJECTED, ROUTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
@@ -39,14 +39,14 @@ def blocks_in_use(simulation: Simulation, e: int) -> int:
 def test_every_arrival_is_accounted_for_at_every_decision(seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed))
     simulation = simulation_of(scenario, episode)
-    totals = np.zeros(4, np.int64)
+    totals = np.zeros(5, np.int64)
     for r in range(len(actions) + 1):
         records, experts = simulation.records(0), simulation.state.experts[0]
-        counts = np.bincount(records.status, minlength=5)
+        counts = np.bincount(records.status, minlength=6)
         assert counts[PENDING] == len(actions) - r
         assert counts[ROUTED] == (experts["n_run"] + experts["n_wait"]).sum()
         assert counts[FINISHED] == experts["done"].sum() == totals[0]
-        assert (int(records.late.sum()), counts[DROPPED], counts[REJECTED]) == tuple(totals[1:])
+        assert (int(records.late.sum()), counts[DROPPED], counts[REJECTED], counts[TOO_LONG]) == tuple(totals[1:])
         assert (experts["n_run"] <= simulation.state.engines["max_seqs"][0]).all()
         for e in range(scenario.n_experts):
             mine = (records.route == e) & (records.status != REJECTED)
@@ -56,7 +56,7 @@ def test_every_arrival_is_accounted_for_at_every_decision(seed: int) -> None:
         if r < len(actions):
             simulation.step(actions[r : r + 1])
             step = simulation.steps[0]
-            totals += [step["finished"], step["late"], step["dropped"], step["rejected"]]
+            totals += [step["finished"], step["late"], step["dropped"], step["rejected"], step["too_long"]]
     assert counts[PENDING] == counts[ROUTED] == 0
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario
-from rllib_envs.sim.state import REJECTED
+from rllib_envs.sim.state import REJECTED, TOO_LONG
 from rllib_envs.sim.whatif import LOOSE, OVERRUN, STAY_SCALES_S, WHATIF_FEATURES, believed_output, predict_action
 from rllib_envs.simulation import Simulation, look
 from rllib_envs.workload.episode import Episode
@@ -33,6 +33,7 @@ from tests.worlds import (
 )
 
 TAU = 0.13
+TURNED_AWAY = (REJECTED, TOO_LONG)
 OBSERVATION = Observation(whatif=True, whatif_tau=TAU, running_slots=2, waiting_slots=1)
 COUNTERFACTUAL = Observation(whatif=True, counterfactual=True)
 REGIMES = {"idle", "decode only", "prefill in progress", "queue waiting", "preempting", "full", "too long"}
@@ -183,7 +184,7 @@ def check_predictions(world: World, count: int) -> set[str]:
     regimes: set[str] = set()
     for e, twin in enumerate(twins):
         on_way = [r for r in range(count) if actions[r] == e and episode.arrival_s[r] > view_s]
-        present = [twin.number[q] for q in twin.present] + [r for r in on_way if then.records(e).status[r] != REJECTED]
+        present = [twin.number[q] for q in twin.present] + [r for r in on_way if then.records(e).status[r] not in TURNED_AWAY]
         finish_s = predicted_finish_s(simulation, e, view_s, 1 + len(present))
         got = dict(zip(WHATIF_FEATURES, simulation.view.whatif[0, e].tolist(), strict=True))
         regimes |= regimes_of(twin, then, e, present)
@@ -191,7 +192,7 @@ def check_predictions(world: World, count: int) -> set[str]:
         told_score, before = without.told_score[present], latencies(then, scenario.n_experts, present)
         expected = dict.fromkeys(WHATIF_FEATURES, 0.0) | {"own_latency": 10.0}
         expected |= features_before(told_score, before, without.finish_s[present] - now_s)
-        if with_it.status[count] != REJECTED:
+        if with_it.status[count] not in TURNED_AWAY:
             np.testing.assert_allclose(finish_s, with_it.finish_s[[*present, count]], rtol=1e-9)
             after, own = latencies(then, e, present), float(latencies(then, e, [count])[0])
             expected |= features_with(told_score, before, after, own, with_it.finish_s[[*present, count]] - now_s)
@@ -250,7 +251,7 @@ def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> No
     then = continuations(scenario, first_requests(episode, count + 1), actions)
     qos = np.array([then.records(a).qos.sum() for a in range(scenario.n_experts + 1)])
     np.testing.assert_array_equal(simulation.marginal[0], qos - qos[-1])  # scores lie on a grid: the sums are exact
-    turned_away = [a for a in range(scenario.n_experts) if then.records(a).status[count] == REJECTED]
+    turned_away = [a for a in range(scenario.n_experts) if then.records(a).status[count] in TURNED_AWAY]
     assert not simulation.marginal[0, turned_away].any()
     assert simulation.marginal[0, -1] == 0
 
