@@ -57,6 +57,8 @@ def random_engine(rng: np.random.Generator, *, max_waiting: int | None = None) -
         max_model_len=length,
         max_waiting=int(rng.choice([1, 3, REQUESTS])) if max_waiting is None else max_waiting,
         reuse_preempted_blocks=bool(rng.integers(2)),
+        async_scheduling=bool(rng.integers(2)),
+        handoff_s=float(rng.choice([0.0, 0.0, 0.0113, 0.217])),
     )
 
 
@@ -189,8 +191,6 @@ class Twin:
     def send(self, number: int, arrival: Arrival) -> bool:
         """Queue a request at its arrival; False where it is turned away."""
         self.advance(arrival.arrival_s)
-        if self.engine.idle:
-            self._end_s = arrival.arrival_s
         request = self.engine.arrive(arrival)
         if not request.rejected:
             self.number[request] = number
@@ -200,21 +200,15 @@ class Twin:
         """Complete every iteration that ends by ``time_s``; one that would start just then is left open."""
         while True:
             if not self._scheduled:
-                if self.engine.idle or self._end_s >= time_s:
+                start_s = self.engine.ready_s(self._end_s)
+                if start_s >= time_s:
                     return
-                self._compose()
+                self._scheduled = self.engine.compose(start_s)
+                self._end_s = start_s + self.engine._duration_s(self._scheduled)
             if self._end_s > time_s:
                 return
             self.engine._produce(self._scheduled, self._end_s)
             self._scheduled = {}
-
-    def _compose(self) -> None:
-        engine = self.engine
-        self._scheduled, preempted = engine._schedule_running()
-        if not preempted:
-            budget = engine.profile.max_num_batched_tokens - sum(self._scheduled.values())
-            engine._admit(self._scheduled, budget, self._end_s)
-        self._end_s += engine._duration_s(self._scheduled)
 
 
 def twins_at(scenario: Scenario, episode: Episode, actions: NDArray[np.int64], count: int, time_s: float) -> list[Twin]:

@@ -6,9 +6,10 @@ iteration that holds prefill. A plan is cut short when an arrival could change i
 which steps every iteration and must give the same times.
 
 Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks reused while nobody has
-taken them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead.
+taken them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead,
+asynchronous scheduling, the time from the router to the engine's queue.
 Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory,
-priorities, failures of an engine, network time between router and engine.
+priorities, failures of an engine.
 """
 
 # Values of ``state.experts[b, e]`` are numba records: assigning to their fields writes the array.
@@ -108,6 +109,26 @@ def cut_at(expert, time_s):
 
 
 @kernel
+def queued_s(engine, request):
+    """When the request reaches the engine's queue."""
+    return request.arrival_s + engine.handoff_s
+
+
+@kernel
+def _cut_for(engine, expert, time_s):
+    """End the plan where the step composed next knows of a request queued at ``time_s``.
+
+    That is the end of the iteration under way then, or, where steps are composed ahead, of the one after it.
+    """
+    if engine.ahead == 0:
+        cut_at(expert, time_s)
+    elif expert.plan_steps > 1:
+        steps = 1 if time_s <= expert.clock_s else 1 + steps_begun(expert, time_s)
+        if steps < expert.plan_steps:
+            _cut(expert, steps)
+
+
+@kernel
 def _least(finish_at, n):
     """First iteration at whose end one of the first n requests is complete."""
     least = np.int32(NEVER)
@@ -185,8 +206,31 @@ def _reusable_blocks(expert, work, record, tokens):
 
 
 @kernel
+def _release(expert):
+    """Free what the requests hold that have left."""
+    expert.freed += expert.leaving_blocks
+    expert.leaving = 0
+    expert.leaving_blocks = 0
+
+
+@kernel
 def _schedule(engine, expert, work):
-    """Compose the step that starts at ``clock`` and plan how often it repeats. Nobody to serve: no plan."""
+    """Compose the step that starts at ``clock`` for somebody to serve, and plan how often it repeats."""
+    held = expert.leaving
+    if engine.ahead == 0:
+        expert.known_s = expert.clock_s
+    _compose(engine, expert, work, held)
+    if expert.n_run == 0:  # an empty iteration takes no time: the next one is composed with all that is known by now
+        expert.known_s = expert.clock_s
+        _compose(engine, expert, work, 0)
+
+
+@kernel
+def _compose(engine, expert, work, held):
+    """Compose a step and plan how often it repeats, by what is known at ``known_s``; ``held``: seats of those who leave.
+
+    Nobody who could be served: no plan.
+    """
     requests, running, waiting = work.requests, work.running, work.waiting
     preempted = expert.preempted
     chunk = 0
@@ -218,11 +262,11 @@ def _schedule(engine, expert, work):
         if expert.pre_done + chunk < request.prompt + request.generated:
             expert.partial = 1
     if preempted == 0:
-        while expert.n_wait > 0 and budget > 0 and expert.n_run < engine.max_seqs:
+        while expert.n_wait > 0 and budget > 0 and expert.n_run + held < engine.max_seqs:
             index = waiting[expert.wait_head]
             request, record = requests[index], work.records[index]
             tokens = request.prompt + request.generated
-            if blocks_of(tokens) > expert.freed - expert.taken:
+            if queued_s(engine, request) > expert.known_s or blocks_of(tokens) > expert.freed - expert.taken:
                 break
             expert.wait_head = (expert.wait_head + 1) & (waiting.size - 1)
             expert.n_wait -= 1
@@ -245,6 +289,7 @@ def _schedule(engine, expert, work):
             expert.n_run += 1
             if math.isnan(record.first_scheduled_s):
                 record.first_scheduled_s = expert.clock_s
+    _release(expert)
     if expert.n_run == 0:
         return
 
@@ -258,7 +303,7 @@ def _schedule(engine, expert, work):
             + engine.q_s * attention
             + engine.c_mixed_s * expert.context
         )
-    elif preempted == 0:
+    elif preempted == 0 and (held == 0 or expert.n_wait == 0):
         expert.growth_s = engine.c_s * expert.n_dec
         steps = expert.min_finish - expert.iteration
         free = expert.freed - expert.taken
@@ -269,6 +314,10 @@ def _schedule(engine, expert, work):
                 steps += 1
                 free -= expert.phase[-(expert.iteration + steps) & _MASK]
     _cut(expert, steps)
+    if steps > 1 and expert.n_wait > 0 and expert.n_run < engine.max_seqs:
+        head_s = queued_s(engine, requests[waiting[expert.wait_head]])
+        if head_s > expert.known_s:
+            _cut_for(engine, expert, head_s)
 
 
 @kernel
@@ -308,7 +357,8 @@ def _retire(expert, work, slo_s):
         record.finish_s = expert.clock_s
         record.status = FINISHED
         cached = request.prompt + request.output - 1
-        expert.freed += blocks_of(cached)
+        expert.leaving += 1
+        expert.leaving_blocks += blocks_of(cached)
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
         expert.n_dec -= 1
@@ -322,9 +372,11 @@ def _retire(expert, work, slo_s):
 
 
 @kernel
-def _commit(expert, work, slo_s):
+def _commit(engine, expert, work, slo_s):
     """Carry out the plan: time, tokens, blocks, then the completions at its end."""
     steps = expert.plan_steps
+    if engine.ahead == 1:
+        expert.known_s = expert.clock_s if steps == 1 else expert.clock_s + leap_s(expert, steps - 1)
     expert.busy_s += expert.plan_end_s - expert.clock_s
     tokens = expert.context + expert.cached
     pairs = 0.5 * steps * (steps - 1)  # sum of r, then of r^2, for r < steps
@@ -344,6 +396,11 @@ def _commit(expert, work, slo_s):
         _start_decoding(expert, work)
     if expert.iteration == expert.min_finish:
         _retire(expert, work, slo_s)
+        if engine.ahead == 0 or expert.n_run + expert.n_wait == 0:
+            _release(expert)
+    if expert.n_run == 0 and expert.n_wait > 0:
+        head = work.requests[work.waiting[expert.wait_head]]
+        expert.clock_s = max(expert.clock_s, queued_s(engine, head))
 
 
 @kernel
@@ -351,7 +408,7 @@ def next_event(engine, expert, work, slo_s):
     """Let an expert that has somebody to serve work to the end of its plan, composing one first where there is none."""
     if expert.plan_steps == 0:
         _schedule(engine, expert, work)
-    _commit(expert, work, slo_s)
+    _commit(engine, expert, work, slo_s)
 
 
 @kernel
@@ -368,7 +425,7 @@ def advance(engine, expert, work, slo_s, time_s):
             _schedule(engine, expert, work)
         if expert.plan_end_s > time_s:
             return
-        _commit(expert, work, slo_s)
+        _commit(engine, expert, work, slo_s)
 
 
 @kernel
@@ -378,9 +435,10 @@ def push(engine, expert, work, index, time_s):
     if expert.n_wait >= engine.max_waiting or request.prompt >= engine.max_model_len:
         return False
     if expert.n_run + expert.n_wait == 0:
-        expert.clock_s = time_s
-    elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:
-        cut_at(expert, time_s)  # else the head of the queue is blocked until somebody leaves, and so is the newcomer
+        expert.clock_s = time_s + engine.handoff_s
+        expert.known_s = expert.clock_s
+    elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:  # else the newcomer waits for the head of the queue or for a seat
+        _cut_for(engine, expert, time_s + engine.handoff_s)
     request.output = min(request.output, engine.max_model_len - request.prompt)
     work.waiting[(expert.wait_head + expert.n_wait) & (work.waiting.size - 1)] = index
     expert.n_wait += 1

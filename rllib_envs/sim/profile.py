@@ -13,7 +13,7 @@ _MS, _TOKENS = (0.0, 1e6), 2**30
 _LIMITS: dict[str, tuple[float, float]] = {
     "c0_ms": (1e-3, 1e6), "b_ms": _MS, "c_ms": _MS, "a_ms": _MS, "q_ms": _MS, "c_mixed_ms": _MS, "c0_mixed_ms": _MS,
     "n0_tokens": (0, _TOKENS), "kv_tokens": (1, _TOKENS), "kv_bytes_per_token": (1, _TOKENS),
-    "overhead": (0.1, 100),
+    "overhead": (0.1, 100), "handoff_s": (0.0, 60.0),
     "max_num_seqs": (1, 2**14), "max_num_batched_tokens": (1, _TOKENS), "max_model_len": (2, _TOKENS), "max_waiting": (1, 2**16),
 }  # fmt: skip
 """The least and the greatest of each figure: far beyond any engine, and within what the state's 32 bits hold."""
@@ -66,6 +66,8 @@ class EngineProfile:
     max_model_len: int = 4096  # >= 2 and within the KV capacity: longest prompt + output
     max_waiting: int = 256  # >= 1: requests that may wait; one more is rejected, and the router sees the expert masked
     reuse_preempted_blocks: bool = True  # a preempted request finds its own blocks that nobody has taken meanwhile
+    async_scheduling: bool = True  # an iteration is composed as the one before it begins, as vLLM V1 does by default
+    handoff_s: float = 0.0  # >= 0: from the router's decision until the engine's queue has the request, s
 
     def __post_init__(self) -> None:
         """Refuse figures that no engine can have."""

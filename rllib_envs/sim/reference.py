@@ -5,6 +5,12 @@ iteration, running requests first, paged KV, recomputation after preemption. Rea
 
 What the rules leave open is settled here: an arrival at the very moment an iteration starts is queued before that iteration
 admits, and a prompt whose last single token is still missing counts as prefill, not as decode.
+
+With asynchronous scheduling (V1's default; ``vllm/v1/engine/core.py``, ``step_with_batch_queue``) an iteration is composed as
+the one before it begins. A request that is queued while an iteration runs joins the one after the next, and a complete request
+keeps its seat and its blocks for one more composition, though no token is computed for it. A server that is told to stop at a
+length knows which token is the last; one that waits for an end-of-sequence token computes one more in vain, which is not
+modelled, nor that a request may be preempted after its last token.
 """
 
 from __future__ import annotations
@@ -53,6 +59,7 @@ class Request:
 
     prompt: int
     output: int  # tokens it will generate, after the cut at max_model_len
+    queued_s: float  # when it reaches the engine's queue
     generated: int = 0
     computed: int = 0
     prefilling: bool = True
@@ -86,6 +93,7 @@ class Engine:
     Attributes:
         running: admitted requests in order of admission; only the last can be partly prefilled.
         waiting: requests to admit, the next one first.
+        leaving: complete requests whose seats and blocks still count, since the next iteration is composed before their end.
         free: free KV blocks, the next one to take first.
         cached: free blocks whose content a preempted request can still use, and that request.
     """
@@ -94,34 +102,42 @@ class Engine:
         """An idle engine with empty caches."""
         self.profile = profile
         self.running: list[Request] = []
+        self.leaving: list[Request] = []
         self.waiting: deque[Request] = deque()
         self.free: deque[int] = deque(range(profile.usable_blocks))
         self.cached: dict[int, Request] = {}
         self.busy_s = 0.0
         self.kv_token_s = 0.0
         self.iterations = 0
+        self._begun_s = -math.inf  # when the last iteration began
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return not self.running and not self.waiting
 
+    def ready_s(self, now_s: float) -> float:
+        """When the next iteration can begin, at ``now_s`` or later; inf if the engine is idle."""
+        if self.running:
+            return now_s
+        return max(now_s, self.waiting[0].queued_s) if self.waiting else math.inf
+
     def arrive(self, arrival: Arrival) -> Request:
         """Queue a request, or reject it: no room to wait, or no room for a single token of output."""
         room = self.profile.max_model_len - arrival.prompt_tokens
-        request = Request(prompt=arrival.prompt_tokens, output=min(arrival.output_tokens, room))
+        request = Request(
+            prompt=arrival.prompt_tokens,
+            output=min(arrival.output_tokens, room),
+            queued_s=arrival.arrival_s + self.profile.handoff_s,
+        )
         request.rejected = room <= 0 or len(self.waiting) >= self.profile.max_waiting
         if not request.rejected:
             self.waiting.append(request)
         return request
 
     def step(self, start_s: float) -> float:
-        """Run the iteration that starts at ``start_s`` and return its end, s; the engine must not be idle."""
-        scheduled, preempted = self._schedule_running()
-        if not preempted:
-            self._admit(scheduled, self.profile.max_num_batched_tokens - sum(scheduled.values()), start_s)
-        if not scheduled:
-            raise AssertionError(f"livelock: {len(self.waiting)} waiting, none scheduled, {len(self.free)} blocks free")
+        """Run the iteration that starts at ``start_s``, not before ``ready_s``, and return its end, s."""
+        scheduled = self.compose(start_s)
         duration_s = self._duration_s(scheduled)
         self.busy_s += duration_s
         self.kv_token_s += duration_s * sum(request.computed for request in self.running)
@@ -129,6 +145,34 @@ class Engine:
         end_s = start_s + duration_s
         self._produce(scheduled, end_s)
         return end_s
+
+    def compose(self, start_s: float) -> dict[Request, int]:
+        """New tokens of each request in the iteration that starts at ``start_s``.
+
+        With asynchronous scheduling it is composed as the iteration before it begins, by what is known then. If that leaves
+        nobody to compute for, it takes no time, and the next one is composed with all that is known at ``start_s``.
+        """
+        scheduled = self._schedule(self._begun_s if self.profile.async_scheduling else start_s, start_s)
+        if not scheduled:
+            scheduled = self._schedule(start_s, start_s)
+        if not scheduled:
+            raise AssertionError(f"livelock: {len(self.waiting)} waiting, none scheduled, {len(self.free)} blocks free")
+        self._begun_s = start_s
+        return scheduled
+
+    def _schedule(self, known_s: float, start_s: float) -> dict[Request, int]:
+        """New tokens of each request, by what is known at ``known_s``."""
+        scheduled, preempted = self._schedule_running()
+        if not preempted:
+            self._admit(scheduled, known_s, start_s)
+        self._release()
+        return scheduled
+
+    def _release(self) -> None:
+        """Free what the requests hold that have left."""
+        for request in self.leaving:
+            self._free_blocks(request)
+        self.leaving = []
 
     def _schedule_running(self) -> tuple[dict[Request, int], bool]:
         """New tokens of each running request, and whether any request was preempted to make room."""
@@ -148,11 +192,12 @@ class Engine:
             index += 1
         return scheduled, preempted
 
-    def _admit(self, scheduled: dict[Request, int], budget: int, start_s: float) -> None:
+    def _admit(self, scheduled: dict[Request, int], known_s: float, start_s: float) -> None:
         """Admit from the head of the queue. The head must fit whole, though only this iteration's chunk takes blocks."""
-        while self.waiting and budget > 0 and len(self.running) < self.profile.max_num_seqs:
+        budget = self.profile.max_num_batched_tokens - sum(scheduled.values())
+        while self.waiting and budget > 0 and len(self.running) + len(self.leaving) < self.profile.max_num_seqs:
             request = self.waiting[0]
-            if _blocks(request.tokens) > len(self.free):
+            if request.queued_s > known_s or _blocks(request.tokens) > len(self.free):
                 break
             self.waiting.popleft()
             self._reuse_blocks(request)
@@ -182,7 +227,9 @@ class Engine:
             if request.generated == request.output:
                 request.finish_s = end_s
                 self.running.remove(request)
-                self._free_blocks(request)
+                self.leaving.append(request)
+        if self.idle or not self.profile.async_scheduling:
+            self._release()
 
     def _take_blocks(self, request: Request, tokens: int) -> bool:
         """Give the request the blocks it lacks to hold ``tokens``, or none and False if too few are free."""
@@ -248,14 +295,13 @@ def simulate(
     requests: list[Request] = []
     now_s = -math.inf
     while len(requests) < len(arrivals) or not engine.idle:
-        if engine.idle:
-            now_s = max(now_s, arrivals[len(requests)].arrival_s)
-        while len(requests) < len(arrivals) and arrivals[len(requests)].arrival_s <= now_s:
+        start_s = engine.ready_s(now_s)
+        if len(requests) < len(arrivals) and arrivals[len(requests)].arrival_s <= start_s:
             requests.append(engine.arrive(arrivals[len(requests)]))
-        if not engine.idle:
-            now_s = engine.step(now_s)
-            if after_step:
-                after_step(engine)
+            continue
+        now_s = engine.step(start_s)
+        if after_step:
+            after_step(engine)
     outcomes = [request.outcome() for request in requests]
     return Result(outcomes=outcomes, busy_s=engine.busy_s, kv_token_s=engine.kv_token_s, iterations=engine.iterations)
 

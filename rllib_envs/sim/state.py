@@ -25,11 +25,13 @@ ENGINE = np.dtype(
     [
         # The cost model in seconds, overhead included.
         ("c0_s", "f8"), ("b_s", "f8"), ("c_s", "f8"), ("a_s", "f8"), ("q_s", "f8"), ("c_mixed_s", "f8"), ("c0_mixed_s", "f8"),
+        ("handoff_s", "f8"),  # from the router's decision to the engine's queue
         ("n0", "i4"),
         ("blocks", "i4"),  # usable KV blocks
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
         ("reuse", "i4"),  # 1: preempted requests find their own untouched blocks
         ("length_factor", "f4"),  # what the router multiplies told lengths by, once it has learnt that they are off (calibration)
+        ("ahead", "i8"),  # 1: an iteration is composed as the one before it begins (of a size that leaves no padding)
     ],
     align=True,
 )  # fmt: skip
@@ -39,6 +41,7 @@ EXPERT = np.dtype(
         # The plan: ``plan_steps`` iterations from ``clock`` to ``plan_end_s``, the r-th of which takes step_s + r*growth_s.
         # plan_steps = 0: nothing is planned; the next step is composed at ``clock`` if there is anybody to serve.
         ("clock_s", "f8"), ("plan_end_s", "f8"), ("step_s", "f8"), ("growth_s", "f8"),
+        ("known_s", "f8"),  # requests queued by then are known to the step composed at ``clock``
         ("plan_steps", "i4"),
         ("n_run", "i4"),  # running requests; the first n_dec of them decode, the rest are in prefill in this plan
         ("n_dec", "i4"),
@@ -51,6 +54,8 @@ EXPERT = np.dtype(
         ("cached", "i8"),  # cached tokens of the requests in prefill at ``clock``
         # The free blocks are a queue: ``freed`` counts blocks put in at its end, ``taken`` those taken from its front.
         ("freed", "i8"), ("taken", "i8"),
+        # Seats and blocks of those complete at ``clock``, until a step is composed that knows of their last token.
+        ("leaving", "i4"), ("leaving_blocks", "i4"),
         # Decoding requests by (cached tokens - iteration) modulo the block size: who needs a new block in which iteration.
         ("phase", "i4", (BLOCK_TOKENS,)),
         # Totals since the start.
@@ -125,6 +130,7 @@ def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
         ):
             record[name] = ms * scale
         record["n0"], record["blocks"], record["reuse"] = p.n0_tokens, p.usable_blocks, p.reuse_preempted_blocks
+        record["ahead"], record["handoff_s"] = p.async_scheduling, p.handoff_s
         record["max_seqs"], record["max_tokens"] = p.max_num_seqs, p.max_num_batched_tokens
         record["max_model_len"], record["max_waiting"] = p.max_model_len, p.max_waiting
     return records

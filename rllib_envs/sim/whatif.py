@@ -218,7 +218,7 @@ def roll(scratch, engine, slo_s, n_sorted):
     untouched = True
     crowd = NEVER  # with so many running a sweep is of no use
     while True:
-        if expert.n_wait == 0 and expert.n_run == expert.n_dec and expert.n_run < crowd:
+        if expert.n_wait == 0 and expert.leaving == 0 and expert.n_run == expert.n_dec and expert.n_run < crowd:
             if expert.preempted > preempted:
                 n_sorted = 0
             first, last = _sort(scratch, n_sorted)

@@ -54,6 +54,8 @@ def profiles(draw: st.DrawFn) -> EngineProfile:
         max_model_len=length,
         max_waiting=draw(st.sampled_from([1, 3, 40])),
         reuse_preempted_blocks=draw(st.booleans()),
+        async_scheduling=draw(st.booleans()),
+        handoff_s=draw(st.sampled_from([0.0, 0.0, 0.0113717, 0.217389])),
     )
 
 

@@ -187,7 +187,7 @@ def test_a_factor_of_all_times_is_learnt_as_it_is(delay_s: float, seed: int) -> 
 def test_an_iteration_counts_when_it_is_over() -> None:
     """Prefill until 10 ms, then a token every 10 ms; looks at 5 ms, in the first token's iteration, and in the second's."""
     engine = replace(random_engine(np.random.default_rng(0)), c0_ms=10, b_ms=0, c_ms=0, a_ms=0, q_ms=0, c_mixed_ms=0)
-    engine = replace(engine, max_model_len=16, max_num_batched_tokens=16, max_num_seqs=1)
+    engine = replace(engine, max_model_len=16, max_num_batched_tokens=16, max_num_seqs=1, handoff_s=0.0)
     scenario = scenario_of([engine, engine], observation=CALIBRATED)
     episode = random_episode(scenario, np.random.default_rng(0), 5)
     ones = np.ones_like(episode.output)
@@ -307,5 +307,5 @@ def test_each_episode_begins_without_it(seed: int) -> None:
 
 def test_every_figure_of_an_engine_is_either_corrected_or_a_limit() -> None:
     """A figure that is added must be thought of."""
-    limits = {"n0", "blocks", "max_seqs", "max_tokens", "max_model_len", "max_waiting", "reuse"}
+    limits = {"n0", "blocks", "max_seqs", "max_tokens", "max_model_len", "max_waiting", "reuse", "ahead", "handoff_s"}
     assert set(ENGINE.names or ()) == {*TIMES, "length_factor"} | limits

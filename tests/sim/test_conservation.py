@@ -91,14 +91,15 @@ def test_times_follow_each_other_and_admission_is_first_come_first_served(seed: 
 @examples(150)
 @given(seeds)
 def test_an_expert_is_busy_while_it_has_somebody_and_only_then(seed: int) -> None:
-    """It works on while anybody is there: busy time is the length of the union of the stays."""
+    """It works on while anybody is there: busy time is the length of the union of the stays, from the queue on."""
     (scenario, _, _), simulation, records = drained(seed)
     for e in range(scenario.n_experts):
         mine = (records.status == FINISHED) & (records.route == e)
         expert = simulation.state.experts[0, e]
         busy_s, until_s = 0.0, 0.0
         for arrival_s, finish_s in zip(records.arrival_s[mine], np.maximum.accumulate(records.finish_s[mine]), strict=True):
-            busy_s += max(finish_s - max(arrival_s, until_s), 0.0)
+            queued_s = arrival_s + scenario.experts[e].engine.handoff_s
+            busy_s += max(finish_s - max(queued_s, until_s), 0.0)
             until_s = max(until_s, finish_s)
         np.testing.assert_allclose(expert["busy_s"], busy_s, rtol=1e-9, atol=1e-12)
         assert expert["busy_s"] <= simulation.now_s[0] * (1 + 1e-9)

@@ -27,6 +27,7 @@ PROFILE = EngineProfile(
     max_num_batched_tokens=64,
     max_model_len=256,
     max_waiting=50,
+    async_scheduling=False,
 )
 FOUR_BLOCKS = replace(PROFILE, kv_tokens=16 * 5, max_model_len=64, max_num_batched_tokens=256)
 
@@ -79,6 +80,75 @@ def test_a_long_prompt_is_computed_in_chunks_of_what_the_budget_leaves() -> None
 def test_the_last_token_of_a_chunked_prompt_counts_as_prefill() -> None:
     result = simulate(PROFILE, arrivals((0.0, 65, 1)))
     assert result.outcomes[0].finish_s == pytest.approx(clock(PROFILE, (0, 0, ((64, 0),)), (0, 0, ((1, 64),)))[-1])
+
+
+AHEAD = replace(PROFILE, async_scheduling=True)
+
+
+def test_composed_ahead_an_arrival_joins_the_iteration_after_the_next() -> None:
+    result = simulate(AHEAD, arrivals((0.0, 20, 4), (0.001, 10, 2), (0.002, 5, 1)))
+    ends = clock(PROFILE, (0, 0, ((20, 0),)), (1, 20, ()), (1, 21, ((10, 0), (5, 0))), (2, 22 + 10, ()))
+    first, second, third = result.outcomes
+    assert (first.first_token_s, first.finish_s) == pytest.approx((ends[0], ends[3]))
+    assert second.first_scheduled_s == third.first_scheduled_s == pytest.approx(ends[1])
+    assert second.first_token_s == third.finish_s == pytest.approx(ends[2])
+    assert second.finish_s == pytest.approx(ends[3])
+
+
+def test_composed_ahead_an_idle_engine_still_begins_at_once() -> None:
+    late_s = clock(PROFILE, (0, 0, ((20, 0),)), (1, 20, ()))[-1] + 1.0
+    result = simulate(AHEAD, arrivals((0.0, 20, 2), (late_s, 10, 2)))
+    assert result.outcomes[1].first_scheduled_s == late_s
+
+
+def test_composed_ahead_an_arrival_in_the_last_iteration_begins_at_its_end() -> None:
+    """What would be composed ahead is empty, and takes no time."""
+    ends = clock(PROFILE, (0, 0, ((20, 0),)), (1, 20, ()))
+    within_s = (ends[0] + ends[1]) / 2
+    result = simulate(AHEAD, arrivals((0.0, 20, 2), (within_s, 10, 2)))
+    assert result.outcomes[1].first_scheduled_s == pytest.approx(ends[1])
+
+
+def test_composed_ahead_an_arrival_at_the_very_start_of_an_iteration_joins_the_next() -> None:
+    profile = replace(AHEAD, c0_ms=8.0, b_ms=0.0, c_ms=0.0, a_ms=0.0, q_ms=0.0)  # iterations begin at 0, 1/125 s ..
+    ends = clock(profile, *[(1, 0, ())] * 5)
+    result = simulate(profile, arrivals((0.0, 20, 5), (ends[1], 10, 1)))
+    assert result.outcomes[1].first_scheduled_s == pytest.approx(ends[2])
+
+
+@pytest.mark.parametrize("short_of", ["seats", "blocks"])
+def test_composed_ahead_a_seat_and_blocks_are_free_one_iteration_later(short_of: str) -> None:
+    # The second leaves after its first token; the third waits for its seat, or for its two blocks.
+    profile = replace(AHEAD, max_num_seqs=2) if short_of == "seats" else replace(FOUR_BLOCKS, async_scheduling=True)
+    prompts = (20, 20, 20) if short_of == "seats" else (17, 17, 17)
+    rows = arrivals(*[(0.0, prompt, output) for prompt, output in zip(prompts, (6, 1, 1), strict=True)])
+    at_once = simulate(replace(profile, async_scheduling=False), rows)
+    later = simulate(profile, rows)
+    prompt = prompts[0]
+    ends = clock(profile, (0, 0, ((prompt, 0), (prompt, 0))), (1, prompt, ()))
+    assert at_once.outcomes[2].first_scheduled_s == at_once.outcomes[1].finish_s == pytest.approx(ends[0])
+    assert later.outcomes[1].finish_s == pytest.approx(ends[0])
+    assert later.outcomes[2].first_scheduled_s == pytest.approx(ends[1])
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_request_reaches_the_queue_after_its_hand_off(ahead: bool) -> None:
+    profile = replace(PROFILE, async_scheduling=ahead, handoff_s=0.05)
+    alone, at_once = simulate(profile, arrivals((2.0, 20, 3))), simulate(PROFILE, arrivals((2.05, 20, 3)))
+    assert times(alone) == times(at_once)
+    # The second is handed over while the first is on its way, and joins it when it arrives there.
+    together = simulate(profile, arrivals((2.0, 20, 9), (2.02, 10, 1)))
+    assert together.outcomes[0].first_scheduled_s == 2.05
+    apart = simulate(replace(profile, handoff_s=0.0), arrivals((2.05, 20, 9), (2.07, 10, 1)))
+    np.testing.assert_allclose(times(together), times(apart))
+
+
+@given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 60)), min_size=1, max_size=8))
+def test_without_pressure_it_makes_no_difference_to_those_who_come_together(rows: list[tuple[int, int]]) -> None:
+    """Nobody waits for anybody's seat or blocks, and nobody comes later: what is known earlier or later is the same."""
+    roomy = replace(PROFILE, kv_tokens=16 * 201, max_num_batched_tokens=800)
+    requests = arrivals(*[(0.0, prompt, output) for prompt, output in rows])
+    assert times(simulate(roomy, requests)) == times(simulate(replace(roomy, async_scheduling=True), requests))
 
 
 @pytest.mark.parametrize("reuse", [True, False])

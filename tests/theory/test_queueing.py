@@ -37,6 +37,7 @@ SINGLE = EngineProfile(
     max_num_seqs=1,
     max_model_len=1000,
     max_waiting=1000,
+    async_scheduling=False,  # the formulas let a server begin on the next request at once
 )
 CONSTANT = np.array([10])
 TWO_KINDS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 51])  # mostly short, rarely long: the variance makes the queue
