@@ -56,9 +56,10 @@ def test_a_run_ends_in_time_whatever_is_under_way(case, tmp_path):
         text=True,
     )
     try:
-        until = time.monotonic() + 200
+        until = time.monotonic() + 600
         while not marker.exists() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
+        assert marker.exists(), process.communicate(timeout=4 * GRACE_S) if process.poll() is not None else "it did not begin"
         time.sleep(2)  # well into it
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
