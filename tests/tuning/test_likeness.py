@@ -23,13 +23,13 @@ def replayed(path, load=("moderate",), **options):
     return workload
 
 
-def csv(folder, times_s, prompts=None):
-    """A workload that replays arrivals at these times."""
+def csv(folder, times_s, **tokens):
+    """A workload that replays arrivals at these times, with prompts and outputs of so many tokens where they are given."""
     file = folder / "trace.csv"
-    columns = [times_s] if prompts is None else [times_s, prompts]
-    rows = "\n".join(",".join(map(repr, map(float, row))) for row in zip(*columns, strict=True))
-    file.write_text(f"when{'' if prompts is None else ',prompt'}\n{rows}\n")
-    return replayed(file, trace_format="csv", trace_time_column="when", trace_prompt_column=None if prompts is None else "prompt")
+    rows = "\n".join(",".join(map(repr, map(float, row))) for row in zip(times_s, *tokens.values(), strict=True))
+    file.write_text(f"{','.join(('when', *tokens))}\n{rows}\n")
+    columns = {f"trace_{name}_column": name for name in tokens}
+    return replayed(file, trace_format="csv", trace_time_column="when", **columns)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("code", "azure-code"), ("conv", "azure-conversation")])
@@ -62,8 +62,8 @@ def test_the_unit_of_time_changes_nothing(kind, data_dir, tmp_path):
         rows = [line.split(",") for line in file.read().splitlines()[1:3001]]
     stamps = np.array([np.datetime64(row[0]) for row in rows])
     times_s = (stamps - stamps[0]) / np.timedelta64(1, "s")
-    prompts = [float(row[1]) for row in rows]
-    choices = [TUNED.choose(csv(tmp_path, unit_s * times_s, prompts)).entry for unit_s in (0.125, 1.0, 64.0)]
+    tokens = {"prompt": [float(row[1]) for row in rows], "output": [float(row[2]) for row in rows]}
+    choices = [TUNED.choose(csv(tmp_path, unit_s * times_s, **tokens)).entry for unit_s in (0.125, 1.0, 64.0)]
     assert choices == [choices[0]] * 3
     assert choices[0].startswith("azure")
 
