@@ -85,7 +85,12 @@ def groups_of(env_config: Mapping[str, Any], num_envs: int) -> list[Group]:
         raise InputError(
             f"num_envs_per_env_runner = {num_envs}: must be the number of environments in env_config.scenarios, {total}"
         )
-    return [(as_scenario(scenario), count) for scenario, count in pairs]
+    return [(_as_scenarios(scenarios), count) for scenarios, count in pairs]
+
+
+def _as_scenarios(scenarios: Any) -> Scenario | tuple[Scenario, ...]:
+    """One scenario, or one for each environment; each as it may be given."""
+    return tuple(map(as_scenario, scenarios)) if isinstance(scenarios, list | tuple) else as_scenario(scenarios)
 
 
 def _environments(scenarios: Scenario | Sequence[Scenario], count: int) -> EdgeRoutingVectorEnv:
