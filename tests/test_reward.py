@@ -103,7 +103,8 @@ def check_impact(seed: int) -> int:
     scenario, episode, actions = random_world(rng, reward=only(paper_impact=0.5))
     count, n = int(rng.integers(1, REQUESTS)), scenario.n_experts
     twins = twins_at(scenario, episode, actions, count, float(episode.arrival_s[count]))
-    terms = [pushed(scenario, episode, twin, e, count) for e, twin in enumerate(twins)] + [[]]
+    fits = episode.prompt[count] < max(expert.engine.max_model_len for expert in scenario.experts)  # else it pushes nobody
+    terms = [pushed(scenario, episode, twin, e, count) if fits else [] for e, twin in enumerate(twins)] + [[]]
     values = [value for mine in terms for value, _ in mine]
     for factor in (1 - 1e-6, 1 + 1e-6):
         slo_s = factor * (rng.permutation(values)[0] if values else 0.05)

@@ -85,9 +85,9 @@ def test_where_nothing_finishes_latencies_are_unknown():
     endless = Catalogue(prompt_tokens_mean=1e6, prompt_tokens_cv=0.1)  # no expert can hold such prompts
     scenario = with_workload(load_scenario("edge6"), requests=10, load=1.0, catalogue=endless)
     result = run_cell(Cell(router=parse_router("least-work"), scenario=scenario, seeds=(1,)))
-    assert result.metrics["drop_rate"] == [1.0]
-    assert result.metrics["qos"] == [0.0]
-    assert np.isnan(result.metrics["ttft_p50_s"]).all()
+    assert result.metrics["too_long_rate"] == [1.0]
+    for name in ("qos", "drop_rate", "ttft_p50_s"):  # there was nobody to serve
+        assert np.isnan(result.metrics[name]).all()
     assert np.isnan(result.metrics["qos_per_gpu_s"]).all()
     assert result.latency_quantiles_s == []
     assert result.ttft_quantiles_s == []
@@ -104,6 +104,7 @@ def test_simulate_writes_figures_that_its_table_confirms(tmp_path, capsys):
         "violation_rate": (done.latency_per_token_s > summary["slo_s_per_token"]).sum() / len(table),
         "drop_rate": (table.expert == "drop").mean(),
         "rejected_rate": (table.status == "rejected").mean(),
+        "too_long_rate": (table.status == "too_long").mean(),
         "completion_rate": len(done) / len(table),
         "mean_score": done.score.mean(),
         "latency_per_token_mean_s": ((done.finish_s - done.arrival_s) / done.output_tokens).mean(),
