@@ -82,7 +82,8 @@ def main() -> None:
             router.spec = replace(router.spec, future=False)
             router.future = None
         observation = replace(bundle.observation, calibrate=bundle.observation.calibrate and change is not without_calibration)
-        save_bundle(given.folder / name, router, observation, {**bundle.about, "ablation": name})
+        about = {**bundle.about, "ablation": name}
+        save_bundle(given.folder / name, router, observation, about, trained_on=bundle.trained_on)
         print(given.folder / name)
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from models.envelope import Envelope
 from models.files import written_aside
 from models.manifest import check_folder, manifest_in, manifest_of, read_description
 from models.onnx_export import DESCRIPTION, export_onnx
@@ -42,6 +43,9 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 Network = Router | PaperPolicy
 """What a bundle may hold."""
 
+TRAINED_ON = "trained_on"
+"""Part of a description, which earlier versions left out: the ranges of the inputs in training."""
+
 _KINDS: dict[str, tuple[Any, Any]] = {"router": (RouterSpec, Router), "paper": (PaperSpec, PaperPolicy)}
 _WEIGHTS = "router.safetensors"
 _MOST_SLOTS = 4096  # of each kind; a scenario's engines have fewer
@@ -55,10 +59,17 @@ class Bundle:
     router: Network
     observation: Observation  # what it needs of a scenario's observation
     about: dict[str, Any]  # where it comes from: scenario, fingerprint, training
+    trained_on: Envelope | None  # None: it does not say
 
 
 def save_bundle(
-    folder: Path, router: Network, observation: Observation, about: Mapping[str, Any], *, onnx: bool = False
+    folder: Path,
+    router: Network,
+    observation: Observation,
+    about: Mapping[str, Any],
+    *,
+    trained_on: Envelope | None = None,
+    onnx: bool = False,
 ) -> float:
     """Write a bundle aside and rename it.
 
@@ -67,6 +78,7 @@ def save_bundle(
         router: whose weights to keep.
         observation: of the scenario that it was trained in; a router does not see the counterfactual.
         about: anything JSON that says where the router comes from.
+        trained_on: what the worlds of its training were like, where that is known.
         onnx: write the ONNX graph too.
 
     Returns:
@@ -84,6 +96,7 @@ def save_bundle(
             "layout": LAYOUT,
             "observation": asdict(replace(observation, counterfactual=False)),
             "about": dict(about),
+            **({} if trained_on is None else {TRAINED_ON: trained_on.to_json()}),
             **manifest_of(aside).to_dict(),
         }
         (aside / DESCRIPTION).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
@@ -109,6 +122,7 @@ def load_bundle(folder: Path) -> Bundle:
         make_spec, make_router = _KINDS[kind]
         spec = make_spec(**_typed(make_spec, _mapping(contents, kind)))
         observation = Observation(**_typed(Observation, _mapping(contents, "observation")))
+        trained_on = Envelope.from_json(contents[TRAINED_ON]) if TRAINED_ON in contents else None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: damaged: {' '.join(str(error).split())}") from None
     for part, names in LAYOUT.items():
@@ -121,7 +135,7 @@ def load_bundle(folder: Path) -> Bundle:
     check_folder(folder, manifest, where, "bundle")
     router: Network = load_weights(lambda: make_router(spec), folder / _WEIGHTS, manifest.sha256[_WEIGHTS])
     _check_scores(router, observation, folder / _WEIGHTS)
-    return Bundle(router=router, observation=observation, about=about)
+    return Bundle(router=router, observation=observation, about=about, trained_on=trained_on)
 
 
 def _mapping(contents: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ edgeroute evaluate --scenario edge6 --load light moderate heavy --routers best c
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
 from tuning.spec import MOST_SEED, check_limits
 from tuning.trace_notes import notes_on_traces
 from tuning.tracking import TrackOptions, provenance, tracker
+from tuning.trained_on import notes_on_training
 from tuning.tuned import Choice, Tuned, read_tuned, shipped_tuned
 from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
@@ -94,7 +96,10 @@ def run(options: Options) -> None:
     routers, baseline = _routers(options)
     tuned = shipped_tuned(scenario) if options.tuned is None else read_tuned(options.tuned, scenario)
     choices = {} if tuned is None else {name: tuned.choose(w) for name, w in {w.clean_name: w for w in workloads}.items()}
-    notes += [*notes_on_traces(workloads), *_notes_on_faults(workloads), *_notes_on_tuned(tuned, choices, workloads)]
+    outside = notes_on_training(routers, workloads)
+    for note in outside:
+        print(f"edgeroute: warning: {note}", file=sys.stderr, flush=True)
+    notes += [*notes_on_traces(workloads), *_notes_on_faults(workloads), *_notes_on_tuned(tuned, choices, workloads), *outside]
     matrix = {w.name: [with_tuned(r, choices[w.clean_name].parameters if tuned else {}) for r in routers] for w in workloads}
     cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
     config = _tracked(options, scenario, workloads)

@@ -17,6 +17,7 @@ from models.bundle import load_bundle, save_bundle
 from models.onnx_export import ONNX_FILE
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, read_checkpoint
 from rllib_envs.errors import InputError
+from tuning.trained_on import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,9 @@ def run(options: Options) -> None:
     if options.out.exists() and not (options.out / "router.json").is_file():
         raise InputError(f"out = {str(options.out)!r}: there is something else than a bundle: name a new folder")
     bundle = load_bundle(checkpoint / BUNDLE)
-    worst = save_bundle(options.out, bundle.router, bundle.observation, bundle.about, onnx=options.onnx)
+    worst = save_bundle(
+        options.out, bundle.router, bundle.observation, bundle.about, trained_on=bundle.trained_on, onnx=options.onnx
+    )
     if options.onnx:
         print(f"{options.out / ONNX_FILE}: scores as torch's but for {worst:.1e}")
     size = sum(path.stat().st_size for path in options.out.iterdir())
@@ -51,3 +54,4 @@ def run(options: Options) -> None:
         f"{options.out}: {parameters:,} parameters, {size / 2**20:.2f} MiB; {bundle.about.get('algo')} on {about['scenario']}, "
         f"{about['steps']:,} decisions"
     )
+    print(f"{options.out}: {UNKNOWN if bundle.trained_on is None else f'trained on worlds with {bundle.trained_on}'}")

@@ -5,6 +5,7 @@ One router, one workload, one seed. Example: edgeroute simulate --scenario edge6
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from tuning.spec import MOST_SEED, check_limits
 from tuning.storage import write_atomically, write_json
 from tuning.tables import markdown_table, metric_title, show
 from tuning.trace_notes import notes_on_traces, trace_json
+from tuning.trained_on import notes_on_training
 from tuning.workloads import TraceOptions, Workload, make_workloads
 
 _SMOKE_REQUESTS = 50
@@ -72,6 +74,8 @@ def run(options: Options) -> None:
     notes = [*notes_on_arrivals([workload]), *notes_on_traces([workload])]
     for note in notes:
         print(note)
+    for note in notes_on_training([router], [workload]):
+        print(f"edgeroute: warning: {note}", file=sys.stderr, flush=True)
     simulation = start_simulation(router, workload.scenario, [options.seed])
     summary = summarise(simulation, router, workload, options.seed) | {"notes": notes}
     print(_report(summary))

@@ -32,6 +32,7 @@ from models.rllib.checkpoint import (
     set_damaged_aside,
     whole_checkpoint,
 )
+from models.rllib.env_groups import Group
 from models.rllib.faults import TrainingFailed
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, parse_scenario
@@ -147,7 +148,7 @@ def _train(start: _Start, mirror: Mirror | None) -> int:
         if start.checkpoint is not None:
             restore_checkpoint(start.checkpoint, start.about, algorithm)
             set_damaged_aside(options.run_dir, start.checkpoint)
-        trainer = _trainer(start, algorithm, log, mirror)
+        trainer = _trainer(start, groups, algorithm, log, mirror)
         asked, code = None, 0
         try:
             asked = trainer.train()
@@ -190,9 +191,9 @@ def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _trainer(start: _Start, algorithm: Algorithm, log: RunLog, mirror: Mirror | None) -> Trainer:
+def _trainer(start: _Start, groups: Sequence[Group], algorithm: Algorithm, log: RunLog, mirror: Mirror | None) -> Trainer:
     options = start.options
-    about, began_s = about_run(options, start.scenario, start.count), time.monotonic()
+    about, began_s = about_run(options, start.scenario, groups, start.count), time.monotonic()
 
     def save(iteration: int, steps: int) -> Path:
         log.sync()  # no checkpoint without the records that led to it

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from models.bundle import TRAINED_ON
+from models.envelope import Envelope, measure
 from models.rllib.env_groups import Group
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import machine_bytes
@@ -85,9 +87,15 @@ def validator_of(options: Options, scenario: Scenario) -> Validator:
     return Validator(scenario, options.load, **({"seeds": 2, "requests": 20} if options.smoke else _VALIDATION))
 
 
-def about_run(options: Options, scenario: Scenario, starts: int) -> dict[str, Any]:
+def envelope_of(groups: Sequence[Group]) -> Envelope:
+    """What the worlds of a run are like (``training_worlds.training_groups``)."""
+    return Envelope.of([measure([worlds] if isinstance(worlds, Scenario) else list(worlds)) for worlds, _ in groups])
+
+
+def about_run(options: Options, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
     """What the checkpoints of a run say of it."""
     return {
+        TRAINED_ON: envelope_of(groups).to_json(),
         "starts": starts,
         "algo": options.algo,
         "seed": options.seed,

@@ -34,10 +34,9 @@ class Trial(tune.Trainable):
         folder = plan.folder / self.trial_name  # the working directory that Tune gives goes when the sweep ends
         options = complete(written_experiment(plan, config, folder))
         scenario = base_world(world_options(options))
-        self._algorithm = self._stack.enter_context(
-            algorithm_of(options, scenario, training_groups(scenario, world_options(options), options.envs_per_runner), 1)
-        )
-        self._validator, self._about = validator_of(options, scenario), about_run(options, scenario, 1)
+        groups = training_groups(scenario, world_options(options), options.envs_per_runner)
+        self._algorithm = self._stack.enter_context(algorithm_of(options, scenario, groups, 1))
+        self._validator, self._about = validator_of(options, scenario), about_run(options, scenario, groups, 1)
         self._iterations, self._steps, self._elapsed_s = 0, 0, 0.0
         self._options, self._settings, self._track = options, dict(config), None
 

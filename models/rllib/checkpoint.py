@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import Network, bundle_router, save_bundle
+from models.bundle import TRAINED_ON, Network, bundle_router, save_bundle
+from models.envelope import Envelope
 from models.files import written_aside
 from models.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
 from models.rllib.faults import LearnerFailed
@@ -52,8 +53,8 @@ def save_checkpoint(
     Args:
         run_dir: run directory.
         algorithm: whose module has a ``served`` router.
-        about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs, and
-            all but that goes into the bundle too.
+        about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs,
+            ``trained_on`` what it was trained on, and all but these goes into the bundle's ``about`` too.
         sign: adds a signature to what is written there, digests of all files among it. Without it there is none.
 
     Returns:
@@ -72,8 +73,10 @@ def save_checkpoint(
             shutil.rmtree(left)
         with written_aside(target) as aside:
             _write_state(aside / _RLLIB, algorithm)
-            origin = {key: value for key, value in about.items() if key != "observation"}
-            save_bundle(aside / BUNDLE, router_of(algorithm), Observation(**about["observation"]), origin)
+            origin = {key: value for key, value in about.items() if key not in ("observation", TRAINED_ON)}
+            trained_on = Envelope.from_json(about[TRAINED_ON]) if TRAINED_ON in about else None
+            observation = Observation(**about["observation"])
+            save_bundle(aside / BUNDLE, router_of(algorithm), observation, origin, trained_on=trained_on)
             contents = sign({"format": FORMAT, **about, **manifest_of(aside).to_dict()})
             contents[_SELF] = _digest(contents)
             (aside / ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,43 @@
+"""Writes what the shipped router was trained on into its bundle, which was saved before bundles said so.
+
+Run ``python -m benchmarks.trained_on`` from the repository root. It takes the worlds of the default options of ``edgeroute
+train``, with answer lengths of the catalogue under the Azure arrivals, as they were when it was trained. The weights stay. It
+takes some ten seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from models.bundle import TRAINED_ON, load_bundle
+from models.envelope import Envelope
+from rllib_envs.scenario import with_workload
+from tuning.demo import SHIPPED_ROUTER
+from tuning.storage import write_text
+from tuning.training_options import Options, complete
+from tuning.training_setup import envelope_of, world_options
+from tuning.training_worlds import base_world, training_groups
+
+
+def shipped_envelope() -> Envelope:
+    options = complete(Options())
+    worlds = world_options(options)
+    scenario = base_world(worlds)
+    scenario = with_workload(scenario, arrivals=replace(scenario.workload.arrivals, lengths="catalogue"))
+    return envelope_of(training_groups(scenario, worlds, options.envs_per_runner))
+
+
+def main() -> None:
+    """Write it."""
+    path = SHIPPED_ROUTER / "router.json"
+    contents = json.loads(path.read_text(encoding="utf-8"))
+    files = contents.pop("sha256")
+    rounded = {name: [float(f"{value:.4g}") for value in limits] for name, limits in shipped_envelope().to_json().items()}
+    contents = {**contents, TRAINED_ON: rounded, "sha256": files}
+    write_text(path, json.dumps(contents, indent=1) + "\n")
+    print(load_bundle(SHIPPED_ROUTER).trained_on)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What a router was trained on: for each of its inputs the range that the worlds of training had, kept with its weights.
+
+Where a network never was, its scores are wild: it may drop every request, and says nothing. The inputs here are those that no
+decision has an influence on. They are read from the observations themselves, in episodes whose requests are all dropped. A world
+is outside where an input leaves its range by more than a share of the range's width (``INPUTS``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.capacity import capacity_rps
+from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, describe_engines
+from rllib_envs.scenario import LOAD_FRACTIONS, Scenario, with_workload
+from rllib_envs.simulation import Simulation
+
+Floats = NDArray[np.float64]
+Measured = dict[str, Floats]
+"""Name of an input -> its values, (..., N) or, where it is of the whole cluster, (..., 1)."""
+
+_FIRST_SEED = 5_000_000  # of the episodes: neither for training nor for comparisons
+_EPISODES, _REQUESTS = 4, 300
+_PEAK = 0.95  # quantile over the decisions of an episode
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _prompt(value: float) -> str:
+    return f"{1024 * math.expm1(value):.0f} tokens"
+
+
+def _length(value: float) -> str:
+    return f"{256 * math.expm1(value):.0f} tokens"
+
+
+def _count(value: float) -> str:
+    return f"{math.exp(value):.0f}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def _ratio(value: float) -> str:
+    return f"{math.exp(value):.3g}"
+
+
+class Input(NamedTuple):
+    """How an input is judged and shown."""
+
+    slack: float = 1.0  # how far a world may leave the range, in widths of it
+    least: float = 0.1  # the width counts as this at least: training may have had one value alone
+    show: Callable[[float], str] = _plain
+
+
+_TOLD: dict[str, Input] = {
+    "base_time": Input(),
+    "sequence_time": Input(least=0.01),
+    "context_time": Input(),
+    "prefill_time": Input(least=1.0),
+    "kv_capacity": Input(least=0.25),
+    "max_running": Input(least=0.5),
+    "mean_score": Input(),
+}
+"""Columns of EXPERT_FEATURES, as the router is told them."""
+
+_OTHERS: dict[str, Input] = {
+    "step_drift": Input(least=0.5),  # log of the true over the told time of an iteration
+    "length_drift": Input(least=0.5),  # log of true over told output tokens, the mean over requests
+    "prompt": Input(least=0.25, show=_prompt),  # mean over requests of log(1 + feature)
+    "told_length": Input(least=0.25, show=_length),
+    # Prompts of which the task alone is told are 1.9 and 1.4 widths off, and the router holds there (docs/results.md).
+    "score_spread": Input(slack=2.0, least=0.05),  # standard deviation of the scores told of an expert
+    "score_noise": Input(slack=2.0, least=0.05),  # by which the scores told for one request differ, beyond the means
+    "experts": Input(least=0.5, show=_count),  # logarithm of their number
+    "load": Input(slack=0.25, least=0.5, show=_share),  # mean rate over the capacity for such requests
+    "peak_load": Input(least=1.0, show=_ratio),  # log_load_fast, exceeded in 5 % of the decisions
+}
+INPUTS: dict[str, Input] = {**_TOLD, **_OTHERS}
+"""The inputs by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """An input of a world that is outside what a router was trained on."""
+
+    name: str
+    value: str
+    low: str
+    high: str
+    excess: float  # how far, in what is allowed
+    expert: int | None  # the expert it is of; None where it is of the whole cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """The range of each input in the worlds of training."""
+
+    ranges: Mapping[str, tuple[float, float]]
+
+    @classmethod
+    def of(cls, worlds: Sequence[Measured]) -> Envelope:
+        """What the worlds had, all together."""
+        names = [name for name in INPUTS if all(name in world for world in worlds)]
+        return cls(
+            ranges={
+                name: (float(min(w[name].min() for w in worlds)), float(max(w[name].max() for w in worlds))) for name in names
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: Any) -> Envelope:
+        """Read what ``to_json`` gives.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if not isinstance(data, dict) or not data:
+            raise ValueError("trained_on is no mapping")
+        for name, limits in cast(dict[Any, Any], data).items():
+            if name not in INPUTS:
+                raise ValueError(f"trained_on.{name}: no such input")
+            if not isinstance(limits, list) or len(cast(list[Any], limits)) != 2 or not all(map(_is_number, limits)):
+                raise ValueError(f"trained_on.{name} = {limits!r:.100}: must be two numbers")
+            if limits[0] > limits[1]:
+                raise ValueError(f"trained_on.{name} = {limits}: the first must not exceed the second")
+        return cls(ranges={name: (float(low), float(high)) for name, (low, high) in data.items()})
+
+    def to_json(self) -> dict[str, list[float]]:
+        """For JSON."""
+        return {name: list(limits) for name, limits in self.ranges.items()}
+
+    def __str__(self) -> str:
+        """All ranges, in one line."""
+        parts = [(name, INPUTS[name].show, limits) for name, limits in self.ranges.items()]
+        return ", ".join(f"{name} {show(low)} to {show(high)}" for name, show, (low, high) in parts)
+
+    def outside(self, world: Measured) -> list[Outside]:
+        """The inputs of a world that are outside, the worst first."""
+        found: list[Outside] = []
+        for name, (low, high) in self.ranges.items():
+            values = world[name].reshape(-1, world[name].shape[-1])
+            excess = np.maximum(low - values, values - high)
+            _, expert = np.unravel_index(int(excess.argmax()), excess.shape)
+            judged = INPUTS[name]
+            share = float(excess.max()) / (judged.slack * max(high - low, judged.least))
+            if share > 1:
+                found.append(
+                    Outside(
+                        name=name,
+                        value=judged.show(float(values.flat[int(excess.argmax())])),
+                        low=judged.show(low),
+                        high=judged.show(high),
+                        excess=share,
+                        expert=int(expert) if values.shape[1] > 1 else None,
+                    )
+                )
+        return sorted(found, key=lambda one: -one.excess)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast(float, value))
+
+
+def measure(worlds: Sequence[Scenario]) -> Measured:
+    """The inputs that routers meet in worlds of one cluster, each with a few short episodes that are always the same.
+
+    Raises:
+        InputError: a trace or catalogue cannot be read, or the worlds differ in more than the episodes drawn (``Simulation``).
+    """
+    shown = replace(worlds[0].observation, running_slots=1, waiting_slots=1, whatif=False, counterfactual=False, calibrate=False)
+    capacity = capacity_rps(worlds[0])
+    least = min(world.workload.requests or _REQUESTS for world in worlds)
+    alike = [
+        replace(with_workload(world, requests=min(least, _REQUESTS)), observation=shown, capacity_rps=capacity)
+        for world in worlds
+    ]
+    simulation = Simulation(alike[0], len(alike), worlds=alike)
+    runs = [_run(simulation, _FIRST_SEED + i * len(alike)) for i in range(_EPISODES)]
+    measured = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+    rates = measured.pop("rate_rps")  # (episodes, B, 1)
+    measured["load"] = np.concatenate([_loads(world, rates[:, b]) for b, world in enumerate(worlds)])
+    return measured
+
+
+def _loads(world: Scenario, rates_rps: Floats) -> Floats:
+    """(?, 1) the mean rates that a world's episodes may have, over what its cluster carries of such requests."""
+    load = world.workload.load
+    if load == "mixed":
+        return np.array(world.workload.mixed_range)[:, None]
+    if load in LOAD_FRACTIONS:
+        return np.array([[LOAD_FRACTIONS[cast(str, load)]]])
+    rate_rps = float(np.mean(rates_rps)) if isinstance(load, str) else load  # a trace's own, or as it is given
+    return np.array([[rate_rps / capacity_rps(replace(world, capacity_rps=None))]])
+
+
+def _run(simulation: Simulation, first_seed: int) -> Measured:
+    """An episode in each of B clusters, all of whose requests are dropped."""
+    batch, n = simulation.batch, simulation.scenario.n_experts
+    simulation.start_all([first_seed + i for i in range(batch)])
+    view, workload = simulation.view, simulation.workload
+    found: Measured = {name: _column(view.experts, EXPERT_FEATURES, name) for name in _TOLD}
+    found["step_drift"] = np.log(_true_base_time(simulation) / found["base_time"])
+    found["experts"] = np.full((batch, 1), math.log(n))
+    arrived, peaks, drop = [view.arrived.astype(np.float64)], [view.cluster.astype(np.float64)], np.full(batch, n)
+    while not simulation.over.all():
+        simulation.step(drop)
+        arrived.append(view.arrived.astype(np.float64))
+        peaks.append(view.cluster.astype(np.float64))
+    for b in range(batch):
+        count = int(workload.total[b])
+        told = np.stack([step[b] for step in arrived[:count]])  # (M, N, 3)
+        own = _of_requests(told, found["mean_score"][b])
+        own["peak_load"] = np.quantile([_column(step[b], CLUSTER_FEATURES, "log_load_fast") for step in peaks[:count]], [_PEAK])
+        span_s = workload.arrival_s[b, count - 1] - workload.arrival_s[b, 0]
+        own["rate_rps"] = np.array([(count - 1) / span_s if span_s > 0 else 0.0])
+        lengths = workload.output[b, :count] / np.maximum(workload.told_tokens[b, :count], 1)
+        own["length_drift"] = np.log(lengths).mean(axis=0)
+        for name, values in own.items():
+            found.setdefault(name, np.empty((batch, values.size)))[b] = values
+    return found
+
+
+def _of_requests(told: Floats, mean_score: Floats) -> Measured:
+    """What M requests are told to be like, (M, N, ARRIVED_FEATURES)."""
+    prompt, score, length = (_column(told, ARRIVED_FEATURES, name) for name in ("prompt", "told_score", "told_length"))
+    return {
+        "prompt": np.log1p(prompt).mean(axis=0),
+        "told_length": np.log1p(length).mean(axis=0),
+        "score_spread": score.std(axis=0),
+        "score_noise": np.sqrt((score - mean_score).var(axis=1, ddof=1).mean(keepdims=True)),
+    }
+
+
+def _true_base_time(simulation: Simulation) -> Floats:
+    """(B, N) ``base_time`` as it truly is."""
+    shown = simulation.view._replace(experts=simulation.view.experts.copy())
+    world = simulation.world
+    for b in range(simulation.batch):
+        describe_engines(simulation.state.engines, world.calibration.records, b, simulation.scenario.slo_s_per_token, shown)
+    return _column(shown.experts, EXPERT_FEATURES, "base_time")
+
+
+def _column(values: NDArray[Any], names: Sequence[str], name: str) -> Floats:
+    return values[..., names.index(name)].astype(np.float64)
