@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from models.envelope import Envelope, Measured, Outside, measure
 from rllib_envs.scenario import Scenario
+from tuning.literal import printable
 from tuning.routers import RouterSpec, bundle_of
 from tuning.workloads import Workload
 
@@ -36,7 +37,7 @@ def notes_on_training(routers: Iterable[RouterSpec], workloads: Sequence[Workloa
         return []
     worlds = {workload.name: (workload.scenario, measure([workload.scenario])) for workload in workloads}
     notes = [(router.name, _note(envelope_of_router(router), worlds)) for router in trained]
-    return [f"{name}: {note}" for name, note in notes if note is not None]
+    return [printable(f"{name}: {note}") for name, note in notes if note is not None]
 
 
 def _note(envelope: Envelope | None, worlds: Mapping[str, tuple[Scenario, Measured]]) -> str | None:
