@@ -266,7 +266,7 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
     row = view.experts[b, e]
     row[0] = n_run * (1.0 / 32)
     row[1] = n_wait * (1.0 / 32)
-    row[2] = (engine.blocks - expert.freed + taken) / engine.blocks
+    row[2] = (engine.blocks - expert.freed - expert.leaving_blocks + taken) / engine.blocks
     row[3] = reserved * share
     row[4] = step_slo
     row[5] = prefill * (1.0 / 2048)

@@ -144,7 +144,9 @@ def test_twice_as_slow_and_fed_half_as_fast_it_does_the_same_in_twice_the_time(s
     slow = replace(
         episode,
         arrival_s=2 * episode.arrival_s,
-        engines=tuple(replace(engine, overhead=2 * engine.overhead) for engine in episode.engines),
+        engines=tuple(
+            replace(engine, overhead=2 * engine.overhead, handoff_s=2 * engine.handoff_s) for engine in episode.engines
+        ),
     )
     one = simulation_of(scenario, episode)
     other = simulation_of(replace(scenario, slo_s_per_token=2 * scenario.slo_s_per_token), slow)
