@@ -27,7 +27,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 def whole_file(path: str) -> int:
     """All cells as Python strings, then as arrays."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     stamps = [datetime.fromisoformat(cell) for cell in columns["TIMESTAMP"]]
@@ -47,7 +47,7 @@ WAYS: dict[str, Callable[[str], int]] = {
 def write_trace(path: Path, rows: int) -> None:
     """A request every 22 ms."""
     start, gap = datetime(2024, 5, 12, tzinfo=UTC), timedelta(microseconds=22_000)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
         file.writelines(f"{start + gap * i + timedelta(microseconds=1)},{100 + i % 3000},{5 + i % 400}\n" for i in range(rows))
 
@@ -61,7 +61,7 @@ def measure(way: str, tiny: str, big: str) -> None:
 
 
 def _peak_bytes() -> int:
-    return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0])
+    return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
 
 
 def main() -> None:

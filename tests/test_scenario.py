@@ -75,7 +75,7 @@ WORKLOADS = st.builds(
 SCENARIOS = st.builds(
     replace,
     st.sampled_from(["edge6", "paper3", "edge4"]).map(load_scenario),
-    name=st.text(),
+    name=st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), min_size=1, max_size=200),
     slo_s_per_token=positive,
     capacity_rps=st.none() | positive,
     workload=WORKLOADS,

@@ -46,7 +46,7 @@ def test_it_sees_what_the_paper_shows_and_nothing_else(policy, observation):
     for name, changes in (("kv_used", True), ("running", True), ("waiting", True), ("step_time", False), ("drift", False)):
         experts = observation["experts"].clone()
         column = EXPERT_FEATURES.index("length_drift" if name == "drift" else name)
-        experts[..., column] += torch.rand(experts.shape[:-1])
+        experts[..., column] += 100 * torch.randn(experts.shape[:-1])  # enough for any unit to notice
         assert torch.equal(policy.values(observation | {"experts": experts}), before) != changes, name
     assert torch.equal(policy.values({key: x for key, x in observation.items() if key != "whatif"}), before)
 

@@ -34,9 +34,11 @@ with _deferred_signals() as asked:
 
 @pytest.fixture
 def handlers():
-    """Handlers of signals as they were, once the test is over."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """Python's own handlers of signals for the test, whatever was started before it; afterwards those that there were."""
+    own = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(
+        (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM), signal.SIG_DFL
+    )
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
