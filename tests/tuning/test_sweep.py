@@ -142,14 +142,15 @@ def test_a_folder_with_a_sweep_is_not_begun_anew(killed):
 
 
 def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
-    """A learning rate that makes the loss infinite at once."""
-    file = tmp_path / "mine.yaml"
-    file.write_text("parameters: {lr: {choice: [1.0e+30, 0.001]}}\nbase: {generations: 0}\n")
-    process = finished("--space", file, "--search", "grid", "--num-samples", 1, "--run-dir", tmp_path / "run")
+    """A folder is in the place of its scenario."""
+    file, run_dir = tmp_path / "mine.yaml", tmp_path / "run"
+    file.write_text("parameters: {scenario.slo_s_per_token: {choice: [0.04, 0.05]}}\nbase: {generations: 0}\n")
+    (run_dir / "tune" / "trial-00000" / "scenario.yaml").mkdir(parents=True)
+    process = finished("--space", file, "--search", "grid", "--num-samples", 1, "--run-dir", run_dir)
     assert process.returncode == 1, process.stdout + process.stderr
     contents = json.loads((tmp_path / "run" / "sweep.json").read_text())
     failed = [trial for trial in contents["trials"] if trial["status"] == "failed"]
-    assert [trial["settings"]["lr"] for trial in failed] == [1e30]
+    assert [trial["id"] for trial in failed] == ["trial-00000"]
     assert f"trial {failed[0]['id']} failed" in process.stderr
     assert contents["best"] not in {trial["id"] for trial in failed}
 
