@@ -184,7 +184,7 @@ def test_a_search_by_optuna_for_two_goals_tracked_trial_by_trial_over_scenarios(
         (["--search", "optuna", "--scheduler", "pbt"], "pbt"),
         (["--num-samples", "0"], "num-samples = 0"),
         (["--max-concurrent", "0"], "max-concurrent = 0"),
-        (["--resume"], "not the description of a sweep"),
+        (["--resume"], "sweep.yaml: cannot be read"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],
 )
