@@ -223,7 +223,7 @@ def test_auto_resume_begins_goes_on_and_ends(tmp_path, capsys):
     assert iterations(tmp_path / "run") == [1, 2, 3]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
     capsys.readouterr()
-    for limit in ({"iterations": 3}, {"steps": 100, "iterations": 9}, {"minutes": 0.0001, "iterations": 9}):
+    for limit in ({"iterations": 3}, {"steps": 100, "iterations": 9}, {"minutes": 0.001, "iterations": 9}):
         assert start(**limit) == 0
         assert "complete already: 3 iterations" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")} == before
@@ -277,6 +277,7 @@ def test_a_checkpoint_from_elsewhere_is_not_unpickled_unless_it_is_trusted(copie
         del about[name]
     state.write_bytes(pickle.dumps(Evil(trace)))
     about["sha256"]["rllib/class_and_ctor_args.pkl"] = digest(state)
+    about["bytes"]["rllib/class_and_ctor_args.pkl"] = state.stat().st_size
     (checkpoint / ABOUT).write_text(json.dumps(about))
     with pytest.raises(InputError, match=r"it is not signed.*--trust-checkpoint"):
         again(copied, iterations=5)
