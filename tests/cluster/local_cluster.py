@@ -29,7 +29,8 @@ class LocalCluster:
         self.home = Path(tempfile.mkdtemp(prefix="er", dir="/tmp"))  # short: Ray's sockets are below it
         self.port, self.dashboard_port, *self._worker_ports = _free_ports(2, 200, 200)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "EDGEROUTE_CHECKPOINT"))}
-        self.environment = kept | {"HOME": str(self.home), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        compiled = {"NUMBA_CACHE_DIR": str(Path.home() / ".cache" / "edgeroute")}  # to compile anew takes minutes
+        self.environment = compiled | kept | {"HOME": str(self.home), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 
     @property
     def address(self) -> str:
@@ -55,13 +56,13 @@ class LocalCluster:
         assert done.returncode == 0, done.stderr
 
     def run(
-        self, *arguments: object, cwd: Path | None = None, timeout_s: float = 240, **changes: str
+        self, *arguments: object, cwd: Path | None = None, timeout_s: float = 600, **changes: str
     ) -> subprocess.CompletedProcess[str]:
         """The outcome of ``edgeroute`` with these arguments, and these changes of the environment."""
         return self.execute([*EDGEROUTE, *map(str, arguments)], cwd=cwd, timeout_s=timeout_s, **changes)
 
     def execute(
-        self, command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 240, **changes: str
+        self, command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 600, **changes: str
     ) -> subprocess.CompletedProcess[str]:
         """The outcome of any command in the cluster's environment, with these changes."""
         return subprocess.run(
