@@ -32,6 +32,7 @@ _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?((\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)")
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 _MERGE = "<<"
 
 
@@ -122,7 +123,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that is a number here, or by the rules of YAML 1.1, and repeats rather than to use aliases."""
+    """Quotes the text that is a number here, or by the rules of YAML 1.1, and repeats rather than to use aliases.
+
+    PyYAML writes the line breaks beyond ASCII as they are, and reads a space in their place: they are escaped, in double quotes.
+    """
+
+    def choose_scalar_style(self) -> str:
+        """The quotes of a scalar."""
+        text: str = cast(Any, self.event).value
+        return '"' if _BREAKS.search(text) else cast(str, super().choose_scalar_style())
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

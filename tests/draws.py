@@ -16,11 +16,17 @@ FUZZ_EXAMPLES = "EDGEROUTE_EXAMPLES"
 """Environment variable: examples of every property test under the profile ``fuzz``."""
 
 _constants_of_imported_modules = providers._get_local_constants
+_NO_CONSTANTS = providers._local_constants  # as it is imported: it is replaced, not filled
+_cached_for: list[bool] = [True]
 
 
 def _constants() -> providers.Constants:
     """None in a fixed run: the modules imported so far, whose constants Hypothesis also draws, depend on the tests before."""
-    return providers._local_constants if settings.default.derandomize else _constants_of_imported_modules()
+    fixed = settings.default.derandomize
+    if _cached_for != [fixed]:  # what Hypothesis keeps of constants is of the other profile
+        providers.CONSTANTS_CACHE.cache.clear()
+        _cached_for[:] = [fixed]
+    return _NO_CONSTANTS if fixed else _constants_of_imported_modules()
 
 
 def register_profiles() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cluster.preflight import runtime_env
@@ -166,7 +166,8 @@ DATA = st.recursive(
 )
 
 
-@examples(150)
+@example({"\x85": "a\u2028b"})  # line breaks to YAML 1.1
+@examples(40)
 @given(DATA)
 def test_what_is_written_is_read_back(data: Any) -> None:
     again = parse_yaml(dump_yaml(data), "here")

@@ -71,7 +71,7 @@ def test_a_fixed_run_has_no_memory() -> None:
 def test_fuzzing_draws_anew_and_as_many_as_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(FUZZ_EXAMPLES, "40")
     monkeypatch.chdir(tmp_path)
-    before = settings.get_current_profile_name()
+    before, fixed = settings.get_current_profile_name(), draws()
     try:
         register_profiles()
         settings.load_profile("fuzz")
@@ -82,6 +82,7 @@ def test_fuzzing_draws_anew_and_as_many_as_it_is_told(monkeypatch: pytest.Monkey
         settings.load_profile(before)
     assert len(first) == len(second) == 40
     assert first != second
+    assert draws() == fixed  # nothing is left of it
 
 
 @pytest.mark.parametrize("time", ["first", "next"])

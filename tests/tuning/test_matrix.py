@@ -90,6 +90,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_stopped_run_leaves_whole_cells_and_no_process(tmp_path, how, code):
     script, folder = tmp_path / "slow.py", tmp_path / "cells"

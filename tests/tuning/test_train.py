@@ -189,6 +189,7 @@ def wait_for_lines(folder, count):
     raise TimeoutError(f"{folder}: fewer than {count} iterations")
 
 
+@pytest.mark.cluster
 def test_a_terminated_run_saves_and_a_killed_one_goes_on_from_there(tmp_path):
     folder = tmp_path / "run"
     first = start(folder, "--iterations", "100000")
