@@ -15,6 +15,7 @@ import tyro
 import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
+import edgeroute
 from models.rllib.checkpoint import find_checkpoint
 from rllib_envs.errors import InputError
 from tuning import tracking
@@ -26,6 +27,7 @@ from tuning.validation import Difference
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "tuning" / "presets" / "edge6-router"
+TINY = ("train", "--smoke", "--fleets", "--no-variation", "--no-calibrate")
 KEY = "0123456789abcdef" * 2 + "fedcba98"
 UNREACHABLE = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
 HEADER, BLOCK = 7, 32_768  # bytes of a .wandb file: it is a LevelDB log with a header
@@ -45,8 +47,7 @@ def python(*arguments, home, path=ROOT, **environment):
 
 
 def train(folder, *arguments, **more):
-    tiny = ("train", "--smoke", "--fleets", "--no-variation", "--no-calibrate", "--run-dir", folder, "--track", "wandb")
-    return python(ROOT / "edgeroute.py", *tiny, *arguments, **more)
+    return python(ROOT / "edgeroute.py", *TINY, "--run-dir", folder, "--track", "wandb", *arguments, **more)
 
 
 def track(code, home, **environment):
@@ -192,13 +193,18 @@ def test_no_key_is_written_anywhere(first, second):
     assert KEY not in second[0].stdout + second[0].stderr
 
 
-def test_a_wandb_that_does_not_start_stops_no_training(tmp_path, first):
+def test_a_wandb_that_does_not_start_stops_nothing(tmp_path):
     (tmp_path / "wandb.py").write_text("raise RuntimeError('no wandb today')\n")
-    printed = train("run", home=tmp_path, path=tmp_path)
+    printed = track("t.log({'a': 1}, 1); print('through')", tmp_path, path=tmp_path)
     (line,) = printed.stderr.splitlines()
     assert "nothing is tracked: no wandb today" in line
-    found, with_wandb = (read_log(folder / LOG, 2) for folder in (tmp_path / "run", first[0]))
-    assert [record.learner for record in found] == [record.learner for record in with_wandb]  # tracking changes nothing
+    assert printed.stdout == "through\n"
+
+
+def test_tracking_changes_nothing(tmp_path, first):
+    assert edgeroute.main([*TINY, "--run-dir", str(tmp_path / "run")]) == 0
+    without, with_wandb = (read_log(folder / LOG, 2) for folder in (tmp_path / "run", first[0]))
+    assert [record.learner for record in without] == [record.learner for record in with_wandb]
 
 
 def test_a_wandb_that_dies_is_said_once_and_the_rest_goes_on(tmp_path):
@@ -362,7 +368,7 @@ def test_a_wrong_tracker_in_a_file_is_named():
 
 def test_a_bundle_is_called_the_same_wherever_it_lies(first, tmp_path):
     bundle = find_checkpoint(first[0]) / "bundle"
-    python(ROOT / "edgeroute.py", "export", first[0], "--no-onnx", "--out", tmp_path / "bundle", home=tmp_path)
+    assert edgeroute.main(["export", str(first[0]), "--no-onnx", "--out", str(tmp_path / "bundle")]) == 0
     assert bundle_name(tmp_path / "bundle") == bundle_name(bundle)
     assert bundle_name(bundle).reference != bundle_name(SHIPPED).reference
     with pytest.raises(InputError, match="cannot be read"):
