@@ -116,21 +116,39 @@ class Mirror:
             for path in self._found(self._run_dir / name):
                 self._fetch_file(self._inner(path))
 
-    def arrow(self, name: str) -> tuple[str, Any]:
-        """Path of a folder there, and the file system that it is on, as Ray takes them.
+    def read(self, name: str, most: int) -> bytes | None:
+        """What a file of the copy holds that is written there directly, or its first bytes; None if there is none.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        with self._reported("cannot be read"):
+            return self._read(self._run_dir / name, most)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the copy directly. Whatever is there is whole at any time.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with self._reported("cannot be written to"):
+            path = self._remote(self._run_dir / name)
+            self.filesystem.pipe_file(path + _PART, data)
+            self.filesystem.mv(path + _PART, path)
+
+    def shared(self, name: str) -> tuple[str, Any]:
+        """Path of a folder there, and fsspec's file system that it is on, for other processes too.
 
         Raises:
             InputError: other processes would not see it, or its URL holds a secret, which Ray would write to its own files there.
         """
-        import pyarrow.fs
-
         if "memory" in self.filesystem.protocol:
             raise InputError(f"storage {self.place}: other processes do not see it")
         if has_secret(self._url):
             raise InputError(
                 f"storage {self.place}: Ray would write the secret in this URL to files: give it to the driver in its own way"
             )
-        return posixpath.join(self.root, name), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+        return posixpath.join(self.root, name), self.filesystem
 
     def _files(self) -> list[Path]:
         """What is copied beside checkpoints: files, no links, nothing hidden."""
@@ -222,10 +240,10 @@ class Mirror:
         """All files below the copy of a folder."""
         return cast(list[str], self.filesystem.find(self._remote(folder)))
 
-    def _read(self, path: Path) -> bytes | None:
+    def _read(self, path: Path, most: int = _SMALL_BYTES) -> bytes | None:
         """What the copy of a small file holds, or its beginning if it is no small one; None if there is none."""
         try:
-            return cast(bytes, self.filesystem.cat_file(self._remote(path), end=_SMALL_BYTES))
+            return cast(bytes, self.filesystem.cat_file(self._remote(path), end=most))
         except FileNotFoundError:
             return None
 

@@ -30,30 +30,35 @@ KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 _SIGNATURE = "signature"
 _KEY_BYTES, _MOST_KEY_BYTES = 32, 4096
 _ID_DIGITS = 12  # of the key's digest, which tells keys apart and nothing else about them
+_DERIVED = b"edgeroute key 1\n"
 _PURPOSE = b"edgeroute signature 1\n"  # apart from whatever else the key may be used for
 
 
-def signed(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents with a signature among them: HMAC-SHA256 over the others, with the user's key.
+def signed(contents: Mapping[str, Any], key: bytes | None = None) -> dict[str, Any]:
+    """The contents with a signature among them: HMAC-SHA256 over the others, with the user's key, or with another.
 
     Where there can be no key they stay unsigned, which is said once.
     """
-    try:
-        key = _key(key_path(), make=True)
-    except InputError as error:
-        _warn(f"checkpoints are not signed, to resume takes --trust-checkpoint: {error}")
+    key = _own_key() if key is None else key
+    if key is None:
         return dict(contents)
-    assert key is not None
     return {**contents, _SIGNATURE: {"key": _name(key), "hmac_sha256": _code(key, contents)}}
 
 
-def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool) -> None:
+def derived_key(nonce: str) -> bytes | None:
+    """A key for processes elsewhere, which tells nothing of the user's own; None where there can be no key."""
+    key = _own_key()
+    return None if key is None else hmac.new(key, _DERIVED + nonce.encode(), hashlib.sha256).digest()
+
+
+def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool, key: bytes | None = None) -> None:
     """See that this user wrote it. To be called before anything is unpickled.
 
     Args:
         contents: as ``signed`` gave them.
         where: file that they were read from.
         trusted: the user trusts it, whoever wrote it.
+        key: that it was signed with; None for the user's.
 
     Raises:
         InputError: somebody else did, or it was changed since; the key cannot be read.
@@ -61,7 +66,7 @@ def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool) 
     if trusted:
         return
     told = contents.get(_SIGNATURE)
-    key = _key(key_path(), make=False)
+    key = _key(key_path(), make=False) if key is None else key
     if not isinstance(told, dict):
         reason = "it is not signed"
     elif key is None:
@@ -76,6 +81,15 @@ def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool) 
         f"{where}: {reason}: going on from there runs pickled code that came from elsewhere. If you trust whoever wrote it, "
         "--trust-checkpoint loads it all the same"
     )
+
+
+def _own_key() -> bytes | None:
+    """The user's key, made where it is missing; None, which is said, where there can be none."""
+    try:
+        return _key(key_path(), make=True)
+    except InputError as error:
+        _warn(f"checkpoints are not signed, to resume takes --trust-checkpoint: {error}")
+        return None
 
 
 def key_path() -> Path:

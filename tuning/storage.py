@@ -48,9 +48,14 @@ def write_secret(path: Path, secret: bytes) -> None:
         flush(path.parent)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """``write_atomically`` of bytes."""
+    write_atomically(path, lambda aside: _write(aside, data))
+
+
 def write_text(path: Path, text: str) -> None:
     """``write_atomically`` of a text in UTF-8."""
-    write_atomically(path, lambda aside: _write(aside, text))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -58,8 +63,8 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _finite(data: Any) -> Any:

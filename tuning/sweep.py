@@ -10,6 +10,7 @@ edgeroute train --config runs/sweep/best.yaml --run-dir runs/best
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Generator
@@ -30,7 +31,8 @@ from tuning.mirror import Mirror
 from tuning.ray_session import ray_session
 from tuning.run_lock import run_lock
 from tuning.signals import endings, leave_lost_streams
-from tuning.signature import check_signature, signed
+from tuning.signature import check_signature, derived_key, signed
+from tuning.signed_state import STATE
 from tuning.space import Space, check_space, load_space, parse_space
 from tuning.spec import check_limits
 from tuning.storage import write_text
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 # In the run directory: what the sweep is, Tune's own folder, the end.
 _CONFIG, _TUNE, _RESULTS = "sweep.yaml", "tune", "sweep.json"
+_NONCE, _TRUSTED, _NONCE_BYTES = "nonce", "trusted", 16
 _OF_ONE_START = ("run_dir", "address", "resume", "auto_resume", "trust_checkpoint", "storage", "max_concurrent", "track")
 _SMOKE: dict[str, Any] = {"iterations": 2, "grace": 1, "finalists": 2, "final_seeds": 2}
 _GOES_WITH_PBT = {"lr", "temperature", *(f.name for f in fields(AVLSettings))}  # no weight depends on them
@@ -127,8 +130,8 @@ def run(options: Options) -> int:
     """
     mirror = None
     if options.storage is not None:
-        mirror = Mirror(options.storage, options.run_dir, config=_CONFIG, leave_out=[_TUNE])
-        mirror.arrow(_TUNE)  # refuses what trials could not write to
+        mirror = Mirror(options.storage, options.run_dir, config=_CONFIG, leave_out=[_TUNE, STATE])
+        mirror.shared(_TUNE)  # refuses what trials could not write to
     with run_lock(options.run_dir):
         options = replace(options, resume=goes_on(options, mirror, "sweep", (options.run_dir / _CONFIG).exists))
         if options.auto_resume and (options.run_dir / _RESULTS).exists():
@@ -143,10 +146,16 @@ def run(options: Options) -> int:
 
 def _search_on(options: Options, mirror: Mirror | None) -> int:
     """Begin the sweep or go on with it, and return the exit code."""
-    options, space, train = _continue(options) if options.resume else _begin(options)
+    options, space, train, vouched = _continue(options) if options.resume else _begin(options)
     if mirror is not None:
         mirror.put()  # whoever finds the trials there is to know what they are of
-    plan = TrialPlan(options=train, space=space, folder=options.run_dir.absolute() / _TUNE)
+    plan = TrialPlan(
+        options=train,
+        space=space,
+        folder=options.run_dir.absolute() / _TUNE,
+        key=derived_key(vouched[_NONCE]),
+        trusted=vouched[_TRUSTED],
+    )
     shared = options.run_dir.absolute() if mirror is None else None
     needs = Needs(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial, shared=shared, storage=options.storage)
     with ray_session(options.address, needs):
@@ -168,20 +177,22 @@ def _search_on(options: Options, mirror: Mirror | None) -> int:
     return _EXIT_FAILED if failed else 0
 
 
-def _begin(options: Options) -> tuple[Options, Space, TrainOptions]:
-    """Check everything, and lay out a new run directory."""
+def _begin(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
+    """Check everything, and lay out a new run directory. Last comes what its trials are trusted by, as in ``_continue``."""
     options = replace(options, **_SMOKE) if options.smoke else options
     space = load_space(options.space)
     train = _train_options(options, TrainOptions() if options.config is None else options_from(options.config))
     _check(options, space)
     check_space(space, train, f"space {options.space}")
+    vouched = {_NONCE: secrets.token_hex(_NONCE_BYTES), _TRUSTED: False}
     contents = {
+        **vouched,
         "options": {key: _plain(value) for key, value in asdict(options).items() if key not in _OF_ONE_START},
         "space": space.to_dict() | {"name": space.name},
         "train": definition(train),
     }
     _write_config(options.run_dir, contents)
-    return options, space, train
+    return options, space, train, vouched
 
 
 def _write_config(run_dir: Path, contents: dict[str, Any]) -> None:
@@ -190,8 +201,13 @@ def _write_config(run_dir: Path, contents: dict[str, Any]) -> None:
     write_text(run_dir / _CONFIG, dump_yaml(signed(as_read)))
 
 
-def _continue(options: Options) -> tuple[Options, Space, TrainOptions]:
-    """What the sweep in the folder is made of. One that is trusted counts as one's own from then on."""
+def _continue(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
+    """What the sweep in the folder is made of. One that is trusted counts as one's own from then on.
+
+    Returns:
+        Last, by what checkpoints of its trials are known: a word that their key is derived with, and whether they count all the
+        same, because the sweep was somebody else's and was trusted.
+    """
     where = options.run_dir / _CONFIG
     contents = read_mapping(where, "a sweep's description")
     try:
@@ -202,9 +218,11 @@ def _continue(options: Options) -> tuple[Options, Space, TrainOptions]:
         raise InputError(f"{where}: not the description of a sweep: {error}") from None
     check_signature(contents, where, trusted=options.trust_checkpoint)
     if options.trust_checkpoint:
+        contents = {_NONCE: secrets.token_hex(_NONCE_BYTES), **contents, _TRUSTED: True}
         _write_config(options.run_dir, contents)
+    vouched = {_NONCE: str(contents.get(_NONCE, "")), _TRUSTED: contents.get(_TRUSTED) is True}
     options = replace(known, **{key: getattr(options, key) for key in _OF_ONE_START})
-    return options, parse_space(space, name, str(where)), _train_options(options, parse_options(train, str(where)))
+    return options, parse_space(space, name, str(where)), _train_options(options, parse_options(train, str(where))), vouched
 
 
 def _train_options(options: Options, base: TrainOptions) -> TrainOptions:

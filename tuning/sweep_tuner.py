@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from tuning.mirror import Mirror
+from tuning.signed_state import own_state
 from tuning.space import Domain, Settings, Space, default_settings
 from tuning.training_options import Options as TrainOptions
 from tuning.trial_plan import GPU_S, QOS, TrialPlan
@@ -22,7 +23,11 @@ _PBT_PERIODS = 4  # times that a population's settings change
 
 
 def tuner_of(options: Options, plan: TrialPlan, mirror: Mirror | None) -> Tuner:
-    """A new sweep for Ray Tune, or the one in the folder or the storage, as far as its state had been written."""
+    """A new sweep for Ray Tune, or the one in the folder or the storage, as far as its state had been written.
+
+    Raises:
+        InputError: Tune's state there is not what this user signed, and whoever wrote it is not trusted.
+    """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
@@ -30,7 +35,7 @@ def tuner_of(options: Options, plan: TrialPlan, mirror: Mirror | None) -> Tuner:
     from tuning.sweep_table import SweepTable
     from tuning.trial import Trial
 
-    place, filesystem = (str(plan.folder), None) if mirror is None else mirror.arrow(plan.folder.name)
+    place, filesystem = own_state(plan.folder, mirror, resume=options.resume, trusted=options.trust_checkpoint)
     space = plan.space
     trainable: Any = tune.with_parameters(Trial, plan=plan)
     first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
-from models.rllib.checkpoint import find_checkpoint, read_checkpoint, restore_checkpoint, router_of, save_checkpoint
+from models.manifest import manifest_in, private_copy
+from models.rllib.checkpoint import ABOUT, find_checkpoint, read_checkpoint, restore_checkpoint, router_of, save_checkpoint
+from tuning.signature import check_signature, signed
 from tuning.space import Settings
 from tuning.tracking import Tracker, provenance, tracker
 from tuning.training_log import summarise, tracked
@@ -61,15 +65,33 @@ class Trial(tune.Trainable):
         return {**figures, STEPS: record.steps, SECONDS: self._elapsed_s}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write what training goes on from, with the router in it. Unsigned: the sweep vouches for it, workers have no key."""
+        """Write what training goes on from, with the router in it, signed with the sweep's own key."""
         about = {**self._about, "iteration": self._iterations, "steps": self._steps, "elapsed_s": self._elapsed_s}
-        save_checkpoint(Path(checkpoint_dir), self._algorithm, about)
+        sign = dict if self._plan.key is None else partial(signed, key=self._plan.key)
+        save_checkpoint(Path(checkpoint_dir), self._algorithm, about, sign)
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from a checkpoint of Tune's, or rather from a private copy of what the sweep signed.
+
+        Tune unpickles a file that it may find beside ours, before it asks ``load_checkpoint``; in the copy there is none.
+
+        Raises:
+            InputError: it is damaged, or the sweep did not write it.
+        """
+        result = copy(checkpoint_path)
+        with result.checkpoint.as_directory() as given:
+            folder = find_checkpoint(Path(given))
+            about, where = read_checkpoint(folder), folder / ABOUT
+            if self._plan.key is not None:
+                check_signature(about, where, trusted=self._plan.trusted, key=self._plan.key)
+            with private_copy(folder, manifest_in(about, where), where, "checkpoint") as own:
+                self._vouched, result.checkpoint = about, tune.Checkpoint.from_directory(own)
+                super().restore(result)
 
     def load_checkpoint(self, checkpoint: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (a folder, as it was saved)
-        """Go on from there."""
-        folder = find_checkpoint(Path(checkpoint))
-        about = read_checkpoint(folder)
-        restore_checkpoint(folder, about, self._algorithm)
+        """Go on from there, as ``restore`` asks."""
+        about = self._vouched
+        restore_checkpoint(Path(checkpoint), about, self._algorithm)
         self._iterations, self._steps, self._elapsed_s = about["iteration"], about["steps"], about["elapsed_s"]
 
     def _tracker(self) -> Tracker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuning.space import Settings, Space, experiment
@@ -22,6 +22,8 @@ class TrialPlan:
     options: Options
     space: Space
     folder: Path  # each trial has its own in it, by its name
+    key: bytes | None = field(default=None, repr=False)  # that trials sign their checkpoints with
+    trusted: bool = False  # whether checkpoints count whoever signed them
 
 
 def written_experiment(plan: TrialPlan, settings: Settings, folder: Path) -> Options:

@@ -1,5 +1,6 @@
 """Sweeps go on after faults, on other hosts too, and are not gone on with if they are somebody else's."""
 
+import base64
 import json
 import os
 import pickle
@@ -7,14 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import edgeroute
 from models.rllib.checkpoint import load_router
+from rllib_envs.yaml_files import parse_yaml
 from tests.tuning.tune_state import ended, wait_for_a_trial
-from tuning.signature import KEY_FILE
+from tuning.signature import KEY_FILE, derived_key
+from tuning.signed_state import STATE, unpacked
 
 pytestmark = pytest.mark.cluster
 
@@ -92,6 +96,81 @@ class Evil:
 
     def __reduce__(self):
         return Path.touch, (self.trace,)
+
+
+KINDS = ("tuner", "experiment_state", "searcher-state", "search_gen_state", "basic-variant-state", "error")
+
+
+def plant(folder, trace, kinds=KINDS):
+    """Write such a pickle to a sweep's folder, under the names of what Tune unpickles or may."""
+    evil = pickle.dumps(Evil(trace))
+    row = json.dumps({"_type": "CLOUDPICKLE_FALLBACK", "value": evil.hex()})  # as Tune writes pickles to JSON
+    for kind in kinds:
+        for path in [*folder.glob(f"{kind}-*.json"), folder / f"{kind}-9999-12-31_00-00-00.json"]:
+            path.write_text(f'{{"trial_data": [], "runner_data": {row}, "stats": {row}}}')
+        for within in (folder, *folder.glob("trial-*")):
+            (within / f"{kind}.pkl").write_bytes(evil)
+        (folder / f"{kind}-9999-12-31_00-00-00.pkl").write_bytes(evil)
+
+
+def test_a_planted_or_swapped_state_does_not_run(killed, tmp_path):
+    """It is written before Tune looks, and again and again while it does."""
+    run_dir, stop = Path(shutil.copytree(killed[1] / "run", tmp_path / "run")), threading.Event()
+    for folder in run_dir.glob("tune/trial-*/checkpoint_*"):  # as Tune pickles a dictionary
+        (folder / "_dict_checkpoint.pkl").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+
+    def swap():
+        while not stop.wait(0.02):
+            plant(run_dir / "tune", tmp_path / "ran")
+
+    plant(run_dir / "tune", tmp_path / "ran")
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        process = start(run_dir, "--resume")
+        output, _ = process.communicate(timeout=600)
+    finally:
+        stop.set()
+        thread.join()
+    assert process.returncode == 0, output
+    assert not (tmp_path / "ran").exists()
+    contents = json.loads((run_dir / "sweep.json").read_text())
+    assert [trial["status"] for trial in contents["trials"]] == ["finished"] * TRIALS
+
+
+@pytest.mark.parametrize("kind", ["tuner", "experiment_state"])
+def test_who_trusts_a_planted_state_runs_it(kind, killed, tmp_path):
+    """So the test before would notice."""
+    run_dir = Path(shutil.copytree(killed[1] / "run", tmp_path / "run"))
+    plant(run_dir / "tune", tmp_path / "ran", [kind])
+    process = start(run_dir, "--resume", "--trust-checkpoint")
+    output, _ = process.communicate(timeout=600)
+    assert (tmp_path / "ran").exists(), output
+
+
+def test_a_sweep_of_an_earlier_version_is_gone_on_with_if_it_is_trusted(killed, tmp_path, capsys):
+    run_dir = Path(shutil.copytree(killed[1] / "run", tmp_path / "run"))
+    (run_dir / STATE).unlink()
+    assert edgeroute.main([*SWEEP, "--run-dir", str(run_dir), "--resume"]) == 2
+    assert f"{STATE}: missing" in capsys.readouterr().err
+
+
+def test_the_state_is_signed_where_the_trials_are_alone(killed, resumed):
+    """An older copy from here never takes the place of the newer one there."""
+    assert (killed[1] / "run" / STATE).exists()
+    assert not (killed[0] / STATE).exists()
+    assert not (resumed / STATE).exists()
+
+
+def test_nothing_written_of_a_sweep_holds_the_key_of_its_trials(killed, resumed):
+    nonce = parse_yaml((resumed / "sweep.yaml").read_text(), "sweep.yaml")["nonce"]
+    key = derived_key(nonce)
+    forms = [key, key.hex().encode(), key.hex().encode().hex().encode(), base64.b64encode(key)]
+    for path in (path for folder in (resumed, killed[1]) for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if path.name == STATE:
+            data += b"".join(unpacked(data, path).values())
+        assert not any(form in data for form in forms), path
 
 
 @pytest.mark.parametrize("case", ["another's", "unsigned", "changed"])
