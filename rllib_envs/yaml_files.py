@@ -131,7 +131,7 @@ class _Dumper(yaml.SafeDumper):
     def choose_scalar_style(self) -> str:
         """The quotes of a scalar."""
         text: str = cast(Any, self.event).value
-        return '"' if _BREAKS.search(text) else cast(str, super().choose_scalar_style())
+        return '"' if _BREAKS.search(text) else super().choose_scalar_style()
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
