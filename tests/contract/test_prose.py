@@ -24,7 +24,6 @@ PENDING = {  # not rewritten yet
     "simulator.md",
     "sweeps.md",
     "tracking.md",
-    "tutorial.md",
 }
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += sorted((ROOT / "docs" / "how-to").glob("*.md"))
