@@ -21,7 +21,6 @@ PENDING = {  # not rewritten yet
     "results.md",
     "scaling.md",
     "security.md",
-    "simulator.md",
     "sweeps.md",
     "tracking.md",
 }
