@@ -18,7 +18,6 @@ PENDING = {  # not rewritten yet
     "experiments.md",
     "performance.md",
     "reliability.md",
-    "results.md",
     "scaling.md",
     "security.md",
     "sweeps.md",
