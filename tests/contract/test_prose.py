@@ -18,9 +18,7 @@ PENDING = {  # not rewritten yet
     "experiments.md",
     "performance.md",
     "reliability.md",
-    "scaling.md",
     "security.md",
-    "sweeps.md",
     "tracking.md",
 }
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
