@@ -19,7 +19,6 @@ PENDING = {  # not rewritten yet
     "performance.md",
     "reliability.md",
     "security.md",
-    "tracking.md",
 }
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += sorted((ROOT / "docs" / "how-to").glob("*.md"))
