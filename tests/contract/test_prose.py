@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PENDING = {  # not rewritten yet
     "CONTRIBUTING.md",
     "experiments.md",
-    "performance.md",
     "reliability.md",
     "security.md",
 }
