@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from models.features import Observation
-from models.pooled import PooledHAN
 from models.router import MASKED_SCORE, MOST_WIDTH
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
@@ -62,6 +61,8 @@ class PaperValues(nn.Module):
     """
 
     def __init__(self, spec: PaperSpec) -> None:
+        from models.pooled import PooledHAN  # here: torch-geometric takes seconds to import
+
         super().__init__()
         self.spec = spec
         self.encoder = PooledHAN(len(_EXPERT), len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)

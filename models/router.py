@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
-from models.han import REQUESTS, HANEncoder
 from models.impact import Branched, Explanation, ImpactEstimator
-from models.pooled import PooledHAN
 from models.price import Price
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
+
+if TYPE_CHECKING:
+    from models.han import HANEncoder
+    from models.pooled import PooledHAN
 
 MASKED_SCORE = -1e9
 """Score of an action that is not possible: its probability is exactly 0 in float32, and scores stay finite."""
@@ -133,15 +135,7 @@ class Router(nn.Module):
     def __init__(self, spec: RouterSpec) -> None:
         super().__init__()
         self.spec = spec
-        widths = (len(EXPERT_FEATURES) + len(CLUSTER_FEATURES), len(REQUEST_FEATURES), len(ARRIVED_FEATURES))
-        self.encoder: HANEncoder | PooledHAN | None = None
-        if spec.encoder == "han":
-            requests = REQUESTS if spec.edges == "all" else (spec.edges,)
-            self.encoder = HANEncoder(
-                *widths, spec.graph_hidden, spec.heads, spec.layers, requests=requests, semantic=spec.semantic
-            )
-        elif spec.encoder == "pooled":
-            self.encoder = PooledHAN(*widths, spec.graph_hidden, spec.heads)
+        self.encoder = _encoder(spec)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
         self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding)
         self.future = Branched(CHOICE_COLUMNS, spec.hidden, 3, self.embedding) if spec.future else None
@@ -207,3 +201,18 @@ class Router(nn.Module):
     def explain(self, observation: Observation) -> Explanation:
         """What the impact estimator predicts for each expert, and from what."""
         return self.estimator.explain(observation, read_columns(observation), self.embed(observation))
+
+
+def _encoder(spec: RouterSpec) -> HANEncoder | PooledHAN | None:
+    """The graph encoder, if there is one. Imported here: torch-geometric takes seconds to import."""
+    widths = (len(EXPERT_FEATURES) + len(CLUSTER_FEATURES), len(REQUEST_FEATURES), len(ARRIVED_FEATURES))
+    if spec.encoder == "han":
+        from models.han import REQUESTS, HANEncoder
+
+        requests = REQUESTS if spec.edges == "all" else (spec.edges,)
+        return HANEncoder(*widths, spec.graph_hidden, spec.heads, spec.layers, requests=requests, semantic=spec.semantic)
+    if spec.encoder == "pooled":
+        from models.pooled import PooledHAN
+
+        return PooledHAN(*widths, spec.graph_hidden, spec.heads)
+    return None

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals
@@ -147,6 +146,8 @@ def _diurnal_times(
 
 def _conversation_gaps(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Gaps (n,) of mean 1."""
+    from scipy.signal import lfilter  # here: importing it takes a second, and other processes do without
+
     keep = math.exp(-1 / _CONVERSATION_PACE_MEMORY)
     shocks = rng.standard_normal(n)
     shocks[1:] *= math.sqrt(1 - keep**2)  # the first is drawn from the stationary law

@@ -4,6 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+import ray
+
 import edgeroute
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
@@ -34,7 +37,15 @@ def small(command, folder):
     return [name, *kept, *SMALL.get(name, [])]
 
 
-def test_the_tutorial_works(tmp_path):
+@pytest.fixture
+def one_ray():
+    """Started once; each command uses the Ray that its process has."""
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_the_tutorial_works(one_ray, tmp_path):
     assert {command[1] for command in commands()} == {"simulate", "train", "export", "sweep", "evaluate", "report"}
     for command in commands():
         assert edgeroute.main(small(command, tmp_path)) == 0, command

@@ -97,7 +97,7 @@ def test_damage_is_one_clear_error(bundle, damage, message):
 
 def test_loading_needs_no_ray_and_no_pickle(bundle):
     code = (
-        f"from pathlib import Path; import pickle, sys; from models.bundle import load_bundle;"
+        f"from pathlib import Path; import pickle, sys, models.han; from models.bundle import load_bundle;"
         f"pickle.load = pickle.loads = pickle.Unpickler = None; load_bundle(Path({str(bundle)!r})); print('ray' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
