@@ -45,6 +45,7 @@ def one_ray():
     ray.shutdown()
 
 
+@pytest.mark.cluster
 def test_the_tutorial_works(one_ray, tmp_path):
     assert {command[1] for command in commands()} == {"simulate", "train", "export", "sweep", "evaluate", "report"}
     for command in commands():

@@ -111,6 +111,7 @@ def second(first):
     return train("run", "--resume", "--iterations", "3", home=first[0].parent, **UNREACHABLE), time.monotonic() - before_s
 
 
+@pytest.mark.cluster
 def test_a_run_without_a_key_is_offline_and_says_so_in_one_line(first):
     folder, printed, _ = first
     (line,) = printed.stderr.splitlines()
@@ -120,6 +121,7 @@ def test_a_run_without_a_key_is_offline_and_says_so_in_one_line(first):
     assert "wandb" not in printed.stdout
 
 
+@pytest.mark.cluster
 def test_a_run_logs_its_configuration_and_where_it_comes_from(first):
     folder, file = first[0], segments(first[0])[0]
     (run, *_) = of_type(file, "run")
@@ -134,6 +136,7 @@ def test_a_run_logs_its_configuration_and_where_it_comes_from(first):
     assert {key: found.get(key) for key in provenance()} == provenance()
 
 
+@pytest.mark.cluster
 def test_a_run_logs_what_its_records_say(first):
     logged = [values(history.item) for history in of_type(segments(first[0])[0], "history")]
     rows = [row for row in logged if "train/qos" in row]
@@ -155,6 +158,7 @@ def test_a_run_logs_what_its_records_say(first):
         assert own["impact_rmse"] >= abs(own["impact_expected"] - own["impact_true"])
 
 
+@pytest.mark.cluster
 def test_the_figure_and_the_bundle_are_logged_with_the_run(first):
     folder, file = first[0], segments(first[0])[0]
     picture = next(row for history in of_type(file, "history") if "training/path" in (row := values(history.item)))
@@ -172,6 +176,7 @@ def test_the_figure_and_the_bundle_are_logged_with_the_run(first):
     assert of_type(file, "exit")[0].exit_code == 0
 
 
+@pytest.mark.cluster
 def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(first, second):
     folder = first[0]
     old, new = segments(folder)
@@ -180,12 +185,14 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(first, second):
     assert row["train/iteration"] == 3
 
 
+@pytest.mark.cluster
 def test_without_a_connection_a_run_is_offline_within_seconds(first, second):
     (line,) = second[0].stderr.splitlines()
     assert "127.0.0.1: Connection refused" in line
     assert second[1] < first[2] + 60  # wandb itself waits for longer
 
 
+@pytest.mark.cluster
 def test_no_key_is_written_anywhere(first, second):
     files = [path for path in first[0].parent.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
@@ -201,6 +208,7 @@ def test_a_wandb_that_does_not_start_stops_nothing(tmp_path):
     assert printed.stdout == "through\n"
 
 
+@pytest.mark.cluster
 def test_tracking_changes_nothing(tmp_path, first):
     assert edgeroute.main([*TINY, "--run-dir", str(tmp_path / "run")]) == 0
     without, with_wandb = (read_log(folder / LOG, 2) for folder in (tmp_path / "run", first[0]))
@@ -366,6 +374,7 @@ def test_a_wrong_tracker_in_a_file_is_named():
         parse_options({"track": "tensorboard"}, "file")
 
 
+@pytest.mark.cluster
 def test_a_bundle_is_called_the_same_wherever_it_lies(first, tmp_path):
     bundle = find_checkpoint(first[0]) / "bundle"
     assert edgeroute.main(["export", str(first[0]), "--no-onnx", "--out", str(tmp_path / "bundle")]) == 0
