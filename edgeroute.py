@@ -10,11 +10,13 @@ which of them are options at all.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module, one-line help)."""
 
+_PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT: 128 + 2
 _EXIT_READER_GONE = 141  # what a shell reports for SIGPIPE: 128 + 13
@@ -69,7 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_READER_GONE
 
 
+def _intruder() -> str | None:
+    """What Python finds in place of one of our packages, whose names others use too; None if all are ours."""
+    home = Path(__file__).resolve().parent
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
+        if home / name not in places:
+            found = ", ".join(map(str, places)) or (spec and spec.origin) or "nothing"
+            return f"{name}: Python finds {found} before {home / name}: run it from another folder, or rename what is there"
+    return None
+
+
 def _dispatch(arguments: list[str]) -> int:
+    if intruder := _intruder():
+        print(f"edgeroute: {intruder}", file=sys.stderr)
+        return _EXIT_BAD_INPUT
     if not arguments:
         print(_usage(), file=sys.stderr)
         return _EXIT_BAD_INPUT

@@ -60,7 +60,7 @@ def test_the_checker_sees_a_breach(file, report_on_breaches):
 def test_every_package_is_under_contract():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    shipped = {name.split(".")[0] for name in config["options"]["packages"].split()}
+    shipped = {name.removesuffix(".*") for name in config["options.packages.find"]["include"].split()}
     assert set(config["importlinter"]["root_packages"].split()) == shipped == set(PACKAGES)
 
 
@@ -91,9 +91,25 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
             "tuning/presets/spaces/*",
             "tuning/templates/*",
             "cluster/runtime_env.yaml",
+            "*/py.typed",
         )
         for path in ROOT.glob(glob)
     }
     assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | data
-    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors", ".j2"}
+    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors", ".j2", ".typed"}
     assert "edgeroute = edgeroute:main" in entry_points
+
+
+def test_an_intruder_in_place_of_our_packages_is_named(tmp_path):
+    """A script beside a ``models`` of its own: Python finds that first."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "script.py").write_text("import sys, edgeroute; sys.exit(edgeroute.main(['simulate', '--help']))")
+    (tmp_path / "tuning").mkdir()  # no package: it is in nobody's way
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"models: Python finds {tmp_path / 'models'}" in line
+    assert str(ROOT / "models") in line
