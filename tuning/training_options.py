@@ -14,6 +14,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from models.rllib.avl_settings import AVLSettings
+from models.rllib.scenario import MARGINAL
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, explain
@@ -24,7 +25,6 @@ from tuning.tracking import TrackOptions
 AlgorithmName = Literal["avl", "sac", "ppo"]
 PresetName = Literal["ours", "paper"]
 
-MARGINAL = Reward(realised_qos=0.0, marginal_qos=1.0)
 PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
 DEFAULT_STEPS = 2_000_000

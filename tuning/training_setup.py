@@ -13,6 +13,7 @@ import numpy as np
 from models.bundle import TRAINED_ON
 from models.envelope import Envelope, measure
 from models.rllib.env_groups import Group
+from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import machine_bytes
 from rllib_envs.scenario import Observation, Scenario
@@ -28,14 +29,13 @@ if TYPE_CHECKING:
 
 _SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resumed one does not meet the same episodes again
 _VALIDATION = {"seeds": 4, "requests": 1200}
-_TAU = 0.035  # soft deadline of the roll-out: about what impact-greedy does best with, tuned load by load
 
 
 def world_options(options: Options) -> WorldOptions:
     """What its worlds are made of."""
     observation = Observation(
         whatif=options.spec.impact,
-        whatif_tau=_TAU,
+        whatif_tau=SOFT_DEADLINE,
         counterfactual=options.preset != "paper",
         calibrate=options.calibrate,
         running_slots=options.running_slots,

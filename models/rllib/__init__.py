@@ -1,1 +1,44 @@
-"""RLModules and what else RLlib needs to train the router."""
+"""What RLlib needs to train the router: its module, algorithms with their configurations, and the scenario to train in.
+
+Names are imported when they are first used: routers and settings are read without Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.rllib.avl import AVL, AVLConfig
+    from models.rllib.ppo import RouterPPO, RouterPPOConfig
+    from models.rllib.router_module import RouterModule
+    from models.rllib.sac import RouterSAC, RouterSACConfig
+    from models.rllib.scenario import training_scenario
+
+__all__ = [
+    "AVL",
+    "AVLConfig",
+    "RouterModule",
+    "RouterPPO",
+    "RouterPPOConfig",
+    "RouterSAC",
+    "RouterSACConfig",
+    "training_scenario",
+]
+
+_HOMES = {
+    "AVL": "avl",
+    "AVLConfig": "avl",
+    "RouterModule": "router_module",
+    "RouterPPO": "ppo",
+    "RouterPPOConfig": "ppo",
+    "RouterSAC": "sac",
+    "RouterSACConfig": "sac",
+    "training_scenario": "scenario",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

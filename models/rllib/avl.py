@@ -7,7 +7,6 @@ knows. The second is learned from returns, in steps small enough to stay where t
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, fields
 from typing import Any, Self
 
@@ -22,34 +21,62 @@ from models.rllib.avl_learner import AVLLearner
 from models.rllib.avl_module import AVLModule
 from models.rllib.avl_settings import AVLSettings
 from models.rllib.collect import ColumnAlgorithm, learn_from_sample, of_learners, share_weights, steps_sampled, with_processes
-from models.rllib.env_groups import Group
+from models.rllib.config import NOT_GIVEN, ColumnConfig
+from models.rllib.env_groups import Group, first_scenarios
 from models.rllib.price_search import try_candidates
-from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
-from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Scenario
 
-_OWN = (*(field.name for field in fields(AVLSettings)), "marginal_weight")
 _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
 
 
-class AVLConfig(AlgorithmConfig):
-    """RLlib's settings and, as attributes of the same names, those of ``AVLSettings``."""
+class AVLConfig(ColumnConfig):
+    """RLlib's settings and, as attributes of the same names, those of ``AVLSettings``.
+
+    Of RLlib's settings of training ``lr`` counts, a number or a schedule.
+
+    Attributes:
+        marginal_weight: of the marginal QoS in the reward of the scenarios, as ``validate`` finds it.
+
+    Example:
+        >>> algorithm = AVLConfig().environment(env_config={"scenario": "edge6"}).build_algo()
+        >>> algorithm.train()["env_runners"]["qos_mean"]
+    """
 
     def __init__(self, algo_class: Any = None) -> None:
         super().__init__(algo_class or AVL)
-        self.env_runner_cls = ColumnRunner
-        for name, value in asdict(AVLSettings()).items():
-            setattr(self, name, value)
-        self.marginal_weight = 1.0  # of the marginal QoS in the reward of the worlds
+        self.lr = 1e-3
+        self.marginal_weight = 1.0
+        self._take(asdict(AVLSettings()))
 
     @override(AlgorithmConfig)
-    def training(self, **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
-        """Set own settings by name, and those of every algorithm."""
-        for name in _OWN:
-            if name in kwargs:
-                setattr(self, name, kwargs.pop(name))
+    def training(  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
+        self,
+        *,
+        lam: float = NOT_GIVEN,
+        beta_per_s: float = NOT_GIVEN,
+        epochs: int = NOT_GIVEN,
+        minibatch: int = NOT_GIVEN,
+        warmup: int = NOT_GIVEN,
+        clip: float = NOT_GIVEN,
+        kl_stop: float = NOT_GIVEN,
+        keep: float = NOT_GIVEN,
+        generations: int = NOT_GIVEN,
+        population: int = NOT_GIVEN,
+        search_worlds: int = NOT_GIVEN,
+        search_requests: int = NOT_GIVEN,
+        **kwargs: Any,
+    ) -> Self:
+        """Set some of ``AVLSettings``, which explains them, and of RLlib's settings.
+
+        Raises:
+            InputError: one of RLlib's does not count here.
+        """
+        self._take({
+            "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "warmup": warmup, "clip": clip,
+            "kl_stop": kl_stop, "keep": keep, "generations": generations, "population": population,
+            "search_worlds": search_worlds, "search_requests": search_requests,
+        })  # fmt: skip
         return super().training(**kwargs)
 
     @override(AlgorithmConfig)
@@ -57,12 +84,15 @@ class AVLConfig(AlgorithmConfig):
         """Check the settings.
 
         Raises:
-            InputError: one is not valid (``AVLSettings``).
+            InputError: one is not valid (``AVLSettings``), or would be passed over.
         """
-        super().validate()
         AVLSettings(**{field.name: getattr(self, field.name) for field in fields(AVLSettings)})
-        if not math.isfinite(self.marginal_weight):
-            raise InputError(f"marginal_weight = {self.marginal_weight}: must be a finite number")
+        super().validate()
+        rewards = [scenario.reward for scenario in first_scenarios(self.env_config)]
+        for i, reward in enumerate(rewards):
+            if reward != rewards[0]:
+                raise InputError(f"env_config.scenarios[{i}]: reward = {reward}: must be that of the first, {rewards[0]}")
+        self.marginal_weight = rewards[0].marginal_qos
 
     @override(AlgorithmConfig)
     def get_default_learner_class(self) -> type[AVLLearner]:
@@ -144,11 +174,9 @@ def avl_config(
         temperature: QoS that a difference of 1 in the logits stands for.
         settings: how it learns; None for the usual ones.
     """
-    worlds = scenarios[0][0]
-    first = worlds if isinstance(worlds, Scenario) else worlds[0]
     config = (
         AVLConfig()
-        .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": scenarios})
+        .environment(env_config={"scenarios": scenarios})
         .env_runners(
             num_envs_per_env_runner=sum(count for _, count in scenarios),
             rollout_fragment_length=rows,
@@ -158,9 +186,7 @@ def avl_config(
         .training(
             lr=lr if total_steps is None else [[0, lr], [total_steps, lr * _SERVED_LR]],
             **asdict(settings or AVLSettings()),
-            marginal_weight=first.reward.marginal_qos,
         )
         .debugging(seed=seed)
     )
-    assert isinstance(config, AVLConfig)
     return with_processes(config, env_runners=env_runners, learners=learners, gpus_per_learner=gpus_per_learner)

@@ -7,39 +7,38 @@ from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
-from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor
 
-from models.critic import StateValue, UsualQuality
-from models.rllib.build import build_router
-from models.rllib.distribution import MaskedCategorical
-from models.router import Parts
+from models.rllib.ppo_module import PPOModule
+from models.router import Parts, Router
 
 
-class AVLModule(TorchRLModule, InferenceOnlyAPI):
-    """A ``Router`` that acts by softmax(score / temperature), what it learns from, and a slow copy of it that is to serve.
-
-    ``model_config``: ``router``, the fields of its ``RouterSpec``, and ``temperature``, in QoS.
-    """
+class AVLModule(PPOModule):
+    """A ``PPOModule`` whose critic reads the encoder's embedding too, and a slow copy of the router that is to serve."""
 
     def setup(self) -> None:
         """Build the networks."""
-        self.router = build_router(self.model_config, self.observation_space)
-        self.temperature: float = self.model_config["temperature"]
-        own = self.router.embedding // 2 if self.router.spec.encoder == "han" else self.router.embedding
-        self.value = StateValue(hidden=self.router.spec.hidden, embedding=own)
-        self.usual = UsualQuality()
+        super().setup()
         self.served = copy.deepcopy(self.router).requires_grad_(False)
-        self.action_dist_cls = MaskedCategorical
+
+    @property
+    def embedding(self) -> int:
+        """Width of the encoder's embedding of each expert as it is."""
+        return self.router.embedding // 2 if self.router.spec.encoder == "han" else self.router.embedding
+
+    def router_to_serve(self) -> Router:
+        """The slow copy."""
+        return self.served
 
     def get_non_inference_attributes(self) -> list[str]:
         """What rollout workers do without."""
-        return ["value", "usual", "served"]
+        return [*super().get_non_inference_attributes(), "served"]
 
-    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {Columns.ACTION_DIST_INPUTS: self.router(batch[Columns.OBS]) / self.temperature}
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """(B,) values of the states that are observed."""
+        return self.state_value(self.router.parts(batch[Columns.OBS]))
 
-    def state_value(self, parts: Parts) -> torch.Tensor:
+    def state_value(self, parts: Parts) -> Tensor:
         """(B,) value of the state that the router's parts are of."""
         embedding = parts.embedding
         if embedding is not None and self.router.spec.encoder == "han":

@@ -52,7 +52,7 @@ def save_checkpoint(
 
     Args:
         run_dir: run directory.
-        algorithm: whose module has a ``served`` router.
+        algorithm: whose module has a ``router_to_serve``.
         about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs,
             ``trained_on`` what it was trained on, and all but these goes into the bundle's ``about`` too.
         sign: adds a signature to what is written there, digests of all files among it. Without it there is none.
@@ -209,7 +209,7 @@ def router_of(algorithm: Algorithm) -> Network:
     """
 
     def serve(learner: Any, *_: Any) -> Any:
-        return copy.deepcopy(learner.module[_DEFAULT_MODULE].unwrapped().served).cpu().eval()
+        return copy.deepcopy(learner.module[_DEFAULT_MODULE].unwrapped().router_to_serve()).cpu().eval()
 
     assert algorithm.learner_group is not None
     with _deaths_told():

@@ -27,9 +27,6 @@ from models.rllib.faults import LearnerFailed
 from models.rllib.runner import ColumnRunner
 from models.rllib.workers import Workers
 
-_PATIENCE_S = 30.0  # with a worker, beside twice the time of the first: no machine that works is so much slower
-_PROBE_S = 0.5  # with one that was started anew: it takes part in the next iteration otherwise
-
 T = TypeVar("T")
 C = TypeVar("C", bound=AlgorithmConfig)
 
@@ -62,25 +59,16 @@ class ColumnAlgorithm(Algorithm):
 
 
 def with_processes(config: C, *, env_runners: int, learners: int, gpus_per_learner: int) -> C:
-    """The configuration with what is to be known of processes and of their failing.
+    """Add the numbers of processes to a configuration.
 
     Args:
-        config: anything but that.
+        config: to extend.
         env_runners: worker processes that step environments; 0 steps them in this process.
         learners: processes that learn, together; 0 learns in this process.
         gpus_per_learner: 0 or 1.
     """
-    config.env_runners(
-        num_env_runners=env_runners,
-        sample_timeout_s=_PATIENCE_S,
-        # Connectors have no state here, and gathering it would wait for workers that hang.
-        merge_env_runner_states=False,
-        broadcast_env_runner_states=False,
-    )
+    config.env_runners(num_env_runners=env_runners)
     config.learners(num_learners=learners, num_gpus_per_learner=gpus_per_learner)
-    config.fault_tolerance(
-        restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0.0, env_runner_health_probe_timeout_s=_PROBE_S
-    )
     return config
 
 

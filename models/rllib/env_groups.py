@@ -88,6 +88,16 @@ def groups_of(env_config: Mapping[str, Any], num_envs: int) -> list[Group]:
     return [(_as_scenarios(scenarios), count) for scenarios, count in pairs]
 
 
+def first_scenarios(env_config: Mapping[str, Any]) -> list[Scenario]:
+    """The scenario of each group that an ``env_config`` asks for; the first, where each environment has its own.
+
+    Raises:
+        InputError: as ``groups_of``.
+    """
+    pairs = env_config.get("scenarios", [(None, 1)])
+    return [_first(scenarios) for scenarios, _ in groups_of(env_config, sum(count for _, count in pairs))]
+
+
 def _as_scenarios(scenarios: Any) -> Scenario | tuple[Scenario, ...]:
     """One scenario, or one for each environment; each as it may be given."""
     return tuple(map(as_scenario, scenarios)) if isinstance(scenarios, list | tuple) else as_scenario(scenarios)

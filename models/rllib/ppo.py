@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from models.rllib.collect import ColumnAlgorithm, learn_from_sample, with_processes
+from models.rllib.config import NOT_GIVEN, ColumnConfig
 from models.rllib.env_groups import Group
 from models.rllib.ppo_learner import PPOLearner
 from models.rllib.ppo_module import PPOModule
-from models.rllib.runner import ColumnRunner
 from models.router import RouterSpec
-from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
 
 
-class RouterPPOConfig(AlgorithmConfig):
+class RouterPPOConfig(ColumnConfig):
     """Settings of PPO beside RLlib's own, of which it uses ``lr``.
 
     Attributes:
@@ -30,11 +28,8 @@ class RouterPPOConfig(AlgorithmConfig):
         warmup_steps: environment steps before the actor learns; as many again until it does so at its full rate.
     """
 
-    OWN = ("lam", "beta_per_s", "epochs", "minibatch", "clip", "warmup_steps")
-
     def __init__(self, algo_class: Any = None) -> None:
         super().__init__(algo_class or RouterPPO)
-        self.env_runner_cls = ColumnRunner
         self.lam = 0.95
         self.beta_per_s = 0.03
         self.epochs = 3
@@ -43,20 +38,34 @@ class RouterPPOConfig(AlgorithmConfig):
         self.warmup_steps = 40_000
         self.lr = 1e-3
 
-    def training(self, **kwargs: Any) -> Self:
-        """Set some of ``OWN`` and of RLlib's training settings."""
-        for name in self.OWN:
-            if name in kwargs:
-                setattr(self, name, kwargs.pop(name))
+    def training(  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
+        self,
+        *,
+        lam: float = NOT_GIVEN,
+        beta_per_s: float = NOT_GIVEN,
+        epochs: int = NOT_GIVEN,
+        minibatch: int = NOT_GIVEN,
+        clip: float = NOT_GIVEN,
+        warmup_steps: int = NOT_GIVEN,
+        **kwargs: Any,
+    ) -> Self:
+        """Set some of the own settings, see above, and of RLlib's.
+
+        Raises:
+            InputError: one of RLlib's does not count here.
+        """
+        self._take({
+            "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "clip": clip,
+            "warmup_steps": warmup_steps,
+        })  # fmt: skip
         return super().training(**kwargs)
 
     def validate(self) -> None:
         """Check the settings.
 
         Raises:
-            InputError: one is not valid.
+            InputError: one is not valid, or would be passed over.
         """
-        super().validate()
         for name in ("lr", "epochs", "minibatch", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: must be positive")
@@ -66,6 +75,7 @@ class RouterPPOConfig(AlgorithmConfig):
         for name in ("beta_per_s", "warmup_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: must be >= 0")
+        super().validate()
 
     def get_default_learner_class(self) -> type[PPOLearner]:
         """The learner."""
@@ -78,6 +88,11 @@ class RouterPPOConfig(AlgorithmConfig):
 
 class RouterPPO(ColumnAlgorithm):
     """Samples once from every worker, learns from all of it, hands out the weights."""
+
+    @classmethod
+    def get_default_config(cls) -> RouterPPOConfig:
+        """The default settings."""
+        return RouterPPOConfig()
 
     def training_step(self) -> None:
         """One iteration."""
@@ -111,7 +126,7 @@ def ppo_config(
     """
     config = (
         RouterPPOConfig()
-        .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": list(scenarios)})
+        .environment(env_config={"scenarios": list(scenarios)})
         .env_runners(num_envs_per_env_runner=sum(count for _, count in scenarios), rollout_fragment_length=rows)
         .rl_module(model_config={"router": router.to_dict(), "temperature": temperature})
         .training(lr=lr)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -16,13 +15,12 @@ from ray.rllib.utils.metrics import REPLAY_BUFFER_ADD_DATA_TIMER, REPLAY_BUFFER_
 from models.paper import PaperSpec
 from models.rllib.collect import ColumnAlgorithm, collect, share_weights, update_learners, with_processes
 from models.rllib.columns import Fragment
-from models.rllib.env_groups import Group
+from models.rllib.config import NOT_GIVEN, ColumnConfig
+from models.rllib.env_groups import Group, first_scenarios
 from models.rllib.replay import Replay
-from models.rllib.runner import ColumnRunner
 from models.rllib.sac_learner import SACLearner
 from models.rllib.sac_module import SACModule
 from models.router import RouterSpec
-from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
 
 COMPONENT_REPLAY = "replay"
@@ -34,8 +32,10 @@ PAPER: Mapping[str, Any] = {"lr": 3e-5, "alpha_lr": 3e-4, "gamma": 0.99, "beta":
 _UPDATES_A_CALL = 8  # some 25 MB of observations: fewer calls gain nothing, more memory costs time
 
 
-class RouterSACConfig(AlgorithmConfig):
+class RouterSACConfig(ColumnConfig):
     """What ``RouterSAC`` needs beside RLlib's own, of which it uses ``lr`` (actor and critics), ``gamma`` and ``minibatch_size``.
+
+    It learns from the scenarios' rewards.
 
     Attributes:
         alpha_lr: learning rate of the temperature.
@@ -50,10 +50,8 @@ class RouterSACConfig(AlgorithmConfig):
         save_replay: whether checkpoints hold the replay buffer. Without it, a restored run first fills a new one.
     """
 
-    OWN = frozenset({
-        "alpha_lr", "polyak", "beta", "twins", "q_clip", "target_entropy_share", "steps_per_update", "replay_capacity",
-        "learning_starts", "save_replay",
-    })  # fmt: skip
+    USED = frozenset({"lr", "gamma", "minibatch_size"})
+    NEEDS_COUNTERFACTUAL = False
 
     def __init__(self, algo_class: Any = None) -> None:
         super().__init__(algo_class or RouterSAC)
@@ -67,24 +65,43 @@ class RouterSACConfig(AlgorithmConfig):
         self.replay_capacity = 50_000
         self.learning_starts = 5_000
         self.save_replay = False
-        self.env_runner_cls = ColumnRunner
         self.lr = 3e-4
         self.gamma = 1.0
         self.minibatch_size = 256
 
-    def training(self, **kwargs: Any) -> Self:
-        """Set some of ``OWN`` and of RLlib's training settings."""
-        for name in self.OWN & kwargs.keys():
-            setattr(self, name, kwargs.pop(name))
+    def training(  # pyright: ignore[reportIncompatibleMethodOverride] (own settings first)
+        self,
+        *,
+        alpha_lr: float = NOT_GIVEN,
+        polyak: float = NOT_GIVEN,
+        beta: float = NOT_GIVEN,
+        twins: str = NOT_GIVEN,
+        q_clip: float | None = NOT_GIVEN,
+        target_entropy_share: float = NOT_GIVEN,
+        steps_per_update: int = NOT_GIVEN,
+        replay_capacity: int = NOT_GIVEN,
+        learning_starts: int = NOT_GIVEN,
+        save_replay: bool = NOT_GIVEN,
+        **kwargs: Any,
+    ) -> Self:
+        """Set some of the own settings, see above, and of RLlib's.
+
+        Raises:
+            InputError: one of RLlib's does not count here.
+        """
+        self._take({
+            "alpha_lr": alpha_lr, "polyak": polyak, "beta": beta, "twins": twins, "q_clip": q_clip,
+            "target_entropy_share": target_entropy_share, "steps_per_update": steps_per_update,
+            "replay_capacity": replay_capacity, "learning_starts": learning_starts, "save_replay": save_replay,
+        })  # fmt: skip
         return super().training(**kwargs)
 
     def validate(self) -> None:
         """Check the settings.
 
         Raises:
-            InputError: one is not valid.
+            InputError: one is not valid, or would be passed over.
         """
-        super().validate()
         for name in ("lr", "alpha_lr", "steps_per_update", "replay_capacity", "minibatch_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} = {getattr(self, name)}: must be positive")
@@ -104,6 +121,7 @@ class RouterSACConfig(AlgorithmConfig):
                 f"num-learners = {self.num_learners}: sac learns in one process (0 or 1): its minibatches, "
                 f"{self.minibatch_size} steps, are too small to be worth dividing"
             )
+        super().validate()
 
     def get_default_learner_class(self) -> type[SACLearner]:
         """The learner."""
@@ -120,10 +138,15 @@ class RouterSAC(ColumnAlgorithm):
     Checkpoints hold the temperature, and the replay buffer where ``save_replay`` says so.
     """
 
+    @classmethod
+    def get_default_config(cls) -> RouterSACConfig:
+        """The default settings."""
+        return RouterSACConfig()
+
     def setup(self, config: Any) -> None:
         """Set up an empty replay buffer beside what every algorithm has."""
         super().setup(config)
-        self.replay = Replay(self.config.replay_capacity, len(self.config.env_config["scenarios"]))
+        self.replay = Replay(self.config.replay_capacity, len(first_scenarios(self.config.env_config)))
         self._rng = np.random.default_rng(None if self.config.seed is None else [self.config.seed, 1])
         self._owed_steps = 0
 
@@ -211,7 +234,7 @@ def sac_config(
     environments = sum(count for _, count in scenarios)
     config = (
         RouterSACConfig()
-        .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": list(scenarios)})
+        .environment(env_config={"scenarios": list(scenarios)})
         .env_runners(num_envs_per_env_runner=environments, rollout_fragment_length=rows)
         .rl_module(model_config=model)
         .training(save_replay=save_replay, **(PAPER if paper else {}))

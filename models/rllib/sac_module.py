@@ -18,6 +18,7 @@ from models.features import read_columns
 from models.paper import PaperPolicy, PaperSpec, PaperValues
 from models.rllib.build import build_router
 from models.rllib.distribution import MaskedCategorical
+from models.rllib.router_module import TEMPERATURE
 
 Q, TARGET_Q, NEXT_TARGET_Q, NEXT_LOGITS = "q", "target_q", "next_target_q", "next_logits"
 """Entries of the training output: action values of observations, (2, B, N+1), and logits of the next ones, (B, N+1)."""
@@ -26,9 +27,9 @@ Q, TARGET_Q, NEXT_TARGET_Q, NEXT_LOGITS = "q", "target_q", "next_target_q", "nex
 class SACModule(TorchRLModule, InferenceOnlyAPI):
     """An actor, two critics, their slow copies, and the temperature alpha: a parameter too.
 
-    ``model_config``: ``temperature``, in QoS, and ``router``, the fields of a ``RouterSpec``, or ``paper``, those of a
-    ``PaperSpec``; and ``initial_alpha``, if it is not ``temperature``. Before training critics rank actions by the
-    roll-out, and the actor by that less the price of congestion.
+    ``model_config`` may hold ``temperature`` and ``router``, as for a ``RouterModule``, or ``paper``, the fields of a
+    ``PaperSpec``, instead of ``router``; and ``initial_alpha``, if it is not ``temperature``. Before training critics rank
+    actions by the roll-out, and the actor by that less the price of congestion.
     """
 
     policy: nn.Module
@@ -39,7 +40,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
     def setup(self) -> None:
         """Build the networks."""
         config = self.model_config
-        self.temperature: float = config["temperature"]
+        self.temperature: float = config.get("temperature", TEMPERATURE)
         if "paper" in config:
             spec = PaperSpec(**config["paper"])
             self.policy, critics = PaperPolicy(spec), [PaperValues(spec) for _ in range(2)]
@@ -53,9 +54,8 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
         self.log_alpha = nn.Parameter(torch.tensor(math.log(config.get("initial_alpha", self.temperature))))
         self.action_dist_cls = MaskedCategorical
 
-    @property
-    def served(self) -> nn.Module:
-        """The router to serve."""
+    def router_to_serve(self) -> nn.Module:
+        """What training has come to."""
         return self.policy
 
     def get_non_inference_attributes(self) -> list[str]:

@@ -287,7 +287,7 @@ def test_targets_are_what_is_said_of_them(make, fragments):
     module = module_of(learner)
     for part in (module.router, module.value):
         stir(part)
-    got = learner._targets(module, fragment)
+    got = learner.rows_of(fragment)
     impact, policy, usual, value = outputs(module, fragment)
     goes_on = fragment.valid & ~fragment.terminated
     expected = (policy[..., :-1] * impact).sum(axis=-1)
@@ -308,14 +308,14 @@ def test_targets_are_what_is_said_of_them(make, fragments):
     variance = (advantage**2).sum(axis=0) / goes_on.sum(axis=0)
     scaled = advantage / np.sqrt(variance + 0.3 * np.median(variance))
     near = {"rtol": 1e-3, "atol": 1e-4}
-    np.testing.assert_allclose(got.returns, (returns - returns[goes_on].mean())[goes_on], **near)
-    np.testing.assert_allclose(got.advantage, scaled[goes_on], **near)
-    np.testing.assert_allclose(got.usual, expected[:-1][goes_on], **near)
-    np.testing.assert_allclose(got.log_policy.exp(), policy[:-1][goes_on], **near)
-    np.testing.assert_allclose(got.marginal, np.nan_to_num(fragment.marginal[..., :-1])[goes_on], **near)
-    assert np.array_equal(got.action[:, 0], fragment.actions[goes_on])
+    np.testing.assert_allclose(got["returns"], (returns - returns[goes_on].mean())[goes_on], **near)
+    np.testing.assert_allclose(got["advantage"], scaled[goes_on], **near)
+    np.testing.assert_allclose(got["usual"], expected[:-1][goes_on], **near)
+    np.testing.assert_allclose(got["log_policy"].exp(), policy[:-1][goes_on], **near)
+    np.testing.assert_allclose(got["marginal"], np.nan_to_num(fragment.marginal[..., :-1])[goes_on], **near)
+    assert np.array_equal(got["action"][:, 0], fragment.actions[goes_on])
     for key, x in fragment.obs.items():
-        assert np.array_equal(got.observation[key], x[:-1][goes_on])
+        assert np.array_equal(got["observation"][key], x[:-1][goes_on])
 
 
 def test_the_usual_reward_holds_nothing_but_the_marginal_qos_of_the_action(make, fragments):
@@ -335,7 +335,7 @@ def test_what_a_reward_holds_beside_belongs_to_the_decision_before_it(make, frag
     def fine(x):
         x[row, column] -= 1.0
 
-    before, after = (make()._targets(module_of(make()), one).returns for one in (fragment, with_column(fragment, rewards=fine)))
+    before, after = (make().rows_of(one)["returns"] for one in (fragment, with_column(fragment, rewards=fine)))
     change = np.zeros(goes_on.shape)
     change[goes_on] = (after - before).numpy()
     change -= change[row + 1, column]  # the level of all returns moves a little, and what is usual in this environment
@@ -350,13 +350,13 @@ def test_actions_of_greater_advantage_become_likelier(make, fragments):
     learner = make(warmup=0, kl_stop=10.0)
     module = module_of(learner)
     update(learner, fragments)
-    targets = [learner._targets(module, fragment) for fragment in fragments]
+    targets = [learner.rows_of(fragment) for fragment in fragments]
     update(learner, fragments)
-    for t in targets:
-        scores = module.router.scores(t.observation, module.router.parts(t.observation)._replace(impact=t.impact))
-        log_policy = (scores / 0.05).log_softmax(dim=-1).gather(-1, t.action)
-        ratio = (log_policy - t.log_policy.gather(-1, t.action)).exp()[:, 0]
-        assert (ratio * t.advantage).mean() > t.advantage.mean() + 1e-3
+    for rows in targets:
+        parts = module.router.parts(rows["observation"])._replace(impact=rows["impact"])
+        log_policy = (module.router.scores(rows["observation"], parts) / 0.05).log_softmax(dim=-1).gather(-1, rows["action"])
+        ratio = (log_policy - rows["log_policy"].gather(-1, rows["action"])).exp()[:, 0]
+        assert (ratio * rows["advantage"]).mean() > rows["advantage"].mean() + 1e-3
 
 
 def test_once_the_router_has_moved_far_enough_its_future_part_rests_until_the_next_sample(make, fragments):
@@ -448,7 +448,10 @@ def test_the_configuration_refuses_what_the_settings_refuse(settings):
 
 def test_a_module_whose_observations_lack_the_roll_out_is_not_built():
     config = {"router": RouterSpec().to_dict(), "temperature": 0.01}
-    lacking = spaces.Dict({"experts": spaces.Box(-1, 1, (3, 23))})
+    parts = dict.fromkeys(("arrived", "experts", "cluster", "action_mask"), spaces.Box(-1, 1, (3, 23)))
+    flat = spaces.Box(-1, 1, (100,))
     for module in (AVLModule, PPOModule, SACModule):
         with pytest.raises(InputError, match=r"observation.whatif = False"):
-            module(observation_space=lacking, action_space=spaces.Discrete(4), model_config=config)
+            module(observation_space=spaces.Dict(parts), action_space=spaces.Discrete(4), model_config=config)
+        with pytest.raises(InputError, match=r"observation space without arrived, .*no connector may flatten them"):
+            module(observation_space=flat, action_space=spaces.Discrete(4), model_config=config)

@@ -130,12 +130,11 @@ def test_rows_are_those_taken_in_order():
 def test_what_one_action_has_over_another_is_exact(learner, fragment):
     """With lambda 0 and equal values, the advantages of two actions differ by what their true marginals differ by."""
     made = learner(lam=0.0, beta_per_s=0.0)
-    module = module_of(made)
     other = dict.fromkeys(("a", "b"))
     for name, action in (("a", 0), ("b", 6)):
         made.means.clear()
         changed = _with(fragment, actions=np.full_like(fragment.actions, action))
-        rows = made._rows(module, changed)
+        rows = made.rows_of(changed)
         other[name] = rows["returns"]
     marginal = np.nan_to_num(fragment.marginal)
     goes_on = fragment.valid & ~fragment.terminated
@@ -150,7 +149,7 @@ def test_what_one_action_has_over_another_is_exact(learner, fragment):
 
 def test_advantages_are_centred_and_scaled_in_each_environment(learner, fragment):
     made = learner()
-    rows = made._rows(module_of(made), fragment)
+    rows = made.rows_of(fragment)
     goes_on = fragment.valid & ~fragment.terminated
     environment = np.broadcast_to(np.arange(ENVS), goes_on.shape)[goes_on]
     for b in range(ENVS):
@@ -218,7 +217,7 @@ def test_a_worker_has_the_router_alone(learner, fragment):
     worker.set_state(module.get_state(inference_only=True))
     batch = {Columns.OBS: {key: torch.from_numpy(value[0]) for key, value in fragment.obs.items()}}
     logits = worker.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
-    torch.testing.assert_close(logits, module.served(batch[Columns.OBS]) / 0.05)
+    torch.testing.assert_close(logits, module.router_to_serve()(batch[Columns.OBS]) / 0.05)
 
 
 def test_divergence_is_zero_to_itself_and_finite_where_an_action_is_impossible():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import yaml
 
+from models.rllib.scenario import MARGINAL
 from rllib_envs.errors import InputError
 from tuning.space import Domain, check_space, default_settings, experiment, load_space, parse_space, space_names
-from tuning.training_options import MARGINAL, Options, complete, to_mapping
+from tuning.training_options import Options, complete, to_mapping
 
 USUAL = Options()
 

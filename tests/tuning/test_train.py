@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -104,6 +105,20 @@ def test_a_run_goes_on_where_it_stopped(trained, one_ray, tmp_path):
     assert after[:2] == before
     assert [record.iteration for record in after] == [1, 2, 3, 4]
     assert after[2].steps > before[-1].steps
+
+
+def test_rllib_reads_its_checkpoints_and_the_page_on_rllib_works(trained, one_ray):
+    """The page's blocks in their order, with the checkpoint of a run in place of the reader's."""
+    folder, found = find_checkpoint(trained), {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "rllib.md").read_text(), re.DOTALL):
+        exec(block.replace("runs/mine/checkpoints/000012", str(folder)), found)
+        if "algorithm" in block and "build_algo" in block:
+            found["algorithm"].stop()
+    assert found["algorithm"].iteration == 4
+    weights_there = load_bundle(folder / BUNDLE).router.state_dict()
+    assert same(found["module"].router_to_serve().state_dict(), weights_there)
+    found["config"].environment(env_config={"scenario": "edge3"}).validate()
+    found["algorithm"].stop()
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])

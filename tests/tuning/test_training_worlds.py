@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from models.rllib.scenario import MARGINAL
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario, load_scenario
-from tuning.training_options import MARGINAL
 from tuning.training_worlds import WorldOptions, base_world, training_groups
 
 TRACES = ("azure-conversation", "azure-code")
