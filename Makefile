@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz cluster-test bench results lint clean
+.PHONY: help venv demo quick test fuzz cluster-test bench results lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
@@ -10,7 +10,7 @@ EXAMPLES := 200
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo test fuzz cluster-test bench results: export OMP_NUM_THREADS := 1
+demo quick test fuzz cluster-test bench results: export OMP_NUM_THREADS := 1
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (
 
 demo: .venv/.installed ## train a small router and compare it with the heuristics
 	$(BIN)/edgeroute demo
+
+quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples: two minutes
+	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 -m 'not cluster and not slow'
 
 # Tests of a file share what takes long to make and so stay together; in order of names the small files come last.
 test: .venv/.installed ## run the tests

@@ -14,6 +14,8 @@ from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Faults, Sce
 from rllib_envs.sim.state import REJECTED
 from rllib_envs.simulation import Simulation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def edge2() -> Scenario:

@@ -13,6 +13,8 @@ from rllib_envs.measurements import MeasuredRun, read_run
 from rllib_envs.profile_fit import SERVER_MIXED_MS, RunErrors, compare_run
 from rllib_envs.sim.profile import EngineProfile
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(data_dir: Path) -> MeasuredRun:

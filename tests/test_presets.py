@@ -11,6 +11,8 @@ from rllib_envs.fleet import GPUS, MODELS, engine_by_rule, generate_fleet
 from rllib_envs.scenario import Scenario, load_scenario, parse_scenario
 from rllib_envs.workload.catalogue import read_prompt_file
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ("edge6", "paper3")
 GPU = {gpu.name: gpu for gpu in GPUS}
 MODEL = {model.zeroeval_name: model for model in MODELS}

@@ -20,6 +20,8 @@ from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
 from tests.draws import examples
 from tests.worlds import REQUESTS, begin, first_requests, play, random_world, seeds, simulation_of, small, tight
 
+pytestmark = pytest.mark.slow
+
 LOOKAHEAD = Observation(whatif=True, counterfactual=True)
 
 

@@ -26,6 +26,8 @@ from tuning.run_folders import read_run
 from tuning.space import load_space
 from tuning.training_options import options_from
 
+pytestmark = pytest.mark.slow
+
 LETTERS = "abcdefghijkl"
 
 

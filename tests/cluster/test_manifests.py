@@ -22,6 +22,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 import edgeroute
 from cluster.submit import own_arguments
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))

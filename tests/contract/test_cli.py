@@ -14,6 +14,8 @@ import pytest
 import edgeroute
 from rllib_envs.scenario import load_scenario
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "ray", "numba", "pandas", "numpy", "scipy", "matplotlib", "wandb"}
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from tests.draws import FUZZ_EXAMPLES, examples, register_profiles
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 OF_THE_PROFILE = {"settings", "seed", "reproduce_failure"}  # tests/draws.py alone decides, and nothing that was pasted stays

@@ -39,7 +39,7 @@ SCENARIOS = {
     "tight": tight(small("edge3", 150, observation=LOOKAHEAD, reward=EVERY_TERM)),
 }
 
-pytestmark = pytest.mark.parametrize("env_id", ENV_IDS)
+pytestmark = [pytest.mark.parametrize("env_id", ENV_IDS), pytest.mark.slow]
 with_scenarios = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=list(SCENARIOS))
 
 

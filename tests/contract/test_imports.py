@@ -11,6 +11,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
 BREACHES = {  # file with the breach: (its import, how the checker puts it)

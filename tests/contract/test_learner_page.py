@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
 import ray
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "add-a-learner.md"
 

@@ -28,6 +28,8 @@ from rllib_envs.scenario import load_scenario
 from tests.draws import examples
 from tests.models.observed import ENCODERS, stir
 
+pytestmark = pytest.mark.slow
+
 COUNTS = (4, 3)  # environments of edge6 and of edge3
 ROWS = 45  # of 30 requests each: an end for every environment, and the beginning of another episode
 BETA, LAM = 0.1, 0.9

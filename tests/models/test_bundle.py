@@ -19,6 +19,8 @@ from rllib_envs.scenario import Observation, load_scenario
 from rllib_envs.simulation import Simulation
 from tests.models.observed import any_action, busy, seen, world
 
+pytestmark = pytest.mark.slow
+
 OBSERVATION = Observation(whatif=True, calibrate=True, whatif_tau=0.035, running_slots=3, waiting_slots=2)
 ABOUT = {"scenario": "edge6", "steps": 12}
 SPECS = {name: RouterSpec(encoder=name, hidden=8, impact_hidden=8, graph_hidden=8) for name in ("han", "aggregates", "pooled")}

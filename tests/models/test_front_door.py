@@ -26,6 +26,8 @@ from rllib_envs.routing import EdgeRoutingEnv
 from rllib_envs.scenario import Reward, load_scenario
 from tests.models.observed import busy, seen, stir
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = "rllib_envs:EdgeRouting-v0"
 MODULE = f"learner_group/learner/rl_module/{DEFAULT_MODULE_ID}"
 SMALL = {"router": {"encoder": "aggregates", "hidden": 8, "impact_hidden": 8}}

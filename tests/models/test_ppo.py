@@ -24,6 +24,8 @@ from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from tests.draws import examples
 
+pytestmark = pytest.mark.slow
+
 ROUTER = RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8)
 ENVS, ROWS = 4, 40
 BETA = 0.3

@@ -13,6 +13,8 @@ from models.rllib.runner import ColumnRunner
 from rllib_envs.simulation import Simulation
 from tests.models.test_avl import config, learner_of
 
+pytestmark = pytest.mark.slow
+
 P = len(TERMS)
 
 

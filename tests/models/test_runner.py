@@ -16,6 +16,8 @@ from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, load_scenario, with_workload
 
+pytestmark = pytest.mark.slow
+
 MODEL = {"router": RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8).to_dict(), "temperature": 0.05}
 ENVS, REQUESTS = 4, 30
 KEPT = ("actions", "rewards", "dt_s", "terminated", "valid", "marginal")

@@ -24,6 +24,8 @@ from models.router import MASKED_SCORE, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
 
+pytestmark = pytest.mark.slow
+
 SPEC = RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8)
 MODEL = {"router": SPEC.to_dict(), "temperature": 0.05}
 ENVS = 4

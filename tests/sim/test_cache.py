@@ -11,6 +11,8 @@ import pytest
 
 from rllib_envs.sim.cache import cache_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "/dev/null/nowhere"  # no folder can be made there, whoever asks
 KERNEL = """

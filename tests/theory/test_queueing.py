@@ -21,6 +21,8 @@ from rllib_envs.simulation import Records, Simulation
 from rllib_envs.workload.episode import Episode
 from tests.worlds import random_scores, scenario_of, simulation_of
 
+pytestmark = pytest.mark.slow
+
 CLUSTERS, REQUESTS, WARM_UP = 128, 3000, 500
 C0_S = 0.01
 LIMIT = 4.5

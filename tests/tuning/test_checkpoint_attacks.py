@@ -18,6 +18,8 @@ from tuning.training_options import Options, complete
 from tuning.training_setup import algorithm_of, world_options
 from tuning.training_worlds import base_world, training_groups
 
+pytestmark = pytest.mark.slow
+
 TINY = {"smoke": True, "fleets": (), "variation": False}
 
 

@@ -16,6 +16,8 @@ from tuning.metrics import METRICS
 from tuning.routers import HEURISTICS, REFERENCES
 from tuning.tuned import shipped_tuned
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 LOADS = ["light", "heavy"]

@@ -10,6 +10,8 @@ import pytest
 
 from tuning.digests import code_digest, content_digest, result_sources
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import sys

@@ -9,6 +9,8 @@ import edgeroute
 from models.bundle import load_bundle
 from tuning.demo import SHIPPED_ROUTER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):

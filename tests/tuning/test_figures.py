@@ -15,6 +15,8 @@ from tuning.routers import HEURISTICS, parse_router
 from tuning.summary import summarise
 from tuning.workloads import TraceOptions, make_workloads
 
+pytestmark = pytest.mark.slow
+
 ROUTERS = [parse_router(name) for name in [*HEURISTICS, *(f"quality-greedy:cap={cap}" for cap in range(1, 6))]]
 
 

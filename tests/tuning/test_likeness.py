@@ -13,6 +13,8 @@ from tuning.likeness import ALIKE, traffic
 from tuning.tuned import shipped_tuned
 from tuning.workloads import TraceOptions, make_workloads
 
+pytestmark = pytest.mark.slow
+
 EDGE6 = load_scenario("edge6")
 TUNED = shipped_tuned(EDGE6)
 AZURE = "azure_llm_2023/AzureLLMInferenceTrace_{}.csv.gz"

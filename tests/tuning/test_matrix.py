@@ -17,6 +17,8 @@ from rllib_envs.scenario import load_scenario, with_workload
 from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
 from tuning.routers import parse_router
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = with_workload(load_scenario("edge6"), requests=30)
 CELLS = [

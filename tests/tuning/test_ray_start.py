@@ -13,6 +13,8 @@ from tuning.home import in_home
 from tuning.ray_session import has_token
 from tuning.ray_start import local_ray
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "/dev/null/nowhere"  # no folder can be made there, whoever asks
 SESSION = """

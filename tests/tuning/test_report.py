@@ -29,6 +29,8 @@ from tuning.statistics import Interval
 from tuning.tables import show_interval
 from tuning.traffic import OUTCOMES, Question, simulate_traffic
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(edgeroute.__file__).parent / "tuning" / "presets" / "edge6-router"
 HOSTILE = "<script>alert('price')</script> & <b>more</b> | all"
 PICTURES = ("importance.png", "parallel.png", "pareto.png")

@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.results import CLEAN, DOCUMENT, Results, called, put_tables
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["priced", "myopic", "plain", "gpu", "faults", "graph", "graph-faults", "parts", "arms", "fleets", "truth"]
 
 

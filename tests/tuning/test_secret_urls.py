@@ -16,6 +16,8 @@ from tuning.mirror import Mirror
 from tuning.secret_urls import HIDDEN, has_secret, told, without_secrets
 from tuning.tracking import TrackOptions, tracker
 
+pytestmark = pytest.mark.slow
+
 SECRETS = ("hunter2", "AKIAKEYID", "sl/ash", "ha#sh", "que?ry", "at@sign", "co::lons", "sp ace", "wörd", "50%25", "tail9")
 URLS = {
     "plain": "s3://AKIAKEYID:hunter2@bucket/runs",

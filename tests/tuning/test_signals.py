@@ -15,6 +15,8 @@ import pytest
 from tuning.sweep import _endings_as_sigint
 from tuning.training_loop import _deferred_signals
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LOOP = """
 import sys, time

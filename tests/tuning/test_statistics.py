@@ -22,6 +22,8 @@ from tuning.statistics import (
     relative_difference,
 )
 
+pytestmark = pytest.mark.slow
+
 samples = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30)
 
 

@@ -25,6 +25,8 @@ from tuning.sweep_tuner import searcher_of, to_tune, within
 from tuning.training_options import Options as TrainOptions
 from tuning.training_options import options_from
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ["sweep", "--space", "reward-weights", "--num-samples", "4", "--scheduler", "none", "--smoke"]
 

@@ -8,6 +8,8 @@ import pytest
 
 import edgeroute
 
+pytestmark = pytest.mark.slow
+
 FAILS = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + "".join(
     f"{i},m,{prompt},{output},{prompt + output},x\n"
     for i, (prompt, output) in enumerate([(100, 0), (100, 0), (0, 7), (100, 0), (120, 9), (130, 0), (140, 8)])

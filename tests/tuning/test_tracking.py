@@ -25,6 +25,8 @@ from tuning.training_log import LOG, read_log
 from tuning.training_options import Options, definition, parse_options, resumed, to_mapping
 from tuning.validation import Difference
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "tuning" / "presets" / "edge6-router"
 TINY = ("train", "--smoke", "--fleets", "--no-variation", "--no-calibrate")

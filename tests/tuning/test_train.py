@@ -28,6 +28,8 @@ from tuning.train import run
 from tuning.training_log import LOG, read_log
 from tuning.training_options import Options, preset
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "edgeroute.py", "train"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}

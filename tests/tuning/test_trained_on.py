@@ -16,6 +16,8 @@ from tuning.routers import parse_router
 from tuning.trained_on import UNKNOWN, notes_on_training
 from tuning.workloads import TraceOptions, make_workloads, with_prompts
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = parse_router(f"bundle:{SHIPPED_ROUTER}")
 EDGE6 = load_scenario("edge6")
 TWO_TIGHT = """

@@ -8,6 +8,8 @@ from rllib_envs.errors import InputError
 from tuning.training_algorithms import gpus_per_learner
 from tuning.training_options import Options, complete
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def three_gpus():
