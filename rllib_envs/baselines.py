@@ -1,90 +1,109 @@
 """Heuristic routers: one function each, from what a router may see to an action for each cluster.
 
-Every function takes the simulation and a generator, and returns (B,) actions. It reads the observation only; the one
-exception is ``impact_greedy_true``, the reference with true information. Where no expert can take the request, it is dropped.
+A function here under ``@heuristic`` is all that a new heuristic is: names, help, checks and tuning follow from it. It takes the
+simulation and a generator, and returns (B,) actions. It reads the observation only; the one exception is
+``impact_greedy_true``, the reference with true information. Where no expert can take the request, it is dropped.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
-from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, View
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.heuristic import (
+    Actions,
+    Heuristic,
+    Parameter,
+    Router,
+    Values,
+    arrived_feature,
+    available,
+    best_expert,
+    expert_feature,
+    heuristic,
+    present,
+    whatif_feature,
+)
+from rllib_envs.observation import View
 from rllib_envs.simulation import Simulation
 
-Actions = NDArray[np.int64]
-Values = NDArray[np.floating[Any]]
+__all__ = ["HEURISTICS", "Actions", "Router"]
+
+_PRICE = Parameter(low=0.0, high=1e3, grid=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
+_SHRINK = Parameter(low=0.0, high=10.0, grid=(0.75, 1.0, 1.25, 1.5))
 
 
-class Router(Protocol):
-    """Anything that decides for B clusters at once."""
-
-    def __call__(self, simulation: Simulation, rng: np.random.Generator) -> Actions:
-        """(B,) actions for the arrived requests."""
-        ...
-
-
+@heuristic()
 def random(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """Any expert that can take the request, all equally likely."""
-    mask = _mask(simulation.view)
-    return _best(rng.random(mask.shape), mask)
+    mask = available(simulation.view)
+    return best_expert(rng.random(mask.shape), mask)
 
 
+@heuristic()
 def round_robin(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The experts in turn, skipping those that cannot take the request."""
-    mask = _mask(simulation.view)
+    mask = available(simulation.view)
     n = mask.shape[1]
-    return _best(-((np.arange(n) - simulation.cursor[:, None]) % n).astype(float), mask)
+    return best_expert(-((np.arange(n) - simulation.cursor[:, None]) % n).astype(float), mask)
 
 
+@heuristic(best=True)
 def join_shortest_queue(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the fewest requests, running or waiting; ties at random."""
     view = simulation.view
-    return _best(-_present(view) - 0.5 * rng.random(_mask(view).shape), _mask(view))
+    return best_expert(-present(view) - 0.5 * rng.random(available(view).shape), available(view))
 
 
+@heuristic()
 def power_of_two(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The shorter queue of two experts drawn at random (Mitzenmacher 2001)."""
     view = simulation.view
-    mask = _mask(view)
+    mask = available(view)
     draw = np.where(mask, rng.random(mask.shape), -1.0)
     second = np.sort(draw, axis=1)[:, -2:-1]
-    return _best(-_present(view), mask & (draw >= second))
+    return best_expert(-present(view), mask & (draw >= second))
 
 
+@heuristic(best=True)
 def least_work(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the least predicted work, this request included: tokens left times the engine's time for one."""
     view = simulation.view
-    decode = 1024 * _expert(view, "decode_backlog") + 256 * _arrived(view, "told_length")
-    prefill = 2048 * _expert(view, "prefill_backlog") + 1024 * _arrived(view, "prompt")
-    return _best(-(decode * _expert(view, "base_time") + prefill / 1024 * _expert(view, "prefill_time")), _mask(view))
+    decode = 1024 * expert_feature(view, "decode_backlog") + 256 * arrived_feature(view, "told_length")
+    prefill = 2048 * expert_feature(view, "prefill_backlog") + 1024 * arrived_feature(view, "prompt")
+    return best_expert(
+        -(decode * expert_feature(view, "base_time") + prefill / 1024 * expert_feature(view, "prefill_time")), available(view)
+    )
 
 
+@heuristic()
 def least_kv(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the smallest share of its KV blocks in use; ties at random."""
     view = simulation.view
-    return _best(-_expert(view, "kv_used") - 1e-6 * rng.random(_mask(view).shape), _mask(view))
+    return best_expert(-expert_feature(view, "kv_used") - 1e-6 * rng.random(available(view).shape), available(view))
 
 
+@heuristic()
 def lmetric(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The least product of prefill tokens to compute (queued and new) and batch size (LMetric)."""
     view = simulation.view
-    prefill = 2048 * _expert(view, "prefill_backlog") + 1024 * _arrived(view, "prompt")
-    return _best(-prefill * (_present(view) + 1), _mask(view))
+    prefill = 2048 * expert_feature(view, "prefill_backlog") + 1024 * arrived_feature(view, "prompt")
+    return best_expert(-prefill * (present(view) + 1), available(view))
 
 
+@heuristic(
+    best=True,
+    parameters={"cap": Parameter(low=1.0, grid=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 512), whole=True)},
+)
 def quality_greedy(simulation: Simulation, rng: np.random.Generator, *, cap: float = np.inf) -> Actions:
     """The best told score among the experts with fewer than ``cap`` requests; the shortest queue where there is none."""
     view = simulation.view
-    mask = _mask(view)
-    free = mask & (_present(view) < cap)
-    chosen = _best(_arrived(view, "told_score"), free)
+    mask = available(view)
+    free = mask & (present(view) < cap)
+    chosen = best_expert(arrived_feature(view, "told_score"), free)
     return np.where(free.any(axis=1), chosen, join_shortest_queue(simulation, rng))
 
 
+@heuristic(best=True, needs=("whatif",), parameters={"shrink": _SHRINK, "price": _PRICE})
 def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: float = 0.0, shrink: float = 0.75) -> Actions:
     """The best predicted marginal QoS: own chance to be in time times told score, plus the change for those present.
 
@@ -96,17 +115,24 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
     """
     view = simulation.view
     means = np.array([expert.mean_score for expert in simulation.scenario.experts])
-    score = means + shrink * (_arrived(view, "told_score") - means)
-    value = score * _whatif(view, "own_success") + _whatif(view, "soft_change") - price * _congestion(view)
-    mask = _mask(view)
-    return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, _best(value, mask), mask.shape[1])
+    score = means + shrink * (arrived_feature(view, "told_score") - means)
+    value = score * whatif_feature(view, "own_success") + whatif_feature(view, "soft_change") - price * _congestion(view)
+    mask = available(view)
+    return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, best_expert(value, mask), mask.shape[1])
 
 
+@heuristic(needs=("whatif",), parameters={"shrink": _SHRINK})
 def myopic_impact_greedy(simulation: Simulation, rng: np.random.Generator, *, shrink: float = 0.75) -> Actions:
     """``impact_greedy`` without a price: the best for those present, whoever may come."""
     return impact_greedy(simulation, rng, price=0.0, shrink=shrink)
 
 
+@heuristic(
+    best=True,
+    needs=("whatif", "calibrate"),
+    parameters={"shrink": _SHRINK, "price": _PRICE},
+    tuned_as="impact-greedy",
+)
 def calibrated_impact_greedy(
     simulation: Simulation, rng: np.random.Generator, *, price: float = 0.0, shrink: float = 0.75
 ) -> Actions:
@@ -118,42 +144,15 @@ def calibrated_impact_greedy(
     return impact_greedy(simulation, rng, price=price, shrink=shrink)
 
 
+@heuristic(needs=("counterfactual",))
 def impact_greedy_true(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The best TRUE marginal QoS: what impact-greedy without a price would do if predictions were true; no router, and no bound.
 
     It is myopic and never drops: a price on congestion is worth more than the truth under load. The scenario must ask for the
     counterfactual.
     """
-    mask = _mask(simulation.view)
-    return _best(simulation.marginal[:, :-1], mask)
-
-
-def _best(value: Values, mask: NDArray[np.bool_]) -> Actions:
-    """The allowed expert of greatest value; drop where none is allowed."""
-    best = np.where(mask, value, -np.inf).argmax(axis=1)
-    return np.where(mask.any(axis=1), best, mask.shape[1])
-
-
-def _mask(view: View) -> NDArray[np.bool_]:
-    """(B, N) experts that can take the request."""
-    return view.action_mask[:, :-1] > 0
-
-
-def _expert(view: View, name: str) -> NDArray[np.float32]:
-    return view.experts[..., EXPERT_FEATURES.index(name)]
-
-
-def _arrived(view: View, name: str) -> NDArray[np.float32]:
-    return view.arrived[..., ARRIVED_FEATURES.index(name)]
-
-
-def _whatif(view: View, name: str) -> NDArray[np.float32]:
-    return view.whatif[..., WHATIF_FEATURES.index(name)]
-
-
-def _present(view: View) -> Values:
-    """(B, N) requests at each expert."""
-    return np.rint(32 * (_expert(view, "running") + _expert(view, "waiting")))
+    mask = available(simulation.view)
+    return best_expert(simulation.marginal[:, :-1], mask)
 
 
 def _congestion(view: View) -> Values:
@@ -162,8 +161,16 @@ def _congestion(view: View) -> Values:
     Its share of the batch's time while it is there, in units of 100 SLO, times the share of the KV memory that those present will
     need: the fuller the dearer. Of some twenty forms tried on edge6 the best.
     """
-    sequence = _expert(view, "sequence_time") / 32
-    context = _expert(view, "context_time") * (_arrived(view, "prompt") + _arrived(view, "told_length") / 8) / 16
-    prefill = _expert(view, "prefill_time") * _arrived(view, "prompt")
-    time = (256 * _arrived(view, "told_length") * (sequence + context) + prefill) / 100
-    return time * _expert(view, "kv_reserved")
+    sequence = expert_feature(view, "sequence_time") / 32
+    context = (
+        expert_feature(view, "context_time") * (arrived_feature(view, "prompt") + arrived_feature(view, "told_length") / 8) / 16
+    )
+    prefill = expert_feature(view, "prefill_time") * arrived_feature(view, "prompt")
+    time = (256 * arrived_feature(view, "told_length") * (sequence + context) + prefill) / 100
+    return time * expert_feature(view, "kv_reserved")
+
+
+HEURISTICS: dict[str, Heuristic] = {
+    name.replace("_", "-"): value for name, value in list(vars().items()) if isinstance(value, Heuristic)
+}
+"""Name on the command line -> heuristic, in the order of this file."""

@@ -15,16 +15,16 @@ from rllib_envs.sim.cluster import STEP, allocate_workload, begin, route
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.state import allocate, clear, engine_records
 from rllib_envs.sim.whatif import scratch_for
+from rllib_envs.workload.arrival_process import ArrivalBatch
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
-from rllib_envs.workload.replay import ArrivalBatch, recorded
+from rllib_envs.workload.replay import recorded
 
 IN_TIME = 0.9
 """Share of the requests that must finish within the SLO for a rate to count as carried."""
 _REPEATS, _REQUESTS = 4, 1000
 _HALVINGS = 20  # of the logarithm of an interval that spans a million; the draws leave several per cent
 _SEED = 20_250_801
-_WITH_PROMPTS = ("azure-conversation", "azure-code", "trace")
 
 
 def capacity_rps(scenario: Scenario) -> float:
@@ -46,7 +46,7 @@ def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     """
     arrivals = scenario.workload.arrivals
     workload = Workload(
-        catalogue=scenario.workload.catalogue, arrivals=arrivals if arrivals.kind in _WITH_PROMPTS else Arrivals(), load=1.0
+        catalogue=scenario.workload.catalogue, arrivals=arrivals if arrivals.brings_prompts else Arrivals(), load=1.0
     )
     # What the figure does not depend on is left out, so that scenarios which differ in it share one measurement.
     return _measure(

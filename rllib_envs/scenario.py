@@ -10,17 +10,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from rllib_envs.errors import InputError
+from rllib_envs.own_code import PREFIX, parse_own
 from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.yaml_files import dump_yaml, parse_yaml, read_mapping
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # strict: true and "1" are no numbers, 1.0 is no integer
@@ -41,6 +43,8 @@ Slots = Annotated[int, Field(ge=1, le=4096)]
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
 
+_TRACE = "trace"  # the kind of arrivals that replays a trace
+
 DEFAULT_REQUESTS = 2000
 """Arrivals in an episode where ``Workload.requests`` does not say and nothing is replayed."""
 
@@ -54,7 +58,24 @@ def _printable(name: str) -> str:
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 """What tables, figures, file names and terminals show."""
 
-_WITHOUT_PROMPTS = ("poisson", "gamma", "mmpp", "diurnal")  # arrival processes that bring no prompts of their own
+
+def _known_kind(kind: str) -> str:
+    if kind.startswith(PREFIX):
+        if parse_own(kind, "arrivals").rest is not None:  # its file is run when it is drawn, not here
+            raise ValueError(f"{kind!r}: numbers are given in parameters")
+        return kind
+    if kind not in (*PROCESSES, _TRACE):
+        raise ValueError(f"{kind!r}: allowed are {', '.join(PROCESSES)}, {_TRACE}")
+    return kind
+
+
+def _pairs(given: Any) -> Any:
+    """Numbers by name as a value that can be hashed, whether they come as a mapping or, in JSON, as a list of pairs."""
+    if isinstance(given, Mapping):
+        return tuple(sorted(cast(Mapping[str, Any], given).items()))
+    if isinstance(given, list):
+        return tuple(tuple(x) if isinstance(x, list) else x for x in cast(list[Any], given))
+    return given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -104,12 +125,11 @@ class TraceFile:
 class Arrivals:
     """The arrival process.
 
-    poisson: exponential gaps. gamma: gaps with coefficient of variation ``cv``. mmpp: a two-state Markov-modulated Poisson
-    process, quiet and burst. diurnal: a Poisson process whose rate follows a daily curve. azure-conversation, azure-code:
-    built-in fits of the Azure LLM inference traces. trace: replay of ``trace``.
+    ``kind`` is one of ``rllib_envs.workload.arrival_processes``, or trace, a replay of ``trace``. From Python it may also be
+    ``python:FILE.py:FUNCTION``, a process of one's own (``rllib_envs.own_code``): it brings times alone.
     """
 
-    kind: Literal["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code", "trace"] = "poisson"
+    kind: Annotated[str, AfterValidator(_known_kind)] = "poisson"
     cv: Positive = 2.0  # gamma: coefficient of variation of the gaps
     burst_ratio: AtLeastOne = 4.0  # mmpp: burst rate over quiet rate
     burst_share: InnerShare = 0.25  # mmpp: share of time in the burst state
@@ -120,13 +140,39 @@ class Arrivals:
     # Output lengths, of trace and azure-*: the trace's own (where the file has them; rllib_envs.workload.lengths), or drawn like
     # those of any other request.
     lengths: Literal["trace", "catalogue"] = "trace"
+    # Numbers of processes that have no field above, as a mapping.
+    parameters: Annotated[tuple[tuple[str, float], ...], BeforeValidator(_pairs)] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a function of a user's own."""
+        return self.kind.startswith(PREFIX)
+
+    @property
+    def brings_prompts(self) -> bool:
+        """Whether its requests may have prompts that are not the catalogue's."""
+        return self.kind == _TRACE or (not self.is_own and PROCESSES[self.kind].brings_prompts)
+
+    @property
+    def has_own_rate(self) -> bool:
+        """Whether it can come at a rate of its own."""
+        return self.kind == _TRACE or (not self.is_own and PROCESSES[self.kind].own_rate_rps is not None)
 
     @model_validator(mode="after")
     def _trace_given(self) -> Self:
-        if (self.kind == "trace") != (self.trace is not None):
+        if (self.kind == _TRACE) != (self.trace is not None):
             raise ValueError(
                 f"kind = {self.kind!r} and trace {'not ' if self.trace is None else ''}given: a trace goes with kind 'trace'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_known(self) -> Self:
+        known = PROCESSES[self.kind].parameters if self.kind in PROCESSES else {}
+        unknown = [name for name, _ in self.parameters if name not in known]
+        if unknown and not self.is_own:
+            allowed = f"allowed are {', '.join(known)}" if known else "it takes none here"
+            raise ValueError(f"parameters: kind {self.kind!r} has no {unknown[0]!r}: {allowed}")
         return self
 
 
@@ -224,7 +270,7 @@ class Workload:
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.load == "native" and self.arrivals.kind not in ("trace", "azure-conversation", "azure-code"):
+        if self.load == "native" and not self.arrivals.has_own_rate:
             raise ValueError(f"load = 'native' with arrivals.kind = {self.arrivals.kind!r}: only a trace has a rate of its own")
         if self.mixed_range[0] > self.mixed_range[1]:
             raise ValueError(f"mixed_range = {self.mixed_range}: the first must not exceed the second")
@@ -279,11 +325,12 @@ class Scenario:
 
     @model_validator(mode="after")
     def _bursts_possible(self) -> Self:
-        kind = self.workload.arrivals.kind
-        if self.variation is not None and self.variation.burst_share > 0 and kind not in _WITHOUT_PROMPTS:
+        arrivals = self.workload.arrivals
+        if self.variation is not None and self.variation.burst_share > 0 and arrivals.brings_prompts:
+            plain = [name for name, process in PROCESSES.items() if not process.brings_prompts]
             raise ValueError(
-                f"variation.burst_share = {self.variation.burst_share} with arrivals.kind = {kind!r}: a trace has bursts of its "
-                f"own, so it must be 0 (or the kind one of {', '.join(_WITHOUT_PROMPTS)})"
+                f"variation.burst_share = {self.variation.burst_share} with arrivals.kind = {arrivals.kind!r}: a trace has "
+                f"bursts of its own, so it must be 0 (or the kind one of {', '.join(plain)})"
             )
         return self
 
@@ -294,15 +341,22 @@ class Scenario:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change whenever any field changes."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self._plain(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """The scenario as plain data; ``parse_scenario`` reads it back to an equal value."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps(self._plain()))
 
     def to_yaml(self) -> str:
         """The scenario as YAML, which ``load_scenario`` reads."""
         return dump_yaml(self.to_dict())
+
+    def _plain(self) -> dict[str, Any]:
+        data = asdict(self)
+        parameters = dict(data["workload"]["arrivals"].pop("parameters"))
+        if parameters:  # scenarios that have none are written, and known, as before there were any
+            data["workload"]["arrivals"]["parameters"] = parameters
+        return data
 
 
 _ADAPTER: TypeAdapter[Scenario] = TypeAdapter(Scenario)
@@ -312,12 +366,19 @@ def parse_scenario(data: Any, where: str) -> Scenario:
     """Build a scenario from parsed YAML; ``where`` says where it was read, for messages.
 
     Raises:
-        InputError: unknown key, wrong type or impossible value; one line for each, with the field's path.
+        InputError: unknown key, wrong type or impossible value; one line for each, with the field's path. Arrivals of a user's
+            own code: who reads a file has not asked for code to be run.
     """
     try:
-        return _ADAPTER.validate_json(json.dumps(data, default=str))  # in JSON a list is a tuple, and nothing else gives way
+        scenario = _ADAPTER.validate_json(json.dumps(data, default=str))  # in JSON a list is a tuple, and nothing else gives way
     except ValidationError as error:
         raise InputError("\n".join(explain(error, where, "scenario"))) from None
+    if scenario.workload.arrivals.is_own:
+        raise InputError(
+            f"{where}: workload.arrivals.kind = {scenario.workload.arrivals.kind!r}: code is run only where the command line "
+            f"(--arrivals) or Python names it, never from a file; allowed are {', '.join(PROCESSES)}, {_TRACE}"
+        )
+    return scenario
 
 
 Location = tuple[int | str, ...]

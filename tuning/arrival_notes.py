@@ -81,5 +81,5 @@ def _drawn_prompts(scenario: Scenario) -> NDArray[np.int32]:
     """Prompts of such requests as the episodes draw."""
     rng = np.random.default_rng(0)
     process = scenario.workload.arrivals
-    brought = None if process.trace is not None else draw_arrivals(process, 1.0, _DRAWS, rng).prompt_tokens
+    brought = None if process.trace is not None or process.is_own else draw_arrivals(process, 1.0, _DRAWS, rng).prompt_tokens
     return draw_requests(scenario, _DRAWS, rng).prompt_tokens if brought is None else brought

@@ -43,7 +43,8 @@ class Options:
     load: tuple[str, ...] = ()
     """Loads: light, moderate, heavy, mixed, native, requests/s, or shares of the capacity (70%). Default: the scenario's."""
     arrivals: tuple[str, ...] = ()
-    """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation). Default: the scenario's."""
+    """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation), or functions of your own
+    (python:mine.py:waves), whose files are run. Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     faults: tuple[str, ...] = ()
     """Ways in which the world differs from what routers are told, each crossed with every load and arrival process: none,
@@ -55,8 +56,9 @@ class Options:
     split: Literal["test", "train", "all"] = "test"
     """Prompts of such a file to ask: those that nothing is trained or tuned on (test), the others, or all."""
     routers: tuple[str, ...] = ("all",)
-    """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), bundle:PATH,
-    checkpoint:PATH. A heuristic given by its bare name has its tuned parameters, where there are any."""
+    """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH, or
+    functions of your own (python:mine.py:route), whose files are run. A heuristic given by its bare name has its tuned
+    parameters, where there are any."""
     baseline: str | None = None
     """Router that differences are taken to. Default: the heuristic with the best mean QoS, on each workload and over all."""
     seeds: int = 20

@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 
 from rllib_envs.errors import InputError
+from rllib_envs.heuristic import Router
 from rllib_envs.json_files import read_json
+from rllib_envs.own_code import parse_own
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
 from tuning.digests import code_digest, content_digest
@@ -54,7 +56,9 @@ class Cell:
     def key(self) -> str:
         """Twenty-four hex digits that change whenever anything changes that the result depends on."""
         arrivals, catalogue = self.scenario.workload.arrivals, self.scenario.workload.catalogue
-        files = (None if arrivals.trace is None else arrivals.trace.path, catalogue.path, self.router.path)
+        trace = None if arrivals.trace is None else arrivals.trace.path
+        own = parse_own(arrivals.kind, "arrivals").file if arrivals.is_own else None
+        files = (trace, catalogue.path, self.router.path, own)
         parts = (
             self.router.text,
             content_digest([Path(file) for file in files if file is not None]),
@@ -78,8 +82,14 @@ class CellResult:
     ttft_quantiles_s: list[float]  # the same of the time to first token
 
 
-def start_simulation(router: RouterSpec, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
-    """Run one episode for each seed, all to their ends."""
+def start_simulation(router: RouterSpec | Router, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
+    """Run one episode for each seed, all to their ends.
+
+    Args:
+        router: as ``parse_router`` reads it, or a function of (simulation, generator).
+        scenario: the world; its observation is changed to what the router needs.
+        seeds: of the episodes.
+    """
     decide, observation = build_router(router, scenario.observation)
     simulation = Simulation(replace(scenario, observation=observation), len(seeds))
     simulation.start_all(list(seeds))

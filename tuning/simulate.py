@@ -42,11 +42,13 @@ class Options:
     scenario: str = "edge6"
     """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file."""
     router: str = "impact-greedy"
-    """Router: a heuristic, with parameters if need be (quality-greedy:cap=8), or checkpoint:PATH."""
+    """Router: a heuristic, with parameters if need be (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH, or a function of your
+    own (python:mine.py:route), whose file is run."""
     load: str | None = None
     """light, moderate, heavy, mixed, native, requests/s, or a share of the capacity (70%). Default: the scenario's."""
     arrivals: str | None = None
-    """Arrival process, with parameters if need be (gamma:cv=3). Default: the scenario's."""
+    """Arrival process, with parameters if need be (gamma:cv=3), or a function of your own (python:mine.py:waves), whose file is
+    run. Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     requests: int | None = None
     """Requests in the episode. Default: the scenario's, and all of a trace."""

@@ -12,31 +12,35 @@ MOST_SEED = 10**18 - 1
 """Greatest seed: what YAML and JSON are read to."""
 
 
-def parse_spec(text: str, what: str, parameters: Mapping[str, Iterable[str]]) -> tuple[str, dict[str, float]]:
+def parse_spec(
+    text: str, what: str, parameters: Mapping[str, Iterable[str]], *, given: str | None = None
+) -> tuple[str, dict[str, float]]:
     """Read a name with numeric parameters.
 
     Args:
-        text: what the user gave.
+        text: what to read.
         what: what it names, for messages.
         parameters: the names there are, each with the parameters it takes.
+        given: what the user gave, where that was more than ``text``.
 
     Raises:
         InputError: unknown name or parameter (with the nearest ones), or a value that is no number.
     """
+    where = f"{what} {given or text!r}"
     name, colon, rest = text.partition(":")
     if name not in parameters:
-        raise InputError(f"{what} {text!r}: there is no {name!r}; {nearest(name, parameters)}")
+        raise InputError(f"{where}: there is no {name!r}; {nearest(name, parameters)}")
     values: dict[str, float] = {}
     for item in rest.split(",") if colon else []:
         key, equals, number = item.partition("=")
         allowed = sorted(parameters[name])
         if not allowed:
-            raise InputError(f"{what} {text!r}: {name} takes no parameters")
+            raise InputError(f"{where}: {name} takes no parameters")
         if key not in allowed:
-            raise InputError(f"{what} {text!r}: {name} has no parameter {key!r}; {nearest(key, allowed)}")
+            raise InputError(f"{where}: {name} has no parameter {key!r}; {nearest(key, allowed)}")
         if key in values:
-            raise InputError(f"{what} {text!r}: {key} is given twice")
-        values[key] = _number(number if equals else "", f"{what} {text!r}: {key}")
+            raise InputError(f"{where}: {key} is given twice")
+        values[key] = _number(number if equals else "", f"{where}: {key}")
     return name, values
 
 

@@ -32,7 +32,7 @@ def notes_on_training(routers: Iterable[RouterSpec], workloads: Sequence[Workloa
     Raises:
         InputError: a bundle or checkpoint cannot be loaded, or a workload's files.
     """
-    trained = [router for router in routers if router.path is not None]
+    trained = [router for router in routers if router.is_trained]
     if not trained:
         return []
     worlds = {workload.name: (workload.scenario, measure([workload.scenario])) for workload in workloads}

@@ -11,7 +11,7 @@ from models.rllib.env_groups import Group
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario, Variation, load_scenario, with_workload
-from rllib_envs.workload.arrivals import AzureKind
+from rllib_envs.workload.azure import AzureKind
 from tuning.workloads import TraceOptions, make_workloads
 
 MIXED, OWN = "mixed", "own"

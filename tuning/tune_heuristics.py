@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import load_scenario
 from rllib_envs.workload.replay import episode_requests
@@ -31,18 +32,7 @@ from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompt
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 
-_SOFTNESS: Grid = {"tau": (0.02, 0.05, 0.1, 0.2), "shrink": (0.75, 1.0, 1.25, 1.5)}
-COARSE: dict[str, Grid] = {
-    "quality-greedy": {"cap": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 512)},
-    "impact-greedy": {**_SOFTNESS, "price": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)},
-    "myopic-impact-greedy": _SOFTNESS,
-}
-_SMOKE_GRID: dict[str, Grid] = {
-    "quality-greedy": {"cap": (4, 16)},
-    "impact-greedy": {"tau": (0.1,), "price": (0.0, 2.0), "shrink": (1.0,)},
-    "myopic-impact-greedy": {"tau": (0.1,), "shrink": (1.0,)},
-}
-_WHOLE = ("cap",)  # parameters that count something
+COARSE: dict[str, Grid] = {name: heuristic.grid for name, heuristic in HEURISTICS.items() if heuristic.grid}
 _Key = tuple[str, str]  # workload, router
 _SMOKE = {"seeds": 2, "requests": 50}
 
@@ -102,11 +92,11 @@ def run(options: Options) -> None:
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
     for note in notes_on_traces(workloads):
         print(note)
-    coarse = _SMOKE_GRID if options.smoke else COARSE
+    coarse = {router: _two_each(grid) for router, grid in COARSE.items()} if options.smoke else COARSE
     keys = [(w.name, router) for w in workloads for router in coarse]
     default = _try(options, workloads, {key: [{}] for key in keys}, "default parameters")
     trials = _try(options, workloads, {key: _combinations(coarse[key[1]]) for key in keys}, "coarse grid")
-    finer = {key: _around(_best(trials[key]).parameters, coarse[key[1]]) for key in keys}
+    finer = {key: _around(_best(trials[key]).parameters, coarse[key[1]], key[1]) for key in keys}
     fine = _try(options, workloads, finer, "fine grid")
     best = {key: _best([*trials[key], *fine[key]]) for key in keys}
     print(_report(best, {key: default[key][0] for key in keys}))
@@ -161,9 +151,15 @@ def _combinations(grid: Grid) -> list[dict[str, float]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _around(best: Mapping[str, float], grid: Grid) -> list[dict[str, float]]:
+def _two_each(grid: Grid) -> Grid:
+    """The two middle values of each parameter, of which there are at least two."""
+    return {name: values[len(values) // 2 - 1 : len(values) // 2 + 1] for name, values in grid.items()}
+
+
+def _around(best: Mapping[str, float], grid: Grid, router: str) -> list[dict[str, float]]:
     """Combinations of the best point's values and the middles to their neighbours; the best point itself is left out."""
-    finer = {name: _with_middles(best[name], values, whole=name in _WHOLE) for name, values in grid.items()}
+    parameters = HEURISTICS[router].parameters
+    finer = {name: _with_middles(best[name], values, whole=parameters[name].whole) for name, values in grid.items()}
     return [point for point in _combinations(finer) if point != best]
 
 

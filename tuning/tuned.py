@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+from rllib_envs.baselines import HEURISTICS
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
@@ -21,7 +22,7 @@ from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Predictions, Scenario
 from rllib_envs.scenario import Workload as WorkloadSpec
 from tuning.digests import content_digest
 from tuning.likeness import ALIKE, traffic
-from tuning.routers import HEURISTICS, parse_router
+from tuning.routers import parse_router
 from tuning.spec import format_spec, nearest
 from tuning.workloads import TraceOptions, Workload, is_process, make_workloads
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal
 
 import tyro
 from pydantic import ValidationError
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
+from rllib_envs.own_code import PREFIX, parse_own
 from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Scenario, TraceFile, with_workload
+from rllib_envs.workload.arrival_processes import PROCESSES
+from rllib_envs.workload.arrivals import process_of
 from tuning.faults import NO_FAULT, parse_faults, with_fault
 from tuning.spec import format_spec, parse_spec
 
-_NUMERIC = {"gamma": ("cv",), "mmpp": ("burst_ratio", "burst_share", "cycle_s"), "diurnal": ("period_s", "amplitude")}
-_KINDS: dict[str, Sequence[str]] = {
-    kind: _NUMERIC.get(kind, ()) for kind in get_args(get_type_hints(Arrivals)["kind"]) if kind != "trace"
-}
+_NUMBERS: dict[str, Sequence[str]] = {kind: process.numbers for kind, process in PROCESSES.items()}
 _NAMED_LOADS = (*LOAD_FRACTIONS, "mixed", "native")
 
 
@@ -109,8 +109,11 @@ def make_workloads(
 
 
 def is_process(text: str) -> bool:
-    """Whether a workload's ``arrivals`` names a process that can be drawn from it alone, as a trace's does not."""
-    return text.partition(":")[0] in _KINDS
+    """Whether a workload's ``arrivals`` names a process that can be drawn from it alone, as a trace's does not.
+
+    A user's own is none: such names are read from files too, which may not have code run.
+    """
+    return text.partition(":")[0] in PROCESSES
 
 
 def with_prompts(scenario: Scenario, path: Path) -> Scenario:
@@ -162,11 +165,20 @@ def _nominal_rate_rps(scenario: Scenario) -> float | None:
     return load
 
 
-def _parse_arrivals(text: str, own: Arrivals) -> Arrivals:
+def _parse_arrivals(text: str, usual: Arrivals) -> Arrivals:
     """An arrival process; parameters that are not given are the scenario's."""
-    kind, values = parse_spec(text, "arrivals", _KINDS)
+    if text.startswith(PREFIX):
+        own = parse_own(text, "arrivals")
+        typed = own.function if own.rest is None else f"{own.function}:{own.rest}"
+        kind, known = own.text, {own.function: process_of(own.text).numbers}
+        values = parse_spec(typed, "arrivals", known, given=text)[1]
+    else:
+        kind, values = parse_spec(text, "arrivals", _NUMBERS)
+    fields = () if text.startswith(PREFIX) else PROCESSES[kind].fields
+    named = {name: value for name, value in values.items() if name in fields}
+    rest = {name: value for name, value in values.items() if name not in fields}
     try:
-        return replace(own, kind=cast(Any, kind), trace=None, **values)
+        return replace(usual, kind=kind, trace=None, **named, parameters=tuple(sorted(rest.items())))
     except ValidationError as error:
         raise InputError(_explain(f"arrivals {text!r}", error)) from None
 
@@ -177,9 +189,10 @@ def _arrivals_name(process: Arrivals) -> str:
         start_s, duration_s = process.trace.start_s, process.trace.duration_s
         start = f" from {start_s:g} s" if start_s else ""
         return f"trace {Path(process.trace.path).name}{start}" + ("" if duration_s is None else f" for {duration_s:g} s")
-    usual = Arrivals(kind=cast(Any, process.kind))
-    keys = [key for key in _KINDS[process.kind] if getattr(process, key) != getattr(usual, key)]
-    return format_spec(process.kind, {key: getattr(process, key) for key in keys})
+    usual = Arrivals(kind=process.kind)
+    fields = () if process.is_own else PROCESSES[process.kind].fields
+    keys = [key for key in fields if key != "lengths" and getattr(process, key) != getattr(usual, key)]
+    return format_spec(process.kind, {key: getattr(process, key) for key in keys} | dict(process.parameters))
 
 
 def _trace_arrivals(options: TraceOptions, lengths: Literal["trace", "catalogue"]) -> Arrivals:

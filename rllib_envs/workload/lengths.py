@@ -28,7 +28,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 MAX_TOKENS = 2**30
 """Longest prompt or answer; beyond any engine, and small enough that sums stay whole numbers."""
@@ -59,6 +58,8 @@ class GivenLengths:
 
     def ease(self, noise: NDArray[np.float32], within_ties: NDArray[np.float64], coupling: float) -> NDArray[np.float32]:
         """The ease ``z`` (n, 1) from standard normal ``noise`` (n, 1); ``coupling`` is lambda. See the module."""
+        from scipy.special import ndtri  # here: who reads a scenario alone need not wait for SciPy
+
         tau = float(np.log(self.law).std())
         rho = tau / np.hypot(tau, LENGTH_NOISE_LOG_SD)
         a = min(coupling / rho, 1.0) if rho > 0 else 1.0

@@ -1,9 +1,8 @@
-"""What an arrival process brings, and the replay of a recorded trace."""
+"""The replay of a recorded trace."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,18 +10,10 @@ from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import DEFAULT_REQUESTS, Arrivals, Workload
+from rllib_envs.workload.arrival_process import ArrivalBatch
 from rllib_envs.workload.lengths import GivenLengths, given_lengths
 from rllib_envs.workload.ticks import spread
 from rllib_envs.workload.traces import Trace, cached_trace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ArrivalBatch:
-    """The arrivals of an episode."""
-
-    arrival_s: NDArray[np.float64]  # (n,) ascending (equal times may repeat), seconds from the start of the episode, >= 0
-    prompt_tokens: NDArray[np.int32] | None  # (n,) >= 1, where the process brings its own prompt lengths
-    lengths: GivenLengths | None = None  # of the n answers, where the process brings them and ``Arrivals.lengths`` wants them
 
 
 def replay(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> ArrivalBatch:

@@ -43,7 +43,7 @@ def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     changed = replace(scenario, variation=None)
     if bursty:
         ratio = _between(variation.burst_ratio, burst_quantile, even_in_log=True)
-        arrivals = replace(scenario.workload.arrivals, kind="mmpp", burst_ratio=ratio)
+        arrivals = replace(scenario.workload.arrivals, kind="mmpp", burst_ratio=ratio, parameters=())
         changed = replace(changed, workload=replace(scenario.workload, arrivals=arrivals))
     if not faulty:
         return changed

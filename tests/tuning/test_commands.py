@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import edgeroute
+from rllib_envs.baselines import HEURISTICS
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.scenario import LOAD_FRACTIONS, load_scenario
 from tuning.matrix import EVALUATION_SEEDS
 from tuning.metrics import METRICS
-from tuning.routers import HEURISTICS, REFERENCES
+from tuning.routers import REFERENCES
 from tuning.tuned import shipped_tuned
 
 pytestmark = pytest.mark.slow

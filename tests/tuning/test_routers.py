@@ -6,11 +6,12 @@ import torch
 
 from models.bundle import save_bundle
 from models.router import Router, RouterSpec
+from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, load_scenario, with_workload
 from tuning.digests import content_digest
 from tuning.matrix import start_simulation
-from tuning.routers import BEST, HEURISTICS, REFERENCES, build_router, parse_router, parse_routers, with_tuned
+from tuning.routers import BEST, REFERENCES, build_router, parse_router, parse_routers, with_tuned
 
 
 @pytest.mark.parametrize("name", HEURISTICS)

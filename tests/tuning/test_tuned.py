@@ -139,7 +139,7 @@ def test_the_finer_grid_lies_between_the_neighbours_and_is_new(router):
     tried = _combinations(grid)
     assert len(tried) == math.prod(map(len, grid.values()))
     for best in tried:
-        for point in _around(best, grid):
+        for point in _around(best, grid, router):
             assert point != best
             for name, values in grid.items():
                 i = list(values).index(best[name])

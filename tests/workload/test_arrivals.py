@@ -17,14 +17,14 @@ from scipy import stats
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, TraceFile
-from rllib_envs.workload.arrivals import AZURE_RATE_RPS, arrival_times, draw_arrivals
+from rllib_envs.workload.arrival_processes import PROCESSES
+from rllib_envs.workload.arrivals import arrival_times, draw_arrivals
 from rllib_envs.workload.azure import azure_prompt_tokens
 from rllib_envs.workload.traces import Trace, read_trace
 from tests.draws import examples
 
-Kind = Literal["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code"]
 AzureKind = Literal["azure-conversation", "azure-code"]
-KINDS: list[Kind] = ["poisson", "gamma", "mmpp", "diurnal", "azure-conversation", "azure-code"]
+KINDS = list(PROCESSES)
 AZURE_KINDS: list[AzureKind] = ["azure-conversation", "azure-code"]
 AZURE_FILES = {"azure-conversation": "conv", "azure-code": "code"}
 
@@ -56,7 +56,7 @@ def assert_mean(values: Any, expected: float, slack: float = 0.0) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @examples(20)
 @given(rate=st.floats(0.01, 1e4), n=st.integers(1, 300), seed=st.integers(0, 2**32))
-def test_times_ascend_and_a_seed_fixes_them_bit_for_bit(kind: Kind, rate: float, n: int, seed: int) -> None:
+def test_times_ascend_and_a_seed_fixes_them_bit_for_bit(kind: str, rate: float, n: int, seed: int) -> None:
     arrivals = Arrivals(kind=kind)
     batch = draw_arrivals(arrivals, rate, n, np.random.default_rng(seed))
     again = draw_arrivals(arrivals, rate, n, np.random.default_rng(seed))
@@ -79,7 +79,7 @@ def test_times_ascend_and_a_seed_fixes_them_bit_for_bit(kind: Kind, rate: float,
 @pytest.mark.parametrize("kind", KINDS)
 @examples(20)
 @given(factor=st.floats(0.01, 100), seed=st.integers(0, 2**32))
-def test_a_faster_clock_is_a_higher_rate(kind: Kind, factor: float, seed: int) -> None:
+def test_a_faster_clock_is_a_higher_rate(kind: str, factor: float, seed: int) -> None:
     """Rate and the process's own times scaled together only scale the arrivals."""
     slow = Arrivals(kind=kind, cycle_s=20.0, period_s=100.0)
     fast = replace(slow, cycle_s=slow.cycle_s / factor, period_s=slow.period_s / factor)
@@ -91,7 +91,7 @@ def test_a_faster_clock_is_a_higher_rate(kind: Kind, factor: float, seed: int) -
 @pytest.mark.parametrize("kind", AZURE_KINDS)
 def test_no_rate_is_the_native_rate(kind: AzureKind) -> None:
     native = draw_arrivals(Arrivals(kind=kind), None, 500, np.random.default_rng(1))
-    asked = draw_arrivals(Arrivals(kind=kind), AZURE_RATE_RPS[kind], 500, np.random.default_rng(1))
+    asked = draw_arrivals(Arrivals(kind=kind), PROCESSES[kind].own_rate_rps, 500, np.random.default_rng(1))
     np.testing.assert_array_equal(native.arrival_s, asked.arrival_s)
     np.testing.assert_array_equal(native.prompt_tokens, asked.prompt_tokens)
 
@@ -186,7 +186,7 @@ def azure(request: pytest.FixtureRequest, data_dir: Path) -> tuple[AzureKind, Tr
 
 def test_azure_rates_are_those_of_the_traces(azure: tuple[AzureKind, Trace]) -> None:
     kind, trace = azure
-    assert AZURE_RATE_RPS[kind] == pytest.approx(trace.rate_rps, rel=1e-3)
+    assert PROCESSES[kind].own_rate_rps == pytest.approx(trace.rate_rps, rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "n", "episodes"), [("azure-conversation", 50, 8000), ("azure-code", 20_000, 100)])
@@ -321,7 +321,7 @@ def test_refuses_to_rescale_a_trace_at_one_time(recorded: TraceFile) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drawing_takes_well_under_a_microsecond_an_arrival(kind: Kind) -> None:
+def test_drawing_takes_well_under_a_microsecond_an_arrival(kind: str) -> None:
     n, seconds = 200_000, []
     for seed in range(3):
         started = time.process_time()

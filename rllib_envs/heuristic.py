@@ -1,0 +1,148 @@
+"""What a heuristic router is: a function, what it must be shown, and the numbers that it takes.
+
+``rllib_envs.baselines`` has those that are shipped. Here is what they are made with: the decorator, and readers of the view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, View
+from rllib_envs.signatures import REQUIRED, keywords
+from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.simulation import Simulation
+
+Actions = NDArray[np.int64]
+Values = NDArray[np.floating[Any]]
+Need = Literal["whatif", "calibrate", "counterfactual"]
+"""A field of ``Observation`` that a scenario must switch on."""
+
+
+class Router(Protocol):
+    """Anything that decides for B clusters at once."""
+
+    def __call__(self, simulation: Simulation, rng: np.random.Generator) -> Actions:
+        """(B,) actions for the arrived requests."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A number that a heuristic takes."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    grid: tuple[float, ...] = ()  # values that tune-heuristics tries first, ascending; () = it is not tuned
+    whole: bool = False  # it counts something
+
+
+TAU = Parameter(low=1e-3, high=1e3, grid=(0.02, 0.05, 0.1, 0.2))
+"""``tau``, which every heuristic with what-if results takes: the scenario's ``observation.whatif_tau``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heuristic:
+    """A heuristic router with what else is to be known of it. Called, it decides."""
+
+    decide: Callable[..., Actions]
+    needs: frozenset[Need]  # what its scenario must show
+    parameters: Mapping[str, Parameter]  # by name, those of the function and ``tau``
+    best: bool  # whether the group ``best`` has it
+    tuned_as: str | None  # heuristic whose tuned parameters it has, where it has none of its own
+
+    def __call__(self, simulation: Simulation, rng: np.random.Generator, **parameters: float) -> Actions:
+        """(B,) actions for the arrived requests."""
+        return self.decide(simulation, rng, **parameters)
+
+    @property
+    def sees_truth(self) -> bool:
+        """Whether it is shown true lengths and scores, as no router is."""
+        return "counterfactual" in self.needs
+
+    @property
+    def grid(self) -> dict[str, tuple[float, ...]]:
+        """Values to tune by parameter; empty where there is nothing to tune."""
+        if self.tuned_as is not None:
+            return {}
+        return {name: parameter.grid for name, parameter in self.parameters.items() if parameter.grid}
+
+
+def heuristic(
+    *,
+    needs: Collection[Need] = (),
+    parameters: Mapping[str, Parameter] | None = None,
+    best: bool = False,
+    tuned_as: str | None = None,
+) -> Callable[[Callable[..., Actions]], Heuristic]:
+    """Make a heuristic of a function of (simulation, generator) and keyword-only numbers with defaults.
+
+    Args:
+        needs: fields of ``Observation`` that it needs; with ``whatif`` it takes ``tau`` besides.
+        parameters: bounds, and values to tune, of its numbers; those that are not named may be any.
+        best: whether it is one of ``best`` on the command line.
+        tuned_as: name of the heuristic whose tuned parameters it has.
+
+    Raises:
+        TypeError: the function does not take this, or a parameter is named that it does not take.
+    """
+
+    def make(function: Callable[..., Actions]) -> Heuristic:
+        described = dict(parameters or {})
+        numbers = keywords(function, ("simulation", "rng"))
+        for name in described.keys() - numbers.keys():
+            raise TypeError(f"{name}: described, but no keyword-only parameter of the function")
+        for name in [name for name, default in numbers.items() if default is REQUIRED]:
+            raise TypeError(f"{name}: must have a default")
+        tau = {"tau": TAU} if "whatif" in needs else {}
+        rest = {name: Parameter() for name in numbers if name not in described}
+        return Heuristic(
+            decide=function, needs=frozenset(needs), parameters={**tau, **described, **rest}, best=best, tuned_as=tuned_as
+        )
+
+    return make
+
+
+def as_heuristic(router: Callable[..., Actions]) -> Heuristic:
+    """A heuristic as it is; a plain function as one that needs nothing beyond the usual view.
+
+    Raises:
+        TypeError: it does not take what a router takes.
+    """
+    return router if isinstance(router, Heuristic) else heuristic()(router)
+
+
+def best_expert(value: Values, allowed: NDArray[np.bool_]) -> Actions:
+    """(B,) the allowed expert of greatest value, both (B, N); drop where none is allowed."""
+    best = np.where(allowed, value, -np.inf).argmax(axis=1)
+    return np.where(allowed.any(axis=1), best, allowed.shape[1])
+
+
+def available(view: View) -> NDArray[np.bool_]:
+    """(B, N) experts that can take the request."""
+    return view.action_mask[:, :-1] > 0
+
+
+def expert_feature(view: View, name: str) -> NDArray[np.float32]:
+    """(B, N) a figure of each expert, of ``EXPERT_FEATURES``."""
+    return view.experts[..., EXPERT_FEATURES.index(name)]
+
+
+def arrived_feature(view: View, name: str) -> NDArray[np.float32]:
+    """(B, N) a figure of the arrived request as told for each expert, of ``ARRIVED_FEATURES``."""
+    return view.arrived[..., ARRIVED_FEATURES.index(name)]
+
+
+def whatif_feature(view: View, name: str) -> NDArray[np.float32]:
+    """(B, N) a predicted effect of sending the request to each expert, of ``WHATIF_FEATURES``."""
+    return view.whatif[..., WHATIF_FEATURES.index(name)]
+
+
+def present(view: View) -> Values:
+    """(B, N) requests at each expert, running or waiting."""
+    return np.rint(32 * (expert_feature(view, "running") + expert_feature(view, "waiting")))
