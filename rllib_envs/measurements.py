@@ -232,8 +232,8 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _text(path: Path) -> str:
-    raw = path.read_bytes()
     try:
+        raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not {'gzipped ' if path.suffix == '.gz' else ''}text: {error}") from None

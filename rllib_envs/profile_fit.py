@@ -29,6 +29,8 @@ median, nearly the same for chunks of 300 and of 1,500 tokens. With 5 ms that ru
 MAX_CONTEXT_TOKENS = 4096
 """Longest context per sequence among the fitted batches: what engines at the edge serve, and where the form holds best."""
 
+_FOLDS = 5  # parts of the batches, each held out of one fit
+
 _PLAUSIBLE_MS = (0.1, 1e5)
 """Iteration times outside are in another unit than the files' microseconds."""
 
@@ -89,31 +91,8 @@ def fit_profile(
         InputError: a file is missing or wrong, the batches do not tell the coefficients apart, or the profile would be one
             that no engine can have.
     """
-    every = measured_batches(folder, layers=layers)
-    fits = every.context + every.cached + every.chunk <= kv_tokens
-    short = (every.context <= MAX_CONTEXT_TOKENS * every.decodes) & (every.cached <= MAX_CONTEXT_TOKENS)
-    decode = _subset(every, fits & short & (every.chunk == 0))
-    mixed = _subset(every, fits & short & (every.chunk > 0))
-    for name, batches in (("decode-only", decode), ("mixed", mixed)):
-        if batches.ms.size < 3:
-            raise InputError(f"{folder}: kv_tokens = {kv_tokens}: {batches.ms.size} {name} batches fit, at least 3 are needed")
-        _check_times(folder, name, batches)
-    decode_ms = _nonnegative_fit(_decode_terms(decode), decode.ms)
-    if decode_ms is None:
-        raise InputError(_too_few(folder, "decode-only", decode, ("n_decode", "kv_decode"), "c0, b and c"))
-    rest = _decode_terms(mixed) @ decode_ms
-    hinges = [
-        (n0, fit) for n0 in range(0, 513, 16) if (fit := _nonnegative_fit(_prefill_terms(mixed, n0), mixed.ms - rest)) is not None
-    ]
-    if not hinges:
-        raise InputError(
-            _too_few(folder, "mixed", mixed, ("prefill_chunk", "n_decode", "kv_decode"), "c0_mixed, a, q and c_mixed")
-        )
-
-    def simulated_ms(hinge: tuple[int, Floats]) -> Floats:
-        return rest + _prefill_terms(mixed, hinge[0]) @ hinge[1]
-
-    best = min(hinges, key=lambda hinge: float(np.sum((simulated_ms(hinge) - mixed.ms) ** 2)))
+    decode, mixed = _fitted_batches(folder, layers, kv_tokens)
+    decode_ms, best = _coefficients(folder, decode, mixed)
     c0, b, c = decode_ms.tolist()
     c0_mixed, a, q, c_mixed = best[1].tolist()
     try:
@@ -133,13 +112,54 @@ def fit_profile(
     except ValueError as error:
         raise InputError(f"profile fitted to {folder}: {error}") from None
     decode_errors = _decode_terms(decode) @ decode_ms / decode.ms - 1
-    mixed_errors = simulated_ms(best) / mixed.ms - 1
+    mixed_errors = _mixed_ms(mixed, decode_ms, best) / mixed.ms - 1
     return FittedProfile(
         profile=profile,
         mape_decode=_fit_error(decode_errors).mape,
         mape_mixed=_fit_error(mixed_errors).mape,
-        by_chunk={0: _fit_error(decode_errors)}
-        | {int(chunk): _fit_error(mixed_errors[mixed.chunk == chunk]) for chunk in np.unique(mixed.chunk)},
+        by_chunk={0: _fit_error(decode_errors)} | _errors_by_chunk(mixed.chunk, mixed_errors),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldOut:
+    """The fitted batches, each priced by a fit to others; arrays (M,)."""
+
+    chunk: Floats  # new prompt tokens; 0 = decode only
+    measured_ms: Floats  # iteration time
+    fitted_ms: Floats  # by the fit that has not seen it
+
+    @property
+    def by_chunk(self) -> dict[int, FitError]:
+        """Errors by prompt tokens in the batch, ascending; 0 = decode-only."""
+        return _errors_by_chunk(self.chunk, self.fitted_ms / self.measured_ms - 1)
+
+
+def held_out(folder: Path, *, layers: int, kv_tokens: int) -> HeldOut:
+    """Price a fifth of the batches at a time by a fit to the others, until each was priced once. Shares are drawn at random.
+
+    Args:
+        folder: as of ``fit_profile``, and so are the next two.
+        layers: decoder layers of the model.
+        kv_tokens: KV capacity, tokens.
+
+    Raises:
+        InputError: as of ``fit_profile``; what a fit leaves out may be what tells two coefficients apart.
+    """
+    kinds = _fitted_batches(folder, layers, kv_tokens)
+    rng = np.random.default_rng(0)
+    folds = [rng.permutation(batches.ms.size) % _FOLDS for batches in kinds]
+    priced = [np.empty(batches.ms.size) for batches in kinds]
+    for fold in range(_FOLDS):
+        decode, mixed = (_subset(batches, of != fold) for batches, of in zip(kinds, folds, strict=True))
+        decode_ms, hinge = _coefficients(folder, decode, mixed)
+        out = [of == fold for of in folds]
+        priced[0][out[0]] = _decode_terms(_subset(kinds[0], out[0])) @ decode_ms
+        priced[1][out[1]] = _mixed_ms(_subset(kinds[1], out[1]), decode_ms, hinge)
+    return HeldOut(
+        chunk=np.concatenate([batches.chunk for batches in kinds]),
+        measured_ms=np.concatenate([batches.ms for batches in kinds]),
+        fitted_ms=np.concatenate(priced),
     )
 
 
@@ -160,6 +180,47 @@ def compare_run(run: MeasuredRun, first_token_s: Floats, finish_s: Floats) -> Ru
         ttft=(first_token_s - run.arrival_s) / (run.first_token_s - run.arrival_s) - 1,
         tpot=(finish_s - first_token_s) / measured_decode_s - 1,
     )
+
+
+_Hinge = tuple[int, Floats]  # n0, and c0_mixed, a, q and c_mixed
+
+
+def _fitted_batches(folder: Path, layers: int, kv_tokens: int) -> tuple[Batches, Batches]:
+    """The decode-only and the mixed batches that take part in a fit."""
+    every = measured_batches(folder, layers=layers)
+    fits = every.context + every.cached + every.chunk <= kv_tokens
+    short = (every.context <= MAX_CONTEXT_TOKENS * every.decodes) & (every.cached <= MAX_CONTEXT_TOKENS)
+    decode = _subset(every, fits & short & (every.chunk == 0))
+    mixed = _subset(every, fits & short & (every.chunk > 0))
+    for name, batches in (("decode-only", decode), ("mixed", mixed)):
+        if batches.ms.size < 3:
+            raise InputError(f"{folder}: kv_tokens = {kv_tokens}: {batches.ms.size} {name} batches fit, at least 3 are needed")
+        _check_times(folder, name, batches)
+    return decode, mixed
+
+
+def _coefficients(folder: Path, decode: Batches, mixed: Batches) -> tuple[Floats, _Hinge]:
+    """c0, b and c, and the best hinge with what belongs to it."""
+    decode_ms = _nonnegative_fit(_decode_terms(decode), decode.ms)
+    if decode_ms is None:
+        raise InputError(_too_few(folder, "decode-only", decode, ("n_decode", "kv_decode"), "c0, b and c"))
+    rest = _decode_terms(mixed) @ decode_ms
+    hinges = [
+        (n0, fit) for n0 in range(0, 513, 16) if (fit := _nonnegative_fit(_prefill_terms(mixed, n0), mixed.ms - rest)) is not None
+    ]
+    if not hinges:
+        raise InputError(
+            _too_few(folder, "mixed", mixed, ("prefill_chunk", "n_decode", "kv_decode"), "c0_mixed, a, q and c_mixed")
+        )
+    return decode_ms, min(hinges, key=lambda hinge: float(np.sum((_mixed_ms(mixed, decode_ms, hinge) - mixed.ms) ** 2)))
+
+
+def _mixed_ms(mixed: Batches, decode_ms: Floats, hinge: _Hinge) -> Floats:
+    return _decode_terms(mixed) @ decode_ms + _prefill_terms(mixed, hinge[0]) @ hinge[1]
+
+
+def _errors_by_chunk(chunk: Floats, errors: Floats) -> dict[int, FitError]:
+    return {int(size): _fit_error(errors[chunk == size]) for size in np.unique(chunk)}
 
 
 def _decode_terms(batches: Batches) -> Floats:

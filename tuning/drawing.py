@@ -101,14 +101,15 @@ def band(axes: Axes, x: ArrayLike, middle: ArrayLike, low: ArrayLike, high: Arra
     axes.plot(x, middle, label=f" {label}" if label.startswith("_") else label, **style)  # legends leave out what begins with _
 
 
-def log_axis(axes: Axes, low: float, high: float) -> None:
-    """Make the x axis logarithmic, from ``low`` to ``high``, with plain numbers."""
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+def log_axis(axes: Axes, low: float, high: float, *, vertical: bool = False) -> None:
+    """Make the x axis (or the y axis) logarithmic, from ``low`` to ``high``, with plain numbers."""
+    name = "y" if vertical else "x"
     bases = (1, 2, 3, 5) if high < 30 * low else (1, 3) if high < 300 * low else (1,)
     ticks = [base * 10.0**power for power in _POWERS for base in bases if low <= base * 10.0**power <= high]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
+    axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis = axes.yaxis if vertical else axes.xaxis
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def mark_slo(axes: Axes, slo_ms: float) -> None:
