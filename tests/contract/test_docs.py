@@ -11,7 +11,12 @@ import pytest
 import edgeroute
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+]
 SYSTEM = {"make", "python", "ssh"}  # what every machine of a developer has, or its absence is told by the shell
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
