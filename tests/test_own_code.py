@@ -23,6 +23,8 @@ from tuning.routers import build_router, parse_router
 from tuning.tuned import Entry
 from tuning.workloads import TraceOptions, is_process, make_workloads
 
+pytestmark = pytest.mark.slow
+
 ROUTER = """
 from rllib_envs.heuristic import Parameter, available, best_expert, heuristic, present
 

@@ -10,6 +10,8 @@ import pytest
 
 from rllib_envs.scenario import load_scenario
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -22,6 +22,8 @@ from tests.small_worlds import small
 from tuning.matrix import start_simulation
 from tuning.routers import parse_router
 
+pytestmark = pytest.mark.slow
+
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "how-to"
 
 

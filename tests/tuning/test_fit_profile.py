@@ -12,6 +12,8 @@ from rllib_envs.scenario import load_scenario, parse_scenario
 from rllib_envs.yaml_files import parse_yaml
 from tests.test_profile_fit import LAYERS, make
 
+pytestmark = pytest.mark.slow
+
 EXPERT = ["--name", "mine", "--gpu", "A 1", "--params-b", "8", "--mean-score", "0.6", "--mean-output-tokens", "300"]
 ENGINE = ["--layers", LAYERS, "--kv-tokens", 1_000_000, "--kv-bytes-per-token", 131_072]
 
