@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PROCESSES = {"avl_under_tune"}  # those that start some
 
 
 @pytest.fixture
@@ -66,7 +67,20 @@ def it_learns(printed):
     assert qos(printed, "trained")[0] > qos(printed, "random")[0] + 0.05
 
 
+def it_is_restored(printed):
+    assert re.search(r"^iteration 1: entropy 0\.\d+, value loss \d", printed, re.MULTILINE)
+    assert printed.endswith("restored: RouterModule\n")
+
+
+def both_trials_have_a_qos(printed):
+    found = re.findall(r"^lr (\S+): mean QoS (\S+)$", printed, re.MULTILINE)
+    assert [rate for rate, _ in found] == ["0.0003", "0.001"]
+    assert all(0 <= float(mean) <= 1 for _, mean in found)
+
+
 CHECKS = {
+    "stock_ppo": it_is_restored,
+    "avl_under_tune": both_trials_have_a_qos,
     "own_heuristic": heuristic_beats_the_shortest_queue,
     "own_arrivals": both_arrivals_are_run,
     "own_reward_term": the_term_is_what_the_reward_lacks,
@@ -76,7 +90,11 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("played", EXAMPLES, indirect=True, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "played",
+    [pytest.param(path, marks=[pytest.mark.cluster] if path.stem in PROCESSES else [], id=path.stem) for path in EXAMPLES],
+    indirect=True,
+)
 def test_an_example_does_what_it_says(played, request):
     name = request.node.callspec.id
     figures = [float(x) for x in re.findall(r"(?<![\w.])-?\d+\.\d+", played)]
