@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module, one-line help)."""
 
-_PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
+_OWN_NAME, _COMMON_NAMES = "rllib_envs", ("models", "tuning", "cluster")
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT: 128 + 2
 _EXIT_READER_GONE = 141  # what a shell reports for SIGPIPE: 128 + 13
@@ -74,15 +74,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _intruder() -> str | None:
-    """What Python finds in place of one of our packages, whose names others use too; None if all are ours."""
-    home = Path(__file__).resolve().parent
-    for name in _PACKAGES:
-        spec = importlib.util.find_spec(name)
-        places = [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
-        if home / name not in places:
-            found = ", ".join(map(str, places)) or (spec and spec.origin) or "nothing"
-            return f"{name}: Python finds {found} before {home / name}: run it from another folder, or rename what is there"
+    """What Python finds in place of one of our packages, whose names others use too; None if all are ours.
+
+    They lie beside ``rllib_envs``. This file need not: ``ray submit`` copies it elsewhere.
+    """
+    home = next(iter(_places(_OWN_NAME)), None)
+    for name in _COMMON_NAMES if home is not None else ():
+        ours, places = home.parent / name, _places(name)
+        if ours not in places:
+            found = ", ".join(map(str, places)) or "something else"
+            return f"{name}: Python finds {found} before {ours}: run it from another folder, or rename what is there"
     return None
+
+
+def _places(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    return [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -120,7 +120,7 @@ def test_a_launched_cluster_has_the_whole_project(name):
     mounts = yaml.safe_load(read(name))["file_mounts"]
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    packages = {package.split(".")[0] for package in setup["options"]["packages"].split()}
+    packages = {package.removesuffix(".*") for package in setup["options.packages.find"]["include"].split()}
     assert packages | {"edgeroute.py", "setup.cfg", "pyproject.toml", "constraints.txt"} <= set(mounts.values())
     for there, here in mounts.items():
         assert there == (f"~/edgeroute/{here}" if "~" not in here else here)

@@ -23,7 +23,11 @@ def played(request, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(request.param), "--smoke"])
     monkeypatch.setattr(sys, "path", list(sys.path))  # Ray adds to it
-    runpy.run_path(str(request.param), run_name="__main__")
+    try:
+        runpy.run_path(str(request.param), run_name="__main__")
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # a script's Ray ends with its process
     return capsys.readouterr().out
 
 

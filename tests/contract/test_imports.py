@@ -115,3 +115,16 @@ def test_an_intruder_in_place_of_our_packages_is_named(tmp_path):
     (line,) = done.stderr.splitlines()
     assert f"models: Python finds {tmp_path / 'models'}" in line
     assert str(ROOT / "models") in line
+
+
+def test_the_command_may_lie_apart_from_the_packages(tmp_path):
+    """As ``ray submit`` copies it."""
+    shutil.copy(ROOT / "edgeroute.py", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "edgeroute.py", "simulate", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
