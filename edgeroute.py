@@ -78,10 +78,10 @@ def _intruder() -> str | None:
 
     They lie beside ``rllib_envs``. This file need not: ``ray submit`` copies it elsewhere.
     """
-    home = next(iter(_places(_OWN_NAME)), None)
-    for name in _COMMON_NAMES if home is not None else ():
-        ours, places = home.parent / name, _places(name)
-        if ours not in places:
+    homes = [place.parent for place in _places(_OWN_NAME)]
+    for name in _COMMON_NAMES:
+        places = _places(name)
+        for ours in [home / name for home in homes if home / name not in places]:
             found = ", ".join(map(str, places)) or "something else"
             return f"{name}: Python finds {found} before {ours}: run it from another folder, or rename what is there"
     return None
