@@ -154,7 +154,7 @@ def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
     done = two_nodes.run(
         "sweep", "--space", "reward-weights", "--config", tmp_path / "small.yaml", "--scheduler", "none", "--num-samples", 2,
         "--iterations", 8, "--finalists", 1, "--final-seeds", 2, "--address", two_nodes.address,
-        "--run-dir", tmp_path / "sweep", timeout_s=400,
+        "--run-dir", tmp_path / "sweep", timeout_s=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "sweep" / "best.yaml").exists()
