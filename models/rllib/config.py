@@ -28,7 +28,7 @@ _PROBE_S = 0.5  # with one that was started anew: it takes part in the next iter
 _CONNECTORS = ("env_to_module_connector", "module_to_env_connector", "learner_connector")
 _EPISODE_CALLBACKS = ("on_episode_created", "on_episode_start", "on_episode_step", "on_episode_end")
 _OF_RLLIB = frozenset(inspect.signature(AlgorithmConfig.training).parameters) - {"self"}
-_INTERNAL = frozenset({"model", "optimizer", "replay_buffer_config", "learner_class"})
+_PASSED_ON = frozenset({"model", "optimizer", "replay_buffer_config", "learner_class"})  # RLlib calls training with some itself
 
 
 class ColumnConfig(AlgorithmConfig):
@@ -68,7 +68,7 @@ class ColumnConfig(AlgorithmConfig):
             TypeError: there is none of that name.
         """
         for name in kwargs:
-            if name in _OF_RLLIB - self.USED - _INTERNAL:
+            if name in _OF_RLLIB - self.USED - _PASSED_ON:
                 raise InputError(
                     f"training: {name}: {type(self).__name__} does not use it: allowed are its own settings and "
                     f"{', '.join(sorted(self.USED))}"
