@@ -49,7 +49,7 @@ class Workers:
     - One that died is started anew by Ray, on another node if need be, and takes part again as soon as it is there.
     - One whose environment raises builds its environments anew.
     - One that takes much longer than the others is not waited for, and is asked for nothing until it has answered. That answer is
-      thrown away, as it comes from weights of the past.
+      thrown away, as it comes from weights of the past. While there is no answer from anybody, it is asked again at once.
 
     With each request go the weights to act with, and the steps sampled so far: a worker that was started anew, unnoticed, neither
     acts with weights that nobody has learned nor meets the episodes of the beginning again.
@@ -100,18 +100,19 @@ class Workers:
         self._unanswered.clear()
 
     def _round(self, function: Callable[[ColumnRunner], T], steps: int) -> _Round[T]:
-        left, found = set(self._free()), _Round[T]()
-        self._requests += 1
-        tag = f"request {self._requests}"
+        found = _Round[T]()
         local: Any = self._group.local_env_runner
         state = local.get_state(components=COMPONENT_RL_MODULE)
         shared = ray.put({**state, NUM_ENV_STEPS_SAMPLED_LIFETIME: steps})
         request = partial(_attempt, function=function, state=shared)
-        self._manager.foreach_actor_async(request, tag=tag, remote_actor_ids=sorted(left))
-        self._unanswered |= dict.fromkeys(left, tag)
+        self._requests += 1
+        tag = f"request {self._requests}"
+        left = self._send(request, tag, self._free())
         begin_s = time.monotonic()
         until_s = begin_s + _ALL_GONE * self._patience_s
         while left and time.monotonic() < until_s:
+            if not found.answers:  # those asked may all hang: whoever comes free stands in for them
+                left |= self._send(request, tag, self._back())
             for number, answer in self._answers(tag):
                 left.discard(number)
                 if isinstance(answer, Failure):
@@ -128,6 +129,21 @@ class Workers:
             found.failures.append(f"worker {number}: no answer for {took_s:.0f} s")
         return found
 
+    def _send(self, request: Callable[[ColumnRunner], Any], tag: str, numbers: list[int]) -> set[int]:
+        """Send a request to these workers; their numbers."""
+        if numbers:
+            self._manager.foreach_actor_async(request, tag=tag, remote_actor_ids=numbers)
+            self._unanswered |= dict.fromkeys(numbers, tag)
+        return set(numbers)
+
+    def _back(self) -> list[int]:
+        """Take back those that have answered an earlier request since; their numbers."""
+        tags = set(self._unanswered.values()) - {f"request {self._requests}"}
+        back = [number for number, _ in self._answers(*tags, timeout_s=0.0) if self._manager.is_actor_healthy(number)]
+        for number in back:
+            _log.warning("rollout worker %d answers again", number)
+        return sorted(back)
+
     def _free(self) -> list[int]:
         """Workers that are alive and have answered; waits for one.
 
@@ -136,8 +152,7 @@ class Workers:
         """
         until_s = time.monotonic() + _ALL_GONE * self._patience_s
         while time.monotonic() < until_s:
-            for number, _ in self._answers(*set(self._unanswered.values()), timeout_s=0.0):
-                _log.warning("rollout worker %d answers again", number)
+            self._back()
             free = [number for number in self._manager.healthy_actor_ids() if number not in self._unanswered]
             if free:
                 return free
