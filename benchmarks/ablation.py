@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.bundle import load_bundle, save_bundle
+from models.export.bundle import load_bundle, save_bundle
 from models.price import Price
 from models.router import Router
 

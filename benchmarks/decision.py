@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from models.bundle import bundle_router, load_bundle, save_bundle
-from models.onnx_export import load_onnx
+from models.export.bundle import bundle_router, load_bundle, save_bundle
+from models.export.onnx import load_onnx
+from models.export.traced import random_observation
 from models.router import Router, RouterSpec
-from models.traced import random_observation
 from rllib_envs.observation import View
 from rllib_envs.scenario import Observation
 

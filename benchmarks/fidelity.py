@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.layer_table import LayerTable, TableEngine
 from rllib_envs.errors import InputError
-from rllib_envs.measurements import MeasuredRun, read_run
-from rllib_envs.profile_fit import SERVER_OVERHEAD, FittedProfile, Floats, RunErrors, compare_run, fit_profile
+from rllib_envs.profiles.fit import SERVER_OVERHEAD, FittedProfile, Floats, RunErrors, compare_run, fit_profile
+from rllib_envs.profiles.measurements import MeasuredRun, read_run
 from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, simulate
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from rllib_envs.measurements import LayerTimes
-from rllib_envs.profile_fit import Floats
+from rllib_envs.profiles.fit import Floats
+from rllib_envs.profiles.measurements import LayerTimes
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Engine, Request
 

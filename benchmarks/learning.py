@@ -27,14 +27,15 @@ from torch import nn
 from benchmarks.timing import cpu_s
 from models.action_value import ActionValue
 from models.features import read_columns
-from models.rllib.ppo_module import PPOModule
-from models.rllib.runner import ColumnRunner
-from models.rllib.sac import sac_config
+from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.router_module import BaselineModule
+from models.rllib.sac.algorithm import sac_config
 from models.router import Router, RouterSpec
 from rllib_envs import ENV_ID
-from rllib_envs.scenario import Reward, Scenario, load_scenario, with_workload
-from tuning.cluster_check import Needs
-from tuning.ray_session import ray_session
+from rllib_envs.scenario import Reward, Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
+from tuning.ray_cluster.check import Needs
+from tuning.ray_cluster.session import ray_session
 
 ENVS, ROWS = 128, 16
 SAC_ENVS, UPDATES, BATCH = 64, 8, 256
@@ -60,7 +61,7 @@ def rollout_steps_per_cpu_s(runner_class: Any, *, whatif: bool) -> float:
         PPOConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenario": scenario(whatif=whatif)})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=ENVS, gym_env_vectorize_mode="vector_entry_point")
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=PPOModule, model_config=model))
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=BaselineModule, model_config=model))
         .debugging(seed=1)
     )
     runner = runner_class(config=config)

@@ -15,17 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rllib_envs.scenarios.load import load_scenario
 
-from models.bundle import load_bundle
 from models.envelope import measure
+from models.export.bundle import load_bundle
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Arrivals, Catalogue, Scenario, load_scenario, with_workload
+from rllib_envs.scenario import Arrivals, Catalogue, Scenario, with_workload
 from rllib_envs.workload.catalogue import draw_requests
 from tuning.demo import SHIPPED_ROUTER
-from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, start_simulation
-from tuning.routers import parse_router
-from tuning.tables import markdown_table
+from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, start_simulation
+from tuning.output.tables import markdown_table
+from tuning.specs.routers import parse_router
 
 HEURISTICS = [f"impact-greedy:price={price},tau=0.05" for price in (0, 1, 4, 12)]
 ROUTER = f"bundle:{SHIPPED_ROUTER}"

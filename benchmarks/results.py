@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.results_table import qos_of, table
-from tuning.statistics import paired_difference
-from tuning.storage import write_text
-from tuning.tables import markdown_table
+from tuning.metrics.statistics import paired_difference
+from tuning.output.tables import markdown_table
+from tuning.run_dir.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "results.md"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tuning.statistics import mean_interval, paired_difference, relative_difference
-from tuning.tables import markdown_table
+from tuning.metrics.statistics import mean_interval, paired_difference, relative_difference
+from tuning.output.tables import markdown_table
 
 PLAIN = "plain"
 ABSENT = "–"

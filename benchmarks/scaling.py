@@ -18,12 +18,12 @@ from pathlib import Path
 
 from cluster.node import Options as NodeOptions
 from cluster.node import start_node, stop_node
-from models.rllib.avl_settings import AVLSettings
-from tuning.cluster_check import Needs
-from tuning.ray_session import ray_session
-from tuning.training_options import Options, complete
-from tuning.training_setup import algorithm_of, world_options
-from tuning.training_worlds import base_world, training_groups
+from models.rllib.avl.settings import AVLSettings
+from tuning.ray_cluster.check import Needs
+from tuning.ray_cluster.session import ray_session
+from tuning.training.options import Options, complete
+from tuning.training.setup import algorithm_of, world_options
+from tuning.training.worlds import base_world, training_groups
 
 STEPS = 16_384  # of each worker in a round
 ROUNDS = 5
@@ -66,7 +66,7 @@ def _measure(settings: AVLSettings) -> None:
     # Only now: importing Ray reads the environment, which the session has set.
     from ray.rllib.core.learner.training_data import TrainingData
 
-    from models.rllib.collect import collect, share_weights, update_learners
+    from models.rllib.rollout.collect import collect, share_weights, update_learners
 
     times: dict[int, list[float]] = {1: [], 2: []}
     learning: list[float] = []

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from models.bundle import TRAINED_ON, load_bundle
 from models.envelope import Envelope
+from models.export.bundle import TRAINED_ON, load_bundle
 from rllib_envs.scenario import with_workload
 from tuning.demo import SHIPPED_ROUTER
-from tuning.storage import write_text
-from tuning.training_options import Options, complete
-from tuning.training_setup import envelope_of, world_options
-from tuning.training_worlds import base_world, training_groups
+from tuning.run_dir.atomic import write_text
+from tuning.training.options import Options, complete
+from tuning.training.setup import envelope_of, world_options
+from tuning.training.worlds import base_world, training_groups
 
 
 def shipped_envelope() -> Envelope:

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from cluster.jobs_api import api_errors, connect, follow, jobs_address
-from models.files import written_aside
-from models.names import inner_path
+from models.export.files import written_aside
+from models.export.names import inner_path
 from rllib_envs.errors import InputError
-from tuning.tables import ABSENT, markdown_table
+from tuning.output.tables import ABSENT, markdown_table
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rllib_envs.errors import InputError
-from tuning.ray_session import prepare_environment, token_advice
-from tuning.secret_urls import told, without_secrets
+from tuning.ray_cluster.session import prepare_environment, token_advice
+from tuning.run_dir.secret_urls import told, without_secrets
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -28,9 +28,9 @@ import tyro
 
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
-from tuning.home import in_home
-from tuning.ray_session import TOKEN_FILE, has_token
-from tuning.storage import write_json, write_secret
+from tuning.ray_cluster.session import TOKEN_FILE, has_token
+from tuning.run_dir.atomic import write_json, write_secret
+from tuning.run_dir.home import in_home
 
 _ABOUT, _LOG, _TEMPORARY = "node.json", "node.log", "ray"
 _STARTED = "Ray runtime started."  # what ``ray start`` writes when the node answers

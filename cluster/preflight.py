@@ -18,11 +18,11 @@ from typing import Any
 from cluster.jobs_api import api_errors, connect
 from rllib_envs.errors import InputError
 from rllib_envs.yaml_files import read_mapping
-from tuning.cluster_check import Check, Needs, inspect_cluster
-from tuning.ray_session import attach, has_token, prepare_environment
-from tuning.secret_urls import without_secrets
-from tuning.spec import check_limits
-from tuning.tables import markdown_table
+from tuning.output.tables import markdown_table
+from tuning.ray_cluster.check import Check, Needs, inspect_cluster
+from tuning.ray_cluster.session import attach, has_token, prepare_environment
+from tuning.run_dir.secret_urls import without_secrets
+from tuning.specs.grammar import check_limits
 
 _EXIT_FAILED = 2
 _LARGEST_UPLOAD_MIB = 50.0  # ours is below one; Ray itself refuses hundreds

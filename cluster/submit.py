@@ -23,8 +23,8 @@ import tyro
 from cluster.jobs_api import api_errors, connect, follow, jobs_address
 from cluster.preflight import RUNTIME_ENV, inspect_from_outside, runtime_env
 from rllib_envs.errors import InputError
-from tuning.cluster_check import Needs, refuse_failed
-from tuning.secret_urls import has_secret, without_secrets
+from tuning.ray_cluster.check import Needs, refuse_failed
+from tuning.run_dir.secret_urls import has_secret, without_secrets
 
 _MODULES = {
     "train": "tuning.train",
@@ -140,7 +140,7 @@ def _parse_command(command: Sequence[str]) -> tuple[str, Any]:
 def _needs(name: str, given: Any) -> Needs:
     """What the command will want of the cluster, as far as its options say."""
     if name == "train":
-        from tuning.training_setup import needs_of
+        from tuning.training.setup import needs_of
 
         return needs_of(given)
     if name == "sweep":

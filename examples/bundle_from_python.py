@@ -20,13 +20,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from rllib_envs.scenarios.load import load_scenario
 
-from models.bundle import load_bundle
-from rllib_envs.scenario import load_scenario, with_workload
+from models.export.bundle import load_bundle
+from rllib_envs.scenario import with_workload
 from rllib_envs.simulation import Simulation
 from tuning.demo import SHIPPED_ROUTER
-from tuning.matrix import start_simulation
-from tuning.routers import parse_router
+from tuning.evaluation.matrix import start_simulation
+from tuning.specs.routers import parse_router
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rllib_envs.scenarios.load import load_scenario
 
-from rllib_envs.scenario import Arrivals, load_scenario, with_workload
-from tuning.matrix import EVALUATION_SEEDS, start_simulation
-from tuning.routers import parse_router
+from rllib_envs.scenario import Arrivals, with_workload
+from tuning.evaluation.matrix import EVALUATION_SEEDS, start_simulation
+from tuning.specs.routers import parse_router
 
 
 def waves(rate_rps: float, n: int, rng: np.random.Generator, *, every_s: float = 5.0, share: float = 0.5) -> NDArray[np.float64]:

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from rllib_envs.capacity import expert_capacities
-from rllib_envs.profile_fit import fit_profile, held_out
+from rllib_envs.profiles.fit import fit_profile, held_out
 from rllib_envs.scenario import Expert, Scenario, Workload
-from tuning.matrix import EVALUATION_SEEDS, start_simulation
-from tuning.routers import parse_router
+from tuning.evaluation.matrix import EVALUATION_SEEDS, start_simulation
+from tuning.specs.routers import parse_router
 
 LAYERS, KV_BYTES = 32, 131_072
 GPUS = {  # ms of an idle iteration, ms per prompt token, ms per context token; KV capacity; score and length of the answers

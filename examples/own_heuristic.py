@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.heuristic import Actions, Parameter, arrived_feature, available, best_expert, heuristic, present
-from rllib_envs.scenario import load_scenario, with_workload
+from rllib_envs.scenario import with_workload
 from rllib_envs.simulation import Simulation
-from tuning.matrix import EVALUATION_SEEDS, start_simulation
-from tuning.routers import parse_router
+from tuning.evaluation.matrix import EVALUATION_SEEDS, start_simulation
+from tuning.specs.routers import parse_router
 
 
 @heuristic(parameters={"charge": Parameter(low=0.0, high=1.0)})

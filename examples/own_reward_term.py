@@ -24,10 +24,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs import ENV_ID
 from rllib_envs.observation import ARRIVED_FEATURES
-from rllib_envs.scenario import load_scenario, with_workload
+from rllib_envs.scenario import with_workload
 
 TOLD_LENGTH, TOLD_SCORE = ARRIVED_FEATURES.index("told_length"), ARRIVED_FEATURES.index("told_score")
 TOKENS = 256  # of a told length of 1

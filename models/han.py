@@ -2,7 +2,8 @@ r"""Heterogeneous graph attention: how requests, experts and the arrived request
 
 The operator is that of the `"Heterogeneous Graph Attention Network" <https://arxiv.org/abs/1903.07293>`_ (Wang et al. 2019), in
 two forms with the same parameters: a sparse one for any heterogeneous graph (``HANLayer``, PyG message passing) and a dense one
-for the padded observation (``HANEncoder.forward``), which is the faster. ``models.pooled`` is the stock arm to compare with.
+for the padded observation (``HANEncoder.forward``), which is the faster.
+``models.paper.pooled`` is the stock arm to compare with.
 """
 
 from __future__ import annotations

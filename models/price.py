@@ -2,7 +2,7 @@
 
 ``rllib_envs.baselines.impact_greedy`` has the simplest form of it, with one parameter tuned for each load. Here the price follows
 the load and differs between engines by what they are, so that one set of parameters serves any cluster at any load. They are
-few enough to be found by trying: ``models.rllib.price_search``.
+few enough to be found by trying: ``models.rllib.avl.price_search``.
 """
 
 from __future__ import annotations

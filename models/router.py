@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from models.bounds import MASKED_SCORE, MOST_WIDTH
 from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
 from models.impact import Branched, Explanation, ImpactEstimator
 from models.price import Price
@@ -17,13 +18,7 @@ from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FE
 
 if TYPE_CHECKING:
     from models.han import HANEncoder
-    from models.pooled import PooledHAN
-
-MASKED_SCORE = -1e9
-"""Score of an action that is not possible: its probability is exactly 0 in float32, and scores stay finite."""
-
-MOST_WIDTH = 4096
-"""Of any layer: more is a mistake, or an attempt to exhaust memory."""
+    from models.paper.pooled import PooledHAN
 
 EncoderName = Literal["han", "aggregates", "pooled"]
 EdgesName = Literal["all", "running", "waiting"]
@@ -212,7 +207,7 @@ def _encoder(spec: RouterSpec) -> HANEncoder | PooledHAN | None:
         requests = REQUESTS if spec.edges == "all" else (spec.edges,)
         return HANEncoder(*widths, spec.graph_hidden, spec.heads, spec.layers, requests=requests, semantic=spec.semantic)
     if spec.encoder == "pooled":
-        from models.pooled import PooledHAN
+        from models.paper.pooled import PooledHAN
 
         return PooledHAN(*widths, spec.graph_hidden, spec.heads)
     return None

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from rllib_envs.errors import InputError
 from rllib_envs.own_code import PREFIX, parse_own
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload.arrival_processes import PROCESSES
-from rllib_envs.yaml_files import dump_yaml, parse_yaml, read_mapping
+from rllib_envs.yaml_files import dump_yaml
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # strict: true and "1" are no numbers, 1.0 is no integer
 
@@ -43,7 +38,8 @@ Slots = Annotated[int, Field(ge=1, le=4096)]
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
 
-_TRACE = "trace"  # the kind of arrivals that replays a trace
+TRACE = "trace"
+"""The kind of arrivals that replays a trace."""
 
 DEFAULT_REQUESTS = 2000
 """Arrivals in an episode where ``Workload.requests`` does not say and nothing is replayed."""
@@ -64,8 +60,8 @@ def _known_kind(kind: str) -> str:
         if parse_own(kind, "arrivals").rest is not None:  # its file is run when it is drawn, not here
             raise ValueError(f"{kind!r}: numbers are given in parameters")
         return kind
-    if kind not in (*PROCESSES, _TRACE):
-        raise ValueError(f"{kind!r}: allowed are {', '.join(PROCESSES)}, {_TRACE}")
+    if kind not in (*PROCESSES, TRACE):
+        raise ValueError(f"{kind!r}: allowed are {', '.join(PROCESSES)}, {TRACE}")
     return kind
 
 
@@ -151,16 +147,16 @@ class Arrivals:
     @property
     def brings_prompts(self) -> bool:
         """Whether its requests may have prompts that are not the catalogue's."""
-        return self.kind == _TRACE or (not self.is_own and PROCESSES[self.kind].brings_prompts)
+        return self.kind == TRACE or (not self.is_own and PROCESSES[self.kind].brings_prompts)
 
     @property
     def has_own_rate(self) -> bool:
         """Whether it can come at a rate of its own."""
-        return self.kind == _TRACE or (not self.is_own and PROCESSES[self.kind].own_rate_rps is not None)
+        return self.kind == TRACE or (not self.is_own and PROCESSES[self.kind].own_rate_rps is not None)
 
     @model_validator(mode="after")
     def _trace_given(self) -> Self:
-        if (self.kind == _TRACE) != (self.trace is not None):
+        if (self.kind == TRACE) != (self.trace is not None):
             raise ValueError(
                 f"kind = {self.kind!r} and trace {'not ' if self.trace is None else ''}given: a trace goes with kind 'trace'"
             )
@@ -357,98 +353,6 @@ class Scenario:
         if parameters:  # scenarios that have none are written, and known, as before there were any
             data["workload"]["arrivals"]["parameters"] = parameters
         return data
-
-
-_ADAPTER: TypeAdapter[Scenario] = TypeAdapter(Scenario)
-
-
-def parse_scenario(data: Any, where: str) -> Scenario:
-    """Build a scenario from parsed YAML; ``where`` says where it was read, for messages.
-
-    Raises:
-        InputError: unknown key, wrong type or impossible value; one line for each, with the field's path. Arrivals of a user's
-            own code: who reads a file has not asked for code to be run.
-    """
-    try:
-        scenario = _ADAPTER.validate_json(json.dumps(data, default=str))  # in JSON a list is a tuple, and nothing else gives way
-    except ValidationError as error:
-        raise InputError("\n".join(explain(error, where, "scenario"))) from None
-    if scenario.workload.arrivals.is_own:
-        raise InputError(
-            f"{where}: workload.arrivals.kind = {scenario.workload.arrivals.kind!r}: code is run only where the command line "
-            f"(--arrivals) or Python names it, never from a file; allowed are {', '.join(PROCESSES)}, {_TRACE}"
-        )
-    return scenario
-
-
-Location = tuple[int | str, ...]
-
-
-def explain(error: ValidationError, where: str, whole: str, place: Callable[[Location], Location] = lambda at: at) -> list[str]:
-    """A line for each mistake: where it was read, the field, what is allowed, and what was given.
-
-    Args:
-        error: of pydantic.
-        where: file or other source.
-        whole: what to call it all, where no field is to blame.
-        place: where the user gave the field, of where the record has it.
-    """
-    return [
-        f"{where}: {'.'.join(map(str, place(e['loc']))) or whole}: {e['msg']}{_HINTS.get(e['type'], '')} "
-        f"(got {_short(e['input'])})"
-        for e in error.errors()
-    ]
-
-
-_HINTS = {"bool_type": ", true or false"}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def load_scenario(name_or_path: str | os.PathLike[str]) -> Scenario:
-    """Load a preset (``edge6``, ``paper3``, generated ``edgeN``) or a YAML file. A path object is a file, whatever its name.
-
-    Raises:
-        InputError: no such preset or file, or its content is not a scenario.
-        TypeError: neither text nor a path.
-    """
-    if not isinstance(name_or_path, str):
-        if not isinstance(name_or_path, os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] (not all callers check types)
-            raise TypeError(f"scenario of type {type(name_or_path).__name__}: must be a str, a Path or a Scenario")
-        return _read_scenario(Path(name_or_path))
-    preset = resources.files("rllib_envs") / "scenarios" / f"{name_or_path}.yaml"
-    if re.fullmatch(r"[\w-]+", name_or_path, re.ASCII) and preset.is_file():
-        where = f"preset {name_or_path}"
-        return parse_scenario(parse_yaml(preset.read_text(encoding="utf-8"), where), where)
-    generated = re.fullmatch(r"edge([0-9]{1,9})", name_or_path)
-    if generated:
-        from rllib_envs.fleet import generate_fleet  # here: fleet builds on this module
-
-        return generate_fleet(int(generated[1]))
-    path = Path(name_or_path)
-    if "\0" in name_or_path or not path.exists():
-        raise InputError(
-            f"scenario {name_or_path!r}: neither a preset ({', '.join(preset_names())}, edgeN with N from 2 to 256) nor a file"
-        )
-    return _read_scenario(path)
-
-
-def as_scenario(scenario: Scenario | str | os.PathLike[str]) -> Scenario:
-    """A scenario as it is, or loaded from what names it; errors as of ``load_scenario``."""
-    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
-
-
-def _read_scenario(path: Path) -> Scenario:
-    return parse_scenario(read_mapping(path, "a scenario's fields"), str(path))
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that are files."""
-    folder = resources.files("rllib_envs") / "scenarios"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def with_workload(scenario: Scenario, **changes: Any) -> Scenario:

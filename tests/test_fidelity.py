@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.fidelity import MODELS, RUN, replay, run_profile, table_errors
-from rllib_envs.measurements import MeasuredRun, read_run
-from rllib_envs.profile_fit import SERVER_MIXED_MS, RunErrors, compare_run
+from rllib_envs.profiles.fit import SERVER_MIXED_MS, RunErrors, compare_run
+from rllib_envs.profiles.measurements import MeasuredRun, read_run
 from rllib_envs.sim.profile import EngineProfile
 
 pytestmark = pytest.mark.slow

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import edgeroute
 from rllib_envs import baselines
@@ -13,15 +14,15 @@ from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.heuristic import Parameter, heuristic
 from rllib_envs.own_code import load_own, parse_own
-from rllib_envs.scenario import Arrivals, load_scenario, parse_scenario, with_workload
+from rllib_envs.scenario import Arrivals, with_workload
 from rllib_envs.workload.arrival_process import arrival_process
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.workload.arrivals import draw_arrivals
 from tests.small_worlds import small
-from tuning.matrix import Cell, run_cell, start_simulation
-from tuning.routers import build_router, parse_router
-from tuning.tuned import Entry
-from tuning.workloads import TraceOptions, is_process, make_workloads
+from tuning.evaluation.matrix import Cell, run_cell, start_simulation
+from tuning.evaluation.tuned import Entry
+from tuning.specs.routers import build_router, parse_router
+from tuning.specs.workloads import TraceOptions, is_process, make_workloads
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
-from rllib_envs.measurements import Batches, MeasuredRun, measured_batches, read_run
-from rllib_envs.profile_fit import SERVER_MIXED_MS, SERVER_OVERHEAD, FittedProfile, Limits, compare_run, fit_profile
+from rllib_envs.profiles.fit import SERVER_MIXED_MS, SERVER_OVERHEAD, FittedProfile, Limits, compare_run, fit_profile
+from rllib_envs.profiles.measurements import Batches, MeasuredRun, measured_batches, read_run
 from rllib_envs.sim.profile import EngineProfile
 from tests.draws import examples
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rllib_envs.scenarios.load import load_scenario, parse_scenario, preset_names
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import (
@@ -24,9 +25,6 @@ from rllib_envs.scenario import (
     TraceFile,
     Variation,
     Workload,
-    load_scenario,
-    parse_scenario,
-    preset_names,
     with_workload,
 )
 from rllib_envs.yaml_files import parse_yaml

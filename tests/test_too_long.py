@@ -13,7 +13,7 @@ from rllib_envs.sim.state import DROPPED, PENDING, REJECTED, TOO_LONG
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
 from tests.worlds import random_world, scenario_of, seeds, simulation_of
-from tuning.metrics import mean_qos, request_metrics, routing_shares
+from tuning.metrics.episode import mean_qos, request_metrics, routing_shares
 
 REWARD = Reward(realised_qos=1.0, violation=0.5, paper_impact=0.5, drop=1.0, marginal_qos=0.25)
 

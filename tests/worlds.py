@@ -9,10 +9,11 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rllib_envs.scenarios.load import load_scenario
 
 import rllib_envs.simulation
 from rllib_envs.observation import View
-from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, load_scenario, with_workload
+from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, with_workload
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, Request
 from rllib_envs.simulation import Simulation

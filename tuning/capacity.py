@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rllib_envs.scenarios.load import load_scenario
+
 from rllib_envs.capacity import IN_TIME, expert_capacities
-from rllib_envs.scenario import LOAD_FRACTIONS, Scenario, load_scenario
-from tuning.storage import write_json
-from tuning.tables import markdown_table
+from rllib_envs.scenario import LOAD_FRACTIONS, Scenario
+from tuning.output.tables import markdown_table
+from tuning.run_dir.atomic import write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

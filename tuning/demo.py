@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuning import evaluate, train
-from tuning.spec import check_limits
-from tuning.workloads import TraceOptions
+from tuning.specs.grammar import check_limits
+from tuning.specs.workloads import TraceOptions
 
 _ROOT = Path(__file__).resolve().parents[1]
 SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"

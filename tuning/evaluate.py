@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Scenario, load_scenario, with_workload
-from tuning.arrival_notes import notes_on_arrivals
-from tuning.comparison import compare
-from tuning.evaluation_report import write_report
-from tuning.evaluation_tracking import figures_since, track_evaluation
-from tuning.faults import NO_FAULT, describe_fault
-from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
-from tuning.routers import RouterSpec, parse_router, parse_routers, with_tuned
-from tuning.spec import MOST_SEED, check_limits
-from tuning.trace_notes import notes_on_traces
-from tuning.tracking import TrackOptions, provenance, tracker
-from tuning.trained_on import notes_on_training
-from tuning.tuned import Choice, Tuned, read_tuned, shipped_tuned
-from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
+from rllib_envs.scenario import Scenario, with_workload
+from tuning.evaluation.arrival_notes import notes_on_arrivals
+from tuning.evaluation.comparison import compare
+from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
+from tuning.evaluation.report import write_report
+from tuning.evaluation.trace_notes import notes_on_traces
+from tuning.evaluation.tracking import figures_since, track_evaluation
+from tuning.evaluation.trained_on import notes_on_training
+from tuning.evaluation.tuned import Choice, Tuned, read_tuned, shipped_tuned
+from tuning.output.tracking import TrackOptions, provenance, tracker
+from tuning.specs.faults import NO_FAULT, describe_fault
+from tuning.specs.grammar import MOST_SEED, check_limits
+from tuning.specs.routers import RouterSpec, parse_router, parse_routers, with_tuned
+from tuning.specs.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
 _SMOKE = {"seeds": 2, "requests": 50}
 

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import tyro
 
-from models.bundle import load_bundle, save_bundle
-from models.onnx_export import ONNX_FILE
+from models.export.bundle import load_bundle, save_bundle
+from models.export.onnx import ONNX_FILE
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, read_checkpoint
 from rllib_envs.errors import InputError
-from tuning.trained_on import UNKNOWN
+from tuning.evaluation.trained_on import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,15 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario, parse_scenario
-from tuning import report_sections as sections
-from tuning.document import Document, Section, to_html, to_markdown
-from tuning.matrix import EVALUATION_SEEDS
-from tuning.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
-from tuning.storage import write_text
-from tuning.traffic import Question, explains_itself, simulate_traffic
+from tuning.evaluation.matrix import EVALUATION_SEEDS
+from tuning.reports import sections
+from tuning.reports.document import Document, Section, to_html, to_markdown
+from tuning.reports.episode_replay import Question, explains_itself, simulate_traffic
+from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
+from tuning.run_dir.atomic import write_text
 
 _SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
 _SHIPPED_SCENARIO = "edge6"

@@ -14,22 +14,23 @@ import numpy as np
 import pyarrow as pa
 import tyro
 from pyarrow import csv, parquet
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Scenario, load_scenario
+from rllib_envs.scenario import Scenario
 from rllib_envs.sim.state import TOO_LONG
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
-from tuning.arrival_notes import notes_on_arrivals
-from tuning.literal import printable
-from tuning.matrix import start_simulation
-from tuning.metrics import METRICS, episode_metrics, routing_shares
-from tuning.routers import RouterSpec, parse_router
-from tuning.spec import MOST_SEED, check_limits
-from tuning.storage import write_atomically, write_json
-from tuning.tables import markdown_table, metric_title, show
-from tuning.trace_notes import notes_on_traces, trace_json
-from tuning.trained_on import notes_on_training
-from tuning.workloads import TraceOptions, Workload, make_workloads
+from tuning.evaluation.arrival_notes import notes_on_arrivals
+from tuning.evaluation.matrix import start_simulation
+from tuning.evaluation.trace_notes import notes_on_traces, trace_json
+from tuning.evaluation.trained_on import notes_on_training
+from tuning.metrics.episode import METRICS, episode_metrics, routing_shares
+from tuning.output.literal import printable
+from tuning.output.tables import markdown_table, metric_title, show
+from tuning.run_dir.atomic import write_atomically, write_json
+from tuning.specs.grammar import MOST_SEED, check_limits
+from tuning.specs.routers import RouterSpec, parse_router
+from tuning.specs.workloads import TraceOptions, Workload, make_workloads
 
 _SMOKE_REQUESTS = 50
 _FORMATS = {".csv": csv.write_csv, ".parquet": parquet.write_table}

@@ -15,33 +15,30 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from models.rllib.avl_settings import AVLSettings
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
 from rllib_envs.yaml_files import dump_yaml, parse_yaml, read_mapping
-from tuning.cluster_check import Needs
-from tuning.going_on import goes_on
-from tuning.mirror import Mirror
-from tuning.ray_session import ray_session
-from tuning.run_lock import run_lock
-from tuning.signals import endings, leave_lost_streams
-from tuning.signature import check_signature, derived_key, signed
-from tuning.signed_state import STATE
-from tuning.space import Space, check_space, load_space, parse_space
-from tuning.spec import check_limits
-from tuning.storage import write_text
-from tuning.sweep_report import Finding, write_sweep
-from tuning.sweep_tuner import expected_trials, tuner_of
-from tuning.tracking import TrackOptions
-from tuning.training_options import Options as TrainOptions
-from tuning.training_options import definition, options_from, parse_options
-from tuning.trial_plan import TrialPlan
+from tuning.output.tracking import TrackOptions
+from tuning.ray_cluster.check import Needs
+from tuning.ray_cluster.session import ray_session
+from tuning.run_dir.atomic import write_text
+from tuning.run_dir.lock import run_lock
+from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.resume import goes_on
+from tuning.run_dir.signature import check_signature, derived_key, signed
+from tuning.sweeps.options import SMOKE, Options, check_options
+from tuning.sweeps.plan import TrialPlan
+from tuning.sweeps.report import Finding, write_sweep
+from tuning.sweeps.signed_state import STATE
+from tuning.sweeps.space import Space, check_space, load_space, parse_space
+from tuning.sweeps.tuner import expected_trials, tuner_of
+from tuning.training.options import Options as TrainOptions
+from tuning.training.options import definition, options_from, parse_options
+from tuning.training.signals import endings, leave_lost_streams
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -50,72 +47,7 @@ if TYPE_CHECKING:
 _CONFIG, _TUNE, _RESULTS = "sweep.yaml", "tune", "sweep.json"
 _NONCE, _TRUSTED, _NONCE_BYTES = "nonce", "trusted", 16
 _OF_ONE_START = ("run_dir", "address", "resume", "auto_resume", "trust_checkpoint", "storage", "max_concurrent", "track")
-_SMOKE: dict[str, Any] = {"iterations": 2, "grace": 1, "finalists": 2, "final_seeds": 2}
-_GOES_WITH_PBT = {"lr", "temperature", *(f.name for f in fields(AVLSettings))}  # no weight depends on them
-_LIMITS: dict[str, tuple[float, float]] = {
-    "num_samples": (1, 10**5),
-    "iterations": (1, 10**9),
-    "grace": (1, 10**9),
-    "finalists": (1, 1000),
-    "final_seeds": (2, 10**5),
-    "cpus_per_trial": (1, 4096),
-    "gpus_per_trial": (0, 1024),
-    "max_concurrent": (1, 10**5),
-    "seed": (0, 2**32 - 1),  # Tune makes a RandomState of it
-}
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Options of the command."""
-
-    space: str = "reward-weights"
-    """What is varied: reward-weights, graph, learner, or a YAML file (docs/sweeps.md)."""
-    config: Path | None = None
-    """YAML file of train's options, the same for all trials but for what the space says."""
-    search: Literal["random", "grid", "optuna"] = "random"
-    """How settings are chosen: at random; every combination, with three levels of each range; or by Optuna's TPE."""
-    objective: Literal["qos", "pareto"] = "qos"
-    """qos: the best QoS; pareto, with optuna: QoS against the GPU time that a request takes."""
-    scheduler: Literal["none", "asha", "pbt"] = "asha"
-    """asha: stop the worse two thirds of the trials again and again; pbt: bad trials go on from good ones with changed settings,
-    for spaces of the learner and of the reward alone; none: all trials run to the end."""
-    num_samples: int = 8
-    """Trials, the usual settings being the first where the space holds them; with grid, repetitions of it."""
-    iterations: int = 20
-    """Iterations of a trial that is not stopped before."""
-    grace: int = 5
-    """asha: iterations that every trial is given."""
-    finalists: int = 5
-    """Trials that are compared again in the end, beside the one with the usual settings."""
-    final_seeds: int = 16
-    """Episodes at each load of that comparison."""
-    cpus_per_trial: int = 1
-    """Cores of a trial; beyond the first, each is for a worker process that steps environments."""
-    gpus_per_trial: float = 0.0
-    """GPUs of a trial."""
-    max_concurrent: int | None = None
-    """Trials at the same time at most. Default: as many as the cluster has room for."""
-    seed: int = 0
-    """Seed of the search; that of training is train's."""
-    run_dir: Path = Path("runs/sweep")
-    """Folder of the sweep."""
-    address: str = "local"
-    """Ray: local starts one for this sweep, auto or a URL attaches to a running cluster."""
-    resume: bool = False
-    """Go on with the sweep in the folder: finished trials are kept, what it is made of is taken from there."""
-    auto_resume: bool = False
-    """Go on with the sweep in the folder if there is one, else begin it: for jobs that are started again after a failure."""
-    trust_checkpoint: bool = False
-    """Go on with a sweep that you did not begin yourself. It holds pickles, which can run any code: only if you trust whoever
-    did."""
-    storage: str | None = None
-    """Where trials write, on whatever node they run, and the results go too: a folder that all nodes share, or a URL such as
-    s3://bucket/sweeps; the sweep is below it under the name of its folder. --resume goes on from there (docs/reliability.md)."""
-    track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
-    smoke: bool = False
-    """A tiny sweep that takes seconds for each trial."""
 
 
 def run(options: Options) -> int:
@@ -179,10 +111,10 @@ def _search_on(options: Options, mirror: Mirror | None) -> int:
 
 def _begin(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
     """Check everything, and lay out a new run directory. Last comes what its trials are trusted by, as in ``_continue``."""
-    options = replace(options, **_SMOKE) if options.smoke else options
+    options = replace(options, **SMOKE) if options.smoke else options
     space = load_space(options.space)
     train = _train_options(options, TrainOptions() if options.config is None else options_from(options.config))
-    _check(options, space)
+    check_options(options, space)
     check_space(space, train, f"space {options.space}")
     vouched = {_NONCE: secrets.token_hex(_NONCE_BYTES), _TRUSTED: False}
     contents = {
@@ -240,20 +172,6 @@ def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
 def _group(options: Options) -> TrackOptions:
     """A sweep is one group of runs."""
     return replace(options.track, wandb_group=options.track.wandb_group or options.run_dir.name)
-
-
-def _check(options: Options, space: Space) -> None:
-    for name, (low, high) in _LIMITS.items():
-        check_limits(name, getattr(options, name), low, high)
-    if options.objective == "pareto" and options.search != "optuna":
-        raise InputError(f"objective = pareto: needs search = optuna, not {options.search}")
-    if options.search == "optuna" and options.scheduler == "pbt":
-        raise InputError("scheduler = pbt: changes settings by itself: needs search = random or grid, not optuna")
-    if options.scheduler == "pbt":
-        fixed = [path for path in space.parameters if path.replace("-", "_") not in _GOES_WITH_PBT and "reward." not in path]
-        if fixed:
-            allowed = f"reward.* and {', '.join(sorted(_GOES_WITH_PBT))}"
-            raise InputError(f"scheduler = pbt: {fixed[0]} cannot change within a run; allowed are {allowed}")
 
 
 def _check_room(options: Options) -> None:

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_envs.scenarios.load import parse_scenario
+
 from models.rllib.checkpoint import (
     ABOUT,
     BUNDLE,
@@ -32,25 +34,25 @@ from models.rllib.checkpoint import (
     set_damaged_aside,
     whole_checkpoint,
 )
-from models.rllib.env_groups import Group
-from models.rllib.faults import TrainingFailed
+from models.rllib.errors import TrainingFailed
+from models.rllib.rollout.env_groups import Group
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Scenario, parse_scenario
+from rllib_envs.scenario import Scenario
 from rllib_envs.yaml_files import dump_yaml, read_mapping
-from tuning.going_on import goes_on
-from tuning.mirror import Mirror
-from tuning.ray_session import ray_session
-from tuning.run_lock import run_lock
-from tuning.secret_urls import without_secrets
-from tuning.signature import check_signature, signed
-from tuning.storage import write_text
-from tuning.tracking import ROUTER, bundle_name, provenance, tracker
-from tuning.training_curve import draw_curve
-from tuning.training_log import LOG, Iteration, RunLog, read_log
-from tuning.training_loop import Diverged, Limits, Trainer
-from tuning.training_options import Options, complete, defaults, definition, resumed
-from tuning.training_setup import about_run, algorithm_of, needs_of, validator_of, world_options
-from tuning.training_worlds import base_world, training_groups
+from tuning.output.tracking import ROUTER, bundle_name, provenance, tracker
+from tuning.ray_cluster.session import ray_session
+from tuning.run_dir.atomic import write_text
+from tuning.run_dir.lock import run_lock
+from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.resume import goes_on
+from tuning.run_dir.secret_urls import without_secrets
+from tuning.run_dir.signature import check_signature, signed
+from tuning.training.curve import draw_curve
+from tuning.training.log import LOG, Iteration, RunLog, read_log
+from tuning.training.loop import Diverged, Limits, Trainer
+from tuning.training.options import Options, complete, defaults, definition, resumed
+from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, world_options
+from tuning.training.worlds import base_world, training_groups
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario
 from rllib_envs.workload.replay import episode_requests
-from tuning.digests import code_digest
-from tuning.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
-from tuning.routers import parse_router
-from tuning.spec import format_spec
-from tuning.statistics import mean_interval, paired_difference
-from tuning.storage import write_json
-from tuning.tables import markdown_table, show_interval
-from tuning.trace_notes import notes_on_traces
-from tuning.tuned import FORMAT, world_fingerprint
-from tuning.workloads import TraceOptions, Workload, make_workloads, with_prompts
+from tuning.evaluation.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
+from tuning.evaluation.trace_notes import notes_on_traces
+from tuning.evaluation.tuned import FORMAT, world_fingerprint
+from tuning.metrics.statistics import mean_interval, paired_difference
+from tuning.output.tables import markdown_table, show_interval
+from tuning.run_dir.atomic import write_json
+from tuning.run_dir.digests import code_digest
+from tuning.specs.grammar import format_spec
+from tuning.specs.routers import parse_router
+from tuning.specs.workloads import TraceOptions, Workload, make_workloads, with_prompts
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 

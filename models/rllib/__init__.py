@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.rllib.avl import AVL, AVLConfig
-    from models.rllib.ppo import RouterPPO, RouterPPOConfig
+    from models.rllib.avl.algorithm import AVL, AVLConfig
+    from models.rllib.ppo.algorithm import RouterPPO, RouterPPOConfig
     from models.rllib.router_module import RouterModule
-    from models.rllib.sac import RouterSAC, RouterSACConfig
+    from models.rllib.sac.algorithm import RouterSAC, RouterSACConfig
     from models.rllib.scenario import training_scenario
 
 __all__ = [
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AVL": "avl",
-    "AVLConfig": "avl",
+    "AVL": "avl.algorithm",
+    "AVLConfig": "avl.algorithm",
     "RouterModule": "router_module",
-    "RouterPPO": "ppo",
-    "RouterPPOConfig": "ppo",
-    "RouterSAC": "sac",
-    "RouterSACConfig": "sac",
+    "RouterPPO": "ppo.algorithm",
+    "RouterPPOConfig": "ppo.algorithm",
+    "RouterSAC": "sac.algorithm",
+    "RouterSACConfig": "sac.algorithm",
     "training_scenario": "scenario",
 }
 

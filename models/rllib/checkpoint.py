@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import TRAINED_ON, Network, bundle_router, save_bundle
 from models.envelope import Envelope
-from models.files import written_aside
-from models.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
-from models.rllib.faults import LearnerFailed
+from models.export.bundle import TRAINED_ON, Network, bundle_router, save_bundle
+from models.export.files import written_aside
+from models.export.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
+from models.rllib.errors import LearnerFailed
 from rllib_envs.baselines import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
@@ -176,12 +176,22 @@ def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algori
         algorithm: what to restore.
 
     Raises:
-        InputError: the files are not those that ``about`` names; there is no room for a private copy of them.
+        InputError: the files are not those that ``about`` names; there is no room for a private copy of them; another version
+            of the project wrote them, with modules that are not there any more.
     """
     where = folder / ABOUT
     manifest = manifest_in(about, where).below(_RLLIB)
     with private_copy(folder / _RLLIB, manifest, where, "checkpoint") as copy:
-        algorithm.restore_from_path(copy)
+        try:
+            algorithm.restore_from_path(copy)
+        except (ModuleNotFoundError, AttributeError) as error:
+            if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
+                raise
+            # A pickle names what this version has elsewhere.
+            raise InputError(
+                f"{where}: written by another version of edgeroute, whose training state this one cannot read ({error}); its "
+                "router can be evaluated and exported, training must begin anew"
+            ) from None
 
 
 def load_router(path: Path) -> tuple[Router, Observation]:

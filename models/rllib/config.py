@@ -11,8 +11,8 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.utils.from_config import NotProvided
 
 from models.rllib.build import router_spec
-from models.rllib.env_groups import first_scenarios
-from models.rllib.runner import ColumnRunner
+from models.rllib.rollout.env_groups import first_scenarios
+from models.rllib.rollout.runner import ColumnRunner
 from models.rllib.scenario import training_scenario
 from models.router import check_observation
 from rllib_envs import ENV_ID

@@ -9,7 +9,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from models.critic import StateValue
+from models.critic import StateValue, UsualQuality
 from models.features import read_columns
 from models.rllib.build import build_router
 from models.rllib.distribution import MaskedCategorical
@@ -63,3 +63,16 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTION_DIST_INPUTS: self.router(batch[Columns.OBS]) / self.temperature}
+
+
+class BaselineModule(RouterModule):
+    """A ``RouterModule`` with a baseline that no action has an influence on: what PPO and AVL learn from."""
+
+    def setup(self) -> None:
+        """Build the networks."""
+        super().setup()
+        self.usual = UsualQuality()
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """What rollout workers do without."""
+        return [*super().get_non_inference_attributes(), "usual"]

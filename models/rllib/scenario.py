@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from os import PathLike
 
-from rllib_envs.scenario import Reward, Scenario, as_scenario
+from rllib_envs.scenarios.load import as_scenario
+
+from rllib_envs.scenario import Reward, Scenario
 
 SOFT_DEADLINE = 0.035
 """Soft deadline of the roll-out, as a share of the SLO: about what impact-greedy does best with, tuned load by load."""

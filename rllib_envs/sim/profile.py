@@ -60,7 +60,7 @@ class EngineProfile:
     c0_mixed_ms: float = 0.0  # >= 0: what c0 grows by in an iteration with prefill, ms
     kv_tokens: int  # > 0: KV capacity; floor(kv_tokens / 16) blocks, of which one is the server's null block
     kv_bytes_per_token: int  # > 0
-    overhead: float = 1.0  # > 0: measured step time over kernel time; see rllib_envs/profile_fit.py
+    overhead: float = 1.0  # > 0: measured step time over kernel time; see rllib_envs/profiles/fit.py
     max_num_seqs: int = 256  # >= 1: most requests running at once
     max_num_batched_tokens: int = 2048  # >= max_num_seqs: token budget of an iteration
     max_model_len: int = 4096  # >= 2 and within the KV capacity: longest prompt + output

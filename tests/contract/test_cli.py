@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import edgeroute
-from rllib_envs.scenario import load_scenario
+from rllib_envs.scenarios.load import load_scenario
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,8 @@ def test_names_in_any_language_are_read_and_written_whatever_the_locale(tmp_path
     assert NAME in text  # not escaped
     world.write_text(text, encoding="utf-8")
     result = run_extra(
-        "from pathlib import Path; from rllib_envs.scenario import load_scenario; from tuning.storage import write_json; "
+        "from pathlib import Path; from rllib_envs.scenarios.load import load_scenario; "
+        "from tuning.run_dir.atomic import write_json; "
         f"world = load_scenario({str(world)!r}); write_json(Path({str(copy)!r}), world.to_dict()); print(world.name)"
     )
     assert (result.returncode, result.stderr) == (0, "")

@@ -17,9 +17,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 import rllib_envs
-from rllib_envs import routing
+from rllib_envs import env as routing
+from rllib_envs.env import EdgeRoutingEnv, EdgeRoutingVectorEnv
 from rllib_envs.errors import InputError
-from rllib_envs.routing import EdgeRoutingEnv, EdgeRoutingVectorEnv
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario, Variation
 from tests.worlds import small, tight
 

@@ -9,18 +9,19 @@ from types import ModuleType
 import gymnasium as gym
 import numpy as np
 import pytest
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import edgeroute
 from rllib_envs import ENV_ID, baselines, reward, scenario
 from rllib_envs.heuristic import Heuristic
-from rllib_envs.scenario import Arrivals, load_scenario, parse_scenario
+from rllib_envs.scenario import Arrivals
 from rllib_envs.sim.cluster import STEP
 from rllib_envs.workload import arrival_processes
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.yaml_files import parse_yaml
 from tests.small_worlds import small
-from tuning.matrix import start_simulation
-from tuning.routers import parse_router
+from tuning.evaluation.matrix import start_simulation
+from tuning.specs.routers import parse_router
 
 pytestmark = pytest.mark.slow
 

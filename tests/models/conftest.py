@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
-from rllib_envs.scenario import Reward, load_scenario, with_workload
+from rllib_envs.scenario import Reward, with_workload
 from rllib_envs.simulation import Simulation
 
 

@@ -15,16 +15,16 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from models.rllib.avl import AVLConfig, avl_config
-from models.rllib.avl_learner import _weights
-from models.rllib.avl_module import AVLModule
-from models.rllib.avl_settings import AVLSettings
-from models.rllib.ppo_module import PPOModule
-from models.rllib.runner import ColumnRunner
-from models.rllib.sac_module import SACModule
+from models.rllib.avl.algorithm import AVLConfig, avl_config
+from models.rllib.avl.learner import _weights
+from models.rllib.avl.module import AVLModule
+from models.rllib.avl.settings import AVLSettings
+from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.router_module import BaselineModule
+from models.rllib.sac.module import SACModule
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario
+from rllib_envs.scenarios.load import load_scenario
 from tests.draws import examples
 from tests.models.observed import ENCODERS, stir
 
@@ -452,7 +452,7 @@ def test_a_module_whose_observations_lack_the_roll_out_is_not_built():
     config = {"router": RouterSpec().to_dict(), "temperature": 0.01}
     parts = dict.fromkeys(("arrived", "experts", "cluster", "action_mask"), spaces.Box(-1, 1, (3, 23)))
     flat = spaces.Box(-1, 1, (100,))
-    for module in (AVLModule, PPOModule, SACModule):
+    for module in (AVLModule, BaselineModule, SACModule):
         with pytest.raises(InputError, match=r"observation.whatif = False"):
             module(observation_space=spaces.Dict(parts), action_space=spaces.Discrete(4), model_config=config)
         with pytest.raises(InputError, match=r"observation space without arrived, .*no connector may flatten them"):

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rllib_envs.scenarios.load import load_scenario
 
-from models.bundle import bundle_router, load_bundle, save_bundle
-from models.onnx_export import export_onnx, load_onnx
-from models.paper import PaperPolicy, PaperSpec
+from models.export.bundle import bundle_router, load_bundle, save_bundle
+from models.export.onnx import export_onnx, load_onnx
+from models.export.traced import random_observation
+from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
-from models.traced import random_observation
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Observation, load_scenario
+from rllib_envs.scenario import Observation
 from rllib_envs.simulation import Simulation
 from tests.models.observed import any_action, busy, seen, world
 
@@ -99,7 +100,7 @@ def test_damage_is_one_clear_error(bundle, damage, message):
 
 def test_loading_needs_no_ray_and_no_pickle(bundle):
     code = (
-        f"from pathlib import Path; import pickle, sys, models.han; from models.bundle import load_bundle;"
+        f"from pathlib import Path; import pickle, sys, models.han; from models.export.bundle import load_bundle;"
         f"pickle.load = pickle.loads = pickle.Unpickler = None; load_bundle(Path({str(bundle)!r})); print('ray' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

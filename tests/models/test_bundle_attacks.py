@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.bundle import load_bundle, save_bundle
-from models.manifest import digest, manifest_of
-from models.onnx_export import load_onnx
-from models.paper import PaperPolicy, PaperSpec
+from models.export.bundle import load_bundle, save_bundle
+from models.export.manifest import digest, manifest_of
+from models.export.onnx import load_onnx
+from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
@@ -220,7 +220,7 @@ def test_what_is_put_into_the_folder_is_refused(attack, bundle):
 
 def test_huge_weights_that_the_description_names_are_refused_unread(bundle, monkeypatch):
     os.truncate(bundle / WEIGHTS, 2**33)
-    monkeypatch.setattr("models.bundle.check_folder", lambda *_: None)  # reads it to its end, in little memory
+    monkeypatch.setattr("models.export.bundle.check_folder", lambda *_: None)  # reads it to its end, in little memory
     contents = json.loads((bundle / ABOUT).read_text())
     contents["bytes"][WEIGHTS] = 2**33
     (bundle / ABOUT).write_text(json.dumps(contents))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models import files
-from models.files import file_aside, written_aside
+from models.export import files
+from models.export.files import file_aside, written_aside
 from rllib_envs.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,8 +17,8 @@ KILLER = """
 import os, sys
 from pathlib import Path
 
-from models import files
-from tuning.storage import write_secret, write_text
+from models.export import files
+from tuning.run_dir.atomic import write_secret, write_text
 
 place, mode = Path(sys.argv[1]), sys.argv[2]
 if mode == "steps":

@@ -16,14 +16,15 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 import models.rllib
 from models.rllib import AVL, AVLConfig, RouterModule, RouterPPOConfig, RouterSACConfig, training_scenario
-from models.rllib.avl_learner import AVLLearner
-from models.rllib.avl_module import AVLModule
-from models.rllib.ppo_learner import PPOLearner
-from models.rllib.ppo_module import PPOModule
+from models.rllib.avl.learner import AVLLearner
+from models.rllib.avl.module import AVLModule
+from models.rllib.ppo.learner import PPOLearner
+from models.rllib.router_module import BaselineModule
 from models.rllib.scenario import MARGINAL
+from rllib_envs.env import EdgeRoutingEnv
 from rllib_envs.errors import InputError
-from rllib_envs.routing import EdgeRoutingEnv
-from rllib_envs.scenario import Reward, load_scenario
+from rllib_envs.scenario import Reward
+from rllib_envs.scenarios.load import load_scenario
 from tests.models.observed import busy, seen, stir
 
 pytestmark = pytest.mark.slow
@@ -110,7 +111,7 @@ def test_our_algorithms_train_on_a_preset_by_name(config, tmp_path):
         one.stop()
 
 
-@pytest.mark.parametrize("kind", [RouterModule, PPOModule, AVLModule])
+@pytest.mark.parametrize("kind", [RouterModule, BaselineModule, AVLModule])
 def test_a_module_gives_values_and_masked_logits(kind):
     scenario = replace(training_scenario("edge3"), capacity_rps=10.0)
     env = EdgeRoutingEnv(scenario)

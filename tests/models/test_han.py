@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import HANConv
 
 from models.han import FROM_EXPERT, INTO_EXPERT, HANEncoder, HANLayer, cluster_graph
-from models.pooled import PooledHAN
+from models.paper.pooled import PooledHAN
 from rllib_envs.errors import InputError
 from tests.draws import examples
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ray.rllib.core.learner.training_data import TrainingData
 
 from models.rllib.checkpoint import learner_state, restore_learner, router_of
-from models.rllib.collect import collect, of_learners, update_learners, with_processes
-from models.rllib.faults import LearnerFailed
-from models.rllib.peers import Peers
+from models.rllib.errors import LearnerFailed
+from models.rllib.learning.all_reduce import Peers
+from models.rllib.rollout.collect import collect, of_learners, update_learners, with_processes
 from rllib_envs.errors import InputError
 from tests.models import test_avl, test_ppo, test_sac
 

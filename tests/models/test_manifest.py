@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import models.manifest
-from models.manifest import (
+import models.export.manifest
+from models.export.manifest import (
     Manifest,
     check_folder,
     manifest_in,
@@ -20,7 +20,7 @@ from models.manifest import (
     read_description,
     read_file,
 )
-from models.names import inner_name, inner_path
+from models.export.names import inner_name, inner_path
 from rllib_envs.errors import InputError
 
 FILES = {"state.pkl": b"state", "a/b/module.pkl": b"module" * 1000, "a/class.pkl": b"", "ſtate.pkl": b"look-alike"}
@@ -134,7 +134,7 @@ def test_of_very_many_files_no_more_than_one_is_looked_at(folder, monkeypatch):
                 looked.append(entry.name)
                 yield entry
 
-    monkeypatch.setattr(models.manifest.os, "scandir", Counting)
+    monkeypatch.setattr(models.export.manifest.os, "scandir", Counting)
     with pytest.raises(InputError, match="tampered"):
         check(folder)
     assert len(looked) < 10
@@ -157,7 +157,7 @@ def test_a_swap_at_any_moment_of_the_copy_does_not_count(step, folder, monkeypat
 
     found = manifest(folder)
     (folder / "about.json").rename(folder.parent / "about.json")
-    monkeypatch.setattr(models.manifest.os, "open", swapping)
+    monkeypatch.setattr(models.export.manifest.os, "open", swapping)
     try:
         with private_copy(folder, found, folder.parent / "about.json", "thing") as copy:
             held = {p.relative_to(copy).as_posix(): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
@@ -197,14 +197,14 @@ def test_a_swap_under_way_never_gets_through(folder):
 def test_a_file_that_grows_while_it_is_read_ends(folder, monkeypatch):
     """No more is read than there was."""
     found, path = manifest(folder), folder / "state.pkl"
-    read = models.manifest._read
+    read = models.export.manifest._read
 
     def growing(file, size, copy):
         if size == len(FILES["state.pkl"]):
             os.truncate(path, 2**40)
         return read(file, size, copy)
 
-    monkeypatch.setattr(models.manifest, "_read", growing)
+    monkeypatch.setattr(models.export.manifest, "_read", growing)
     check_folder(folder, found, folder / "about.json", "thing")
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from models.bounds import MASKED_SCORE
 
-from models.bundle import bundle_router, load_bundle, save_bundle
-from models.paper import PaperPolicy, PaperSpec, PaperValues
-from models.router import MASKED_SCORE
+from models.export.bundle import bundle_router, load_bundle, save_bundle
+from models.paper.networks import PaperPolicy, PaperSpec, PaperValues
 from rllib_envs.errors import InputError
 from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Observation

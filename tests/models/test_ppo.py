@@ -14,12 +14,12 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from models.rllib.distribution import MaskedCategorical
-from models.rllib.peers import Peers
-from models.rllib.ppo import ppo_config
-from models.rllib.ppo_module import PPOModule
-from models.rllib.returns import advantages
-from models.rllib.rows import flatten, minibatches
-from models.rllib.runner import ColumnRunner
+from models.rllib.learning.all_reduce import Peers
+from models.rllib.learning.minibatches import flatten, minibatches
+from models.rllib.learning.returns import advantages
+from models.rllib.ppo.algorithm import ppo_config
+from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.router_module import BaselineModule
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from tests.draws import examples
@@ -209,7 +209,7 @@ def test_state_goes_on_with_its_means(learner, fragment):
 
 def test_a_worker_has_the_router_alone(learner, fragment):
     module = module_of(learner())
-    worker = PPOModule(
+    worker = BaselineModule(
         observation_space=module.observation_space,
         action_space=module.action_space,
         model_config=module.model_config,

@@ -8,8 +8,8 @@ import ray
 import torch
 
 from models.price import TERMS
-from models.rllib.price_search import PriceSearch, try_candidates
-from models.rllib.runner import ColumnRunner
+from models.rllib.avl.price_search import PriceSearch, try_candidates
+from models.rllib.rollout.runner import ColumnRunner
 from rllib_envs.simulation import Simulation
 from tests.models.test_avl import config, learner_of
 

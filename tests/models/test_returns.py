@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.rllib.returns import afterstate_returns
+from models.rllib.learning.returns import afterstate_returns
 from tests.draws import examples
 
 BETA = 0.3

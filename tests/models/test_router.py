@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from models.bounds import MASKED_SCORE
 from torch.nn import functional as F
 
-from models.router import MASKED_SCORE, Router, RouterSpec
-from models.traced import fast_scores
+from models.export.traced import fast_scores
+from models.router import Router, RouterSpec
 from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
 from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES

@@ -7,14 +7,15 @@ import pytest
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from models.rllib.columns import STEP_COLUMNS
-from models.rllib.env_groups import EnvGroups, groups_of
-from models.rllib.ppo_module import PPOModule
-from models.rllib.runner import ColumnRunner
+from models.rllib.rollout.env_groups import EnvGroups, groups_of
+from models.rllib.rollout.fragments import STEP_COLUMNS
+from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.router_module import BaselineModule
 from models.router import RouterSpec
 from rllib_envs import ENV_ID
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Reward, load_scenario, with_workload
+from rllib_envs.scenario import Reward, with_workload
+from rllib_envs.scenarios.load import load_scenario
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def config(scenarios, seed=3, evaluation=False, **env_config):
         PPOConfig()
         .environment(f"rllib_envs:{ENV_ID}", env_config={"scenarios": scenarios, **env_config})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=sum(count for _, count in scenarios))
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=PPOModule, model_config=MODEL))
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=BaselineModule, model_config=MODEL))
         .debugging(seed=seed)
     )
     made.in_evaluation = evaluation

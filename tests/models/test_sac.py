@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import ray
 import torch
+from models.bounds import MASKED_SCORE
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from rllib_envs.scenarios.load import load_scenario
 
 from models.action_value import ActionValue
 from models.features import read_columns
-from models.paper import PaperSpec
-from models.rllib.replay import DT_S, Replay
-from models.rllib.runner import ColumnRunner
-from models.rllib.sac import PAPER, sac_config
-from models.rllib.sac_learner import critic_loss, join_twins, soft_target, target_entropy
-from models.rllib.sac_module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
-from models.router import MASKED_SCORE, RouterSpec
+from models.paper.networks import PaperSpec
+from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.sac.algorithm import PAPER, sac_config
+from models.rllib.sac.learner import critic_loss, join_twins, soft_target, target_entropy
+from models.rllib.sac.module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
+from models.rllib.sac.replay import DT_S, Replay
+from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.paper import PaperPolicy, PaperSpec
+from models.export.traced import _trace, fast_scores, random_observation
+from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import RouterSpec
-from models.traced import _trace, fast_scores, random_observation
 from rllib_envs.scenario import Observation
 from tests.models.observed import ENCODERS, busy, seen, stirred, untrained, world
 

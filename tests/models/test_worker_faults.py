@@ -12,10 +12,10 @@ import pytest
 import ray
 import torch
 
-from models.rllib import avl
-from models.rllib.collect import collect, steps_sampled, with_processes
-from models.rllib.faults import WorkersFailed
-from models.rllib.runner import ColumnRunner
+from models.rllib.avl import algorithm as avl
+from models.rllib.errors import WorkersFailed
+from models.rllib.rollout.collect import collect, steps_sampled, with_processes
+from models.rllib.rollout.runner import ColumnRunner
 from tests.models.test_avl import COUNTS, config, learner_of, module_of
 
 pytestmark = pytest.mark.cluster
@@ -97,7 +97,7 @@ def until(answers, limit_s=60):
 
 
 def lines(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "models.rllib.workers"]
+    return [record.getMessage() for record in caplog.records if record.name == "models.rllib.rollout.workers"]
 
 
 def test_a_killed_worker_costs_its_sample_and_little_time_and_comes_back(pair, caplog):

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario, with_workload
-from tuning.arrival_notes import notes_on_arrivals
+from rllib_envs.scenario import with_workload
+from tuning.evaluation.arrival_notes import notes_on_arrivals
 from tuning.simulate import Options, run
-from tuning.workloads import TraceOptions, make_workloads
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 EDGE2 = replace(load_scenario("edge2"), capacity_rps=4.0)
 ROWS = [(0.5 * i + (300 if i >= 100 else 0), 9000 if i % 4 == 0 else 50 + i, 20 + i % 30) for i in range(200)]

@@ -9,14 +9,14 @@ import pytest
 import ray
 
 import tuning.train
-from models.manifest import manifest_of
+from models.export.manifest import manifest_of
 from models.rllib.checkpoint import ABOUT, find_checkpoint, load_router, read_checkpoint, restore_checkpoint
 from rllib_envs.errors import InputError
-from tuning.signature import check_signature
+from tuning.run_dir.signature import check_signature
 from tuning.train import run
-from tuning.training_options import Options, complete
-from tuning.training_setup import algorithm_of, world_options
-from tuning.training_worlds import base_world, training_groups
+from tuning.training.options import Options, complete
+from tuning.training.setup import algorithm_of, world_options
+from tuning.training.worlds import base_world, training_groups
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +172,19 @@ def test_without_room_for_a_copy_there_is_one_line(copied, algorithm, tmp_path, 
     folder = find_checkpoint(copied)
     with pytest.raises(InputError, match=r"gone: no room for a private copy"):
         restore_checkpoint(folder, read_checkpoint(folder), algorithm)
+
+
+@pytest.mark.parametrize("missing", [("models.rllib.avl_learner", "Floats"), ("models.rllib.avl.learner", "OfOld")])
+def test_one_of_a_version_with_other_modules_is_refused_and_its_router_read(missing, copied, algorithm):
+    folder = find_checkpoint(copied)
+    module, name = (pickle.SHORT_BINUNICODE + bytes([len(part)]) + part.encode() for part in missing)
+    (folder / "rllib" / "algorithm_state.pkl").write_bytes(
+        pickle.PROTO + b"\x04" + module + name + pickle.STACK_GLOBAL + pickle.STOP
+    )
+    described_anew(folder)
+    with pytest.raises(InputError, match="another version of edgeroute"):
+        restore_checkpoint(folder, read_checkpoint(folder), algorithm)
+    load_router(copied)
 
 
 def test_checkpoints_of_a_version_without_sizes_are_read(copied):

@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.capacity import capacity_rps
-from rllib_envs.scenario import LOAD_FRACTIONS, load_scenario
-from tuning.matrix import EVALUATION_SEEDS
-from tuning.metrics import METRICS
-from tuning.routers import REFERENCES
-from tuning.tuned import shipped_tuned
+from rllib_envs.scenario import LOAD_FRACTIONS
+from tuning.evaluation.matrix import EVALUATION_SEEDS
+from tuning.evaluation.tuned import shipped_tuned
+from tuning.metrics.episode import METRICS
+from tuning.specs.routers import REFERENCES
 
 pytestmark = pytest.mark.slow
 

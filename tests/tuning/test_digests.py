@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tuning.digests import code_digest, content_digest, result_sources
+from tuning.run_dir.digests import code_digest, content_digest, result_sources
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import sys
-from rllib_envs.scenario import load_scenario
-from tuning.matrix import Cell, start_simulation
-from tuning.routers import build_router, parse_router
+from rllib_envs.scenarios.load import load_scenario
+from tuning.evaluation.matrix import Cell, start_simulation
+from tuning.specs.routers import build_router, parse_router
 
 scenario = load_scenario("edge6")
 for text in ("impact-greedy", f"bundle:{sys.argv[1]}"):
@@ -37,7 +37,7 @@ def copy(tmp_path):
 
 
 def digest_in(folder):
-    code = "from tuning.digests import code_digest; print(code_digest())"
+    code = "from tuning.run_dir.digests import code_digest; print(code_digest())"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True
     )
@@ -53,7 +53,7 @@ def test_it_covers_every_module_of_ours_that_running_a_cell_imports():
     )
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.decode().split())
-    assert {"tuning.metrics", "tuning.routers", "models.bundle", "rllib_envs.sim.kernels"} <= imported
+    assert {"tuning.metrics.episode", "tuning.specs.routers", "models.export.bundle", "rllib_envs.sim.kernels"} <= imported
     assert imported <= set(result_sources())
 
 
@@ -61,7 +61,9 @@ def test_it_is_the_same_wherever_the_code_lies_and_in_every_process(copy):
     assert digest_in(copy).stdout.strip() == code_digest()
 
 
-@pytest.mark.parametrize("module", ["rllib_envs/sim/kernels.py", "models/han.py", "tuning/spec.py", "tuning/metrics.py"])
+@pytest.mark.parametrize(
+    "module", ["rllib_envs/sim/kernels.py", "models/han.py", "tuning/specs/grammar.py", "tuning/metrics/episode.py"]
+)
 def test_every_byte_of_a_module_counts(copy, module):
     before = {name: file.read_bytes() for name, file in result_sources(copy).items()}
     with (copy / module).open("a") as file:
@@ -71,20 +73,20 @@ def test_every_byte_of_a_module_counts(copy, module):
 
 
 def test_a_module_that_is_renamed_is_still_covered(copy):
-    (copy / "tuning" / "metrics.py").rename(copy / "tuning" / "figures_of_merit.py")
-    matrix = copy / "tuning" / "matrix.py"
-    matrix.write_text(matrix.read_text().replace("tuning.metrics", "tuning.figures_of_merit"))
-    assert "tuning.figures_of_merit" in result_sources(copy)
-    assert "tuning.metrics" not in result_sources(copy)
+    (copy / "tuning" / "metrics" / "episode.py").rename(copy / "tuning" / "metrics" / "of_merit.py")
+    matrix = copy / "tuning" / "evaluation" / "matrix.py"
+    matrix.write_text(matrix.read_text().replace("tuning.metrics.episode", "tuning.metrics.of_merit"))
+    assert "tuning.metrics.of_merit" in result_sources(copy)
+    assert "tuning.metrics.episode" not in result_sources(copy)
 
 
 def test_a_module_that_is_missing_is_an_error(copy):
-    (copy / "tuning" / "metrics.py").unlink()
-    with pytest.raises(ImportError, match=r"tuning\.metrics: no source file"):
+    (copy / "tuning" / "metrics" / "episode.py").unlink()
+    with pytest.raises(ImportError, match=r"tuning\.metrics\.episode: no source file"):
         result_sources(copy)
     done = digest_in(copy)
     assert done.returncode != 0
-    assert "tuning.metrics" in done.stderr
+    assert "tuning.metrics.episode" in done.stderr
 
 
 def test_the_digest_of_a_large_file_takes_little_memory(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.rllib.checkpoint import find_checkpoint, read_checkpoint
-from tuning.training_log import LOG, read_log
+from tuning.training.log import LOG, read_log
 
 pytestmark = pytest.mark.cluster
 
@@ -19,9 +19,9 @@ GRACE_S = 30
 MARKED = """
 import sys
 from pathlib import Path
-import edgeroute, tuning.training_setup
-from models.rllib.avl import AVL
-from tuning.validation import Validator
+import edgeroute, tuning.training.setup
+from models.rllib.avl.algorithm import AVL
+from tuning.training.validation import Validator
 
 def mark(kind, name, file):
     act = getattr(kind, name)
@@ -33,7 +33,7 @@ def mark(kind, name, file):
 folder = Path(sys.argv[1])
 mark(AVL, "_search_price", folder / "generation")
 mark(Validator, "compare", folder / "validation")
-tuning.training_setup._VALIDATION["requests"] = 100_000
+tuning.training.setup._VALIDATION["requests"] = 100_000
 sys.exit(edgeroute.main(sys.argv[2:]))
 """
 SMALL = ["--fleets", "--no-variation", "--envs-per-runner", "4", "--steps-per-iteration", "64", "--requests", "20"]

@@ -17,8 +17,8 @@ import edgeroute
 from models.rllib.checkpoint import load_router
 from rllib_envs.yaml_files import parse_yaml
 from tests.tuning.tune_state import ended, wait_for_a_trial
-from tuning.signature import KEY_FILE, derived_key
-from tuning.signed_state import STATE, unpacked
+from tuning.run_dir.signature import KEY_FILE, derived_key
+from tuning.sweeps.signed_state import STATE, unpacked
 
 pytestmark = pytest.mark.cluster
 

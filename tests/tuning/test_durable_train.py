@@ -16,17 +16,17 @@ import fsspec
 import pytest
 import ray
 
-import tuning.training_loop
-from models.manifest import digest
-from models.rllib.avl_learner import AVLLearner
+import tuning.training.loop
+from models.export.manifest import digest
+from models.rllib.avl.learner import AVLLearner
 from models.rllib.checkpoint import ABOUT, find_checkpoint, load_router, numbered_checkpoints, read_checkpoint
-from models.rllib.collect import of_learners
+from models.rllib.rollout.collect import of_learners
 from rllib_envs.errors import InputError
-from tuning.signature import KEY_FILE
+from tuning.run_dir.signature import KEY_FILE
 from tuning.train import run
-from tuning.training_log import LOG, read_log
-from tuning.training_loop import Trainer
-from tuning.training_options import Options
+from tuning.training.log import LOG, read_log
+from tuning.training.loop import Trainer
+from tuning.training.options import Options
 
 pytestmark = pytest.mark.cluster
 
@@ -45,7 +45,7 @@ def one_ray():
 @pytest.fixture
 def often(monkeypatch):
     """A checkpoint after every iteration."""
-    monkeypatch.setattr(tuning.training_loop, "_CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(tuning.training.loop, "_CHECKPOINT_INTERVAL_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
     """Four iterations, with a checkpoint after each."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning.training_loop, "_CHECKPOINT_INTERVAL_S", 0.0)
+        patch.setattr(tuning.training.loop, "_CHECKPOINT_INTERVAL_S", 0.0)
         assert run(Options(run_dir=folder, iterations=4, **TINY)) == 0
     return folder
 

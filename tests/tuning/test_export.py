@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import edgeroute
-from models.bundle import load_bundle
+from models.export.bundle import load_bundle
 from tuning.demo import SHIPPED_ROUTER
 
 pytestmark = pytest.mark.slow

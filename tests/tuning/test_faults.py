@@ -4,14 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Faults, Variation, load_scenario, with_workload
+from rllib_envs.scenario import Faults, Variation, with_workload
 from rllib_envs.workload.episode import draw_episode
-from tuning.faults import FAULTS, NO_FAULT, describe_fault, parse_faults, with_fault
-from tuning.matrix import start_simulation
-from tuning.routers import parse_router
-from tuning.workloads import TraceOptions, make_workloads
+from tuning.evaluation.matrix import start_simulation
+from tuning.specs.faults import FAULTS, NO_FAULT, describe_fault, parse_faults, with_fault
+from tuning.specs.routers import parse_router
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 EDGE6 = dataclasses.replace(with_workload(load_scenario("edge6"), requests=400), capacity_rps=24.8)
 REAL = [name for name in FAULTS if name != NO_FAULT]

@@ -4,16 +4,16 @@ import dataclasses
 
 import matplotlib.image
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
-import tuning.figures as figures
-from rllib_envs.scenario import load_scenario
-from tuning.comparison import compare
-from tuning.figures import draw_differences, draw_latency, draw_qos_against_load
-from tuning.matrix import CellResult
-from tuning.metrics import METRICS
-from tuning.routers import HEURISTICS, parse_router
-from tuning.summary import summarise
-from tuning.workloads import TraceOptions, make_workloads
+import tuning.evaluation.figures as figures
+from tuning.evaluation.comparison import compare
+from tuning.evaluation.figures import draw_differences, draw_latency, draw_qos_against_load
+from tuning.evaluation.matrix import CellResult
+from tuning.evaluation.summary import summarise
+from tuning.metrics.episode import METRICS
+from tuning.specs.routers import HEURISTICS, parse_router
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 pytestmark = pytest.mark.slow
 

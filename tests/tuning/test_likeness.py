@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
-from rllib_envs.scenario import load_scenario
 from tuning.evaluate import _note_on_choice
-from tuning.likeness import ALIKE, traffic
-from tuning.tuned import shipped_tuned
-from tuning.workloads import TraceOptions, make_workloads
+from tuning.evaluation.likeness import ALIKE, traffic
+from tuning.evaluation.tuned import shipped_tuned
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 pytestmark = pytest.mark.slow
 

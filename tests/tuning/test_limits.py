@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
 from cluster import preflight
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario
 from rllib_envs.simulation import Simulation
 from tuning import demo, evaluate, simulate, sweep, tune_heuristics
-from tuning.training_options import Options as TrainOptions
-from tuning.training_setup import _check_sample
+from tuning.training.options import Options as TrainOptions
+from tuning.training.setup import _check_sample
 
 NAN = float("nan")
 WRONG = [(demo, {"minutes": value}) for value in (0.0, -1.0, NAN, float("inf"))] + [

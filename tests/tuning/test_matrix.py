@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import tuning.matrix as matrix
+import tuning.evaluation.matrix as matrix
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario, with_workload
-from tuning.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
-from tuning.routers import parse_router
+from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
+from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
+from tuning.specs.routers import parse_router
 
 pytestmark = pytest.mark.slow
 
@@ -80,9 +81,10 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
 SLOW_RUN = """
 import sys
 from pathlib import Path
-from rllib_envs.scenario import load_scenario, with_workload
-from tuning.matrix import Cell, run_cells
-from tuning.routers import parse_router
+from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
+from tuning.evaluation.matrix import Cell, run_cells
+from tuning.specs.routers import parse_router
 if __name__ == "__main__":
     quick = with_workload(load_scenario("edge6"), requests=30)
     slow = with_workload(load_scenario("edge6"), requests=20_000, load=60.0)

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
-from rllib_envs.scenario import Catalogue, load_scenario, with_workload
+from rllib_envs.scenario import Catalogue, with_workload
 from rllib_envs.sim.state import FINISHED
-from tuning.matrix import Cell, run_cell, start_simulation
-from tuning.metrics import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
-from tuning.routers import parse_router
+from tuning.evaluation.matrix import Cell, run_cell, start_simulation
+from tuning.metrics.episode import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.simulate import Options, request_table, run
+from tuning.specs.routers import parse_router
 
 SCENARIO = with_workload(load_scenario("edge6"), requests=400, load=40.0)  # an overload: everything that can happen does
 SEEDS = [1, 2, 3]

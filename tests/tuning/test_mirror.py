@@ -8,10 +8,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from models.manifest import manifest_of
+from models.export.manifest import manifest_of
 from models.rllib.checkpoint import FORMAT, read_checkpoint
 from rllib_envs.errors import InputError
-from tuning.mirror import Mirror
+from tuning.run_dir.remote_copy import Mirror
 
 
 def write_checkpoint(run_dir, number, text="state"):

@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from rllib_envs.errors import InputError
 from tests.tuning.test_mirror import contents, write_run
-from tuning.mirror import Mirror
+from tuning.run_dir.remote_copy import Mirror
 
 
 class Hostile(MemoryFileSystem):

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-import tuning.progress as progress_module
-from tuning.progress import Progress
+import tuning.output.progress as progress_module
+from tuning.output.progress import Progress
 
 
 class Terminal(io.StringIO):

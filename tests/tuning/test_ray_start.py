@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from rllib_envs.errors import InputError
-from tuning.home import in_home
-from tuning.ray_session import has_token
-from tuning.ray_start import local_ray
+from tuning.ray_cluster.session import has_token
+from tuning.ray_cluster.start import local_ray
+from tuning.run_dir.home import in_home
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "/dev/null/nowhere"  # no folder can be made there, whoever asks
 SESSION = """
-from tuning.cluster_check import Needs
-from tuning.ray_session import ray_session
+from tuning.ray_cluster.check import Needs
+from tuning.ray_cluster.session import ray_session
 
 with ray_session("local", Needs(cpus=1)):
     import ray

@@ -16,18 +16,18 @@ import ray
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario
 from rllib_envs.sim.state import FINISHED
-from tuning import report_figures
-from tuning.decisions import notable_decisions
-from tuning.document import Document, Paragraph, Section, Table, to_html, to_markdown
-from tuning.run_folders import arms, read_run
-from tuning.statistics import Interval
-from tuning.tables import show_interval
-from tuning.traffic import OUTCOMES, Question, simulate_traffic
+from tuning.metrics.statistics import Interval
+from tuning.output.tables import show_interval
+from tuning.reports import figures as report_figures
+from tuning.reports.document import Document, Paragraph, Section, Table, to_html, to_markdown
+from tuning.reports.episode_replay import OUTCOMES, Question, simulate_traffic
+from tuning.reports.explanations import notable_decisions
+from tuning.reports.run_folders import arms, read_run
 
 pytestmark = pytest.mark.slow
 

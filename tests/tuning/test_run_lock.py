@@ -11,13 +11,13 @@ import pytest
 
 import edgeroute
 from rllib_envs.errors import InputError
-from tuning.run_lock import LOCK, run_lock
+from tuning.run_dir.lock import LOCK, run_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from tuning.run_lock import run_lock
+from tuning.run_dir.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

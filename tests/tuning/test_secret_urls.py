@@ -11,10 +11,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import edgeroute
 from rllib_envs.errors import InputError
-from tuning.cluster_check import _try_storage
-from tuning.mirror import Mirror
-from tuning.secret_urls import HIDDEN, has_secret, told, without_secrets
-from tuning.tracking import TrackOptions, tracker
+from tuning.output.tracking import TrackOptions, tracker
+from tuning.ray_cluster.check import _try_storage
+from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.secret_urls import HIDDEN, has_secret, told, without_secrets
 
 pytestmark = pytest.mark.slow
 

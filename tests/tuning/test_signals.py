@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tuning.sweep import _endings_as_sigint
-from tuning.training_loop import _deferred_signals
+from tuning.training.loop import _deferred_signals
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOP = """
 import sys, time
 from pathlib import Path
-from tuning.training_loop import _deferred_signals
+from tuning.training.loop import _deferred_signals
 
 with _deferred_signals() as asked:
     Path(sys.argv[1], "ready").touch()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import tuning.signature
+import tuning.run_dir.signature
 from rllib_envs.errors import InputError
-from tuning.signature import KEY_FILE, check_signature, key_path, signed
+from tuning.run_dir.signature import KEY_FILE, check_signature, key_path, signed
 
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = Path("checkpoint.json")
@@ -20,7 +20,7 @@ CONTENTS = {"steps": 12, "sha256": {"rllib/state.pkl": "ab"}, "share": 0.1, "non
 @pytest.fixture(autouse=True)
 def key(tmp_path, monkeypatch):
     """The user's own key, which is yet to be made. What is said once may be said anew."""
-    tuning.signature._warn.cache_clear()
+    tuning.run_dir.signature._warn.cache_clear()
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "keys" / "mine.key"))
     return tmp_path / "keys" / "mine.key"
 
@@ -70,7 +70,7 @@ def test_hosts_may_share_a_key(key, tmp_path, monkeypatch):
 
 
 def test_processes_that_begin_together_come_to_one_key(key):
-    command = [sys.executable, "-c", "from tuning.signature import signed; print(signed({}))"]
+    command = [sys.executable, "-c", "from tuning.run_dir.signature import signed; print(signed({}))"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) for _ in range(4)]
     assert len({process.communicate(timeout=300)[0] for process in processes}) == 1
@@ -124,7 +124,7 @@ def test_a_key_of_another_user_counts_only_if_it_is_roots(owner, mode, taken, ke
     monkeypatch.setattr(Path, "stat", lambda path: os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0)))  # of root
     status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, 1000, 32, 0, 0, 0))
     try:
-        tuning.signature._refuse_shared(key, status)
+        tuning.run_dir.signature._refuse_shared(key, status)
     except InputError:
         assert not taken
     else:

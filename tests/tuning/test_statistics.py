@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rllib_envs.scenarios.load import load_scenario
 from scipy import stats
 
-from rllib_envs.scenario import load_scenario, with_workload
-from tuning.matrix import Cell, run_cell
-from tuning.routers import parse_router
-from tuning.statistics import (
+from rllib_envs.scenario import with_workload
+from tuning.evaluation.matrix import Cell, run_cell
+from tuning.metrics.statistics import (
     CONFIDENCE,
     bootstrap_interval,
     family_interval,
@@ -21,6 +21,7 @@ from tuning.statistics import (
     paired_difference,
     relative_difference,
 )
+from tuning.specs.routers import parse_router
 
 pytestmark = pytest.mark.slow
 

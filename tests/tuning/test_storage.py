@@ -7,7 +7,7 @@ import pytest
 
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
-from tuning.storage import write_atomically, write_json, write_text
+from tuning.run_dir.atomic import write_atomically, write_json, write_text
 
 
 class Stop(Exception):

@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
-from rllib_envs.scenario import load_scenario
-from tuning.comparison import compare
-from tuning.matrix import CellResult
-from tuning.metrics import METRICS
-from tuning.routers import parse_router
-from tuning.statistics import mean_interval, relative_difference
-from tuning.summary import summaries, summarise, summary_json, summary_markdown
-from tuning.workloads import TraceOptions, make_workloads
+from tuning.evaluation.comparison import compare
+from tuning.evaluation.matrix import CellResult
+from tuning.evaluation.summary import summaries, summarise, summary_json, summary_markdown
+from tuning.metrics.episode import METRICS
+from tuning.metrics.statistics import mean_interval, relative_difference
+from tuning.specs.routers import parse_router
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 ROUTERS = [parse_router(name) for name in ("least-work", "quality-greedy", "impact-greedy", "impact-greedy-true")]
 EDGE6 = dataclasses.replace(load_scenario("edge6"), capacity_rps=24.8)

@@ -13,17 +13,17 @@ import pytest
 import yaml
 from ray import tune
 from ray.tune.experiment import Experiment
+from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario
 from tests.tuning.tune_state import wait_for_a_trial
-from tuning.space import load_space, parse_space
 from tuning.sweep import Options, run
-from tuning.sweep_figures import importances, pareto_front
-from tuning.sweep_tuner import searcher_of, to_tune, within
-from tuning.training_options import Options as TrainOptions
-from tuning.training_options import options_from
+from tuning.sweeps.figures import importances, pareto_front
+from tuning.sweeps.space import load_space, parse_space
+from tuning.sweeps.tuner import searcher_of, to_tune, within
+from tuning.training.options import Options as TrainOptions
+from tuning.training.options import options_from
 
 pytestmark = pytest.mark.slow
 

@@ -18,12 +18,12 @@ from wandb.proto.wandb_internal_pb2 import Record
 import edgeroute
 from models.rllib.checkpoint import find_checkpoint
 from rllib_envs.errors import InputError
-from tuning import tracking
-from tuning.digests import code_digest
-from tuning.tracking import NO_TRACKER, TrackOptions, bundle_name, provenance, tracker
-from tuning.training_log import LOG, read_log
-from tuning.training_options import Options, definition, parse_options, resumed, to_mapping
-from tuning.validation import Difference
+from tuning.output import tracking
+from tuning.output.tracking import NO_TRACKER, TrackOptions, bundle_name, provenance, tracker
+from tuning.run_dir.digests import code_digest
+from tuning.training.log import LOG, read_log
+from tuning.training.options import Options, definition, parse_options, resumed, to_mapping
+from tuning.training.validation import Difference
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def track(code, home, **environment):
     """Run code with an open tracker ``t`` on the folder ``run`` in ``home``."""
     program = f"""
 from pathlib import Path
-from tuning.tracking import *
+from tuning.output.tracking import *
 with tracker(TrackOptions(track="wandb"), folder=Path("run"), name="name", job_type="try", config=dict(a=1)) as t:
     {code}
 """
@@ -337,7 +337,7 @@ class _Socket:
 
 def test_wandb_is_imported_by_those_alone_who_ask_for_it(tmp_path):
     code = (
-        "import sys, tuning.train, tuning.evaluate; from tuning.tracking import *; from pathlib import Path\n"
+        "import sys, tuning.train, tuning.evaluate; from tuning.output.tracking import *; from pathlib import Path\n"
         "with tracker(TrackOptions(), folder=Path('x'), name='n', job_type='j', config={}) as t: t.log({'a': 1}, 1)\n"
         "print('wandb' in sys.modules)"
     )

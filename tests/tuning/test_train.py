@@ -16,17 +16,17 @@ import pytest
 import ray
 import torch
 import yaml
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
-from models.bundle import load_bundle
-from models.paper import PaperPolicy
-from models.rllib.avl_learner import AVLLearner
+from models.export.bundle import load_bundle
+from models.paper.networks import PaperPolicy
+from models.rllib.avl.learner import AVLLearner
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, load_router, read_checkpoint
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import load_scenario, parse_scenario
 from rllib_envs.simulation import Simulation
 from tuning.train import run
-from tuning.training_log import LOG, read_log
-from tuning.training_options import Options, preset
+from tuning.training.log import LOG, read_log
+from tuning.training.options import Options, preset
 
 pytestmark = pytest.mark.slow
 

@@ -5,16 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
-from models.bundle import load_bundle
 from models.envelope import measure
-from rllib_envs.scenario import load_scenario, with_workload
+from models.export.bundle import load_bundle
+from rllib_envs.scenario import with_workload
 from tuning.demo import SHIPPED_ROUTER
-from tuning.faults import FAULTS
-from tuning.routers import parse_router
-from tuning.trained_on import UNKNOWN, notes_on_training
-from tuning.workloads import TraceOptions, make_workloads, with_prompts
+from tuning.evaluation.trained_on import UNKNOWN, notes_on_training
+from tuning.specs.faults import FAULTS
+from tuning.specs.routers import parse_router
+from tuning.specs.workloads import TraceOptions, make_workloads, with_prompts
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ import ray
 import torch
 
 from rllib_envs.errors import InputError
-from tuning.training_algorithms import gpus_per_learner
-from tuning.training_options import Options, complete
+from tuning.training.algorithms import gpus_per_learner
+from tuning.training.options import Options, complete
 
 pytestmark = pytest.mark.slow
 

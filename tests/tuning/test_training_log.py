@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from rllib_envs.errors import InputError
-from tuning import training_loop
-from tuning.training_curve import draw_curve
-from tuning.training_log import EVENTS, LOG, RunLog, describe, read_log, summarise, to_line
-from tuning.training_loop import Diverged, Limits, Trainer
-from tuning.validation import Difference
+from tuning.training import loop as training_loop
+from tuning.training.curve import draw_curve
+from tuning.training.log import EVENTS, LOG, RunLog, describe, read_log, summarise, to_line
+from tuning.training.loop import Diverged, Limits, Trainer
+from tuning.training.validation import Difference
 
 
 def result(steps=100, **learned):

@@ -8,13 +8,13 @@ from typing import get_args
 import pytest
 import tyro
 
-from models.rllib.avl_settings import AVLSettings
-from models.rllib.sac import PAPER
+from models.rllib.avl.settings import AVLSettings
+from models.rllib.sac.algorithm import PAPER
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.yaml_files import dump_yaml, parse_yaml
-from tuning.training_algorithms import learning_rate
-from tuning.training_options import (
+from tuning.training.algorithms import learning_rate
+from tuning.training.options import (
     DEFAULT_STEPS,
     AlgorithmName,
     Options,

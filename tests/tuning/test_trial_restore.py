@@ -10,14 +10,14 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 from ray.tune.trainable import Trainable
 
-from models.manifest import manifest_of
+from models.export.manifest import manifest_of
 from models.rllib.checkpoint import ABOUT, FORMAT
 from rllib_envs.errors import InputError
-from tuning.signature import KEY_FILE, derived_key, signed
-from tuning.space import load_space
-from tuning.training_options import Options
-from tuning.trial import Trial
-from tuning.trial_plan import TrialPlan
+from tuning.run_dir.signature import KEY_FILE, derived_key, signed
+from tuning.sweeps.plan import TrialPlan
+from tuning.sweeps.space import load_space
+from tuning.sweeps.trial import Trial
+from tuning.training.options import Options
 
 DICT = "_dict_checkpoint.pkl"  # which Tune unpickles where it finds one in a checkpoint
 

@@ -10,10 +10,10 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from rllib_envs.errors import InputError
-from tuning.mirror import Mirror
-from tuning.signature import KEY_FILE
-from tuning.signed_state import STATE, found_state, own_state, packed, unpacked
-from tuning.tune_state import OwnState
+from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.signature import KEY_FILE
+from tuning.sweeps.signed_state import STATE, found_state, own_state, packed, unpacked
+from tuning.sweeps.tune_state import OwnState
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rllib_envs.scenarios.load import load_scenario
 
-from models.bundle import load_bundle
-from rllib_envs.scenario import load_scenario
-from tuning.matrix import TUNING_SEEDS, start_simulation
-from tuning.routers import parse_router, with_tuned
-from tuning.training_worlds import WorldOptions, base_world
-from tuning.tuned import shipped_tuned
-from tuning.validation import Validator
-from tuning.workloads import TraceOptions, make_workloads
+from models.export.bundle import load_bundle
+from tuning.evaluation.matrix import TUNING_SEEDS, start_simulation
+from tuning.evaluation.tuned import shipped_tuned
+from tuning.specs.routers import parse_router, with_tuned
+from tuning.specs.workloads import TraceOptions, make_workloads
+from tuning.training.validation import Validator
+from tuning.training.worlds import WorldOptions, base_world
 
 EDGE6 = load_scenario("edge6")
 SHIPPED = Path(__file__).resolve().parents[2] / "tuning" / "presets" / "edge6-router"

@@ -1,0 +1,1 @@
+"""The networks of arXiv 2508.00234, for comparison."""

@@ -1,0 +1,109 @@
+"""The networks of arXiv 2508.00234, for comparison: one embedding of the whole cluster, and an output for each of N actions.
+
+Inputs are the paper's: of an expert its KV use and how many requests run and wait there; of a request its prompt, told score and
+length, share of the KV memory, tokens so far and latency per token. The embedding is that of the arrived request's node after two
+layers of stock heterogeneous graph attention (``models.paper.pooled.PooledHAN``). The number of experts is fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.bounds import MASKED_SCORE, MOST_WIDTH
+from models.features import Observation
+from rllib_envs.errors import InputError
+from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
+
+_EXPERT = ("kv_used", "running", "waiting")
+_REQUEST = ("prompt", "told_score", "told_length", "kv_share", "generated", "latency_so_far")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperSpec:
+    """What the paper's networks are made of; its own figures by default."""
+
+    experts: int  # N
+    hidden: int = 64
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            InputError: sizes that are not possible or do not go together.
+        """
+        for name in ("experts", "hidden", "heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}: must be >= 1")
+            if getattr(self, name) > MOST_WIDTH:
+                raise InputError(f"{name} = {getattr(self, name)}: must be <= {MOST_WIDTH}")
+        if self.hidden % self.heads:
+            raise InputError(f"hidden = {self.hidden}, heads = {self.heads}: must be a multiple of heads")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``PaperSpec(**...)`` and JSON."""
+        return asdict(self)
+
+
+class PaperValues(nn.Module):
+    """A value for each of the N experts and for drop, from the embedding of the whole cluster: the paper's critic.
+
+    Args:
+        spec: what it is made of.
+
+    Shapes:
+        - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
+        - output: (B, N + 1)
+    """
+
+    def __init__(self, spec: PaperSpec) -> None:
+        from models.paper.pooled import PooledHAN  # here: torch-geometric takes seconds to import
+
+        super().__init__()
+        self.spec = spec
+        self.encoder = PooledHAN(len(_EXPERT), len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)
+        self.head = nn.Sequential(
+            nn.Linear(spec.hidden, spec.hidden), nn.ReLU(), nn.Linear(spec.hidden, spec.experts + 1)
+        )  # fmt: skip
+
+    def forward(self, observation: Observation) -> Tensor:
+        """(B, N + 1) values of all actions, possible or not."""
+        experts = observation["experts"][..., [EXPERT_FEATURES.index(name) for name in _EXPERT]]
+        columns = [REQUEST_FEATURES.index(name) for name in _REQUEST]
+        running, waiting = (observation[name][..., columns] for name in ("running", "waiting"))
+        masks = (observation["running_mask"], observation["waiting_mask"])
+        return self.head(self.encoder(experts, observation["arrived"], running, masks[0], waiting, masks[1]))
+
+
+class PaperPolicy(nn.Module):
+    """Logits of the N experts and of drop: the paper's actor, ``PaperValues`` with masked actions.
+
+    Args:
+        spec: what it is made of.
+
+    Shapes:
+        - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
+        - output: (B, N + 1), ``MASKED_SCORE`` where the action is not possible
+    """
+
+    def __init__(self, spec: PaperSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.values = PaperValues(spec)
+
+    def forward(self, observation: Observation) -> Tensor:
+        """(B, N + 1) masked logits.
+
+        Raises:
+            InputError: the cluster has another number of experts.
+        """
+        mask = observation["action_mask"]
+        if mask.shape[-1] != self.spec.experts + 1:
+            raise InputError(
+                f"{mask.shape[-1] - 1} experts: this router was trained for {self.spec.experts} and fits no other number"
+            )
+        return torch.where(mask > 0, self.values(observation), MASKED_SCORE)

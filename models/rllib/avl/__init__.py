@@ -1,0 +1,1 @@
+"""AVL: its configuration, learner, module and price search."""

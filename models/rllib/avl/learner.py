@@ -1,0 +1,280 @@
+"""What AVL learns from a sample of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.price import TERMS
+from models.rllib.avl.module import AVLModule
+from models.rllib.avl.price_search import PriceSearch
+from models.rllib.learning.fragment_learner import Batch, FragmentLearner, clipped_gain
+from models.rllib.learning.minibatches import flatten
+from models.rllib.learning.returns import afterstate_returns
+from models.rllib.rollout.fragments import Fragment
+from models.router import Router
+
+BASELINES, SEARCH = "baselines", "price_search"
+"""Names of the learner's components that hold the statistics of the environments and the search for the price."""
+
+_GAIN = 0.05  # of the running mean reward of an environment
+_SCALE_GAIN = 0.1  # of the running variances
+_COMMON = 0.3  # share of the median in what an environment's errors are divided by: no environment counts for nearly all
+_GRADIENT_NORM = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Baselines:
+    """Running statistics of each of B environments: their loads differ, and so do the sizes of rewards and errors."""
+
+    reward: NDArray[np.float64]  # mean of what a decision earns more than usual
+    return_variance: NDArray[np.float64]
+    impact_error: NDArray[np.float64]  # mean squared error of the impact estimate
+    advantage_variance: NDArray[np.float64]
+    samples: int = 0
+
+    @staticmethod
+    def of(count: int) -> Baselines:
+        """Before the first sample."""
+        zero, one = np.zeros(count), np.ones(count)
+        return Baselines(reward=zero, return_variance=one, impact_error=one.copy(), advantage_variance=one.copy())
+
+    def heed(self, name: str, seen: NDArray[np.float64], gain: float) -> NDArray[np.float64]:
+        """Move a statistic towards what a sample shows, (B,), at first all the way; the new value."""
+        value = getattr(self, name)
+        value = value + max(gain, 1 / (self.samples + 1)) * (seen - value)
+        setattr(self, name, value)
+        return value
+
+
+class AVLLearner(FragmentLearner):
+    """Three regressions and a cautious improvement, from one sample of columns; and, at first, a search for the price.
+
+    With ``I`` the estimated impact, ``pi`` the router, ``m`` the true marginal QoS:
+
+    - impact estimator: ``I(s, a)`` on ``m(s, a)``, all actions of every decision;
+    - usual quality ``b``: on ``r = sum_a pi(a|s) I(s, a)``, what a decision is expected to earn. The reward of a decision is
+      ``r - b - mean``: rid of the luck of the draw and of the request's own quality, both of which are many times what a
+      decision costs those to come; the mean is that of its environment. Where the reward has other terms than marginal QoS, what
+      they came to since the decision before is added, and what is estimated of marginal QoS has its weight;
+    - state value ``V``: on the lambda-returns ``G`` of the afterstate (``afterstate_returns``);
+    - future part of the scores: a clipped step (Schulman et al., arXiv 1707.06347) along the advantage
+      ``I(s, a) - r + G - V(s)``. To act greedily on differences of ``V`` goes wrong: the values are those of a router that
+      avoids overload, and say little about what happens to one that does not.
+
+    Errors and advantages are scaled environment by environment: else the heaviest load would be all that counts.
+
+    While the price of congestion is being searched for (``PriceSearch``), the future part rests, and the router does without its
+    graph encoder, which costs more than all else; it joins then, through weights that are 0.
+    """
+
+    def build(self) -> None:
+        """Build what every learner has, and the baselines."""
+        self.baselines: dict[tuple[int, int], Baselines] = {}
+        self.search = PriceSearch(self.config.population, int(self.config.seed or 0))
+        self._kl, self._improving = 0.0, False  # of the sample in work
+        super().build()
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """One optimizer: the losses share the encoder and are differentiated together."""
+        params = [p for p in self.module[module_id].parameters() if p.requires_grad]  # pyright: ignore
+        optimizer = torch.optim.Adam(params)
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
+
+    def candidates(self) -> NDArray[np.float64] | None:
+        """(K, P) prices to try, with the number of their generation as ``search.generation``; None when there are none to try."""
+        if self._router.price is None or self._samples < self.config.warmup or not self._searching:
+            return None
+        return self.search.ask()
+
+    def judge(self, qos: NDArray[np.float64]) -> None:
+        """Take up what became of the candidates, (K, W)."""
+        self.search.tell(qos)
+        price = self._router.price
+        assert price is not None
+        price.terms.copy_(torch.from_numpy(self.search.settled))
+        self._weights_seq_no += 1  # else the workers would take the new price for the old one
+
+    @property
+    def _searching(self) -> bool:
+        return self.search.generation < self.config.generations
+
+    @property
+    def _router(self) -> Router:
+        return self.unwrapped.router
+
+    def update(self, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:  # pyright: ignore
+        """Learn from fragments, as every learner of them does, and move the router that is served."""
+        self._router.listen(self._router.price is None or not self._searching)
+        self._kl = 0.0
+        self._improving = self._router.future is not None and self._samples >= self.config.warmup and not self._searching
+        result = super().update(training_data=training_data, timesteps=timesteps, **kwargs)
+        settled = self._samples > 2 * self.config.warmup and not self._searching
+        self.unwrapped.serve(self.config.keep if settled else 0.5)
+        return result
+
+    def rows_of(self, fragment: Fragment) -> dict[str, Any]:
+        """A row for each decision that is followed by another: R of them.
+
+        Returns:
+            ``observation``, each (R, ...); ``action`` (R, 1); ``log_policy`` (R, N+1) of the router that sampled; ``impact``
+            (R, N), its estimate; ``marginal`` (R, N), the true marginal QoS, and ``known`` (R, N), 1 where there is one;
+            ``usual`` (R,), what ``UsualQuality`` is regressed on; ``returns``, ``advantage``, ``value_weight`` and
+            ``impact_weight``, (R,) each.
+        """
+        environments = fragment.actions.shape[1]
+        impact, log_policy, usual, value = self.look(fragment, self._read)
+        policy = np.exp(log_policy)
+        expected = (policy[..., :-1] * impact).sum(axis=-1)
+        baselines = self.baselines.setdefault((fragment.worker, fragment.group), Baselines.of(environments))
+        goes_on = fragment.valid & ~fragment.terminated
+        learned_from = goes_on.sum(axis=0).clip(min=1)
+
+        def mean(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+            return x.sum(axis=0, where=goes_on, dtype=np.float64) / learned_from
+
+        if self._samples < self.config.warmup:
+            baselines.samples = 0  # while everything still changes, the past tells little
+        weight = self.config.marginal_weight
+        excess = weight * (expected - usual).astype(np.float64)
+        excess[1:] += self._other_terms(fragment, goes_on)
+        reward = excess - baselines.heed("reward", mean(excess[:-1]), _GAIN)
+        returns = afterstate_returns(
+            reward, value, fragment.dt_s, goes_on, beta_per_s=self.config.beta_per_s, lam=self.config.lam
+        )
+        taken = np.concatenate([impact, np.zeros_like(impact[..., :1])], axis=-1)[:-1]
+        own = weight * (np.take_along_axis(taken, fragment.actions[..., None], axis=-1)[..., 0] - expected[:-1])
+        advantage = own + returns - value[:-1]
+        advantage = advantage - mean(advantage)
+        assert fragment.marginal is not None
+        marginal = fragment.marginal[..., :-1]
+        known = np.isfinite(marginal) & (fragment.obs["action_mask"][:-1, :, :-1] > 0)
+        marginal = np.where(known, marginal, 0.0)
+        error = np.where(known, (impact[:-1] - marginal) ** 2, 0.0).mean(axis=-1)
+        centred = returns - mean(returns)
+        return_variance = baselines.heed("return_variance", mean(centred**2), _SCALE_GAIN)
+        impact_error = baselines.heed("impact_error", mean(error), _SCALE_GAIN)
+        scale = np.sqrt(_with_common(baselines.heed("advantage_variance", mean(advantage**2), _SCALE_GAIN)))
+        baselines.samples += 1
+        level = returns.mean(where=goes_on)  # the same for all: differences are all that counts, and they stay small
+
+        def each(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+            return np.broadcast_to(x, goes_on.shape)  # of the environments: the same at every step
+
+        columns = {
+            "observation": {key: column[:-1] for key, column in fragment.obs.items()},
+            "action": fragment.actions[..., None],
+            "log_policy": log_policy[:-1],
+            "impact": impact[:-1],
+            "marginal": marginal,
+            "known": known,
+            "usual": expected[:-1],
+            "returns": returns - level,
+            "advantage": advantage / scale,
+            "value_weight": each(_weights(return_variance)),
+            "impact_weight": each(_weights(impact_error)),
+        }
+        return flatten(columns, goes_on, self._device)
+
+    def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Batch, fwd_out: dict[str, float]) -> Tensor:
+        """Sum of the three losses of the regressions and, while the future part learns, of that of the clipped step."""
+        module: AVLModule = self.module[module_id].unwrapped()  # pyright: ignore[reportAssignmentType]
+        nothing = torch.zeros((), device=next(module.parameters()).device)
+        losses: dict[str, Tensor] = dict.fromkeys(("impact", "usual", "value", "future"), nothing)
+        moved = 0.0
+        for rows, share in batch:
+            parts = module.router.parts(rows["observation"])
+            error = ((parts.impact - rows["marginal"]) ** 2 * rows["known"]).sum(dim=-1)
+            value_error = (module.state_value(parts) - rows["returns"]) ** 2
+            losses["impact"] = losses["impact"] + share * (rows["impact_weight"] * error).mean()
+            losses["usual"] = losses["usual"] + share * ((module.usual(parts.columns) - rows["usual"]) ** 2).mean()
+            losses["value"] = losses["value"] + share * (rows["value_weight"] * value_error).mean()
+            if self._improving:
+                scores = module.router.scores(rows["observation"], parts._replace(impact=rows["impact"]))
+                log_policy, before = (scores / module.temperature).log_softmax(dim=-1), rows["log_policy"]
+                losses["future"] = losses["future"] - share * clipped_gain(log_policy, rows, config.clip).mean()
+                with torch.no_grad():
+                    moved += share * (before.exp() * (before - log_policy)).sum(dim=-1).mean().item()
+        fwd_out.update({f"{name}_loss": loss.item() for name, loss in losses.items()}, kl=moved)
+        return torch.stack(list(losses.values())).sum()
+
+    def clip_gradients(self) -> float:
+        """Bound those of the future part alone."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.unwrapped.parameters() if p.grad is not None])
+        if self._router.future is not None:
+            torch.nn.utils.clip_grad_norm_(self._router.future.parameters(), _GRADIENT_NORM)
+        return norm.item()
+
+    def heed_figures(self, figures: dict[str, float]) -> None:
+        """Let the future part rest once the router has moved far enough from the one that sampled."""
+        if self._improving:
+            self._kl = 0.8 * self._kl + 0.2 * figures["kl"]
+            self._improving = self._kl < self.config.kl_stop
+
+    def figures_of(self, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """What is logged of a sample."""
+        advantage = torch.cat([rows["advantage"] for rows in samples])
+        returns = torch.cat([rows["returns"] for rows in samples])
+        entropy = -sum(float((rows["log_policy"].exp() * rows["log_policy"]).sum()) for rows in samples) / len(returns)
+        logged: dict[str, float] = {}
+        if self._searching:
+            logged["search_generation"] = float(self.search.generation)
+            for term, mean, spread in zip(TERMS, self.search.settled, self.search.spread, strict=True):
+                logged |= {f"price/{term}": float(mean), f"price_spread/{term}": float(spread)}
+        return logged | {
+            "kl": self._kl,
+            "entropy": entropy,
+            "returns_sd": float(returns.std()),
+            "advantage_max": float(advantage.abs().max()),
+            "impact_error": float(np.mean([b.impact_error.mean() for b in self.baselines.values()])),
+        }
+
+    def _read(self, observation: dict[str, Tensor]) -> list[Tensor]:
+        """Impact (R, N), log policy (R, N+1), usual quality and value (R,) of some observations."""
+        module: AVLModule = self.unwrapped
+        parts = module.router.parts(observation)
+        log_policy = (module.router.scores(observation, parts) / module.temperature).log_softmax(dim=-1)
+        return [parts.impact, log_policy, module.usual(parts.columns), module.state_value(parts)]
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, the baselines and the search."""
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(BASELINES, components, not_components):
+            state[BASELINES] = {"samples": self._samples, "environments": self.baselines}
+        if self._check_component(SEARCH, components, not_components):
+            state[SEARCH] = self.search.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what ``get_state`` gave."""
+        super().set_state(state)
+        if BASELINES in state:
+            self._samples, self.baselines = state[BASELINES]["samples"], state[BASELINES]["environments"]
+        if SEARCH in state:
+            self.search.set_state(state[SEARCH])
+
+    def _other_terms(self, fragment: Fragment, goes_on: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(T, B) what the reward holds beside the marginal QoS of the action: nothing, by default.
+
+        It came after the decision, so that it belongs to the interval that the next one ends.
+        """
+        assert fragment.marginal is not None
+        marginal = np.take_along_axis(fragment.marginal, fragment.actions[..., None], axis=-1)[..., 0]
+        others = fragment.rewards - self.config.marginal_weight * np.nan_to_num(marginal)
+        return np.where(goes_on, others, 0.0).astype(np.float64)
+
+
+def _with_common(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x + _COMMON * np.median(x)
+
+
+def _weights(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B,) weights of the environments, 1 on average: the smaller their usual squared error, the more an error counts."""
+    weights = 1 / np.maximum(_with_common(x), 1e-8)
+    return weights / weights.mean()

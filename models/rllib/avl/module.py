@@ -1,0 +1,54 @@
+"""Router, critic and baseline of AVL as RLlib sees them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from torch import Tensor
+
+from models.rllib.router_module import BaselineModule
+from models.router import Parts, Router
+
+
+class AVLModule(BaselineModule):
+    """A ``BaselineModule`` whose critic reads the encoder's embedding too, and a slow copy of the router that is to serve."""
+
+    def setup(self) -> None:
+        """Build the networks."""
+        super().setup()
+        self.served = copy.deepcopy(self.router).requires_grad_(False)
+
+    @property
+    def embedding(self) -> int:
+        """Width of the encoder's embedding of each expert as it is."""
+        return self.router.embedding // 2 if self.router.spec.encoder == "han" else self.router.embedding
+
+    def router_to_serve(self) -> Router:
+        """The slow copy."""
+        return self.served
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """What rollout workers do without."""
+        return [*super().get_non_inference_attributes(), "served"]
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        """(B,) values of the states that are observed."""
+        return self.state_value(self.router.parts(batch[Columns.OBS]))
+
+    def state_value(self, parts: Parts) -> Tensor:
+        """(B,) value of the state that the router's parts are of."""
+        embedding = parts.embedding
+        if embedding is not None and self.router.spec.encoder == "han":
+            embedding = embedding[..., : embedding.shape[-1] // 2]  # the experts as they are
+        return self.value(parts.columns, embedding)
+
+    @torch.no_grad()
+    def serve(self, keep: float) -> None:
+        """Move the slow copy: ``served <- keep * served + (1 - keep) * router``."""
+        for slow, fast in zip(self.served.parameters(), self.router.parameters(), strict=True):
+            slow.lerp_(fast, 1 - keep)
+        for slow, fast in zip(self.served.buffers(), self.router.buffers(), strict=True):
+            slow.copy_(fast)  # the price is an average already

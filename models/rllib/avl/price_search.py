@@ -1,0 +1,140 @@
+"""Search for the price of congestion: an evolution strategy on whole episodes, the same for every candidate.
+
+What a price is worth shows in what becomes of all who come later. Gradients from single decisions hardly see that through the
+noise; whole episodes that differ in the price alone show it well, and the price has few parameters (``models.price``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.price import TERMS
+from models.router import Router
+from rllib_envs.scenario import Reward, Scenario, with_workload
+from rllib_envs.simulation import Simulation
+
+if TYPE_CHECKING:
+    from models.rllib.rollout.runner import ColumnRunner
+
+Array = NDArray[np.float64]
+
+_STEP = 0.8  # how far the mean goes towards the best
+_SETTLING = 0.05  # least weight of the newest mean in what is settled on
+_BEGINNING = 10  # weight of where the search begins there, in generations
+_SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
+_QOS_FLOOR = 0.001  # differences below this are noise, also in a world where nothing else differs
+_STREAM = 11  # keeps its draws apart from those of the rollouts
+_MIN_WORLDS = 2
+
+
+class PriceSearch:
+    """Candidates out, their QoS in: mean and spread of a normal distribution follow the best of them.
+
+    An evolution strategy with antithetic candidates and weighted recombination, its spread adapted for each parameter on its own
+    (Hansen and Ostermeier 2001, without the covariances; Salimans et al., arXiv 1703.03864, for the antithetic draws).
+
+    Args:
+        population: candidates of a generation, an even number.
+        seed: fixes the candidates.
+
+    Attributes:
+        mean: (P,) of the distribution that candidates are drawn from, in the order of ``TERMS``.
+        settled: (P,) the parameters that the search has come to: the moving average of the means, since a mean follows the luck
+            of its generation too (Polyak and Juditsky 1992), and of where they began, which other searches have found.
+        generation: how many have been told.
+    """
+
+    def __init__(self, population: int, seed: int) -> None:
+        self.mean = np.array([term.prior for term in TERMS.values()])
+        self.settled = self.mean
+        self.spread = np.array([term.spread for term in TERMS.values()])
+        self.generation = 0
+        self._pairs, self._seed = max(population // 2, 1), seed
+
+    def ask(self) -> Array:
+        """(K, P) the candidates of this generation; the same each time until they are told."""
+        return self.mean + self.spread * self._draws()
+
+    def tell(self, qos: Array) -> None:
+        """Take up what became of the candidates: (K, W) mean QoS of each in each of W worlds.
+
+        A world where the price matters more counts more, by the root of how much QoS varies there: in proportion, floods would
+        drown the others, and were all alike, the search would be deaf to them.
+        """
+        scale = (qos.var(axis=0) + _QOS_FLOOR**2) ** 0.25
+        order = np.argsort(-((qos - qos.mean(axis=0)) / scale).mean(axis=1), kind="stable")
+        count = max(len(order) // 3, 1)
+        weights = np.log(count + 0.5) - np.log(np.arange(1, count + 1))
+        weights /= weights.sum()
+        best = self._draws()[order[:count]]
+        self.mean = self.mean + _STEP * self.spread * (weights @ best)
+        self.spread = self.spread * np.exp(_SPREAD_RATE * (weights @ best**2 - 1)).clip(*_SPREAD_RANGE)
+        self.generation += 1
+        self.settled = self.settled + max(_SETTLING, 1 / (self.generation + _BEGINNING)) * (self.mean - self.settled)
+
+    def get_state(self) -> dict[str, Any]:
+        """For ``set_state``."""
+        return {"mean": self.mean, "settled": self.settled, "spread": self.spread, "generation": self.generation}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.mean, self.settled = state["mean"], state["settled"]
+        self.spread, self.generation = state["spread"], state["generation"]
+
+    def _draws(self) -> Array:
+        half = np.random.default_rng([self._seed, _STREAM, self.generation]).standard_normal((self._pairs, len(TERMS)))
+        return np.concatenate([half, -half])
+
+
+def try_candidates(runner: ColumnRunner, candidates: Array, generation: int, worlds: int, requests: int) -> Array:
+    """(K, W) mean QoS of a rollout worker's router with each candidate's price, in some of the worker's worlds.
+
+    Every candidate meets the same episodes; each generation meets others, in other worlds.
+
+    Args:
+        runner: whose module and scenarios count.
+        candidates: (K, P) parameters of the price.
+        generation: fixes worlds and episodes, with the worker's index and seed.
+        worlds: about how many worlds, in proportion to the worker's environments of each scenario.
+        requests: requests in an episode.
+    """
+    module: Any = runner.module
+    seed = [int(runner.config.seed or 0), _STREAM, generation, runner.worker_index or 0]
+    draw = np.random.default_rng(seed)
+    results: list[Array] = []
+    for group in runner.env.groups:
+        known: Sequence[Scenario] = group.simulation.worlds
+        count = min(max(round(worlds * len(known) / runner.num_envs), _MIN_WORLDS), len(known))
+        first = draw.random() * len(known) / count
+        chosen = [known[int(first + i * len(known) / count)] for i in range(count)]  # spread over the loads
+        seeds = [int(x) for x in draw.integers(2**62, size=count)]
+        results.append(_try_in(module.router, candidates, [_plain(world, requests) for world in chosen], seeds))
+    return np.concatenate(results, axis=1)
+
+
+def _plain(world: Scenario, requests: int) -> Scenario:
+    """The world without what only learners need, and without faults, which blur what a price is worth."""
+    observation = replace(world.observation, counterfactual=False)
+    variation = None if world.variation is None else replace(world.variation, fault_share=0.0)
+    return replace(with_workload(world, requests=requests), observation=observation, reward=Reward(), variation=variation)
+
+
+@torch.inference_mode()
+def _try_in(router: Router, candidates: Array, worlds: list[Scenario], seeds: list[int]) -> Array:
+    """(K, W): all candidates in all worlds, W of one kind of cluster, in one batch."""
+    count = len(candidates)
+    simulation = Simulation(worlds[0], count * len(worlds), worlds=worlds * count)
+    simulation.start_all(seeds * count)
+    observation = {key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}
+    terms = torch.from_numpy(np.repeat(candidates, len(worlds), axis=0).astype(np.float32))
+    while not simulation.over.all():
+        scores = router.scores(observation, router.parts(observation, terms))
+        simulation.step(scores.argmax(dim=-1).numpy())
+    qos = [simulation.records(b).qos.mean() for b in range(simulation.batch)]
+    return np.reshape(qos, (count, len(worlds)))

@@ -1,0 +1,1 @@
+"""What learners share: minibatches, returns, data-parallel all-reduce."""

@@ -1,0 +1,1 @@
+"""PPO on rollout fragments: its configuration, learner and module."""

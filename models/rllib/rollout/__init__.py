@@ -1,0 +1,1 @@
+"""Rollouts: environment variants, workers, and the fragments that they return."""

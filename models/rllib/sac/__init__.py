@@ -1,0 +1,1 @@
+"""Discrete SAC on rollout fragments: its configuration, learner, module and replay buffer."""

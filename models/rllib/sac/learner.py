@@ -1,0 +1,137 @@
+"""The losses of discrete SAC, and one optimizer step on all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from torch import Tensor
+
+from models.rllib.learning.stateful_learner import StatefulLearner
+from models.rllib.sac.module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
+from models.rllib.sac.replay import DT_S
+
+ACTOR, CRITIC, ALPHA = "actor", "critic", "alpha"
+"""Names of the optimizers."""
+
+
+class SACLearner(StatefulLearner):
+    """Soft actor-critic for discrete actions (Christodoulou, arXiv 1910.07207), with what makes it work.
+
+    - ``log_softmax`` of masked logits: the usual ``softmax().log()`` is NaN where an action is not possible.
+    - The twins' mean instead of their minimum, which underestimates, and the clipped critic loss of arXiv 2209.10081.
+    - A target entropy that is positive and can be reached: a share of the entropy of the uniform policy on the possible actions.
+    - Discount ``gamma * exp(-beta * dt)``: steps differ in length.
+    - The slow critics follow after every optimizer step, not once a call.
+    - A loss or gradient that is not finite is an error that names it, before anything is changed by it.
+
+    The parameters of actor, critics and temperature are apart and what one loss takes from another is detached, so that one
+    backward pass over the sum serves three optimizers.
+    """
+
+    config: Any
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """Register the three optimizers."""
+        module: SACModule = self.module[module_id].unwrapped()  # pyright: ignore[reportAssignmentType]
+        for name, params, lr in (
+            (ACTOR, list(module.policy.parameters()), config.lr),
+            (CRITIC, list(module.critics.parameters()), config.lr),
+            (ALPHA, [module.log_alpha], config.alpha_lr),
+        ):
+            optimizer = torch.optim.Adam(params)
+            self.register_optimizer(
+                module_id=module_id, optimizer_name=name, optimizer=optimizer, params=params, lr_or_lr_schedule=lr
+            )
+
+    def compute_loss_for_module(self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]) -> Tensor:
+        """Sum of the three losses.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        module: SACModule = self.module[module_id].unwrapped()  # pyright: ignore[reportAssignmentType]
+        alpha = module.log_alpha.exp().detach()
+        log_policy = fwd_out[Columns.ACTION_DIST_INPUTS].log_softmax(dim=-1)
+        policy = log_policy.exp()
+        entropy = -(policy * log_policy).sum(dim=-1)
+        target = soft_target(batch, fwd_out, alpha, gamma=config.gamma, beta=config.beta, twins=config.twins)
+        values = join_twins(fwd_out[Q].detach(), config.twins)
+        wanted = target_entropy(batch[Columns.OBS]["action_mask"], config.target_entropy_share)
+        losses = {
+            ACTOR: -((policy * values).sum(dim=-1) + alpha * entropy).mean(),
+            CRITIC: critic_loss(fwd_out[Q], fwd_out[TARGET_Q], batch[Columns.ACTIONS], target, config.q_clip),
+            ALPHA: (module.log_alpha * (entropy - wanted).detach()).mean(),
+        }
+        for name, loss in losses.items():
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"{name} loss is {loss.item()}: training cannot go on (alpha {alpha.item():.3g})")
+        logged = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+        logged |= {"alpha": alpha, "entropy": entropy.detach().mean(), "target_entropy": wanted.mean(), "q_mean": values.mean()}
+        self._logged[module_id] = logged
+        return torch.stack(list(losses.values())).sum()
+
+    def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
+        """Step every optimizer, then move the slow critics.
+
+        Raises:
+            FloatingPointError: a gradient is not finite.
+        """
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients_dict.values() if gradient is not None])
+        if not math.isfinite(norm.item()):
+            raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
+        for logged in self._logged.values():
+            logged["gradient_norm"] = norm
+        for param, gradient in gradients_dict.items():
+            param.grad = gradient
+        for optimizer in self._named_optimizers.values():
+            optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
+        for module in self.module.values():
+            module.unwrapped().update_targets(self.config.polyak)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def build(self) -> None:
+        """Build what every learner has."""
+        self._logged: dict[str, dict[str, Tensor]] = {}
+        super().build()
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Log the losses of the last minibatch, once a call: logging each would take longer than learning from it."""
+        super().after_gradient_based_update(timesteps=timesteps)
+        for module_id, logged in self._logged.items():
+            self.metrics.log_dict({key: value.item() for key, value in logged.items()}, key=module_id, window=1)
+
+
+def join_twins(values: Tensor, twins: str) -> Tensor:
+    """(2, B, N+1) -> (B, N+1): the ``mean`` or the ``min`` of the twins."""
+    return values.mean(dim=0) if twins == "mean" else values.amin(dim=0)
+
+
+def soft_target(batch: dict[str, Any], output: dict[str, Any], alpha: Tensor, *, gamma: float, beta: float, twins: str) -> Tensor:
+    """(B,) ``r + gamma exp(-beta dt) (1 - terminated) sum_a pi(a|s') (Q'(s', a) - alpha log pi(a|s'))``, no gradient."""
+    log_policy = output[NEXT_LOGITS].log_softmax(dim=-1)
+    values = join_twins(output[NEXT_TARGET_Q], twins)
+    after = (log_policy.exp() * (values - alpha * log_policy)).sum(dim=-1)
+    discount = gamma * torch.exp(-beta * batch[DT_S]) * (1 - batch[Columns.TERMINATEDS].float())
+    return (batch[Columns.REWARDS] + discount * after).detach()
+
+
+def critic_loss(values: Tensor, slow: Tensor, actions: Tensor, target: Tensor, clip: float | None) -> Tensor:
+    """Sum over the twins of the mean squared error to ``target``, (B,).
+
+    With ``clip`` c the larger of the errors of Q and of ``Q' + clamp(Q - Q', -c, c)``, Q' being the slow copy: it takes no more
+    than c in one direction from a value that the slow copy does not know (Q-clip, arXiv 2209.10081).
+    """
+    index = actions.long().expand(2, -1).unsqueeze(-1)
+    taken = values.gather(-1, index).squeeze(-1)
+    errors = (taken - target).square()
+    if clip is not None:
+        before = slow.gather(-1, index).squeeze(-1)
+        errors = torch.maximum(errors, (before + (taken - before).clamp(-clip, clip) - target).square())
+    return errors.mean(dim=-1).sum()
+
+
+def target_entropy(action_mask: Tensor, share: float) -> Tensor:
+    """(B,) ``share * ln(number of possible actions)``, nats: ``share * ln(N + 1)`` where none is masked."""
+    return share * action_mask.sum(dim=-1).log()

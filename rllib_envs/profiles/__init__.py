@@ -1,0 +1,1 @@
+"""Engine profiles from measurements: readers of public files, and the fit."""

@@ -1,0 +1,270 @@
+"""Fit an engine's cost coefficients to measured layer times, and hold a simulated run against a measured one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from rllib_envs.errors import InputError
+from rllib_envs.profiles.measurements import Batches, MeasuredRun, measured_batches
+from rllib_envs.sim.profile import EngineProfile
+
+Floats = NDArray[np.float64]
+
+SERVER_OVERHEAD = 1.0
+"""Step time of a server over the sum of its kernels' times. The measured layer times, interpolated and replayed, need .99 on an
+RTX 4090; on an RTX PRO 6000 they need 1.00 beside ``SERVER_MIXED_MS``, and 1.025 without it."""
+
+SERVER_MIXED_MS = 5.0
+"""What an iteration with prefill takes a server beyond the times of its kernels, ms (part of ``EngineProfile.c0_mixed_ms``). A
+measured run on an RTX PRO 6000 shows single iterations, from one first token to the next: 4 ms more than the kernels in the
+median, nearly the same for chunks of 300 and of 1,500 tokens. With 5 ms that run's latencies agree best."""
+
+MAX_CONTEXT_TOKENS = 4096
+"""Longest context per sequence among the fitted batches: what engines at the edge serve, and where the form holds best."""
+
+_FOLDS = 5  # parts of the batches, each held out of one fit
+
+_PLAUSIBLE_MS = (0.1, 1e5)
+"""Iteration times outside are in another unit than the files' microseconds."""
+
+
+class Limits(TypedDict, total=False):
+    """Fields of ``EngineProfile`` that no layer file tells."""
+
+    overhead: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_waiting: int
+    reuse_preempted_blocks: bool
+
+
+class FitError(NamedTuple):
+    """How far the kernel times of a fit are from those measured, relative."""
+
+    mape: float  # mean absolute error
+    bias: float  # mean error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedProfile:
+    """A profile and how far its kernel times (without what a server adds) are from the measured ones."""
+
+    profile: EngineProfile
+    mape_decode: float  # mean absolute relative error over the decode-only batches
+    mape_mixed: float  # the same over the batches with prefill
+    by_chunk: Mapping[int, FitError]  # by prompt tokens in the batch, ascending; 0 = decode-only
+
+
+def fit_profile(
+    folder: Path,
+    *,
+    layers: int,
+    kv_tokens: int,
+    kv_bytes_per_token: int,
+    server_mixed_ms: float = SERVER_MIXED_MS,
+    **limits: Unpack[Limits],
+) -> FittedProfile:
+    """Fit ``EngineProfile``'s coefficients to the layer files in ``folder``.
+
+    Least squares in milliseconds with coefficients >= 0, in two stages: c0, b, c on the decode-only batches, where an engine
+    spends most of its iterations; then c0_mixed, a, q, c_mixed and the hinge n0 (best of 0, 16 .. 512) on those with prefill.
+    The errors are not relative: a run's latency is a sum of iteration times, so what a fit gets wrong counts by the time it
+    takes, and most rows of the files are small chunks. Only batches that the KV capacity can hold take part.
+
+    Args:
+        folder: holds the layer files (see ``rllib_envs.profiles.measurements``).
+        layers: decoder layers of the model (Llama-3.1-8B: 32), >= 1.
+        kv_tokens: KV capacity as the engine reports it, tokens.
+        kv_bytes_per_token: 2 * layers * KV heads * head size * bytes of a number.
+        server_mixed_ms: what an iteration with prefill takes the server beyond its kernels; 0 = the profile has kernel times.
+        limits: further fields of the profile; those not given keep its defaults.
+
+    Raises:
+        InputError: a file is missing or wrong, the batches do not tell the coefficients apart, or the profile would be one
+            that no engine can have.
+    """
+    decode, mixed = _fitted_batches(folder, layers, kv_tokens)
+    decode_ms, best = _coefficients(folder, decode, mixed)
+    c0, b, c = decode_ms.tolist()
+    c0_mixed, a, q, c_mixed = best[1].tolist()
+    try:
+        profile = EngineProfile(
+            c0_ms=c0,
+            b_ms=b,
+            c_ms=c,
+            a_ms=a,
+            n0_tokens=best[0],
+            q_ms=q,
+            c_mixed_ms=c_mixed,
+            c0_mixed_ms=c0_mixed + server_mixed_ms,
+            kv_tokens=kv_tokens,
+            kv_bytes_per_token=kv_bytes_per_token,
+            **limits,
+        )
+    except ValueError as error:
+        raise InputError(f"profile fitted to {folder}: {error}") from None
+    decode_errors = _decode_terms(decode) @ decode_ms / decode.ms - 1
+    mixed_errors = _mixed_ms(mixed, decode_ms, best) / mixed.ms - 1
+    return FittedProfile(
+        profile=profile,
+        mape_decode=_fit_error(decode_errors).mape,
+        mape_mixed=_fit_error(mixed_errors).mape,
+        by_chunk={0: _fit_error(decode_errors)} | _errors_by_chunk(mixed.chunk, mixed_errors),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldOut:
+    """The fitted batches, each priced by a fit to others; arrays (M,)."""
+
+    chunk: Floats  # new prompt tokens; 0 = decode only
+    measured_ms: Floats  # iteration time
+    fitted_ms: Floats  # by the fit that has not seen it
+
+    @property
+    def by_chunk(self) -> dict[int, FitError]:
+        """Errors by prompt tokens in the batch, ascending; 0 = decode-only."""
+        return _errors_by_chunk(self.chunk, self.fitted_ms / self.measured_ms - 1)
+
+
+def held_out(folder: Path, *, layers: int, kv_tokens: int) -> HeldOut:
+    """Price a fifth of the batches at a time by a fit to the others, until each was priced once. Shares are drawn at random.
+
+    Args:
+        folder: as of ``fit_profile``, and so are the next two.
+        layers: decoder layers of the model.
+        kv_tokens: KV capacity, tokens.
+
+    Raises:
+        InputError: as of ``fit_profile``; what a fit leaves out may be what tells two coefficients apart.
+    """
+    kinds = _fitted_batches(folder, layers, kv_tokens)
+    rng = np.random.default_rng(0)
+    folds = [rng.permutation(batches.ms.size) % _FOLDS for batches in kinds]
+    priced = [np.empty(batches.ms.size) for batches in kinds]
+    for fold in range(_FOLDS):
+        decode, mixed = (_subset(batches, of != fold) for batches, of in zip(kinds, folds, strict=True))
+        decode_ms, hinge = _coefficients(folder, decode, mixed)
+        out = [of == fold for of in folds]
+        priced[0][out[0]] = _decode_terms(_subset(kinds[0], out[0])) @ decode_ms
+        priced[1][out[1]] = _mixed_ms(_subset(kinds[1], out[1]), decode_ms, hinge)
+    return HeldOut(
+        chunk=np.concatenate([batches.chunk for batches in kinds]),
+        measured_ms=np.concatenate([batches.ms for batches in kinds]),
+        fitted_ms=np.concatenate(priced),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunErrors:
+    """Relative errors (simulated / measured - 1) of a run's requests; arrays (R,)."""
+
+    e2e: Floats  # arrival to last token
+    ttft: Floats  # arrival to first token
+    tpot: Floats  # mean time between tokens; NaN for an answer of one token
+
+
+def compare_run(run: MeasuredRun, first_token_s: Floats, finish_s: Floats) -> RunErrors:
+    """Hold simulated times, (R,) each, in s from the first arrival, against those measured."""
+    measured_decode_s = np.where(run.output_tokens > 1, run.last_token_s - run.first_token_s, np.nan)
+    return RunErrors(
+        e2e=(finish_s - run.arrival_s) / (run.last_token_s - run.arrival_s) - 1,
+        ttft=(first_token_s - run.arrival_s) / (run.first_token_s - run.arrival_s) - 1,
+        tpot=(finish_s - first_token_s) / measured_decode_s - 1,
+    )
+
+
+_Hinge = tuple[int, Floats]  # n0, and c0_mixed, a, q and c_mixed
+
+
+def _fitted_batches(folder: Path, layers: int, kv_tokens: int) -> tuple[Batches, Batches]:
+    """The decode-only and the mixed batches that take part in a fit."""
+    every = measured_batches(folder, layers=layers)
+    fits = every.context + every.cached + every.chunk <= kv_tokens
+    short = (every.context <= MAX_CONTEXT_TOKENS * every.decodes) & (every.cached <= MAX_CONTEXT_TOKENS)
+    decode = _subset(every, fits & short & (every.chunk == 0))
+    mixed = _subset(every, fits & short & (every.chunk > 0))
+    for name, batches in (("decode-only", decode), ("mixed", mixed)):
+        if batches.ms.size < 3:
+            raise InputError(f"{folder}: kv_tokens = {kv_tokens}: {batches.ms.size} {name} batches fit, at least 3 are needed")
+        _check_times(folder, name, batches)
+    return decode, mixed
+
+
+def _coefficients(folder: Path, decode: Batches, mixed: Batches) -> tuple[Floats, _Hinge]:
+    """c0, b and c, and the best hinge with what belongs to it."""
+    decode_ms = _nonnegative_fit(_decode_terms(decode), decode.ms)
+    if decode_ms is None:
+        raise InputError(_too_few(folder, "decode-only", decode, ("n_decode", "kv_decode"), "c0, b and c"))
+    rest = _decode_terms(mixed) @ decode_ms
+    hinges = [
+        (n0, fit) for n0 in range(0, 513, 16) if (fit := _nonnegative_fit(_prefill_terms(mixed, n0), mixed.ms - rest)) is not None
+    ]
+    if not hinges:
+        raise InputError(
+            _too_few(folder, "mixed", mixed, ("prefill_chunk", "n_decode", "kv_decode"), "c0_mixed, a, q and c_mixed")
+        )
+    return decode_ms, min(hinges, key=lambda hinge: float(np.sum((_mixed_ms(mixed, decode_ms, hinge) - mixed.ms) ** 2)))
+
+
+def _mixed_ms(mixed: Batches, decode_ms: Floats, hinge: _Hinge) -> Floats:
+    return _decode_terms(mixed) @ decode_ms + _prefill_terms(mixed, hinge[0]) @ hinge[1]
+
+
+def _errors_by_chunk(chunk: Floats, errors: Floats) -> dict[int, FitError]:
+    return {int(size): _fit_error(errors[chunk == size]) for size in np.unique(chunk)}
+
+
+def _decode_terms(batches: Batches) -> Floats:
+    return np.column_stack([np.ones_like(batches.ms), batches.decodes, batches.context])
+
+
+def _prefill_terms(batches: Batches, n0: int) -> Floats:
+    beyond = np.maximum(0.0, batches.chunk + batches.decodes - n0)
+    pairs = batches.chunk * (batches.cached + batches.chunk / 2)
+    return np.column_stack([np.ones_like(batches.ms), beyond, pairs, batches.context])
+
+
+def _subset(batches: Batches, mask: NDArray[np.bool_]) -> Batches:
+    return Batches(**{field.name: getattr(batches, field.name)[mask] for field in fields(Batches)})
+
+
+def _check_times(folder: Path, name: str, batches: Batches) -> None:
+    least, most = _PLAUSIBLE_MS
+    for ms in (batches.ms.min(), batches.ms.max()):
+        if not least <= ms <= most:
+            raise InputError(
+                f"{folder}: time_us: a {name} batch takes {ms:.3g} ms, must be from {least} to {most:.0f}: "
+                "are the times microseconds?"
+            )
+
+
+def _nonnegative_fit(terms: Floats, ms: Floats) -> Floats | None:
+    """Coefficients >= 0 with the least squared error of ``terms @ coefficients``; None if the batches do not tell them apart."""
+    scale = terms.max(axis=0)
+    if not (scale > 0).all() or np.linalg.matrix_rank(terms / scale) < terms.shape[1]:
+        return None
+    solution: Floats = nnls(terms / scale, ms)[0] / scale  # the solver needs columns of like size
+    return solution
+
+
+def _too_few(folder: Path, name: str, batches: Batches, columns: tuple[str, ...], coefficients: str) -> str:
+    context = batches.context / np.maximum(batches.decodes, 1)
+    values = {"prefill_chunk": batches.chunk, "n_decode": batches.decodes, "kv_decode": context}
+    sizes = ", ".join(f"{np.unique(values[column]).size} of {column} (at most {values[column].max():g})" for column in columns)
+    return (
+        f"{folder}: attention.csv: the {name} batches do not tell {coefficients} apart: they have {sizes} different values; "
+        "two or more above 0 of each are needed"
+    )
+
+
+def _fit_error(errors: Floats) -> FitError:
+    return FitError(mape=float(np.mean(np.abs(errors))), bias=float(np.mean(errors)))

@@ -1,0 +1,1 @@
+"""Evaluations: the matrix of routers and workloads, its comparisons, tables and figures."""

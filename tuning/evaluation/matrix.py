@@ -1,0 +1,253 @@
+"""A matrix of routers and workloads, run in parallel and kept cell by cell.
+
+A cell is one router on one workload, with all its seeds as one batch of clusters: what a cell comes to never depends on how
+many processes there are. Its file is named by a fingerprint of everything that determines it, the source code included, so
+that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rllib_envs.errors import InputError
+from rllib_envs.heuristic import Router
+from rllib_envs.json_files import read_json
+from rllib_envs.own_code import parse_own
+from rllib_envs.scenario import Scenario
+from rllib_envs.simulation import Simulation
+from tuning.metrics.episode import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
+from tuning.output.progress import Progress
+from tuning.run_dir.atomic import write_json
+from tuning.run_dir.digests import code_digest, content_digest
+from tuning.specs.grammar import check_limits
+from tuning.specs.routers import RouterSpec, build_router
+
+EVALUATION_SEEDS = range(1_000_000, 2_000_000)
+TUNING_SEEDS = range(2_000_000, 3_000_000)
+"""Seeds of the episodes that routers are compared on, and of those that parameters are chosen on: no episode is in both."""
+
+_TASK_RETRIES = 3
+_ROUTER_STREAM = 7  # keeps a router's own draws apart from every episode's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One router on one workload."""
+
+    router: RouterSpec
+    scenario: Scenario
+    seeds: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Twenty-four hex digits that change whenever anything changes that the result depends on."""
+        arrivals, catalogue = self.scenario.workload.arrivals, self.scenario.workload.catalogue
+        trace = None if arrivals.trace is None else arrivals.trace.path
+        own = parse_own(arrivals.kind, "arrivals").file if arrivals.is_own else None
+        files = (trace, catalogue.path, self.router.path, own)
+        parts = (
+            self.router.text,
+            content_digest([Path(file) for file in files if file is not None]),
+            self.scenario.fingerprint(),
+            self.seeds,
+            code_digest(),
+        )
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResult:
+    """What a cell came to."""
+
+    key: str
+    router: str
+    seeds: list[int]
+    metrics: dict[str, list[float]]  # of METRICS, a value for each seed
+    shares: list[list[float]]  # (seeds, N+1): share of the requests sent to each expert, and dropped
+    latency_quantiles_s: list[float]  # latency per token of all finished requests, at evenly spaced levels from 0 to 1
+    ttft_quantiles_s: list[float]  # the same of the time to first token
+
+
+def start_simulation(router: RouterSpec | Router, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
+    """Run one episode for each seed, all to their ends.
+
+    Args:
+        router: as ``parse_router`` reads it, or a function of (simulation, generator).
+        scenario: the world; its observation is changed to what the router needs.
+        seeds: of the episodes.
+    """
+    decide, observation = build_router(router, scenario.observation)
+    simulation = Simulation(replace(scenario, observation=observation), len(seeds))
+    simulation.start_all(list(seeds))
+    rng = np.random.default_rng(np.random.SeedSequence(list(seeds), spawn_key=(_ROUTER_STREAM,)))
+    while not simulation.over.all():
+        simulation.step(decide(simulation, rng))
+    return simulation
+
+
+def run_cell(cell: Cell) -> CellResult:
+    """Simulate a cell."""
+    simulation = start_simulation(cell.router, cell.scenario, cell.seeds)
+    clusters = range(len(cell.seeds))
+    episodes = [episode_metrics(simulation, cluster) for cluster in clusters]
+    records = [simulation.records(cluster) for cluster in clusters]
+    return CellResult(
+        key=cell.key,
+        router=cell.router.text,
+        seeds=list(cell.seeds),
+        metrics={name: [episode[name] for episode in episodes] for name in METRICS},
+        shares=[routing_shares(cell.scenario, r) for r in records],
+        latency_quantiles_s=latency_quantiles(records),
+        ttft_quantiles_s=ttft_quantiles(records),
+    )
+
+
+def run_cells(
+    cells: Sequence[Cell], folder: Path, jobs: int | None, label: str, *, address: str | None = None
+) -> list[CellResult]:
+    """The results of the cells, in order; those in ``folder`` already are read from there, the others are left there.
+
+    Args:
+        cells: what to run; equal ones run once.
+        folder: where each finished cell is kept as one file.
+        jobs: processes; None for one a core, 1 to run in this process.
+        label: what the progress line calls it.
+        address: Ray cluster to run them on, each as a task for one core, instead of processes here.
+
+    Raises:
+        InputError: jobs < 1, a file or folder that cannot be read or written, a cluster that cannot be used, anything the cells
+            themselves find wrong.
+        KeyboardInterrupt: as it comes; the finished cells stay.
+    """
+    check_limits("jobs", jobs, 1, 4096)
+    files = [folder / f"{cell.key}.json" for cell in cells]
+    unfinished = {file: cell for file, cell in zip(files, cells, strict=True) if not file.exists()}
+    todo = list(unfinished.items())
+    progress = Progress(label, len(set(files)), len(set(files)) - len(todo))
+    jobs = min(jobs or _cores(), len(todo))
+    try:
+        if address is not None and todo:
+            _run_on_cluster(todo, address, progress)
+        elif jobs <= 1:
+            for file, cell in todo:
+                _run_and_keep(file, cell)
+                progress.advance()
+        else:
+            _run_parallel(todo, jobs, progress)
+    except KeyboardInterrupt:
+        progress.interrupted(f"finished cells are kept in {folder}; the same command goes on from there")
+        raise
+    return [_read_result(file) for file in files]
+
+
+def _run_parallel(work: list[tuple[Path, Cell]], jobs: int, progress: Progress) -> None:
+    before = set(multiprocessing.active_children())
+    with _single_threaded():
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker)
+        try:
+            for future in as_completed([pool.submit(_run_and_keep, file, cell) for file, cell in work]):
+                future.result()
+                progress.advance()
+        except BrokenProcessPool:
+            raise InputError(
+                f"a worker process was killed, perhaps for want of memory: try fewer than {jobs} jobs, or fewer seeds"
+            ) from None
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run_on_cluster(work: list[tuple[Path, Cell]], address: str, progress: Progress) -> None:
+    """Each cell as a Ray task; results come here to be kept. A task whose node is lost is run again by Ray, elsewhere."""
+    from tuning.ray_cluster.check import Needs
+    from tuning.ray_cluster.session import ray_session
+
+    with ray_session(address, Needs(cpus=1)):
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(run_cell)
+        running = {task.remote(cell): file for file, cell in work}
+        while running:
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                result = ray.get(reference)
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    raise InputError(f"on a node of the cluster: {error.cause}") from None
+                raise
+            except RayError as error:
+                raise InputError(f"the cluster lost a task for good: {str(error).strip().splitlines()[0]}") from None
+            _keep(running.pop(reference), result)
+            progress.advance()
+
+
+def _run_and_keep(file: Path, cell: Cell) -> None:
+    _keep(file, run_cell(cell))
+
+
+def _keep(file: Path, result: CellResult) -> None:
+    if result.key != file.stem:
+        raise InputError("the source code or a file of the scenario changed while the run was going on: start it again")
+    write_json(file, asdict(result))
+
+
+def _read_result(file: Path) -> CellResult:
+    try:
+        data: dict[str, Any] = read_json(file)
+        metrics: Any = {
+            name: [float("nan") if value is None else float(value) for value in data["metrics"][name]] for name in METRICS
+        }
+        return CellResult(**{**data, "metrics": metrics})
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: not the result of a cell: delete it and run the command again") from None
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _single_threaded() -> Generator[None]:
+    """Processes started within use one thread each: as many processes as cores are faster than threads that fight for them."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

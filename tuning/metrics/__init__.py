@@ -1,0 +1,1 @@
+"""Figures of merit of an episode, and their statistics over seeds."""

@@ -1,0 +1,1 @@
+"""Reports on runs: sections, figures, and an episode replayed and explained."""

@@ -1,0 +1,1 @@
+"""Run directories: atomic files, lock, remote copy, signatures, digests, resume. Knows no Ray."""

@@ -1,0 +1,75 @@
+"""Files that are either whole or not there: written aside, flushed to the disk, renamed into place."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from models.export.files import file_aside, flush
+from rllib_envs.errors import InputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file beside ``path``, then rename it to ``path``; folders are made as needed.
+
+    Whatever ``write`` raises goes on to the caller, and ``path`` is as it was before.
+
+    Raises:
+        InputError: the operating system refuses (rights, no space, a folder in the way).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_aside(path) as aside:
+            write(aside)
+            flush(aside)
+            os.replace(aside, path)
+            flush(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """Write a file that no other user can read, unless there is one: of several processes that do so, one succeeds.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with file_aside(path, 0o600) as aside:
+        aside.write_bytes(secret)
+        flush(aside)
+        with suppress(FileExistsError):
+            os.link(aside, path)  # unlike a rename, it does not replace one that is there by now
+        flush(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """``write_atomically`` of bytes."""
+    write_atomically(path, lambda aside: _write(aside, data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_atomically`` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """``write_atomically`` of JSON; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]  # pyright: ignore[reportUnknownVariableType]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

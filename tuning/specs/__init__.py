@@ -1,0 +1,1 @@
+"""What a user types: routers, workloads and faults by name."""

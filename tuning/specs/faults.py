@@ -1,0 +1,65 @@
+"""Faults by name: ways in which the world differs from what the router was told, one at a time.
+
+Requests, arrivals and rates stay those of the scenario without the fault, seed by seed: a rate that is a share of the capacity is
+one of the capacity that the stated figures promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Faults, Scenario
+from tuning.specs.grammar import nearest
+
+NO_FAULT = "none"
+
+FAULTS: dict[str, dict[str, float]] = {
+    NO_FAULT: {},
+    "engine-fast": {"engine_factor": 0.75},  # iterations take 0.75 of the time that the router was told
+    "engine-slow": {"engine_factor": 1.25},
+    "engine-mixed": {"engine_expert_log_sd": 0.25},  # the same, but a log-normal factor for each expert and episode
+    "engine-coefficients": {"engine_coefficient_factor": 1.4},  # each coefficient times or over 1.4, at random
+    "lengths-short": {"length_factor": 0.6},  # told lengths are 0.6 of the true ones in the median: answers run longer than told
+    "lengths-long": {"length_factor": 1.6},
+    "lengths-hidden": {"hidden_share": 0.3, "hidden_factor": 2.5},  # 3 requests in 10 run 2.5 times as long as told
+    "score-noise": {"score_sd": 0.2},  # twice the usual error of told scores
+    "late-telemetry": {"telemetry_delay_s": 0.5},
+    "kv-tight": {
+        "kv_factor": 0.35
+    },  # of the KV blocks, known to the router: at moderate load edge6 preempts several times as often
+}
+"""Name -> fields of ``Faults`` and ``Predictions`` and the values that they get."""
+
+_OF_FAULTS = {field.name for field in fields(Faults)}
+
+
+def parse_faults(texts: Iterable[str]) -> list[str]:
+    """Names in order, doubles left out; ``all`` stands for every fault but ``none``.
+
+    Raises:
+        InputError: unknown name, with the nearest ones.
+    """
+    everyone = [name for name in FAULTS if name != NO_FAULT]
+    names = [name for text in texts for name in (everyone if text == "all" else [text])]
+    for name in names:
+        if name not in FAULTS:
+            raise InputError(f"fault {name!r}: unknown; {nearest(name, FAULTS)} (or all)")
+    return list(dict.fromkeys(names))
+
+
+def with_fault(scenario: Scenario, name: str) -> Scenario:
+    """The scenario with the fault in every episode, whatever its ``variation`` would have drawn; ``none`` only ends that."""
+    values = FAULTS[name]
+    return replace(
+        scenario,
+        variation=None,
+        faults=replace(scenario.faults, **{key: value for key, value in values.items() if key in _OF_FAULTS}),
+        predictions=replace(scenario.predictions, **{key: value for key, value in values.items() if key not in _OF_FAULTS}),
+    )
+
+
+def describe_fault(name: str) -> str:
+    """The fields that it sets, with their values, for a report."""
+    return f"{name} ({', '.join(f'{key} = {value:g}' for key, value in FAULTS[name].items()) or 'the scenario as it is'})"

@@ -1,0 +1,1 @@
+"""A sweep: space, trials, tuner, report."""

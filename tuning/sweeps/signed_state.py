@@ -1,0 +1,115 @@
+"""The signed copy of Ray Tune's state: what a sweep goes on from is what this user's processes wrote, and nothing else.
+
+The state changes all the time and is several files, so that no signature beside them would fit them at every moment. The copy is
+one file, replaced as a whole before any of them changes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.export.manifest import read_file
+from rllib_envs.errors import InputError
+from tuning.run_dir.atomic import write_bytes
+from tuning.run_dir.signature import check_signature, signed
+
+if TYPE_CHECKING:
+    from tuning.run_dir.remote_copy import Mirror
+    from tuning.sweeps.tune_state import State
+
+STATE = "tune-state.json"
+"""The copy, beside Tune's folder: in the storage if there is one."""
+
+_FILES = "files"
+_MOST_BYTES = 2**28
+_MOST_LEVELS = 2  # a trial's folder is in Tune's
+
+
+def own_state(folder: Path, mirror: Mirror | None, *, resume: bool, trusted: bool) -> tuple[str, Any]:
+    """Path of Tune's folder, and the file system that it is on, by which Tune reads no state but what this user's sweep wrote.
+
+    Args:
+        folder: Tune's folder here.
+        mirror: copy of the run directory in the storage, which has Tune's folder then.
+        resume: whether the sweep goes on from the state there; without it there is none at first.
+        trusted: whether the state counts that lies there, whoever wrote it. It counts as one's own from then on.
+
+    Raises:
+        InputError: the state is not what this user signed, and is not trusted; it cannot be read or written.
+    """
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow.fs import PyFileSystem
+
+    from tuning.sweeps.tune_state import OwnState
+
+    file = folder.parent / STATE
+    place, filesystem = (str(folder), LocalFileSystem()) if mirror is None else mirror.shared(folder.name)
+
+    def keep(state: State) -> None:
+        if mirror is None:
+            write_bytes(file, packed(state))
+        else:
+            mirror.write(STATE, packed(state))
+
+    known: State | None = {}
+    if resume and trusted:
+        known = found_state(filesystem, place)
+        keep(known)
+    elif resume:
+        known = _signed_state(file, mirror)
+        if known is None and found_state(filesystem, place):
+            raise InputError(
+                f"{file if mirror is None else f'{mirror.place}/{STATE}'}: missing: Ray Tune's state is not signed: it is of an "
+                "earlier version, or was tampered with. If you trust whoever wrote it, --trust-checkpoint loads it all the same"
+            )
+    return place, PyFileSystem(OwnState(filesystem, place, known or {}, keep))
+
+
+def _signed_state(file: Path, mirror: Mirror | None) -> State | None:
+    """What the copy has, in the storage if there is one; None if there is no copy."""
+    if mirror is not None:
+        data, where = mirror.read(STATE, _MOST_BYTES), f"{mirror.place}/{STATE}"
+        return None if data is None else unpacked(data, where)
+    return unpacked(read_file(file, _MOST_BYTES, "sweep"), file) if os.path.lexists(file) else None
+
+
+def packed(state: State) -> bytes:
+    """The state, signed, as a file."""
+    return json.dumps(signed({_FILES: {name: base64.b64encode(data).decode() for name, data in state.items()}})).encode()
+
+
+def unpacked(data: bytes, where: Path | str) -> State:
+    """The state that this user signed.
+
+    Raises:
+        InputError: somebody else did, or nobody, or it is damaged.
+    """
+    try:
+        contents: dict[str, Any] = json.loads(data)
+        files = {name: base64.b64decode(text, validate=True) for name, text in contents[_FILES].items()}
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{where}: damaged: {type(error).__name__}") from None
+    check_signature(contents, Path(where), trusted=False)
+    return files
+
+
+def found_state(filesystem: Any, folder: str) -> State:
+    """Tune's state as it lies in its folder, whoever wrote it.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from tuning.sweeps.tune_state import is_state
+
+    try:
+        if not filesystem.isdir(folder):
+            return {}
+        paths = {posixpath.relpath(path, folder): path for path in filesystem.find(folder, maxdepth=_MOST_LEVELS)}
+        return {name: filesystem.cat_file(path) for name, path in paths.items() if is_state(name)}
+    except OSError as error:
+        raise InputError(f"{folder}: Ray Tune's state cannot be read: {error.strerror or error}") from None

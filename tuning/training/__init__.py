@@ -1,0 +1,1 @@
+"""A training run: options, environment variants, algorithm, loop, log, validation."""

@@ -1,0 +1,98 @@
+"""The learning algorithms of a training run, configured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.paper.networks import PaperSpec
+from models.rllib.rollout.env_groups import Group
+from models.router import RouterSpec
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Scenario
+from tuning.training.options import Options
+
+_LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4}
+_SMOKE: dict[str, dict[str, Any]] = {
+    "avl": {"warmup": 1, "generations": 1, "population": 4, "search_worlds": 3, "search_requests": 20},
+    "ppo": {"warmup_steps": 50},
+    "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
+}
+"""What makes every part learn within a tiny run."""
+
+
+def learning_rate(options: Options) -> float | None:
+    """The rate that the options stand for; None where it is one of several that only the algorithm knows."""
+    if options.lr is not None or options.preset == "paper":
+        return options.lr
+    return _LEARNING_RATES[options.algo]
+
+
+def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec:
+    """What the router is made of."""
+    if options.preset == "paper":
+        return PaperSpec(experts=scenario.n_experts)
+    return options.spec
+
+
+def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | PaperSpec, *, seed: int) -> Any:
+    """The configuration, an ``AlgorithmConfig`` to build from; the options are complete, and Ray has been started.
+
+    Raises:
+        InputError: a GPU is asked for that is not there.
+    """
+    workers = options.num_env_runners or 0
+    environments = options.envs_per_runner * max(workers, 1)
+    common: dict[str, Any] = {
+        "seed": seed,
+        "temperature": options.temperature,
+        "env_runners": workers,
+        "learners": options.num_learners,
+        "gpus_per_learner": gpus_per_learner(options),
+        "rows": max(options.steps_in_iteration // environments, 1),
+        "router": spec,
+    }
+    config = _configure(options, groups, common)
+    return config.training(**_SMOKE[options.algo]) if options.smoke else config
+
+
+def gpus_per_learner(options: Options) -> int:
+    """GPUs for each learner: as many as the options say, or 1 if there are enough.
+
+    Raises:
+        InputError: there are not as many as the options say.
+    """
+    learners = max(options.num_learners, 1)
+    if options.gpus_per_learner == 0:
+        return 0
+    free = _free_gpus(options)
+    if options.gpus_per_learner and free < learners:
+        where = "in Ray's cluster" if options.num_learners else "for this process"
+        raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: {learners} needed, {free} free {where}")
+    return int(free >= learners)
+
+
+def _free_gpus(options: Options) -> int:
+    import ray  # here: --help needs neither
+    import torch
+
+    if options.num_learners:
+        return int(ray.available_resources().get("GPU", 0))
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+        return len(ray.get_gpu_ids())  # a trial of a sweep sees all GPUs, and has those that were given to it
+    return int(torch.cuda.is_available())
+
+
+def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:
+    lr = _LEARNING_RATES[options.algo] if options.lr is None else options.lr
+    # Imported here, and not above: only the algorithm that is asked for, and none for --help.
+    if options.algo == "avl":
+        from models.rllib.avl.algorithm import avl_config
+
+        return avl_config(groups, lr=lr, total_steps=options.total_steps, settings=options.avl, **common)
+    if options.algo == "ppo":
+        from models.rllib.ppo.algorithm import ppo_config
+
+        return ppo_config(groups, lr=lr, **common)
+    from models.rllib.sac.algorithm import sac_config
+
+    return sac_config(groups, lr=options.lr, save_replay=options.keep_replay, **common)

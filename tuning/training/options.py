@@ -1,0 +1,301 @@
+"""Options of a training run: from the command line, from a file, from a preset."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+from rllib_envs.scenarios.load import explain
+
+from models.rllib.avl.settings import AVLSettings
+from models.rllib.scenario import MARGINAL
+from models.router import RouterSpec
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Reward
+from rllib_envs.yaml_files import read_mapping
+from tuning.output.tracking import TrackOptions
+from tuning.specs.grammar import check_limits, nearest
+
+AlgorithmName = Literal["avl", "sac", "ppo"]
+PresetName = Literal["ours", "paper"]
+
+PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
+
+DEFAULT_STEPS = 2_000_000
+_STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
+_STEPS_HELP = (
+    f"Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: {DEFAULT_STEPS:,}."
+)
+_STEPS_PER_ITERATION_HELP = (
+    "Decisions in an iteration, over all environments. Default: "
+    f"{', '.join(f'{algo} {steps:,}' for algo, steps in _STEPS_PER_ITERATION.items())}."
+)
+_OF_ONE_START = (
+    "config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "num_learners", "gpus_per_learner", "address",
+    "resume", "auto_resume", "trust_checkpoint", "storage", "smoke", "track",
+)  # fmt: skip
+"""Options that do not define the run: each start has its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    algo: AlgorithmName = "avl"
+    """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation."""
+    preset: PresetName = "ours"
+    """paper: what arXiv 2508.00234 does. SAC with its hyperparameters, a policy on its pooled graph embedding without the
+    what-if results, its reward; and as defaults of other options the scenario paper3 under its own load, nothing else."""
+    config: Path | None = None
+    """YAML file of options, under their names here, as a sweep writes it. The command line wins."""
+    scenario: str = "edge6"
+    """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file. Its reward and observation are set anew."""
+    load: str = "mixed"
+    """mixed (each environment has its own, from the lowest to the highest of the scenario's mixed_range, and some episodes have
+    bursts), light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own: the scenario's."""
+    fleets: tuple[str, ...] = ("edge3", "edge10")
+    """Other clusters to train on beside, in an eighth of the environments each, so that the router fits any number of experts."""
+    calibrate: bool = True
+    """Observations corrected by what telemetry has shown of the errors of lengths and engine figures."""
+    variation: bool = True
+    """Faults drawn for every other episode: wrong predictions, wrong engine figures, late telemetry, scarce memory."""
+    running_slots: int = 16
+    """Running requests of each expert that an observation shows one by one; of the others it has sums."""
+    waiting_slots: int = 8
+    """Waiting requests, likewise."""
+    reward: Reward = MARGINAL
+    """Weights of the reward's terms."""
+    router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
+    correction: bool = True
+    """Whether a correction of the impact estimate is learned; without it, impact-hidden counts as 0."""
+    avl: Annotated[AVLSettings, tyro.conf.arg(name="")] = field(default_factory=AVLSettings)
+    temperature: float = 0.01
+    """QoS that makes an action e times as likely in training; small is close to greedy."""
+    lr: float | None = None
+    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4, the paper's 3e-5. That of avl falls to a tenth over the run where its
+    number of steps is known, from --steps or --iterations; it stays where --minutes alone limits the run."""
+    seed: int = 0
+    """Seed of weights, episodes and exploration. Without worker processes, the same seed gives the same weights."""
+    envs_per_runner: int = 96
+    """Environments in each process that steps them."""
+    requests: int = 2000
+    """Requests in a training episode."""
+    steps_per_iteration: Annotated[int | None, tyro.conf.arg(help=_STEPS_PER_ITERATION_HELP)] = None
+    validate_every: int = 10
+    """Iterations between two comparisons with tuned impact-greedy, on a few short episodes: a rough figure. 0: none."""
+    keep_replay: bool = False
+    """sac: checkpoints hold the replay buffer, some 300 MB; without it, a resumed run fills a new one before it learns on."""
+    run_dir: Path = Path("runs/train")
+    """Folder of the run."""
+    steps: Annotated[int | None, tyro.conf.arg(help=_STEPS_HELP)] = None
+    iterations: int | None = None
+    """Stop after so many iterations, counted from the beginning of the run."""
+    minutes: float | None = None
+    """Stop after so many minutes, counted from this start."""
+    num_env_runners: int | None = None
+    """Worker processes that step environments; 0 steps them in the process that learns. Default: on this machine 0 on up to 2
+    cores, else one for each core but one; on a cluster one for each core."""
+    num_learners: int = 0
+    """Processes that learn, each from its share of the decisions: two come to what one comes to, but for rounding, in less time.
+    0 learns in the process that directs. sac: 0 or 1."""
+    gpus_per_learner: int | None = None
+    """1: learn on a GPU; 0: on processors. Default: 1 if there is a GPU for each learner, else 0."""
+    address: str = "local"
+    """Ray: local starts one for this run, auto or a URL attaches to a running cluster."""
+    track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
+    resume: bool = False
+    """Go on with the run in the folder, from its newest checkpoint that is whole. Scenario, seed and all else that defines the
+    run are taken from there."""
+    auto_resume: bool = False
+    """Go on with the run in the folder if there is one, else begin it: for jobs that are started again after a failure. --minutes
+    then counts from the beginning of the run."""
+    trust_checkpoint: bool = False
+    """Go on from a checkpoint that you did not write yourself. It holds pickles, which can run any code: only if you trust
+    whoever wrote it."""
+    storage: str | None = None
+    """Keep the run in another place too, after every checkpoint: a folder, or a URL such as s3://bucket/runs; the run is below it
+    under the name of its folder. --resume fetches it where the folder has none or an older one (docs/reliability.md)."""
+    smoke: bool = False
+    """A tiny run that takes seconds."""
+
+    @property
+    def steps_in_iteration(self) -> int:
+        """Decisions in an iteration."""
+        return _STEPS_PER_ITERATION[self.algo] if self.steps_per_iteration is None else self.steps_per_iteration
+
+    @property
+    def spec(self) -> RouterSpec:
+        """What the router is made of."""
+        return self.router if self.correction else replace(self.router, impact_hidden=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Environment steps of the whole run, if known."""
+        by_iterations = None if self.iterations is None else self.iterations * self.steps_in_iteration
+        known = [total for total in (self.steps, by_iterations) if total is not None]
+        return min(known) if known else None
+
+
+_PAPER = Options(
+    preset="paper",
+    algo="sac",
+    scenario="paper3",
+    load="own",
+    fleets=(),
+    calibrate=False,
+    variation=False,
+    requests=5000,
+    running_slots=10,
+    waiting_slots=10,
+    reward=PAPER,
+    router=RouterSpec(encoder="pooled", graph_hidden=64, heads=8, layers=2, impact=False),
+)
+_SMOKE: dict[str, Any] = {
+    "requests": 20, "envs_per_runner": 4, "steps_per_iteration": 64, "num_env_runners": 0, "validate_every": 2,
+}  # fmt: skip
+_PARTS: dict[str, type[RouterSpec] | type[AVLSettings] | type[TrackOptions]] = {
+    "router": RouterSpec,
+    "avl": AVLSettings,
+    "track": TrackOptions,
+}
+"""Options that are records of others, which go by their own names."""
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "steps": (1, 10**12),
+    "iterations": (1, 10**9),
+    "minutes": (1e-3, 1e7),
+    "envs_per_runner": (1, 10**5),
+    "requests": (1, 10**9),
+    "steps_per_iteration": (1, 10**8),
+    "lr": (1e-9, 10),
+    "temperature": (1e-6, 1e3),
+    "running_slots": (1, 4096),
+    "waiting_slots": (1, 4096),
+    "num_env_runners": (0, 4096),
+    "num_learners": (0, 1024),
+    "seed": (0, 2**31 - 1),  # RLlib seeds NumPy's global generator, which takes 32 bits; each start of a run has its own
+    "validate_every": (0, 10**9),
+}
+_ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
+
+
+def preset(name: PresetName) -> Options:
+    """The options that a preset stands for."""
+    return _PAPER if name == "paper" else Options()
+
+
+def defaults(arguments: Sequence[str]) -> Options:
+    """What options are where the command line does not say: those of the preset, changed as the file says that it names.
+
+    Raises:
+        InputError: the file cannot be read or is not one of options.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--preset", default="ours")
+    named, _ = parser.parse_known_args(list(arguments))
+    if named.config is None:
+        return preset(named.preset)
+    return options_from(named.config, named.preset)
+
+
+def options_from(path: Path, preset_name: str = "ours") -> Options:
+    """The options of a file, where it does not say those of the preset that it names, or else of this one.
+
+    Raises:
+        InputError: the file cannot be read or is not one of options.
+    """
+    return replace(parse_options({"preset": preset_name} | read_mapping(path, "options"), str(path)), config=path)
+
+
+def option_names() -> list[str]:
+    """The names of all options, those of the parts among them."""
+    own = [f.name for f in fields(Options) if f.name not in _PARTS]
+    return own + [f.name for kind in _PARTS.values() for f in fields(kind)]
+
+
+def parse_options(data: Mapping[str, Any], where: str) -> Options:
+    """Options from a mapping by their names; those that are missing are the preset's.
+
+    Raises:
+        InputError: an unknown name or a value that is not possible.
+    """
+    given = {str(key).replace("-", "_"): value for key, value in data.items()}
+    known = option_names()
+    for key in given:
+        if key not in known:
+            raise InputError(f"{where}: unknown option {key!r}; {nearest(key, known)}")
+    usual = to_mapping(preset(given.get("preset", "ours")))
+    if isinstance(given.get("reward"), Mapping):  # weights that are not given are the preset's
+        given["reward"] = usual["reward"] | given["reward"]
+    flat = usual | given
+    parts = {part: {f.name: flat.pop(f.name) for f in fields(kind)} for part, kind in _PARTS.items()}
+    try:
+        return _ADAPTER.validate_json(json.dumps({**flat, **parts}, default=str), strict=True)  # in JSON a list is a tuple
+    except ValidationError as error:
+        raise InputError("\n".join(explain(error, where, "options", _own))) from None
+
+
+def _own(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Where an option stands in a file, of its place among the options: those of a part go by their own names."""
+    return location[1:] if len(location) > 1 and location[0] in _PARTS else location
+
+
+def to_mapping(options: Options) -> dict[str, Any]:
+    """Options by name, those of the parts among them; ``parse_options`` reads it back."""
+    flat = asdict(options)
+    parts = [flat.pop(part) for part in _PARTS]
+    return {**flat, **{key: value for part in parts for key, value in part.items()}}
+
+
+def definition(options: Options) -> dict[str, Any]:
+    """Those that define the run, in YAML's types."""
+    others = (*_OF_ONE_START, *(f.name for f in fields(TrackOptions)))
+    kept = {key: value for key, value in to_mapping(options).items() if key not in others}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+
+
+def complete(options: Options) -> Options:
+    """The options with what is left open filled in.
+
+    Raises:
+        InputError: one is out of range, or two do not go together.
+    """
+    if options.smoke:
+        fleets = options.fleets[:1]
+        options = replace(options, **_SMOKE, fleets=fleets, iterations=2 if options.iterations is None else options.iterations)
+    if options.steps is None and options.iterations is None and options.minutes is None and not options.resume:
+        options = replace(options, steps=DEFAULT_STEPS)
+    if options.num_env_runners is None and options.address == "local":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options = replace(options, num_env_runners=0 if cores <= 2 else cores - 1)
+    for name, (low, high) in _LIMITS.items():
+        check_limits(name, getattr(options, name), low, high)
+    for name in ("scenario", "load", "address", "storage"):
+        if getattr(options, name) == "":
+            raise InputError(f"{name} = '': must not be empty")
+    if options.gpus_per_learner not in (None, 0, 1):
+        raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: must be 0 or 1")
+    if options.preset == "paper" and options.algo != "sac":
+        raise InputError(f"algo = {options.algo}: the preset paper trains with sac")
+    return options
+
+
+def resumed(options: Options, own: Mapping[str, Any], where: str) -> Options:
+    """The options of a run to go on with: its own, with what each start has for itself as given now.
+
+    Raises:
+        InputError: an option is given that would change the run, or the run's own are not valid.
+    """
+    theirs = parse_options(own, where)
+    given, usual, kept = definition(options), definition(preset(options.preset)), definition(theirs)
+    for name, value in given.items():
+        if value not in (kept[name], usual[name]) and not (options.smoke and name in _SMOKE):
+            raise InputError(f"{name.replace('_', '-')} = {value}: a resumed run keeps its own, which is {kept[name]}")
+    return replace(theirs, **{name: getattr(options, name) for name in _OF_ONE_START})

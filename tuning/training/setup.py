@@ -1,0 +1,137 @@
+"""What a training run consists of, built from its options: worlds, algorithm, validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.envelope import Envelope, measure
+from models.export.bundle import TRAINED_ON
+from models.rllib.rollout.env_groups import Group
+from models.rllib.scenario import SOFT_DEADLINE
+from rllib_envs.errors import InputError
+from rllib_envs.footprint import machine_bytes
+from rllib_envs.scenario import Observation, Scenario
+from rllib_envs.simulation import Simulation
+from tuning.ray_cluster.check import Needs
+from tuning.training.algorithms import algorithm_config, network_spec
+from tuning.training.options import Options
+from tuning.training.validation import Validator
+from tuning.training.worlds import WorldOptions
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+_SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resumed one does not meet the same episodes again
+_VALIDATION = {"seeds": 4, "requests": 1200}
+
+
+def world_options(options: Options) -> WorldOptions:
+    """What its worlds are made of."""
+    observation = Observation(
+        whatif=options.spec.impact,
+        whatif_tau=SOFT_DEADLINE,
+        counterfactual=options.preset != "paper",
+        calibrate=options.calibrate,
+        running_slots=options.running_slots,
+        waiting_slots=options.waiting_slots,
+    )
+    return WorldOptions(
+        scenario=options.scenario,
+        load=options.load,
+        requests=options.requests,
+        fleets=options.fleets,
+        variation=options.variation,
+        observation=observation,
+        reward=options.reward,
+    )
+
+
+def needs_of(options: Options) -> Needs:
+    """What a run wants of a cluster, as far as its options say."""
+    return Needs(
+        cpus=(options.num_env_runners or 0) + options.num_learners,
+        gpus=max(options.num_learners, 1) * (options.gpus_per_learner or 0),
+        storage=options.storage,
+    )
+
+
+@contextmanager
+def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], starts: int) -> Generator[Algorithm]:
+    """The learning algorithm, ready to iterate, in its first state; stopped in the end.
+
+    Args:
+        options: complete.
+        scenario: ``training_worlds.base_world`` of the run.
+        groups: ``training_worlds.training_groups`` of the run.
+        starts: how often the run has been started, this time included.
+    """
+    _check_sample(options, _compile_kernels(scenario))
+    options = _with_workers(options)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    seed = options.seed + (starts - 1) * _SEED_STRIDE
+    algorithm = algorithm_config(options, groups, network_spec(options, scenario), seed=seed).build_algo()
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+def validator_of(options: Options, scenario: Scenario) -> Validator:
+    """Short paired comparisons with the best heuristic, in the run's world."""
+    return Validator(scenario, options.load, **({"seeds": 2, "requests": 20} if options.smoke else _VALIDATION))
+
+
+def envelope_of(groups: Sequence[Group]) -> Envelope:
+    """What the worlds of a run are like (``training_worlds.training_groups``)."""
+    return Envelope.of([measure([worlds] if isinstance(worlds, Scenario) else list(worlds)) for worlds, _ in groups])
+
+
+def about_run(options: Options, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
+    """What the checkpoints of a run say of it."""
+    return {
+        TRAINED_ON: envelope_of(groups).to_json(),
+        "starts": starts,
+        "algo": options.algo,
+        "seed": options.seed,
+        "observation": asdict(replace(scenario.observation, counterfactual=False)),
+        "scenario": scenario.name,
+        "fingerprint": scenario.fingerprint(),
+    }
+
+
+def _with_workers(options: Options) -> Options:
+    """The options with as many rollout workers as the cluster that this process uses has cores, where it is not said."""
+    if options.num_env_runners is not None:
+        return options
+    import ray
+
+    cores = int(ray.cluster_resources().get("CPU", 0))
+    return replace(options, num_env_runners=max(cores - options.num_learners, 1))
+
+
+def _check_sample(options: Options, simulation: Simulation) -> None:
+    """See that the machine can hold the observations of an iteration.
+
+    Raises:
+        InputError: it cannot.
+    """
+    sample, machine = options.steps_in_iteration * sum(part.nbytes for part in simulation.view), machine_bytes()
+    if sample > machine:
+        raise InputError(
+            f"steps-per-iteration = {options.steps_in_iteration:,}: the observations of an iteration would take "
+            f"{sample / 2**30:,.1f} GiB, this machine has {machine / 2**30:,.1f} GiB: ask for fewer steps or slots"
+        )
+
+
+def _compile_kernels(scenario: Scenario) -> Simulation:
+    """Take one step, so that compiling counts neither as training time nor for each worker process; what it was taken in."""
+    simulation = Simulation(scenario, 1)
+    simulation.start(0, 0)
+    simulation.step(np.zeros(1, np.int64))
+    return simulation

@@ -1,0 +1,108 @@
+"""The worlds that a router is trained in: one scenario for each environment, which keeps it for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rllib_envs.scenarios.load import load_scenario
+
+from models.rllib.rollout.env_groups import Group
+from rllib_envs.capacity import capacity_rps
+from rllib_envs.errors import InputError
+from rllib_envs.scenario import Observation, Reward, Scenario, Variation, with_workload
+from rllib_envs.workload.azure import AzureKind
+from tuning.specs.workloads import TraceOptions, make_workloads
+
+MIXED, OWN = "mixed", "own"
+"""Loads beside those of ``make_workloads``: one for each environment, and the scenario's own."""
+
+_FLEET_SHARE = 8  # one environment in so many for each of the other fleets
+_TRACES: dict[AzureKind, int] = {"azure-conversation": 8, "azure-code": 5}
+"""Fits of traces, under mixed load: one environment in so many. Floods come with the code, where there is most to learn."""
+
+_BURSTS = Variation(fault_share=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldOptions:
+    """What the worlds are made of."""
+
+    scenario: str
+    load: str
+    requests: int
+    fleets: Sequence[str]
+    variation: bool
+    observation: Observation
+    reward: Reward
+
+
+def base_world(options: WorldOptions) -> Scenario:
+    """The scenario under its load, with reward and observation as asked for.
+
+    Raises:
+        InputError: no such scenario or load.
+    """
+    return _dressed(load_scenario(options.scenario), options)
+
+
+def training_groups(own: Scenario, options: WorldOptions, environments: int) -> list[Group]:
+    """The worlds of a rollout worker's environments: most in the scenario itself, an eighth in each of the other fleets.
+
+    Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``. Where
+    the scenario has Poisson arrivals, they give way to bursts in some episodes, and some environments have the arrivals and long
+    prompts of the Azure traces instead (their fits: nothing is read). With ``variation`` episodes have faults drawn for them.
+
+    Args:
+        own: ``base_world`` of the options.
+        options: as for it; a fleet is a number of experts' preset or any other scenario.
+        environments: environments of the worker.
+
+    Raises:
+        InputError: too few environments, or no such fleet.
+    """
+    each = max(environments // _FLEET_SHARE, 1)
+    count = environments - each * len(options.fleets)
+    if count < 1:
+        raise InputError(
+            f"envs-per-runner = {environments}: must be more than the {len(options.fleets)} fleets trained on beside"
+        )
+    fleets = [_dressed(replace(load_scenario(name), workload=own.workload), options) for name in options.fleets]
+    return [(_spread(own, count, options), count), *((_spread(fleet, each, options), each) for fleet in fleets)]
+
+
+def _dressed(world: Scenario, options: WorldOptions) -> Scenario:
+    loads = () if options.load == OWN else (options.load,)
+    (workload,) = make_workloads(world, loads, (), TraceOptions(), options.requests)
+    return replace(workload.scenario, reward=options.reward, observation=options.observation)
+
+
+def _spread(world: Scenario, count: int, options: WorldOptions) -> Scenario | tuple[Scenario, ...]:
+    """The worlds of the environments of one cluster: one for all, or under mixed load one for each."""
+    poisson = world.workload.arrivals.kind == "poisson"
+    if options.load != MIXED:
+        return _varied(world, options, bursts=False)
+    counts: dict[AzureKind, int] = {kind: count // share for kind, share in _TRACES.items()} if poisson else {}
+    varied = [(_varied(world, options, bursts=poisson), count - sum(counts.values()))]
+    varied += [(_varied(_with_arrivals(world, kind), options, bursts=False), each) for kind, each in counts.items()]
+    return tuple(with_load for part, number in varied if number for with_load in _over_loads(part, number))
+
+
+def _varied(world: Scenario, options: WorldOptions, *, bursts: bool) -> Scenario:
+    if options.variation:
+        return replace(world, variation=Variation() if bursts else Variation(burst_share=0.0))
+    return replace(world, variation=_BURSTS) if bursts else world
+
+
+def _with_arrivals(world: Scenario, kind: AzureKind) -> Scenario:
+    return with_workload(world, arrivals=replace(world.workload.arrivals, kind=kind))
+
+
+def _over_loads(world: Scenario, count: int) -> list[Scenario]:
+    """The world at loads spaced evenly in logarithm over its ``mixed_range`` of what it carries with these arrivals."""
+    low, high = world.workload.mixed_range
+    shares = np.geomspace(low, high, count) if count > 1 else [np.sqrt(low * high)]
+    brings_prompts = world.workload.arrivals.kind in _TRACES  # longer ones: a capacity that was stated or measured is of others
+    capacity = capacity_rps(replace(world, capacity_rps=None) if brings_prompts else world)
+    return [with_workload(world, load=float(share * capacity)) for share in shares]
