@@ -12,13 +12,17 @@ from tests.draws import register_profiles
 register_profiles()
 
 _KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
+_AUTH_MODE = "RAY_AUTH_MODE"
+_AUTH_MODE_AT_START = os.environ.get(_AUTH_MODE)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Weights and noise that tests draw from PyTorch's own generator do not depend on the tests before."""
+    """Nothing depends on the tests before: neither what PyTorch's own generator draws, nor how a Ray that is started starts."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+    if _AUTH_MODE_AT_START is None:  # a command that attached to a cluster may have set it, and Ray reads it but once
+        os.environ.pop(_AUTH_MODE, None)
 
 
 def pytest_configure(config):
