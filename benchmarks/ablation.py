@@ -28,7 +28,7 @@ def zero(layer: nn.Linear) -> None:
 
 
 def without_graph(router: Router) -> None:
-    router.listen(False)
+    router.enable_encoder(False)
 
 
 def without_correction(router: Router) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from rllib_envs.scenarios.load import load_scenario
 
 from benchmarks.timing import cpu_s
 from rllib_envs.scenario import Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.cluster import STEP, route
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.reference import Arrival, simulate

@@ -11,12 +11,12 @@ import time
 from dataclasses import replace
 
 import numpy as np
-from rllib_envs.scenarios.load import load_scenario
 
 from benchmarks.timing import REPEATS
 from rllib_envs.baselines import impact_greedy, join_shortest_queue
 from rllib_envs.env import EdgeRoutingEnv, EdgeRoutingVectorEnv
 from rllib_envs.scenario import Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 
 ENVS, STEPS, WARM_UP = 64, 600, 400
 

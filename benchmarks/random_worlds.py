@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rllib_envs.scenarios.load import load_scenario
 
 from models.envelope import measure
 from models.export.bundle import load_bundle
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, Catalogue, Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.catalogue import draw_requests
 from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, start_simulation

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from cluster.jobs_api import api_errors, connect, follow, jobs_address
-from models.export.files import written_aside
+from models.export.files import staged_folder
 from models.export.names import inner_path
 from rllib_envs.errors import InputError
 from tuning.output.tables import ABSENT, markdown_table
@@ -112,8 +112,8 @@ def _fetch(client: JobSubmissionClient, options: Options) -> int:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             packed = _packed(client, folder)
-            with written_aside(out) as aside:
-                left_out = unpack(packed, aside, f"job {options.job}")
+            with staged_folder(out) as staged:
+                left_out = unpack(packed, staged, f"job {options.job}")
             break
         except (binascii.Error, tarfile.TarError, zlib.error, EOFError, OSError) as error:
             if attempt == _ATTEMPTS:

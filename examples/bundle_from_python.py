@@ -20,10 +20,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from rllib_envs.scenarios.load import load_scenario
 
 from models.export.bundle import load_bundle
 from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.matrix import start_simulation

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.scenario import Arrivals, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import EVALUATION_SEEDS, start_simulation
 from tuning.specs.routers import parse_router
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.heuristic import Actions, Parameter, arrived_feature, available, best_expert, heuristic, present
 from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tuning.evaluation.matrix import EVALUATION_SEEDS, start_simulation
 from tuning.specs.routers import parse_router
@@ -32,7 +32,7 @@ from tuning.specs.routers import parse_router
 def score_for_load(simulation: Simulation, rng: np.random.Generator, *, charge: float = 0.02) -> Actions:
     """The best told score less ``charge`` for each request at the expert."""
     view = simulation.view
-    return best_expert(arrived_feature(view, "told_score") - charge * present(view), available(view))
+    return best_expert(arrived_feature(view, "predicted_score") - charge * present(view), available(view))
 
 
 def main() -> None:

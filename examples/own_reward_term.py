@@ -24,13 +24,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs import ENV_ID
 from rllib_envs.observation import ARRIVED_FEATURES
 from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
 
-TOLD_LENGTH, TOLD_SCORE = ARRIVED_FEATURES.index("told_length"), ARRIVED_FEATURES.index("told_score")
+PREDICTED_LENGTH, PREDICTED_SCORE = ARRIVED_FEATURES.index("predicted_length"), ARRIVED_FEATURES.index("predicted_score")
 TOKENS = 256  # of a told length of 1
 
 
@@ -46,25 +46,25 @@ class PricedTokens(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(**options)
-        self._told = observation["arrived"][:, TOLD_LENGTH]
+        self._told = observation["arrived"][:, PREDICTED_LENGTH]
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a decision; ``info["cost"]`` is what it was charged."""
         cost = float(self.charges[action] * self._told[action]) if action < self.charges.size else 0.0
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._told = observation["arrived"][:, TOLD_LENGTH]
+        self._told = observation["arrived"][:, PREDICTED_LENGTH]
         return observation, float(reward) - cost, terminated, truncated, {**info, "cost": cost}
 
 
 def best_score(observation: Any, env: PricedTokens) -> int:
     """The best told score among the experts that can take the request."""
-    return int(np.where(observation["action_mask"][:-1] > 0, observation["arrived"][:, TOLD_SCORE], -np.inf).argmax())
+    return int(np.where(observation["action_mask"][:-1] > 0, observation["arrived"][:, PREDICTED_SCORE], -np.inf).argmax())
 
 
 def best_value(observation: Any, env: PricedTokens) -> int:
     """The best told score less the charge."""
-    value = observation["arrived"][:, TOLD_SCORE] - env.charges * observation["arrived"][:, TOLD_LENGTH]
+    value = observation["arrived"][:, PREDICTED_SCORE] - env.charges * observation["arrived"][:, PREDICTED_LENGTH]
     return int(np.where(observation["action_mask"][:-1] > 0, value, -np.inf).argmax())
 
 

@@ -26,12 +26,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from rllib_envs.scenarios.load import load_scenario
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from rllib_envs import ENV_ID
 from rllib_envs.scenario import Reward, Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 
 ENVS, ROLLOUT, EPOCHS, MINIBATCHES = 32, 64, 4, 4
 GAMMA, LAMBDA, CLIP, ENTROPY, VALUE, RATE = 0.9, 0.9, 0.2, 0.003, 0.5, 1e-3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features import REQUEST_COLUMNS, STATE_COLUMNS, Columns
-from models.impact import Branched
+from models.impact import GatedMLP
 
 
 class StateValue(nn.Module):
@@ -26,14 +26,14 @@ class StateValue(nn.Module):
 
     def __init__(self, *, hidden: int = 96, embedding: int = 0) -> None:
         super().__init__()
-        self.network = Branched(STATE_COLUMNS, hidden, 1, embedding)
+        self.network = GatedMLP(STATE_COLUMNS, hidden, 1, embedding)
 
     def forward(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
         """(B,) discounted sum of what the requests to come will earn more than usual."""
         return self.network(columns.state, embedding).squeeze(-1).sum(dim=-1)
 
 
-class UsualQuality(nn.Module):
+class ActionIndependentBaseline(nn.Module):
     """Marginal QoS to expect of a request from what is told about it, the engines and the rate of arrivals alone.
 
     No decision changes any of these, so that it may be subtracted from a reward without changing what is best; and most of

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from models.former_names import current_name
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, describe_engines
 from rllib_envs.scenario import LOAD_FRACTIONS, Scenario, with_workload
@@ -76,13 +77,13 @@ _OTHERS: dict[str, Input] = {
     "step_drift": Input(least=0.5),  # log of the true over the told time of an iteration
     "length_drift": Input(least=0.5),  # log of true over told output tokens, the mean over requests
     "prompt": Input(least=0.25, show=_prompt),  # mean over requests of log(1 + feature)
-    "told_length": Input(least=0.25, show=_length),
+    "predicted_length": Input(least=0.25, show=_length),
     # Prompts of which the task alone is told are 1.9 and 1.4 widths off, and the router holds there (docs/results.md).
     "score_spread": Input(slack=2.0, least=0.05),  # standard deviation of the scores told of an expert
     "score_noise": Input(slack=2.0, least=0.05),  # by which the scores told for one request differ, beyond the means
     "experts": Input(least=0.5, show=_count),  # logarithm of their number
     "load": Input(slack=0.25, least=0.5, show=_share),  # mean rate over the capacity for such requests
-    "peak_load": Input(least=1.0, show=_ratio),  # log_load_fast, exceeded in 5 % of the decisions
+    "peak_load": Input(least=1.0, show=_ratio),  # log_load_recent, exceeded in 5 % of the decisions
 }
 INPUTS: dict[str, Input] = {**_TOLD, **_OTHERS}
 """The inputs by name."""
@@ -125,7 +126,8 @@ class Envelope:
         """
         if not isinstance(data, dict) or not data:
             raise ValueError("trained_on is no mapping")
-        for name, limits in cast(dict[Any, Any], data).items():
+        data = {current_name(name): limits for name, limits in cast(dict[Any, Any], data).items()}
+        for name, limits in data.items():
             if name not in INPUTS:
                 raise ValueError(f"trained_on.{name}: no such input")
             if not isinstance(limits, list) or len(cast(list[Any], limits)) != 2 or not all(map(_is_number, limits)):
@@ -219,10 +221,10 @@ def _run(simulation: Simulation, first_seed: int) -> Measured:
         count = int(workload.total[b])
         told = np.stack([step[b] for step in arrived[:count]])  # (M, N, 3)
         own = _of_requests(told, found["mean_score"][b])
-        own["peak_load"] = np.quantile([_column(step[b], CLUSTER_FEATURES, "log_load_fast") for step in peaks[:count]], [_PEAK])
+        own["peak_load"] = np.quantile([_column(step[b], CLUSTER_FEATURES, "log_load_recent") for step in peaks[:count]], [_PEAK])
         span_s = workload.arrival_s[b, count - 1] - workload.arrival_s[b, 0]
         own["rate_rps"] = np.array([(count - 1) / span_s if span_s > 0 else 0.0])
-        lengths = workload.output[b, :count] / np.maximum(workload.told_tokens[b, :count], 1)
+        lengths = workload.output[b, :count] / np.maximum(workload.predicted_tokens[b, :count], 1)
         own["length_drift"] = np.log(lengths).mean(axis=0)
         for name, values in own.items():
             found.setdefault(name, np.empty((batch, values.size)))[b] = values
@@ -231,10 +233,10 @@ def _run(simulation: Simulation, first_seed: int) -> Measured:
 
 def _of_requests(told: Floats, mean_score: Floats) -> Measured:
     """What M requests are told to be like, (M, N, ARRIVED_FEATURES)."""
-    prompt, score, length = (_column(told, ARRIVED_FEATURES, name) for name in ("prompt", "told_score", "told_length"))
+    prompt, score, length = (_column(told, ARRIVED_FEATURES, name) for name in ("prompt", "predicted_score", "predicted_length"))
     return {
         "prompt": np.log1p(prompt).mean(axis=0),
-        "told_length": np.log1p(length).mean(axis=0),
+        "predicted_length": np.log1p(length).mean(axis=0),
         "score_spread": score.std(axis=0),
         "score_noise": np.sqrt((score - mean_score).var(axis=1, ddof=1).mean(keepdims=True)),
     }

@@ -128,7 +128,7 @@ def units(observation: Observation) -> tuple[Tensor, Tensor]:
     Its share of the batch's time while it is there; and the share of the KV memory that it would hold, times how long it would
     stay at the present pace.
     """
-    prompt, length = 1024 * arrived_column(observation, "prompt"), 256 * arrived_column(observation, "told_length")
+    prompt, length = 1024 * arrived_column(observation, "prompt"), 256 * arrived_column(observation, "predicted_length")
     sequence, context = (expert_column(observation, name) for name in ("sequence_time", "context_time"))
     per_token = sequence / 32 + context / 16_384 * (prompt + length / 2)
     time = length * per_token + expert_column(observation, "prefill_time") / 1024 * prompt

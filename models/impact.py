@@ -39,7 +39,7 @@ class ImpactEstimator(nn.Module):
 
     Args:
         hidden: width of the correction's layers; 0 for none.
-        embedding: width of an encoder's embedding of each choice that the correction may use (``Branched``); 0 for none.
+        embedding: width of an encoder's embedding of each choice that the correction may use (``GatedMLP``); 0 for none.
 
     Shapes:
         - columns: ``read_columns`` of the observation; embedding: (B, N, embedding)
@@ -48,7 +48,7 @@ class ImpactEstimator(nn.Module):
 
     def __init__(self, *, hidden: int = 128, embedding: int = 0) -> None:
         super().__init__()
-        self.correction = Branched(CHOICE_COLUMNS, hidden, 1, embedding) if hidden else None
+        self.correction = GatedMLP(CHOICE_COLUMNS, hidden, 1, embedding) if hidden else None
 
     def forward(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
         """(B, N) predicted marginal QoS."""
@@ -62,7 +62,7 @@ class ImpactEstimator(nn.Module):
 
     def explain(self, observation: Observation, columns: Columns, embedding: Tensor | None = None) -> Explanation:
         """The estimate of every action and what it is made of."""
-        in_time, quality = whatif_column(observation, "own_success"), arrived_column(observation, "told_score")
+        in_time, quality = whatif_column(observation, "own_success"), arrived_column(observation, "predicted_score")
         others, correction = whatif_column(observation, "soft_change"), self.correct(columns, embedding)
         return Explanation(
             latency=whatif_column(observation, "own_latency"),
@@ -77,7 +77,7 @@ class ImpactEstimator(nn.Module):
         )
 
 
-class Branched(nn.Module):
+class GatedMLP(nn.Module):
     """Two hidden layers on given columns, the first of which also hears an embedding: through weights that are 0 before training.
 
     So the network begins as if there were no embedding, and whatever the embedding adds has to earn its place.
@@ -126,8 +126,8 @@ def paper_impact(observation: Observation) -> Tensor:
     prompt, length = 1024 * prompt, 256 * length
     k1 = (expert_column(observation, "prefill_time") / 1024).unsqueeze(-1)  # in units of the SLO
     k2 = (expert_column(observation, "context_time") / 16_384).unsqueeze(-1)
-    shared = (torch.minimum(256 * (told["told_length"] - told["generated"]), length) - 1).clamp(min=0)
+    shared = (torch.minimum(256 * (told["predicted_length"] - told["generated"]), length) - 1).clamp(min=0)
     slowed = k1 * prompt + k2 * (shared * prompt + shared * (shared + 1) / 2)
-    late = 4 * told["latency_so_far"] + slowed / (256 * told["told_length"]).clamp(min=1) > 1
+    late = 4 * told["latency_so_far"] + slowed / (256 * told["predicted_length"]).clamp(min=1) > 1
     counted = (observation["running_mask"] > 0) & (told["generated"] > 0)
-    return (told["told_score"] * (late & counted)).sum(dim=-1)
+    return (told["predicted_score"] * (late & counted)).sum(dim=-1)

@@ -39,34 +39,34 @@ TERMS: dict[str, Term] = {
     "mean_score": Term(0.57, 0.15),
     # Units: what the request takes of the engine
     "memory": Term(0.27, 0.06),  # weight of KV memory beside time
-    "size": Term(-0.2, 0.04),  # exponent beyond 1: large requests dearer or cheaper than in proportion
+    "size": Term(-0.2, 0.04),  # exponent beyond 1: large requests cost more or less than in proportion
     # times how scarce it is there:
     "power": Term(1.42, 0.1),  # exponent of the expert's share of KV memory that is spoken for
     "floor": Term(0.35, 0.025),  # what an idle expert costs
     "queue": Term(-0.01, 0.1),  # weight of 32 waiting requests
-    # How far deadlines count as loose ones, from 0 to 1:
-    "loose": Term(0.67, 0.075),  # times |log(offered load of late / offered load)| beyond what it is at steady load
-    # What a flood adds to some of these, times the logarithm of the offered load of late where the engines cannot carry it
-    "flood_level": Term(0.17, 0.05),
-    "flood_reserved": Term(0.17, 0.075),
-    "flood_kv_capacity": Term(0.1, 0.05),
-    "flood_sequence_time": Term(2.12, 0.15),
-    "flood_context_time": Term(-0.21, 0.05),
-    "flood_prefill_time": Term(-0.1, 0.05),
-    "flood_memory": Term(-0.09, 0.025),
-    "flood_size": Term(0.31, 0.02),
-    "flood_power": Term(-0.81, 0.05),
+    # How far deadlines are softened, from 0 to 1:
+    "softening": Term(0.67, 0.075),  # times |log(offered load of late / offered load)| beyond what it is at steady load
+    # What an overload adds to some of these, times the logarithm of the recent offered load where the engines cannot carry it
+    "overload_level": Term(0.17, 0.05),
+    "overload_reserved": Term(0.17, 0.075),
+    "overload_kv_capacity": Term(0.1, 0.05),
+    "overload_sequence_time": Term(2.12, 0.15),
+    "overload_context_time": Term(-0.21, 0.05),
+    "overload_prefill_time": Term(-0.1, 0.05),
+    "overload_memory": Term(-0.09, 0.025),
+    "overload_size": Term(0.31, 0.02),
+    "overload_power": Term(-0.81, 0.05),
 }
 """The parameters by name, in their order."""
 
-_FLOOD = "flood_"
-_USUAL = [name for name in TERMS if not name.startswith(_FLOOD)]
-_FLOODED = {name.removeprefix(_FLOOD) for name in TERMS if name.startswith(_FLOOD)}
-_CHANGES = [[float(name == _FLOOD + usual) for usual in _USUAL] for name in TERMS if name.startswith(_FLOOD)]
+_OVERLOAD = "overload_"
+_USUAL = [name for name in TERMS if not name.startswith(_OVERLOAD)]
+_OVERLOADED = {name.removeprefix(_OVERLOAD) for name in TERMS if name.startswith(_OVERLOAD)}
+_CHANGES = [[float(name == _OVERLOAD + usual) for usual in _USUAL] for name in TERMS if name.startswith(_OVERLOAD)]
 
 _LOG_BOUND = 5.0
 _LOG_LOADS = (math.log(0.02), 0.0)  # a price goes by the load from here to there: nobody carries more for long
-_LOG_LOADS_OF_LATE = (math.log(0.02), math.log(8.0))  # floods
+_LOG_LOADS_RECENT = (math.log(0.02), math.log(8.0))  # overload
 _LOG_TYPICAL_LOAD, _LOG_TYPICAL_EXPERTS, _TYPICAL_UNITS = math.log(0.5), math.log(6), 0.1
 _STEADY = 0.3  # how far the logarithms of the load and of the load of late differ where nothing swings
 _FIGURES = {  # of an expert: what is taken off, and the scale
@@ -86,10 +86,10 @@ class Price(nn.Module):
 
     ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting)`` with ``terms`` linear in the
     logarithms of the offered load and of the number of experts, in how the load changes, and in the engine's figures;
-    ``units = time + memory * share`` (``models.features.units``). In a flood nine of the parameters are others: when more comes
-    than the engines can carry, most requests are dropped, and which ones and from when on is another question than at any load
-    that they can carry. Where the load swings, what is predicted of those present is soon wrong, since others come, and deadlines
-    count the more as loose ones (``loosened``). It all starts from the mean of what searches in four other runs came to.
+    ``units = time + memory * share`` (``models.features.units``). In an overload nine of the parameters are others: when more
+    comes than the engines can carry, most requests are dropped, and which ones and from when on is another question than at any
+    load that they can carry. When the load fluctuates, predictions for in-flight requests go stale, so deadlines are softened
+    (``soft_deadline_bonus``). Initial values: the mean optimum of four earlier searches.
 
     The parameters are no subject of gradients, a search sets them: to torch they are a buffer, ``terms``.
 
@@ -125,29 +125,29 @@ class Price(nn.Module):
         grown = size * (size / _TYPICAL_UNITS) ** term["size"]
         return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0)
 
-    def loosened(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
+    def soft_deadline_bonus(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) what the predicted marginal QoS changes by where deadlines are as loose as they are to count; else as above."""
         slow, fast = _loads(observation)
-        loose = (self.terms if terms is None else terms)[..., _USUAL.index("loose"), None]
+        loose = (self.terms if terms is None else terms)[..., _USUAL.index("softening"), None]
         share = (loose * ((fast - slow).abs() - _STEADY)).clamp(0, 1)
-        own = whatif_column(observation, "own_success_loose") - whatif_column(observation, "own_success")
-        others = whatif_column(observation, "soft_change_loose") - whatif_column(observation, "soft_change")
-        return share * (arrived_column(observation, "told_score") * own + others)
+        own = whatif_column(observation, "own_success_softened") - whatif_column(observation, "own_success")
+        others = whatif_column(observation, "soft_change_softened") - whatif_column(observation, "soft_change")
+        return share * (arrived_column(observation, "predicted_score") * own + others)
 
     def _terms_now(self, observation: Observation, terms: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        """The parameters as they are now, in a flood or not: each broadcasts over (B, N); and those of ``_FIGURES``, (..., 6)."""
+        """The parameters as they are now, in overload or not: each broadcasts over (B, N); those of ``_FIGURES``, (..., 6)."""
         usual, changes = (self.terms if terms is None else terms).split([len(_USUAL), len(_CHANGES)], dim=-1)
-        flood = _loads(observation)[1].clamp(min=0)
-        values = usual + flood * (changes @ changes.new_tensor(_CHANGES))
+        overload = _loads(observation)[1].clamp(min=0)
+        values = usual + overload * (changes @ changes.new_tensor(_CHANGES))
         # Those that no flood changes are constants of a traced graph: the fewer small operations, the sooner it decides.
-        term = {name: (values if name in _FLOODED else usual)[..., i, None] for i, name in enumerate(_USUAL)}
+        term = {name: (values if name in _OVERLOADED else usual)[..., i, None] for i, name in enumerate(_USUAL)}
         return term, values[..., _FIRST_FIGURE : _FIRST_FIGURE + len(_FIGURES)]
 
 
 def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
     """(B, 1) logarithms of the offered load, and of that of late, within what counts."""
-    slow, fast = (_cluster(observation, f"log_load_{speed}") for speed in ("slow", "fast"))
-    return slow.clamp(*_LOG_LOADS), fast.clamp(*_LOG_LOADS_OF_LATE)
+    slow, fast = (_cluster(observation, f"log_load_{span}") for span in ("long_run", "recent"))
+    return slow.clamp(*_LOG_LOADS), fast.clamp(*_LOG_LOADS_RECENT)
 
 
 def _cluster(observation: Observation, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.bounds import MASKED_SCORE, MOST_WIDTH
 from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
-from models.impact import Branched, Explanation, ImpactEstimator
+from models.impact import Explanation, GatedMLP, ImpactEstimator
 from models.price import Price
 from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
@@ -133,16 +133,16 @@ class Router(nn.Module):
         self.encoder = _encoder(spec)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
         self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding)
-        self.future = Branched(CHOICE_COLUMNS, spec.hidden, 3, self.embedding) if spec.future else None
+        self.future = GatedMLP(CHOICE_COLUMNS, spec.hidden, 3, self.embedding) if spec.future else None
         self.price = Price() if spec.future else None
         self.register_buffer("listening", torch.ones(()))
 
     @property
-    def listens(self) -> bool:
+    def encoder_enabled(self) -> bool:
         """Whether the encoder is heard: training may begin without, and what it would say counts for nothing then."""
         return bool(self.get_buffer("listening") > 0)
 
-    def listen(self, on: bool) -> None:
+    def enable_encoder(self, on: bool) -> None:
         """Hear the encoder from now on, or do not."""
         self.get_buffer("listening").fill_(float(on))
 
@@ -172,7 +172,7 @@ class Router(nn.Module):
 
     def embed(self, observation: Observation) -> Tensor | None:
         """(B, N, E) the encoder's embedding of each choice: the expert with the request and without; None if not heard."""
-        if self.encoder is None or not self.listens:
+        if self.encoder is None or not self.encoder_enabled:
             return None
         experts, n = observation["experts"], observation["experts"].shape[-2]
         cluster = observation["cluster"].unsqueeze(-2).expand(-1, n, -1)
@@ -189,9 +189,9 @@ class Router(nn.Module):
         """(B, N) the future part of the experts' scores, and (B, 1) the score of a drop; ``terms`` as in ``Price``."""
         if self.future is None or self.price is None:
             return torch.zeros_like(columns.marginal), torch.zeros_like(columns.marginal[..., :1])
-        dearer, more, drop = self.future(columns.choice, embedding).unbind(dim=-1)
-        price = self.price(observation, terms) * dearer.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
-        return more + self.price.loosened(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
+        log_price_shift, bonus, drop = self.future(columns.choice, embedding).unbind(dim=-1)
+        price = self.price(observation, terms) * log_price_shift.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
+        return bonus + self.price.soft_deadline_bonus(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
 
     def explain(self, observation: Observation) -> Explanation:
         """What the impact estimator predicts for each expert, and from what."""

@@ -68,7 +68,7 @@ def power_of_two(simulation: Simulation, rng: np.random.Generator) -> Actions:
 def least_work(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the least predicted work, this request included: tokens left times the engine's time for one."""
     view = simulation.view
-    decode = 1024 * expert_feature(view, "decode_backlog") + 256 * arrived_feature(view, "told_length")
+    decode = 1024 * expert_feature(view, "decode_backlog") + 256 * arrived_feature(view, "predicted_length")
     prefill = 2048 * expert_feature(view, "prefill_backlog") + 1024 * arrived_feature(view, "prompt")
     return best_expert(
         -(decode * expert_feature(view, "base_time") + prefill / 1024 * expert_feature(view, "prefill_time")), available(view)
@@ -99,7 +99,7 @@ def quality_greedy(simulation: Simulation, rng: np.random.Generator, *, cap: flo
     view = simulation.view
     mask = available(view)
     free = mask & (present(view) < cap)
-    chosen = best_expert(arrived_feature(view, "told_score"), free)
+    chosen = best_expert(arrived_feature(view, "predicted_score"), free)
     return np.where(free.any(axis=1), chosen, join_shortest_queue(simulation, rng))
 
 
@@ -115,7 +115,7 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
     """
     view = simulation.view
     means = np.array([expert.mean_score for expert in simulation.scenario.experts])
-    score = means + shrink * (arrived_feature(view, "told_score") - means)
+    score = means + shrink * (arrived_feature(view, "predicted_score") - means)
     value = score * whatif_feature(view, "own_success") + whatif_feature(view, "soft_change") - price * _congestion(view)
     mask = available(view)
     return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, best_expert(value, mask), mask.shape[1])
@@ -163,10 +163,12 @@ def _congestion(view: View) -> Values:
     """
     sequence = expert_feature(view, "sequence_time") / 32
     context = (
-        expert_feature(view, "context_time") * (arrived_feature(view, "prompt") + arrived_feature(view, "told_length") / 8) / 16
+        expert_feature(view, "context_time")
+        * (arrived_feature(view, "prompt") + arrived_feature(view, "predicted_length") / 8)
+        / 16
     )
     prefill = expert_feature(view, "prefill_time") * arrived_feature(view, "prompt")
-    time = (256 * arrived_feature(view, "told_length") * (sequence + context) + prefill) / 100
+    time = (256 * arrived_feature(view, "predicted_length") * (sequence + context) + prefill) / 100
     return time * expert_feature(view, "kv_reserved")
 
 

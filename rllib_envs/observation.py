@@ -22,7 +22,7 @@ from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.kernels import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
-from rllib_envs.sim.whatif import WHATIF_FEATURES, believed_output, on_its_way
+from rllib_envs.sim.whatif import WHATIF_FEATURES, expected_output, on_its_way
 
 EXPERT_FEATURES = (
     "running",  # running requests / 32
@@ -53,20 +53,20 @@ EXPERT_FEATURES = (
 )
 REQUEST_FEATURES = (
     "prompt",  # tokens / 1024
-    "told_score",
-    "told_length",  # predicted output tokens (times what calibration has learnt of the expert) / 256
+    "predicted_score",
+    "predicted_length",  # predicted output tokens (times what calibration has learnt of the expert) / 256
     "generated",  # tokens so far / 256
     "kv_share",  # its cached tokens / the expert's KV tokens; 0 in the iteration that completes its prompt
     "budget_used",  # time since arrival / (SLO * predicted length)
     "latency_so_far",  # time since arrival / tokens so far (at least 1) / SLO / 4, at most 4
     "remaining",  # predicted tokens still to be generated / 256
 )
-ARRIVED_FEATURES = ("prompt", "told_score", "told_length")  # per expert, scaled as above
+ARRIVED_FEATURES = ("prompt", "predicted_score", "predicted_length")  # per expert, scaled as above
 CLUSTER_FEATURES = (
-    "log_gap_slow",  # log of the moving average of the gaps between arrivals, gain .005, seconds
-    "log_gap_fast",  # the same with gain .05
-    "log_load_slow",  # log of the offered load: share of the engines' time that requests like the late ones ask for
-    "log_load_fast",  # the same with gain .05
+    "log_gap_long_run",  # log of the moving average of the gaps between arrivals, gain .005, seconds
+    "log_gap_recent",  # the same with gain .05
+    "log_load_long_run",  # log of the offered load: share of the engines' time that requests like the late ones ask for
+    "log_load_recent",  # the same with gain .05
     "mean_running",  # mean over experts, as in EXPERT_FEATURES
     "max_running",
     "mean_waiting",
@@ -124,13 +124,13 @@ def allocate_view(batch: int, experts: Sequence[Expert], spec: Observation) -> V
 
 
 @kernel
-def describe_engines(believed, calibration, b, slo_s, view):
-    """Write the columns that describe the engines of cluster b themselves, as ``believed`` (B, N) has them.
+def describe_engines(nominal, calibration, b, slo_s, view):
+    """Write the columns that describe the engines of cluster b themselves, as ``nominal`` (B, N) has them.
 
     Without calibration they do not change within an episode. ``calibration`` (B, N): what has been learnt (CALIBRATION).
     """
-    for e in range(believed.shape[1]):
-        engine, learnt, row = believed[b, e], calibration[b, e], view.experts[b, e]
+    for e in range(nominal.shape[1]):
+        engine, learnt, row = nominal[b, e], calibration[b, e], view.experts[b, e]
         row[14] = (engine.c0_s + engine.b_s) / slo_s
         row[15] = 32 * engine.b_s / slo_s
         row[16] = 16_384 * engine.c_s / slo_s
@@ -146,11 +146,11 @@ _ONE, _HALF, _QUARTER, _FOUR = np.float32(1), np.float32(0.5), np.float32(0.25),
 
 
 @kernel
-def _show(row, request, told_tokens, generated, cached_share, used, elapsed_slo, remaining):
+def _show(row, request, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining):
     """Fill one request's row (REQUEST_FEATURES)."""
     row[0] = np.float32(request.prompt) * _MILLI
-    row[1] = request.told_score
-    row[2] = told_tokens * _PER_256
+    row[1] = request.predicted_score
+    row[2] = predicted_tokens * _PER_256
     row[3] = np.float32(generated) * _PER_256
     row[4] = cached_share
     row[5] = used
@@ -168,8 +168,8 @@ def _tally(sums, request, output, remaining, used, elapsed_slo, step_slo):
         decode + remaining,
         used_sum + used,
         max(used_max, used),
-        score + request.told_score,
-        at_risk + (request.told_score if late else np.float32(0)),
+        score + request.predicted_score,
+        at_risk + (request.predicted_score if late else np.float32(0)),
     )
 
 
@@ -203,14 +203,14 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
     for i in range(n_dec):
         request = requests[np.uint32(running[np.uint32(i)])]  # unsigned: no test for an index from the end
         generated = np.int32(iteration - request.start)
-        told_tokens = request.told_tokens * engine.length_factor
-        output = believed_output(told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        predicted_tokens = request.predicted_tokens * engine.length_factor
+        output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
         elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
-        used = elapsed_slo / max(told_tokens, _ONE)
+        used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < slots_run:
             cached_share = np.float32(request.prompt + generated - 1) * share
-            _show(rows_run[np.uint32(i)], request, told_tokens, generated, cached_share, used, elapsed_slo, remaining)
+            _show(rows_run[np.uint32(i)], request, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining)
             mask_run[np.uint32(i)] = _ONE
         else:
             decode_beyond += remaining
@@ -235,16 +235,16 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
                 continue
             request = actual.requests[b, index]
             n_wait += 1
-        told_tokens = request.told_tokens * engine.length_factor
-        output = believed_output(told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        predicted_tokens = request.predicted_tokens * engine.length_factor
+        output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
         elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
-        used = elapsed_slo / max(told_tokens, _ONE)
+        used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < n_run and i < slots_run:
-            _show(rows_run[i], request, told_tokens, generated, np.float32(cached) * share, used, elapsed_slo, remaining)
+            _show(rows_run[i], request, predicted_tokens, generated, np.float32(cached) * share, used, elapsed_slo, remaining)
             mask_run[i] = _ONE
         elif i >= n_run and shown_wait < slots_wait:
-            _show(rows_wait[shown_wait], request, told_tokens, generated, np.float32(0), used, elapsed_slo, remaining)
+            _show(rows_wait[shown_wait], request, predicted_tokens, generated, np.float32(0), used, elapsed_slo, remaining)
             mask_wait[shown_wait] = _ONE
             shown_wait += 1
         else:
@@ -282,7 +282,7 @@ def _observe_expert(source, actual, engine, b, e, first_pending, last_pending, v
 
 
 @kernel
-def heed_gap(gaps, b, seen, gap_s):
+def update_gap_ema(gaps, b, seen, gap_s):
     """Take a gap between arrivals into the moving averages of cluster b, which has ``seen`` so many, this one included.
 
     The first ones count for more than the gains say: what the averages begin with is a guess.
@@ -292,29 +292,29 @@ def heed_gap(gaps, b, seen, gap_s):
 
 
 @kernel
-def heed_work(work, believed, workload, b, r):
+def update_work_ema(work, nominal, workload, b, r):
     """Take the work of request r into the moving averages of cluster b: seconds of an engine's time, the mean over experts.
 
     What a request asks of an engine is its share of the batch's time: ``b*d + c*d*(p + d/2) + a*p`` for p prompt tokens and d
     output tokens, as told (see ``EngineProfile``). What an iteration costs whoever is in it is shared by the batch and left out.
     """
-    n_experts = believed.shape[1]
+    n_experts = nominal.shape[1]
     prompt = workload.prompt[b, r]
     mean_s = 0.0
-    for e in range(0 if fits_none(believed, b, prompt) else n_experts):  # what fits nowhere asks nothing
-        engine = believed[b, e]
-        length = workload.told_tokens[b, r, e] * engine.length_factor
+    for e in range(0 if fits_none(nominal, b, prompt) else n_experts):  # what fits nowhere asks nothing
+        engine = nominal[b, e]
+        length = workload.predicted_tokens[b, r, e] * engine.length_factor
         mean_s += (length * (engine.b_s + engine.c_s * (prompt + 0.5 * length)) + engine.a_s * prompt) / n_experts
     for i in range(len(PACE_GAINS)):
         work[b, i] += max(PACE_GAINS[i], 1.0 / (r + 1)) * (mean_s - work[b, i])
 
 
 @kernel
-def observe(source, actual, believed, workload, cursor, b, first_pending, view_s, now_s, slo_s, gaps, work, view):
+def observe(source, actual, nominal, workload, cursor, b, first_pending, view_s, now_s, slo_s, gaps, work, view):
     """Write the observation of cluster b for its arrived request.
 
     ``source`` is the cluster as telemetry shows it, at ``view_s`` <= ``now_s``; requests from ``first_pending`` on have been
-    sent since, as ``actual`` has them. ``believed`` holds the engine figures that the router goes by, ``gaps`` the moving
+    sent since, as ``actual`` has them. ``nominal`` holds the engine figures that the router goes by, ``gaps`` the moving
     averages of the gaps between arrivals, ``work`` those of the work they bring. After the last request the arrived part is zero
     and only drop is allowed.
     """
@@ -328,7 +328,7 @@ def observe(source, actual, believed, workload, cursor, b, first_pending, view_s
         summary[i] = math.log(gap_s)
         summary[2 + i] = math.log(max(work[b, i], 1e-6) / (gap_s * n_experts))
     for e in range(n_experts):
-        engine = believed[b, e]
+        engine = nominal[b, e]
         open_ = _observe_expert(source, actual, engine, b, e, first_pending, r, view_s, now_s, slo_s, view)
         row = view.experts[b, e]
         summary[4] += row[0] / n_experts
@@ -338,8 +338,8 @@ def observe(source, actual, believed, workload, cursor, b, first_pending, view_s
         arrived = view.arrived[b, e]
         if present:
             arrived[0] = workload.prompt[b, r] * (1.0 / 1024)
-            arrived[1] = workload.told_score[b, r, e]
-            arrived[2] = workload.told_tokens[b, r, e] * engine.length_factor * _PER_256
+            arrived[1] = workload.predicted_score[b, r, e]
+            arrived[2] = workload.predicted_tokens[b, r, e] * engine.length_factor * _PER_256
             view.action_mask[b, e] = 1.0 if open_ and workload.prompt[b, r] < engine.max_model_len else 0.0
         else:
             arrived[:] = 0.0

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import check_footprint
-from rllib_envs.observation import PACE_GAINS, View, allocate_view, borrow_view, describe_engines, heed_gap, heed_work, observe
+from rllib_envs.observation import (
+    PACE_GAINS,
+    View,
+    allocate_view,
+    borrow_view,
+    describe_engines,
+    observe,
+    update_gap_ema,
+    update_work_ema,
+)
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.calibration import Calibration, allocate_calibration, borrow_calibration, forget, learn
@@ -67,7 +76,7 @@ class World(NamedTuple):
 
     state: State
     late: State  # what telemetry shows, where it is late; else the state itself
-    believed: NDArray[np.void]  # (B, N) ENGINE, as the router was told, corrected by the calibration where that is asked for
+    nominal: NDArray[np.void]  # (B, N) ENGINE, as the router was told, corrected by the calibration where that is asked for
     calibration: Calibration
     workload: Workload
     cursor: NDArray[np.int32]  # (B,) number of the request to route
@@ -98,7 +107,7 @@ def borrow_world(world):
     return World(
         borrow_state(world.state),
         borrow_state(world.late),
-        borrow(world.believed),
+        borrow(world.nominal),
         borrow_calibration(world.calibration),
         borrow_workload(world.workload),
         borrow(world.cursor),
@@ -125,16 +134,16 @@ def look(world, rules, b):
         follow(state, world.late, world.cursor, world.late_cursor, b, rules.slo_s, view_s)
         source, first_pending = world.late, world.late_cursor[b]
     if rules.calibrate:
-        learn(world.calibration, world.believed, source, state, b, first_pending, view_s)
+        learn(world.calibration, world.nominal, source, state, b, first_pending, view_s)
     if rules.calibrate or world.cursor[b] == 0:
-        describe_engines(world.believed, world.calibration.records, b, rules.slo_s, view)
+        describe_engines(world.nominal, world.calibration.records, b, rules.slo_s, view)
     if world.heeded[b] <= world.cursor[b] < workload.total[b]:  # once, however often one looks
-        heed_work(world.work, world.believed, workload, b, world.cursor[b])
+        update_work_ema(world.work, world.nominal, workload, b, world.cursor[b])
         world.heeded[b] = world.cursor[b] + 1
     observe(
         source,
         state,
-        world.believed,
+        world.nominal,
         workload,
         world.cursor,
         b,
@@ -154,8 +163,9 @@ def look(world, rules, b):
     if rules.predict:
         for e in range(view.experts.shape[1]):
             predict_action(
-                source, state, b, e, first_pending, r, scratch, world.believed[b, e], view_s, now_s, rules.slo_s,
-                rules.tau, workload.prompt[b, r], workload.told_score[b, r, e], workload.told_tokens[b, r, e], view.whatif[b, e],
+                source, state, b, e, first_pending, r, scratch, world.nominal[b, e], view_s, now_s, rules.slo_s,
+                rules.tau, workload.prompt[b, r], workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e],
+                view.whatif[b, e],
             )  # fmt: skip
     if rules.track_future == 2:
         true_marginals(state, workload, world.cursor, world.now_s, b, scratch, rules.slo_s, world.marginal[b])
@@ -183,7 +193,7 @@ def _step_all(actions, steps, show, world, rules):
             world.scratch, rules.slo_s, steps[b],
         )  # fmt: skip
         if world.cursor[b] < world.workload.total[b]:
-            heed_gap(world.gaps, b, world.cursor[b], steps[b].dt_s)
+            update_gap_ema(world.gaps, b, world.cursor[b], steps[b].dt_s)
         if show:
             look(world, rules, b)
 
@@ -200,9 +210,9 @@ class Records:
     finish_s: NDArray[np.float64]
     prompt_tokens: NDArray[np.int32]
     output_tokens: NDArray[np.int32]  # true, at the expert it was sent to (cut at max_model_len)
-    told_tokens: NDArray[np.float64]
+    predicted_tokens: NDArray[np.float64]
     score: NDArray[np.float64]  # true, at the expert it was sent to; 0 for a drop
-    told_score: NDArray[np.float64]
+    predicted_score: NDArray[np.float64]
     preemptions: NDArray[np.int32]
     qos: NDArray[np.float64]  # score if finished within the SLO, else 0
     late: NDArray[np.bool_]  # finished, but later than the SLO allows
@@ -257,8 +267,8 @@ class Simulation:
         spec, n = scenario.observation, scenario.n_experts
         m = self._requests = max(episode_requests(world.workload) for world in self.worlds)
         check_footprint(scenario, batch, m)
-        believed = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
-        self.state = allocate(believed.copy(), m)
+        nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
+        self.state = allocate(nominal.copy(), m)
         self.workload = allocate_workload(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
@@ -270,7 +280,7 @@ class Simulation:
         self.world = World(
             state=self.state,
             late=self.state,
-            believed=believed,
+            nominal=nominal,
             calibration=allocate_calibration(batch, n),
             workload=self.workload,
             cursor=self.cursor,
@@ -303,11 +313,11 @@ class Simulation:
         count = episode.arrival_s.size
         w = self.workload
         w.total[cluster] = count
-        for name in ("arrival_s", "prompt", "score", "output", "told_score", "told_tokens"):
+        for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
-        forget(self.world.calibration, cluster, episode.believed)
-        self.world.believed[cluster] = self.world.calibration.told[cluster]
+        forget(self.world.calibration, cluster, episode.nominal)
+        self.world.nominal[cluster] = self.world.calibration.told[cluster]
         clear(self.state, cluster)
         self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)
@@ -379,9 +389,9 @@ class Simulation:
             finish_s=records["finish_s"].copy(),
             prompt_tokens=requests["prompt"].copy(),
             output_tokens=requests["output"].copy(),
-            told_tokens=requests["told_tokens"].astype(np.float64),
+            predicted_tokens=requests["predicted_tokens"].astype(np.float64),
             score=score,
-            told_score=requests["told_score"].astype(np.float64),
+            predicted_score=requests["predicted_score"].astype(np.float64),
             preemptions=records["preemptions"].copy(),
             qos=np.where(finished & in_time, score, 0.0),
             late=finished & ~in_time,

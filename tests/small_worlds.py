@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rllib_envs.scenarios.load import load_scenario
-
 from rllib_envs.scenario import Faults, Observation, Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 
 
 def small(name: str = "edge6", requests: int = 60, load: float | str = 24.0) -> Scenario:

@@ -89,7 +89,7 @@ def choose(router: Router, simulation: Simulation, times: int = 1) -> set[int]:
 
 @every_router
 def test_where_nobody_can_take_it_the_request_is_dropped(router: Router, scenario: Scenario) -> None:
-    assert choose(router, forbid(shown(scenario, own_success=[1, 1, 1], told_score=[1, 1, 1]), 0, 1, 2), 5) == {N}
+    assert choose(router, forbid(shown(scenario, own_success=[1, 1, 1], predicted_score=[1, 1, 1]), 0, 1, 2), 5) == {N}
 
 
 @every_router
@@ -151,7 +151,7 @@ def test_power_of_two_takes_the_shorter_of_two(scenario: Scenario) -> None:
 
 
 def test_least_work_weighs_tokens_by_the_engines_time(scenario: Scenario) -> None:
-    even = {"told_length": [1, 1, 1], "prompt": [0.1, 0.1, 0.1], "prefill_time": [1, 1, 1]}
+    even = {"predicted_length": [1, 1, 1], "prompt": [0.1, 0.1, 0.1], "prefill_time": [1, 1, 1]}
     assert choose(least_work, shown(scenario, base_time=[0.5, 0.4, 0.6], **even)) == {1}
     assert choose(least_work, shown(scenario, base_time=[0.5] * 3, decode_backlog=[2, 1, 0.5], **even)) == {2}
     assert choose(least_work, shown(scenario, base_time=[0.5] * 3, prefill_backlog=[0, 1, 2], **even)) == {0}
@@ -171,17 +171,17 @@ def test_lmetric_multiplies_prefill_and_batch(scenario: Scenario) -> None:
 
 
 def test_quality_greedy_takes_the_best_told_score_below_the_cap(scenario: Scenario) -> None:
-    simulation = shown(scenario, told_score=[0.2, 0.9, 0.5], running=[0, 5 / 32, 1 / 32])
+    simulation = shown(scenario, predicted_score=[0.2, 0.9, 0.5], running=[0, 5 / 32, 1 / 32])
     assert choose(quality_greedy, simulation) == {1}
     assert choose(partial(quality_greedy, cap=5), simulation) == {2}
     assert choose(partial(quality_greedy, cap=1), simulation) == {0}
-    crowded = shown(scenario, told_score=[0.2, 0.9, 0.5], running=[4 / 32, 5 / 32, 3 / 32])
+    crowded = shown(scenario, predicted_score=[0.2, 0.9, 0.5], running=[4 / 32, 5 / 32, 3 / 32])
     assert choose(partial(quality_greedy, cap=2), crowded) == {2}  # the shortest queue where all are full
 
 
 def test_impact_greedy_weighs_what_it_gains_against_what_it_spoils(scenario: Scenario) -> None:
     scores = [expert.mean_score for expert in scenario.experts]
-    sure = {"told_score": scores, "own_success": [1, 1, 1]}
+    sure = {"predicted_score": scores, "own_success": [1, 1, 1]}
     assert choose(impact_greedy, shown(scenario, **sure)) == {int(np.argmax(scores))}
     best = int(np.argmax(scores))
     harm = [0.0] * N
@@ -199,7 +199,7 @@ def test_impact_greedy_shrinks_what_it_is_told_to_the_mean(scenario: Scenario) -
     low, high = int(np.argmin(means)), int(np.argmax(means))
     told = means.copy()
     told[low] = means[high] + 0.01  # a little better than the best: but noisy
-    simulation = shown(scenario, told_score=told.tolist(), own_success=[1, 1, 1])
+    simulation = shown(scenario, predicted_score=told.tolist(), own_success=[1, 1, 1])
     assert choose(partial(impact_greedy, shrink=1.0), simulation) == {low}
     assert choose(partial(impact_greedy, shrink=0.0), simulation) == {high}
 
@@ -210,9 +210,9 @@ def test_a_price_makes_the_congested_expert_less_attractive(scenario: Scenario) 
     full = [0.0] * N
     full[best] = 1.0
     values = {
-        "told_score": means,
+        "predicted_score": means,
         "own_success": [1] * N,
-        "told_length": [1] * N,
+        "predicted_length": [1] * N,
         "prompt": [0.2] * N,
         "sequence_time": [0.05] * N,
         "context_time": [0.05] * N,
@@ -222,12 +222,12 @@ def test_a_price_makes_the_congested_expert_less_attractive(scenario: Scenario) 
     simulation = shown(scenario, **values)
     assert choose(impact_greedy, simulation) == {best}
     assert choose(partial(impact_greedy, price=1e3), simulation).isdisjoint({best})
-    longer = shown(scenario, **(values | {"kv_reserved": [1.0] * N, "told_length": [0.1, 1, 1]}))
+    longer = shown(scenario, **(values | {"kv_reserved": [1.0] * N, "predicted_length": [0.1, 1, 1]}))
     assert choose(partial(impact_greedy, price=1e3), longer) <= {0, N}
 
 
 def test_the_reference_takes_the_best_true_marginal(scenario: Scenario) -> None:
-    assert choose(impact_greedy_true, shown(scenario, marginal=[0.1, -0.2, 0.3], told_score=[1, 0, 0])) == {2}
+    assert choose(impact_greedy_true, shown(scenario, marginal=[0.1, -0.2, 0.3], predicted_score=[1, 0, 0])) == {2}
     assert choose(impact_greedy_true, forbid(shown(scenario, marginal=[0.1, -0.2, 0.3]), 2)) == {0}
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import rllib_envs  # noqa: F401 (registers the environments)
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, Predictions, Variation, with_workload
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.simulation import Simulation
 from tests.draws import examples

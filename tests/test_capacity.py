@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.capacity import IN_TIME, capacity_rps, expert_capacities
 from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Faults, Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import REJECTED
 from rllib_envs.simulation import Simulation
 

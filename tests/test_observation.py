@@ -48,14 +48,14 @@ def request_row(
 ) -> dict[str, float]:
     """REQUEST_FEATURES of a request as their comments say, before scaling."""
     engine = scenario.experts[e].engine
-    told = float(episode.told_tokens[r, e])
+    told = float(episode.predicted_tokens[r, e])
     since_slo = (now_s - episode.arrival_s[r]) / scenario.slo_s_per_token
     least = request.generated + max(1, math.floor(OVERRUN * request.generated))
     length = min(max(math.floor(told + 0.5), least), engine.max_model_len - request.prompt)
     return {
         "prompt": request.prompt / 1024,
-        "told_score": float(episode.told_score[r, e]),
-        "told_length": told / 256,
+        "predicted_score": float(episode.predicted_score[r, e]),
+        "predicted_length": told / 256,
         "generated": request.generated / 256,
         "kv_share": 0 if completing else request.computed / (engine.usable_blocks * BLOCK_TOKENS),
         "budget_used": since_slo / told,
@@ -72,7 +72,7 @@ def expert_row(scenario: Scenario, twin: Twin, e: int, rows: list[dict[str, floa
     step_s = engine.iteration_s(len(decoding), sum(request.computed for request in decoding))
     step_slo = step_s / scenario.slo_s_per_token
     used = [row["budget_used"] for row in rows]
-    since_slo = [row["budget_used"] * row["told_length"] * 256 for row in rows]
+    since_slo = [row["budget_used"] * row["predicted_length"] * 256 for row in rows]
     beyond = rows[slots.running_slots : running] + rows[running + slots.waiting_slots :]
     return {
         "running": running / 32,
@@ -84,9 +84,9 @@ def expert_row(scenario: Scenario, twin: Twin, e: int, rows: list[dict[str, floa
         "decode_backlog": sum(row["remaining"] for row in rows) / 4,
         "mean_budget_used": float(np.mean(used)) if used else 0,
         "max_budget_used": max(used, default=0),
-        "score_present": sum(row["told_score"] for row in rows) / 8,
+        "score_present": sum(row["predicted_score"] for row in rows) / 8,
         "score_at_risk": sum(
-            row["told_score"]
+            row["predicted_score"]
             for row, since in zip(rows, since_slo, strict=True)
             if since + 256 * row["remaining"] * step_slo > row["length"]
         )
@@ -123,7 +123,7 @@ def test_features_are_what_their_comments_say(seed: int) -> None:
             np.testing.assert_allclose(shown[0, e], table, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(mask[0, e], np.arange(slots) < len(mine))
         prompt, engine = episode.prompt[count], scenario.experts[e].engine
-        arrived = [prompt / 1024, episode.told_score[count, e], episode.told_tokens[count, e] / 256]
+        arrived = [prompt / 1024, episode.predicted_score[count, e], episode.predicted_tokens[count, e] / 256]
         np.testing.assert_allclose(view.arrived[0, e], arrived, rtol=1e-6)
         open_ = len(twin.engine.waiting) < engine.max_waiting and prompt < engine.max_model_len
         assert view.action_mask[0, e] == open_
@@ -163,10 +163,10 @@ def asked_of_engines_s(scenario: Scenario, episode: Episode, r: int) -> float:
     """What request r asks of an engine, in the mean over experts: the time that a decoding sequence adds to each iteration, for
     as many iterations as it has tokens, its context growing by one in each; and its prefill."""
     prompt, asked_s = int(episode.prompt[r]), []
-    if all(prompt >= engine.max_model_len for engine in episode.believed):
+    if all(prompt >= engine.max_model_len for engine in episode.nominal):
         return 0.0  # it goes nowhere
-    for e, engine in enumerate(episode.believed):
-        tokens = float(episode.told_tokens[r, e])
+    for e, engine in enumerate(episode.nominal):
+        tokens = float(episode.predicted_tokens[r, e])
         context = tokens * prompt + tokens**2 / 2
         asked_s.append(engine.overhead * (engine.b_ms * tokens + engine.c_ms * context + engine.a_ms * prompt) / 1000)
     return float(np.mean(asked_s))
@@ -184,16 +184,16 @@ def test_the_cluster_is_summed_up(seed: int) -> None:
     experts = simulation.view.experts[0]
     gaps_s = np.diff(episode.arrival_s[: count + 1])
     works_s = [asked_of_engines_s(scenario, episode, r) for r in range(count + 1)]
-    for speed, gain in zip(("slow", "fast"), PACE_GAINS, strict=True):
+    for span, gain in zip(("long_run", "recent"), PACE_GAINS, strict=True):
         average_s = 1 / scenario.capacity_rps  # type: ignore[operator]
         for seen, gap_s in enumerate(gaps_s, start=1):
             average_s += max(gain, 1 / (seen + 8)) * (gap_s - average_s)
-        assert got[f"log_gap_{speed}"] == pytest.approx(math.log(max(average_s, 1e-3)), rel=1e-6)
+        assert got[f"log_gap_{span}"] == pytest.approx(math.log(max(average_s, 1e-3)), rel=1e-6)
         work_s = 0.0
         for seen, asked_s in enumerate(works_s, start=1):
             work_s += max(gain, 1 / seen) * (asked_s - work_s)
         load = max(work_s, 1e-6) / max(average_s, 1e-3) / scenario.n_experts
-        assert got[f"log_load_{speed}"] == pytest.approx(math.log(load), rel=1e-5, abs=1e-5)
+        assert got[f"log_load_{span}"] == pytest.approx(math.log(load), rel=1e-5, abs=1e-5)
     assert got["mean_running"] == pytest.approx(experts[:, column("running")].mean(), rel=1e-6)
     assert got["max_running"] == experts[:, column("running")].max()
     assert got["mean_waiting"] == pytest.approx(experts[:, column("waiting")].mean(), rel=1e-6)
@@ -249,8 +249,8 @@ def test_experts_in_another_order_are_seen_in_that_order(delay_s: float, seed: i
     scenario, episode, actions = random_world(rng, observation=observation, faults=Faults(telemetry_delay_s=delay_s))
     n = scenario.n_experts
     order = rng.permutation(n)
-    tables = {name: getattr(episode, name)[:, order] for name in ("score", "output", "told_score", "told_tokens")}
-    engines = {name: tuple(getattr(episode, name)[i] for i in order) for name in ("engines", "believed")}
+    tables = {name: getattr(episode, name)[:, order] for name in ("score", "output", "predicted_score", "predicted_tokens")}
+    engines = {name: tuple(getattr(episode, name)[i] for i in order) for name in ("engines", "nominal")}
     turned = replace(episode, **tables, **engines)
     place = np.append(np.argsort(order), n)  # where each expert went; drop stays
     count = int(rng.integers(0, REQUESTS + 1))
@@ -351,7 +351,7 @@ def test_late_telemetry_shows_what_there_was_then(seed: int) -> None:
         timeless = [i for i, name in enumerate(REQUEST_FEATURES) if name not in ELAPSED]
         np.testing.assert_allclose(now[..., timeless], before[..., timeless], rtol=1e-6)
         passed = delay_s / scenario.slo_s_per_token * getattr(then.view, f"{kind}_mask")
-        used, told = REQUEST_FEATURES.index("budget_used"), REQUEST_FEATURES.index("told_length")
+        used, told = REQUEST_FEATURES.index("budget_used"), REQUEST_FEATURES.index("predicted_length")
         budget = 256 * now[..., told] * (now[..., used] - before[..., used])
         np.testing.assert_allclose(budget, passed, rtol=1e-3, atol=2e-3)
 
@@ -379,14 +379,14 @@ def test_what_was_sent_since_is_shown_at_the_end_of_the_queue(seed: int) -> None
     place = int(dropped.view.waiting_mask[0, e].sum())
     assert sent.view.waiting_mask[0, e].sum() == place + 1
     row = dict(zip(REQUEST_FEATURES, sent.view.waiting[0, e, place].tolist(), strict=True))
-    assert row["told_score"] == episode.told_score[count - 1, e]
+    assert row["predicted_score"] == episode.predicted_score[count - 1, e]
     assert row["prompt"] == pytest.approx(prompt[count - 1] / 1024)
     assert (row["generated"], row["kv_share"]) == (0, 0)
     change = sent.view.experts[0, e] - dropped.view.experts[0, e]
     assert change[column("waiting")] == pytest.approx(1 / 32)
     assert change[column("prefill_backlog")] == pytest.approx(row["prompt"] / 2, abs=1e-6)
     assert change[column("decode_backlog")] == pytest.approx(row["remaining"] / 4, abs=1e-6)
-    assert change[column("score_present")] == pytest.approx(row["told_score"] / 8, abs=1e-6)
+    assert change[column("score_present")] == pytest.approx(row["predicted_score"] / 8, abs=1e-6)
     for name in ("running", "kv_used", "step_time"):
         assert change[column(name)] == 0
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import edgeroute
 from rllib_envs import baselines
@@ -15,6 +14,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.heuristic import Parameter, heuristic
 from rllib_envs.own_code import load_own, parse_own
 from rllib_envs.scenario import Arrivals, with_workload
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.workload.arrival_process import arrival_process
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.workload.arrivals import draw_arrivals

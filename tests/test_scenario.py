@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rllib_envs.scenarios.load import load_scenario, parse_scenario, preset_names
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import (
@@ -27,6 +26,7 @@ from rllib_envs.scenario import (
     Workload,
     with_workload,
 )
+from rllib_envs.scenarios.load import load_scenario, parse_scenario, preset_names
 from rllib_envs.yaml_files import parse_yaml
 from tests.draws import examples
 

@@ -66,7 +66,7 @@ def test_noisier_predictions_change_what_is_told_and_nothing_else() -> None:
     one, other = (asdict(played(s, seeds=[5]).records(0)) for s in (scenario, noisy))
     for name in one:
         same = np.array_equal(one[name], other[name], equal_nan=True)
-        assert same == (name not in ("told_score", "told_tokens")), name
+        assert same == (name not in ("predicted_score", "predicted_tokens")), name
 
 
 @examples(40)
@@ -193,7 +193,7 @@ def test_a_clusters_engines_are_those_of_its_episode() -> None:
     times = simulation.state.engines["c0_s"]
     assert (times[0] != times[1]).all()
     told = [expert.engine.c0_ms * expert.engine.overhead * 1e-3 for expert in scenario.experts]
-    np.testing.assert_allclose(simulation.world.believed["c0_s"], np.tile(told, (2, 1)), rtol=1e-12)
+    np.testing.assert_allclose(simulation.world.nominal["c0_s"], np.tile(told, (2, 1)), rtol=1e-12)
 
 
 def test_with_less_memory_requests_are_preempted_and_the_router_knows_why() -> None:
@@ -203,7 +203,7 @@ def test_with_less_memory_requests_are_preempted_and_the_router_knows_why() -> N
     assert less.records(0).preemptions.sum() > 2 * whole.records(0).preemptions.sum()
     column = EXPERT_FEATURES.index("kv_capacity")
     blocks = less.state.engines["blocks"]
-    np.testing.assert_array_equal(less.world.believed["blocks"], blocks)
+    np.testing.assert_array_equal(less.world.nominal["blocks"], blocks)
     np.testing.assert_allclose(less.view.experts[..., column], np.log2(blocks * 16 / 16_384) / 4, rtol=1e-6)
     assert (blocks < whole.state.engines["blocks"]).all()
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
-from rllib_envs.scenarios.load import load_scenario
 
 from cluster.preflight import runtime_env
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import parse_json, read_json
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.text_files import read_text
 from rllib_envs.yaml_files import MOST_BYTES, dump_yaml, parse_yaml, read_mapping
 from tests.draws import examples

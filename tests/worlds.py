@@ -9,11 +9,11 @@ from unittest import mock
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rllib_envs.scenarios.load import load_scenario
 
 import rllib_envs.simulation
 from rllib_envs.observation import View
 from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, Request
 from rllib_envs.simulation import Simulation
@@ -115,10 +115,10 @@ def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = RE
         prompt=rng.integers(1, rng.integers(2, longest + 3), count).astype(np.int32),
         score=random_scores((count, n), rng),
         output=output.astype(np.int32),
-        told_score=random_scores((count, n), rng),
-        told_tokens=np.clip(output * np.exp(0.5 * rng.standard_normal((count, n))), 1, 1e5).astype(np.float32),
+        predicted_score=random_scores((count, n), rng),
+        predicted_tokens=np.clip(output * np.exp(0.5 * rng.standard_normal((count, n))), 1, 1e5).astype(np.float32),
         engines=(engines := tuple(expert.engine for expert in scenario.experts)),
-        believed=engines,
+        nominal=engines,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
     )
 
@@ -130,7 +130,7 @@ def random_scores(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[n
 
 def first_requests(episode: Episode, count: int) -> Episode:
     """The episode cut after ``count`` requests."""
-    names = ("arrival_s", "prompt", "score", "output", "told_score", "told_tokens")
+    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens")
     return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
 
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rllib_envs.scenarios.load import load_scenario
-
 from rllib_envs.capacity import IN_TIME, expert_capacities
 from rllib_envs.scenario import LOAD_FRACTIONS, Scenario
+from rllib_envs.scenarios.load import load_scenario
 from tuning.output.tables import markdown_table
 from tuning.run_dir.atomic import write_json
 

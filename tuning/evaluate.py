@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.arrival_notes import notes_on_arrivals
 from tuning.evaluation.comparison import compare
 from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells

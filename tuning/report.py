@@ -15,13 +15,13 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.reports import sections
 from tuning.reports.document import Document, Section, to_html, to_markdown
-from tuning.reports.episode_replay import Question, explains_itself, simulate_traffic
+from tuning.reports.episode_replay import Question, explains_itself, replay_episode
 from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
 from tuning.run_dir.atomic import write_text
 
@@ -57,14 +57,14 @@ def run(options: Options) -> None:
         raise InputError("run: none given; allowed are folders of training runs, evaluations and sweeps")
     runs = [read_run(path) for path in dict.fromkeys(options.runs)]
     question = _question(options, [run for run in runs if isinstance(run, TrainingRun)])
-    traffic = simulate_traffic(question)
+    replay = replay_episode(question)
     document = Document(
         title="edgeroute report",
         sections=[
             sections.overview(runs),
             sections.reading(),
             *_results(runs, options.out),
-            *sections.traffic_sections(traffic, options.out),
+            *sections.replay_sections(replay, options.out),
         ],
     )
     write_text(options.out / "report.md", to_markdown(document))

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import tyro
 from pyarrow import csv, parquet
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import TOO_LONG
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
 from tuning.evaluation.arrival_notes import notes_on_arrivals
@@ -107,7 +107,7 @@ def request_table(records: Records, scenario: Scenario) -> Any:
         "late": records.late,
         "qos": records.qos,
     }
-    of_expert = {name: getattr(records, name) for name in ("output_tokens", "told_tokens", "score", "told_score")}
+    of_expert = {name: getattr(records, name) for name in ("output_tokens", "predicted_tokens", "score", "predicted_score")}
     absent = dict.fromkeys(("expert", "late", "qos"), ~counted) | dict.fromkeys(of_expert, ~sent)
     return pa.table(  # from_pandas: NaN is missing
         {name: pa.array(values, mask=absent.get(name), from_pandas=True) for name, values in (columns | of_expert).items()}
@@ -140,8 +140,8 @@ def summarise(simulation: Simulation, router: RouterSpec, workload: Workload, se
 
 
 def _write_table(path: Path, table: Any) -> None:
-    def write(aside: Path) -> None:
-        _FORMATS[path.suffix](table, aside)
+    def write(staged: Path) -> None:
+        _FORMATS[path.suffix](table, staged)
 
     write_atomically(path, write)
 

@@ -27,8 +27,8 @@ from tuning.ray_cluster.check import Needs
 from tuning.ray_cluster.session import ray_session
 from tuning.run_dir.atomic import write_text
 from tuning.run_dir.lock import run_lock
-from tuning.run_dir.remote_copy import Mirror
-from tuning.run_dir.resume import goes_on
+from tuning.run_dir.remote_copy import RemoteCopy
+from tuning.run_dir.resume import resumes
 from tuning.run_dir.signature import check_signature, derived_key, signed
 from tuning.sweeps.options import SMOKE, Options, check_options
 from tuning.sweeps.plan import TrialPlan
@@ -60,27 +60,27 @@ def run(options: Options) -> int:
         InputError: an option or space that is not valid; a run directory that is taken, in use or missing, or of somebody who is
             not trusted; a storage that cannot be used.
     """
-    mirror = None
+    remote_copy = None
     if options.storage is not None:
-        mirror = Mirror(options.storage, options.run_dir, config=_CONFIG, leave_out=[_TUNE, STATE])
-        mirror.shared(_TUNE)  # refuses what trials could not write to
+        remote_copy = RemoteCopy(options.storage, options.run_dir, config=_CONFIG, leave_out=[_TUNE, STATE])
+        remote_copy.shared(_TUNE)  # refuses what trials could not write to
     with run_lock(options.run_dir):
-        options = replace(options, resume=goes_on(options, mirror, "sweep", (options.run_dir / _CONFIG).exists))
+        options = replace(options, resume=resumes(options, remote_copy, "sweep", (options.run_dir / _CONFIG).exists))
         if options.auto_resume and (options.run_dir / _RESULTS).exists():
             print(f"{options.run_dir}: complete already, see {options.run_dir / 'sweep.md'}")
             code = 0
         else:
-            code = _search_on(options, mirror)
-        if mirror is not None:
-            mirror.put()
+            code = _search_on(options, remote_copy)
+        if remote_copy is not None:
+            remote_copy.put()
     return code
 
 
-def _search_on(options: Options, mirror: Mirror | None) -> int:
+def _search_on(options: Options, remote_copy: RemoteCopy | None) -> int:
     """Begin the sweep or go on with it, and return the exit code."""
     options, space, train, vouched = _continue(options) if options.resume else _begin(options)
-    if mirror is not None:
-        mirror.put()  # whoever finds the trials there is to know what they are of
+    if remote_copy is not None:
+        remote_copy.put()  # whoever finds the trials there is to know what they are of
     plan = TrialPlan(
         options=train,
         space=space,
@@ -88,15 +88,15 @@ def _search_on(options: Options, mirror: Mirror | None) -> int:
         key=derived_key(vouched[_NONCE]),
         trusted=vouched[_TRUSTED],
     )
-    shared = options.run_dir.absolute() if mirror is None else None
+    shared = options.run_dir.absolute() if remote_copy is None else None
     needs = Needs(cpus=options.cpus_per_trial, gpus=options.gpus_per_trial, shared=shared, storage=options.storage)
     with ray_session(options.address, needs):
         _check_room(options)
-        tuner = tuner_of(options, plan, mirror)
+        tuner = tuner_of(options, plan, remote_copy)
         with _endings_as_sigint():
             grid = tuner.fit()
-    if mirror is not None:
-        mirror.fetch_folder(_TUNE)
+    if remote_copy is not None:
+        remote_copy.fetch_folder(_TUNE)
     trials = _trials(grid, plan)
     left = [trial for trial in trials if trial.status == "unfinished"]
     if left or len(trials) < expected_trials(options, space):

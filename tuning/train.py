@@ -21,30 +21,29 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllib_envs.scenarios.load import parse_scenario
-
 from models.rllib.checkpoint import (
     ABOUT,
     BUNDLE,
     find_checkpoint,
     load_router,
     numbered_checkpoints,
+    quarantine_damaged,
     restore_checkpoint,
     save_checkpoint,
-    set_damaged_aside,
     whole_checkpoint,
 )
 from models.rllib.errors import TrainingFailed
 from models.rllib.rollout.env_groups import Group
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
+from rllib_envs.scenarios.load import parse_scenario
 from rllib_envs.yaml_files import dump_yaml, read_mapping
 from tuning.output.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.ray_cluster.session import ray_session
 from tuning.run_dir.atomic import write_text
 from tuning.run_dir.lock import run_lock
-from tuning.run_dir.remote_copy import Mirror
-from tuning.run_dir.resume import goes_on
+from tuning.run_dir.remote_copy import RemoteCopy
+from tuning.run_dir.resume import resumes
 from tuning.run_dir.secret_urls import without_secrets
 from tuning.run_dir.signature import check_signature, signed
 from tuning.training.curve import draw_curve
@@ -111,13 +110,13 @@ def run(options: Options) -> int:
     complete(options)  # what is wrong with them is said before anything is touched
     if options.resume and options.storage is None:
         find_checkpoint(options.run_dir)
-    mirror = None if options.storage is None else Mirror(options.storage, options.run_dir, config=_CONFIG)
+    remote_copy = None if options.storage is None else RemoteCopy(options.storage, options.run_dir, config=_CONFIG)
     with run_lock(options.run_dir):
-        going_on = goes_on(options, mirror, "run", lambda: bool(numbered_checkpoints(options.run_dir)))
+        going_on = resumes(options, remote_copy, "run", lambda: bool(numbered_checkpoints(options.run_dir)))
         start = _continue(options) if going_on else _begin(options)
-        code = _say_complete(start) if start.complete else _train(start, mirror)
-        if mirror is not None:
-            mirror.put()
+        code = _say_complete(start) if start.complete else _train(start, remote_copy)
+        if remote_copy is not None:
+            remote_copy.put()
     return code
 
 
@@ -129,7 +128,7 @@ def _say_complete(start: _Start) -> int:
     return 0
 
 
-def _train(start: _Start, mirror: Mirror | None) -> int:
+def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
     """Train from there, and return the exit code."""
     options, scenario = start.options, start.scenario
     groups = training_groups(scenario, world_options(options), options.envs_per_runner)
@@ -149,8 +148,8 @@ def _train(start: _Start, mirror: Mirror | None) -> int:
     ):
         if start.checkpoint is not None:
             restore_checkpoint(start.checkpoint, start.about, algorithm)
-            set_damaged_aside(options.run_dir, start.checkpoint)
-        trainer = _trainer(start, groups, algorithm, log, mirror)
+            quarantine_damaged(options.run_dir, start.checkpoint)
+        trainer = _trainer(start, groups, algorithm, log, remote_copy)
         asked, code = None, 0
         try:
             asked = trainer.train()
@@ -193,7 +192,9 @@ def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _trainer(start: _Start, groups: Sequence[Group], algorithm: Algorithm, log: RunLog, mirror: Mirror | None) -> Trainer:
+def _trainer(
+    start: _Start, groups: Sequence[Group], algorithm: Algorithm, log: RunLog, remote_copy: RemoteCopy | None
+) -> Trainer:
     options = start.options
     about, began_s = about_run(options, start.scenario, groups, start.count), time.monotonic()
 
@@ -203,9 +204,9 @@ def _trainer(start: _Start, groups: Sequence[Group], algorithm: Algorithm, log: 
         saved = save_checkpoint(
             options.run_dir, algorithm, {"iteration": iteration, "steps": steps, "elapsed_s": elapsed_s, **about}, signed
         )
-        if mirror is not None:
+        if remote_copy is not None:
             try:
-                mirror.put()
+                remote_copy.put()
             except InputError as error:
                 print(f"edgeroute: warning: {error}; it is tried again with the next checkpoint", file=sys.stderr, flush=True)
         return saved

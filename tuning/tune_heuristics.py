@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.replay import episode_requests
 from tuning.evaluation.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
 from tuning.evaluation.trace_notes import notes_on_traces

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from models.envelope import Envelope
-from models.export.files import written_aside
+from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, read_description
 from models.export.onnx import DESCRIPTION, export_onnx
 from models.export.traced import fast_scores, random_observation
 from models.export.weights import load_weights, save_weights
+from models.former_names import current_names
 from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs import baselines
@@ -87,9 +88,9 @@ def save_bundle(
     Raises:
         InputError: the place cannot be written to, or there can be no ONNX graph (``export_onnx``).
     """
-    with written_aside(folder) as aside:
-        save_weights(aside / _WEIGHTS, router)
-        worst = export_onnx(aside, router, observation) if onnx else 0.0
+    with staged_folder(folder) as staged:
+        save_weights(staged / _WEIGHTS, router)
+        worst = export_onnx(staged, router, observation) if onnx else 0.0
         contents = {
             "format": FORMAT,
             "paper" if isinstance(router, PaperPolicy) else "router": router.spec.to_dict(),
@@ -97,9 +98,9 @@ def save_bundle(
             "observation": asdict(replace(observation, counterfactual=False)),
             "about": dict(about),
             **({} if trained_on is None else {TRAINED_ON: trained_on.to_json()}),
-            **manifest_of(aside).to_dict(),
+            **manifest_of(staged).to_dict(),
         }
-        (aside / DESCRIPTION).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        (staged / DESCRIPTION).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
     return worst
 
 
@@ -126,7 +127,7 @@ def load_bundle(folder: Path) -> Bundle:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: damaged: {' '.join(str(error).split())}") from None
     for part, names in LAYOUT.items():
-        if layout.get(part) != list(names):
+        if current_names(layout.get(part)) != list(names):
             raise InputError(f"{where}: layout.{part} = {layout.get(part)!r:.200}: this version has {list(names)}: train anew")
     _check_slots(observation, where)
     manifest = manifest_in(contents, where)

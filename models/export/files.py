@@ -26,7 +26,7 @@ _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.
 
 
 @contextmanager
-def written_aside(target: Path) -> Generator[Path]:
+def staged_folder(target: Path) -> Generator[Path]:
     """A new folder to write to, which becomes ``target`` when all is well: flushed to the disk, then renamed.
 
     Whatever was there before is replaced, in one step where the file system can do that. If an error comes, also of the writer's,
@@ -42,17 +42,17 @@ def written_aside(target: Path) -> Generator[Path]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             recover(target)
-            aside = stack.enter_context(_own(target.parent, f".aside-{target.name}-", "", Path.mkdir))
+            staged = stack.enter_context(_own(target.parent, f".aside-{target.name}-", "", Path.mkdir))
         except OSError as error:
             raise InputError(f"{target}: cannot be written: {error.strerror}") from None
         try:
-            yield aside
-            for path in [*aside.rglob("*"), aside]:
+            yield staged
+            for path in [*staged.rglob("*"), staged]:
                 flush(path)
-            _put(aside, target)
+            _put(staged, target)
             flush(target.parent)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def recover(target: Path) -> None:
@@ -66,12 +66,12 @@ def recover(target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(target)
-    for aside in _left(target.parent, f".aside-{target.name}-", ""):
-        shutil.rmtree(aside, ignore_errors=True)
+    for staged in _left(target.parent, f".aside-{target.name}-", ""):
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 @contextmanager
-def file_aside(target: Path, mode: int = 0o666) -> Generator[Path]:
+def staged_file(target: Path, mode: int = 0o666) -> Generator[Path]:
     """A new, empty file beside ``target``, to write to and to rename. It is deleted in the end if it is still there.
 
     What processes that died have left of the same target is deleted.
@@ -89,11 +89,11 @@ def file_aside(target: Path, mode: int = 0o666) -> Generator[Path]:
 
     for path in _left(target.parent, f".{target.stem}-", target.suffix):
         path.unlink(missing_ok=True)
-    with _own(target.parent, f".{target.stem}-", target.suffix, make) as aside:
+    with _own(target.parent, f".{target.stem}-", target.suffix, make) as staged:
         try:
-            yield aside
+            yield staged
         finally:
-            aside.unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -105,14 +105,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put(aside: Path, target: Path) -> None:
-    """Rename ``aside`` to ``target``; what stood there is under the other name then, or gone."""
+def _put(staged: Path, target: Path) -> None:
+    """Rename ``staged`` to ``target``; what stood there is under the other name then, or gone."""
     if not target.exists() or not any(target.iterdir()):  # a folder takes the place of an empty one in one step
-        aside.rename(target)
+        staged.rename(target)
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
-        if libc.renameat2(_HERE, os.fsencode(aside), _HERE, os.fsencode(target), _EXCHANGE) == 0:
+        if libc.renameat2(_HERE, os.fsencode(staged), _HERE, os.fsencode(target), _EXCHANGE) == 0:
             return
         number = ctypes.get_errno()
         if number not in _NOT_SUPPORTED:
@@ -120,7 +120,7 @@ def _put(aside: Path, target: Path) -> None:
     old = target.parent / f".old-{target.name}-{secrets.token_hex(_DIGITS // 2)}"
     target.rename(old)
     try:
-        aside.rename(target)
+        staged.rename(target)
     except OSError:
         old.rename(target)
         raise

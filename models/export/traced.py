@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rllib_envs.scenarios.load import load_scenario
 from torch import Tensor, nn
 
 from models.paper.networks import PaperPolicy
 from models.router import Router
 from rllib_envs.observation import allocate_view
 from rllib_envs.scenario import Observation
+from rllib_envs.scenarios.load import load_scenario
 
 Scores = Callable[[Mapping[str, Tensor]], Tensor]
 """(B, N + 1) masked scores of an observation."""

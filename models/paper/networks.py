@@ -19,7 +19,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
 _EXPERT = ("kv_used", "running", "waiting")
-_REQUEST = ("prompt", "told_score", "told_length", "kv_share", "generated", "latency_so_far")
+_REQUEST = ("prompt", "predicted_score", "predicted_length", "kv_share", "generated", "latency_so_far")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.envelope import Envelope
 from models.export.bundle import TRAINED_ON, Network, bundle_router, save_bundle
-from models.export.files import written_aside
+from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
 from models.rllib.errors import LearnerFailed
 from rllib_envs.baselines import Router
@@ -71,15 +71,15 @@ def save_checkpoint(
     try:
         for left in folder.glob(".*-*"):  # by a process that was killed as it wrote; one at a time writes to a run directory
             shutil.rmtree(left)
-        with written_aside(target) as aside:
-            _write_state(aside / _RLLIB, algorithm)
+        with staged_folder(target) as staged:
+            _write_state(staged / _RLLIB, algorithm)
             origin = {key: value for key, value in about.items() if key not in ("observation", TRAINED_ON)}
             trained_on = Envelope.from_json(about[TRAINED_ON]) if TRAINED_ON in about else None
             observation = Observation(**about["observation"])
-            save_bundle(aside / BUNDLE, router_of(algorithm), observation, origin, trained_on=trained_on)
-            contents = sign({"format": FORMAT, **about, **manifest_of(aside).to_dict()})
+            save_bundle(staged / BUNDLE, router_of(algorithm), observation, origin, trained_on=trained_on)
+            contents = sign({"format": FORMAT, **about, **manifest_of(staged).to_dict()})
             contents[_SELF] = _digest(contents)
-            (aside / ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+            (staged / ABOUT).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
         for old in numbered_checkpoints(run_dir)[:-_KEPT]:
             shutil.rmtree(old.rename(folder / f".old-{old.name}"))  # it must not look damaged when this is cut short
     except OSError as error:
@@ -134,7 +134,7 @@ def whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
     raise InputError("\n".join([*faults, f"{run_dir}: no checkpoint is whole: there is nothing to go on from"]))
 
 
-def set_damaged_aside(run_dir: Path, whole: Path) -> None:
+def quarantine_damaged(run_dir: Path, whole: Path) -> None:
     """Rename what is newer than a checkpoint that a run goes on from: it would count as the newest for whoever looks.
 
     Raises:
@@ -143,9 +143,9 @@ def set_damaged_aside(run_dir: Path, whole: Path) -> None:
     try:
         for folder in numbered_checkpoints(run_dir):
             if folder.name > whole.name:
-                aside = folder.with_name(f"damaged-{folder.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+                staged = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(staged, ignore_errors=True)
+                folder.rename(staged)
     except OSError as error:
         raise InputError(f"{run_dir / CHECKPOINTS}: cannot be written: {error.strerror or error}") from None
 

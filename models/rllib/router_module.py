@@ -9,7 +9,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from models.critic import StateValue, UsualQuality
+from models.critic import ActionIndependentBaseline, StateValue
 from models.features import read_columns
 from models.rllib.build import build_router
 from models.rllib.distribution import MaskedCategorical
@@ -71,8 +71,8 @@ class BaselineModule(RouterModule):
     def setup(self) -> None:
         """Build the networks."""
         super().setup()
-        self.usual = UsualQuality()
+        self.baseline = ActionIndependentBaseline()
 
     def get_non_inference_attributes(self) -> list[str]:
         """What rollout workers do without."""
-        return [*super().get_non_inference_attributes(), "usual"]
+        return [*super().get_non_inference_attributes(), "baseline"]

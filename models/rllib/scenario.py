@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from os import PathLike
 
-from rllib_envs.scenarios.load import as_scenario
-
 from rllib_envs.scenario import Reward, Scenario
+from rllib_envs.scenarios.load import as_scenario
 
 SOFT_DEADLINE = 0.035
 """Soft deadline of the roll-out, as a share of the SLO: about what impact-greedy does best with, tuned load by load."""

@@ -86,11 +86,11 @@ def borrow_calibration(calibration):
 
 
 @kernel
-def note_length(record, output_tokens, told_tokens):
+def note_length(record, output_tokens, predicted_tokens):
     """Count a completion in a CALIBRATION record: so many tokens came where so many were told."""
     record.lengths += 1
     gain = max(1.0 / (LENGTH_PRIOR + record.lengths), LENGTH_FLOOR)
-    record.length_log += gain * (math.log(output_tokens / told_tokens) - record.length_log)
+    record.length_log += gain * (math.log(output_tokens / predicted_tokens) - record.length_log)
 
 
 @kernel
@@ -102,17 +102,17 @@ def note_step(record, observed_s, told_s):
 
 
 @kernel
-def calibrate(record, told, believed):
-    """Write into ``believed`` the engine ``told`` (ENGINE records) as corrected by a CALIBRATION record."""
+def calibrate(record, told, nominal):
+    """Write into ``nominal`` the engine ``told`` (ENGINE records) as corrected by a CALIBRATION record."""
     slower = math.exp(record.step_log)
-    believed.c0_s = told.c0_s * slower
-    believed.b_s = told.b_s * slower
-    believed.c_s = told.c_s * slower
-    believed.a_s = told.a_s * slower
-    believed.q_s = told.q_s * slower
-    believed.c_mixed_s = told.c_mixed_s * slower
-    believed.c0_mixed_s = told.c0_mixed_s * slower
-    believed.length_factor = told.length_factor * math.exp(record.length_log)
+    nominal.c0_s = told.c0_s * slower
+    nominal.b_s = told.b_s * slower
+    nominal.c_s = told.c_s * slower
+    nominal.a_s = told.a_s * slower
+    nominal.q_s = told.q_s * slower
+    nominal.c_mixed_s = told.c_mixed_s * slower
+    nominal.c0_mixed_s = told.c0_mixed_s * slower
+    nominal.length_factor = told.length_factor * math.exp(record.length_log)
 
 
 @kernel
@@ -126,7 +126,7 @@ def _learn_lengths(calibration, source, actual, b, last):
                 e = actual.records[b, r].route
                 request = source.requests[b, r]
                 room = np.float32(calibration.told[b, e].max_model_len - request.prompt)  # more would have been cut off
-                note_length(calibration.records[b, e], request.output, min(request.told_tokens, room))
+                note_length(calibration.records[b, e], request.output, min(request.predicted_tokens, room))
         elif status in (ROUTED, FINISHED):  # it will finish, or has and does not show it yet
             settled = False
         if settled:
@@ -148,8 +148,8 @@ def _learn_step(record, told, expert, view_s):
 
 
 @kernel
-def learn(calibration, believed, source, actual, b, last, view_s):
-    """Take in what cluster b shows at ``view_s``, and correct ``believed`` (B, N) by it.
+def learn(calibration, nominal, source, actual, b, last, view_s):
+    """Take in what cluster b shows at ``view_s``, and correct ``nominal`` (B, N) by it.
 
     ``source`` is the cluster as telemetry shows it, which knows of the requests before ``last``; ``actual`` says where each was
     sent. Telemetry of a time that has been learnt from already changes nothing.
@@ -157,8 +157,8 @@ def learn(calibration, believed, source, actual, b, last, view_s):
     if view_s <= calibration.seen_s[b]:
         return
     _learn_lengths(calibration, source, actual, b, last)
-    for e in range(believed.shape[1]):
+    for e in range(nominal.shape[1]):
         record, told = calibration.records[b, e], calibration.told[b, e]
         _learn_step(record, told, source.experts[b, e], view_s)
-        calibrate(record, told, believed[b, e])
+        calibrate(record, told, nominal[b, e])
     calibration.seen_s[b] = view_s

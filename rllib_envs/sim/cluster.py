@@ -35,8 +35,8 @@ class Workload(NamedTuple):
     prompt: NDArray[np.int32]  # (B, M) tokens
     score: NDArray[np.float32]  # (B, M, N) true, multiples of 2**-20: their sums are exact in float64
     output: NDArray[np.int32]  # (B, M, N) true tokens
-    told_score: NDArray[np.float32]  # (B, M, N)
-    told_tokens: NDArray[np.float32]  # (B, M, N)
+    predicted_score: NDArray[np.float32]  # (B, M, N)
+    predicted_tokens: NDArray[np.float32]  # (B, M, N)
 
 
 def allocate_workload(batch: int, max_requests: int, n_experts: int) -> Workload:
@@ -48,8 +48,8 @@ def allocate_workload(batch: int, max_requests: int, n_experts: int) -> Workload
         prompt=np.zeros(table[:2], np.int32),
         score=np.zeros(table, np.float32),
         output=np.zeros(table, np.int32),
-        told_score=np.zeros(table, np.float32),
-        told_tokens=np.zeros(table, np.float32),
+        predicted_score=np.zeros(table, np.float32),
+        predicted_tokens=np.zeros(table, np.float32),
     )
 
 
@@ -62,8 +62,8 @@ def borrow_workload(workload):
         borrow(workload.prompt),
         borrow(workload.score),
         borrow(workload.output),
-        borrow(workload.told_score),
-        borrow(workload.told_tokens),
+        borrow(workload.predicted_score),
+        borrow(workload.predicted_tokens),
     )
 
 
@@ -151,8 +151,8 @@ def route(state, workload, cursor, now_s, b, action, track_future, marginal, scr
         expert = state.experts[b, action]
         record.score = workload.score[b, r, action]
         request.output = workload.output[b, r, action]
-        request.told_score = workload.told_score[b, r, action]
-        request.told_tokens = workload.told_tokens[b, r, action]
+        request.predicted_score = workload.predicted_score[b, r, action]
+        request.predicted_tokens = workload.predicted_tokens[b, r, action]
         if track_future == 1 and accepts(state.engines[b, action], expert, request.prompt):
             future = future_qos_with(state, b, action, scratch, slo_s, now_s[b], request.prompt, request.output, record.score)
             out.marginal_qos = future - expert.future_qos

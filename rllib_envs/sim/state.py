@@ -70,7 +70,7 @@ REQUEST = np.dtype(
     [
         # What every step and every observation reads of a request: two of them fit in a cache line.
         ("arrival_s", "f8"),
-        ("told_score", "f4"), ("told_tokens", "f4"),  # at the expert it was sent to
+        ("predicted_score", "f4"), ("predicted_tokens", "f4"),  # at the expert it was sent to
         ("start", "i4"),  # iteration of its expert minus tokens generated, while decoding
         ("generated", "i4"),  # tokens generated when it last was preempted
         ("prompt", "i4"), ("output", "i4"),  # tokens; output: true, at the expert it was sent to, cut at max_model_len

@@ -45,12 +45,12 @@ WHATIF_FEATURES = (
     "stay_4_before",
     "stay_16_before",
     # For where those to come will spoil what is predicted: deadlines LOOSE times as soft
-    "own_success_loose",
-    "soft_change_loose",
+    "own_success_softened",
+    "soft_change_softened",
 )
 """Columns of the what-if result of an action."""
 
-LOOSE = 4.0
+SOFTENED = 4.0
 """How many times as soft loose deadlines are as the usual ones."""
 
 STAY_SCALES_S = (1.0, 4.0, 16.0)
@@ -93,13 +93,13 @@ def on_its_way(record, e):
 
 
 @kernel
-def believed_output(told_tokens, generated, room):
-    """Output length, int32, to expect of a request that was told to have ``told_tokens`` and has generated ``generated``.
+def expected_output(predicted_tokens, generated, room):
+    """Output length, int32, to expect of a request that was told to have ``predicted_tokens`` and has generated ``generated``.
 
     At most ``room``, what the prompt leaves of max_model_len.
     """
     least = np.int32(generated + max(np.int32(1), np.int32(np.float32(OVERRUN) * np.float32(generated))))
-    return np.int32(min(max(np.int32(told_tokens + np.float32(0.5)), least), room))
+    return np.int32(min(max(np.int32(predicted_tokens + np.float32(0.5)), least), room))
 
 
 @kernel
@@ -134,8 +134,8 @@ def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
             records[i] = source_records[index]
         if believe:
             generated = np.int32(iteration - request.start if i < n_dec else request.generated)
-            told_tokens = request.told_tokens * engine.length_factor
-            output = believed_output(told_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+            predicted_tokens = request.predicted_tokens * engine.length_factor
+            output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
             request.output = max(generated + 1, output)
         scratch.per_slo[i] = 1.0 / (request.output * slo_s)
         if i < n_dec:
@@ -240,13 +240,13 @@ def join(scratch, engine, slo_s, index, time_s):
 
 
 @kernel
-def newcomer(scratch, index, slo_s, arrival_s, prompt, output, score, told_score, told_tokens):
+def newcomer(scratch, index, slo_s, arrival_s, prompt, output, score, predicted_score, predicted_tokens):
     """Write a request that has not been anywhere yet as number ``index`` of the scratch."""
     scratch.per_slo[index] = 1.0 / (output * slo_s)
     request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
     request.arrival_s = arrival_s
-    request.told_score = told_score
-    request.told_tokens = told_tokens
+    request.predicted_score = predicted_score
+    request.predicted_tokens = predicted_tokens
     request.start = 0
     request.generated = 0
     request.prompt = prompt
@@ -290,9 +290,9 @@ def _load(source, actual, b, e, first_pending, last_pending, scratch, engine, ti
     for r in range(first_pending, last_pending):
         if on_its_way(actual.records[b, r], e):
             p = actual.requests[b, r]
-            told_tokens = p.told_tokens * engine.length_factor
-            output = believed_output(told_tokens, np.int32(0), np.int32(engine.max_model_len - p.prompt))
-            newcomer(scratch, n, slo_s, p.arrival_s, p.prompt, output, 0.0, p.told_score, p.told_tokens)
+            predicted_tokens = p.predicted_tokens * engine.length_factor
+            output = expected_output(predicted_tokens, np.int32(0), np.int32(engine.max_model_len - p.prompt))
+            newcomer(scratch, n, slo_s, p.arrival_s, p.prompt, output, 0.0, p.predicted_score, p.predicted_tokens)
             if join(scratch, engine, slo_s, n, p.arrival_s):
                 n += 1
     return n
@@ -313,8 +313,8 @@ def predict_action(
     slo_s,
     tau,
     prompt,
-    told_score,
-    told_tokens,
+    predicted_score,
+    predicted_tokens,
     out,
 ):
     """Fill ``out`` (WHATIF_FEATURES) with the predicted effect of sending the arrived request to expert e at ``now_s``.
@@ -334,24 +334,24 @@ def predict_action(
         if not untouched:
             n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
     room = np.int32(engine.max_model_len - prompt)
-    output = max(1, believed_output(told_tokens * engine.length_factor, np.int32(0), room))
-    newcomer(scratch, n, slo_s, now_s, prompt, output, 0.0, told_score, told_tokens)
+    output = max(1, expected_output(predicted_tokens * engine.length_factor, np.int32(0), room))
+    newcomer(scratch, n, slo_s, now_s, prompt, output, 0.0, predicted_score, predicted_tokens)
     if not join(scratch, engine, slo_s, n, now_s):
         out[0] = 10.0
         for i in range(n):
-            out[11] += scratch.state.requests[0, i].told_score * _soft(scratch.before[i], tau)
+            out[11] += scratch.state.requests[0, i].predicted_score * _soft(scratch.before[i], tau)
         return
     end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
     own = _latency(scratch, n)
     present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
-        score = scratch.state.requests[0, i].told_score
+        score = scratch.state.requests[0, i].predicted_score
         before, after = scratch.before[i], _latency(scratch, i)
         soft_before = score * _soft(before, tau)
         present += soft_before
         soft += score * _soft(after, tau) - soft_before
-        loose += score * (_soft(after, LOOSE * tau) - _soft(before, LOOSE * tau))
+        loose += score * (_soft(after, SOFTENED * tau) - _soft(before, SOFTENED * tau))
         if after > 1.0 and before <= 1.0:
             hard -= score
             pushed += 1
@@ -372,7 +372,7 @@ def predict_action(
     out[7] = end_s - now_s
     _stay(scratch, n + 1, now_s, out[8:11])
     out[11] = present
-    out[16] = _soft(own, LOOSE * tau)
+    out[16] = _soft(own, SOFTENED * tau)
     out[17] = loose
 
 

@@ -34,10 +34,10 @@ class Episode:
     prompt: NDArray[np.int32]  # (M,)
     score: NDArray[np.float32]  # (M, N) true
     output: NDArray[np.int32]  # (M, N) true tokens
-    told_score: NDArray[np.float32]  # (M, N)
-    told_tokens: NDArray[np.float32]  # (M, N)
+    predicted_score: NDArray[np.float32]  # (M, N)
+    predicted_tokens: NDArray[np.float32]  # (M, N)
     engines: tuple[EngineProfile, ...]  # (N,) as they truly are
-    believed: tuple[EngineProfile, ...]  # (N,) as the router is told
+    nominal: tuple[EngineProfile, ...]  # (N,) as the router is told
     telemetry_delay_s: float
 
 
@@ -55,7 +55,7 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
     }
     if scenario.variation is not None:
         scenario = vary(scenario, streams["variation"])
-    believed = tuple(_with_kv_share(expert.engine, scenario.faults.kv_factor) for expert in scenario.experts)
+    nominal = tuple(_with_kv_share(expert.engine, scenario.faults.kv_factor) for expert in scenario.experts)
     rate = _rate_rps(scenario, capacity_rps, streams["load"])
     arrivals = draw_arrivals(scenario.workload.arrivals, rate, episode_requests(scenario.workload), streams["arrivals"])
     requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens, arrivals.lengths)
@@ -65,10 +65,10 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         prompt=requests.prompt_tokens,
         score=(np.rint(requests.score * _SCORE_GRID) / _SCORE_GRID).astype(np.float32),
         output=requests.output_tokens,
-        told_score=told.score.astype(np.float32),
-        told_tokens=told.output_tokens.astype(np.float32),
-        engines=_true_engines(believed, scenario.faults, streams["faults"]),
-        believed=believed,
+        predicted_score=told.score.astype(np.float32),
+        predicted_tokens=told.output_tokens.astype(np.float32),
+        engines=_true_engines(nominal, scenario.faults, streams["faults"]),
+        nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
     )
 

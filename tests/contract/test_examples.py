@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from rllib_envs.scenarios.load import load_scenario
 
 pytestmark = pytest.mark.slow

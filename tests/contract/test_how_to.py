@@ -9,12 +9,12 @@ from types import ModuleType
 import gymnasium as gym
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import edgeroute
 from rllib_envs import ENV_ID, baselines, reward, scenario
 from rllib_envs.heuristic import Heuristic
 from rllib_envs.scenario import Arrivals
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.sim.cluster import STEP
 from rllib_envs.workload import arrival_processes
 from rllib_envs.workload.arrivals import draw_arrivals

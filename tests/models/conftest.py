@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.scenario import Reward, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 
 

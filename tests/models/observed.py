@@ -8,12 +8,12 @@ from itertools import cycle, islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rllib_envs.scenarios.load import load_scenario
 from torch import Tensor, nn
 
 from models.price import TERMS
 from models.router import Router, RouterSpec
 from rllib_envs.scenario import Observation, Predictions, Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 
 ENCODERS = {

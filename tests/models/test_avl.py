@@ -100,7 +100,7 @@ def test_the_future_part_waits_until_estimator_and_critic_have_warmed_up(make, f
         update(learner, fragments)
         after = weights(learner)
         assert moved(before, after, "router.future") == warm
-        for part in ("router.estimator", "value", "usual"):
+        for part in ("router.estimator", "value", "baseline"):
             assert moved(before, after, part), part
 
 
@@ -121,10 +121,10 @@ def test_the_served_router_follows_slowly_and_more_slowly_once_warm(make, fragme
         before = weights(learner)
         update(learner, fragments)
         after = weights(learner)
-        for key, served in after.items():
+        for key, ema_router in after.items():
             if key.startswith("served."):
                 router = after[key.replace("served", "router", 1)]
-                torch.testing.assert_close(served, keep * before[key] + (1 - keep) * router)
+                torch.testing.assert_close(ema_router, keep * before[key] + (1 - keep) * router)
 
 
 def with_column(fragment, **changes):
@@ -279,7 +279,7 @@ def outputs(module, fragment):
     with torch.no_grad():
         parts = module.router.parts(observation)
         policy = (module.router(observation) / 0.05).softmax(dim=-1)
-        results = parts.impact, policy, module.usual(parts.columns), module.state_value(parts)
+        results = parts.impact, policy, module.baseline(parts.columns), module.state_value(parts)
     return [x.unflatten(0, shape).double().numpy() for x in results]
 
 
@@ -291,15 +291,15 @@ def test_targets_are_what_is_said_of_them(make, fragments):
         stir(part)
     got = learner.rows_of(fragment)
     impact, policy, usual, value = outputs(module, fragment)
-    goes_on = fragment.valid & ~fragment.terminated
+    continues = fragment.valid & ~fragment.terminated
     expected = (policy[..., :-1] * impact).sum(axis=-1)
-    returns, advantage = np.zeros(goes_on.shape), np.zeros(goes_on.shape)
+    returns, advantage = np.zeros(continues.shape), np.zeros(continues.shape)
     for b in range(COUNTS[1]):
-        learned = goes_on[:, b]
+        learned = continues[:, b]
         reward = expected[:, b] - usual[:, b]
         reward = reward - reward[:-1][learned].mean()
         for t in reversed(np.flatnonzero(learned)):
-            follows = t + 1 < len(goes_on) and goes_on[t + 1, b]
+            follows = t + 1 < len(continues) and continues[t + 1, b]
             later = returns[t + 1, b] if follows else value[t + 1, b]
             ahead = (1 - LAM) * value[t + 1, b] + LAM * later
             returns[t, b] = np.exp(-BETA * fragment.dt_s[t, b]) * (reward[t + 1] + ahead)
@@ -307,45 +307,45 @@ def test_targets_are_what_is_said_of_them(make, fragments):
             own = impact[t, b, action] if action < impact.shape[-1] else 0.0
             advantage[t, b] = own - expected[t, b] + returns[t, b] - value[t, b]
         advantage[learned, b] -= advantage[learned, b].mean()
-    variance = (advantage**2).sum(axis=0) / goes_on.sum(axis=0)
+    variance = (advantage**2).sum(axis=0) / continues.sum(axis=0)
     scaled = advantage / np.sqrt(variance + 0.3 * np.median(variance))
     near = {"rtol": 1e-3, "atol": 1e-4}
-    np.testing.assert_allclose(got["returns"], (returns - returns[goes_on].mean())[goes_on], **near)
-    np.testing.assert_allclose(got["advantage"], scaled[goes_on], **near)
-    np.testing.assert_allclose(got["usual"], expected[:-1][goes_on], **near)
-    np.testing.assert_allclose(got["log_policy"].exp(), policy[:-1][goes_on], **near)
-    np.testing.assert_allclose(got["marginal"], np.nan_to_num(fragment.marginal[..., :-1])[goes_on], **near)
-    assert np.array_equal(got["action"][:, 0], fragment.actions[goes_on])
+    np.testing.assert_allclose(got["returns"], (returns - returns[continues].mean())[continues], **near)
+    np.testing.assert_allclose(got["advantage"], scaled[continues], **near)
+    np.testing.assert_allclose(got["baseline"], expected[:-1][continues], **near)
+    np.testing.assert_allclose(got["log_policy"].exp(), policy[:-1][continues], **near)
+    np.testing.assert_allclose(got["marginal"], np.nan_to_num(fragment.marginal[..., :-1])[continues], **near)
+    assert np.array_equal(got["action"][:, 0], fragment.actions[continues])
     for key, x in fragment.obs.items():
-        assert np.array_equal(got["observation"][key], x[:-1][goes_on])
+        assert np.array_equal(got["observation"][key], x[:-1][continues])
 
 
 def test_the_usual_reward_holds_nothing_but_the_marginal_qos_of_the_action(make, fragments):
     learner = make()
     for fragment in fragments:
-        goes_on = fragment.valid & ~fragment.terminated
-        assert np.abs(fragment.rewards[goes_on]).max() > 0.1
-        np.testing.assert_allclose(learner._other_terms(fragment, goes_on), 0.0, atol=1e-6)
+        continues = fragment.valid & ~fragment.terminated
+        assert np.abs(fragment.rewards[continues]).max() > 0.1
+        np.testing.assert_allclose(learner._other_terms(fragment, continues), 0.0, atol=1e-6)
 
 
 def test_what_a_reward_holds_beside_belongs_to_the_decision_before_it(make, fragments):
     """A penalty lowers the return of its decision and of those before, less and less, and of none after it or elsewhere."""
     fragment = fragments[0]
-    goes_on = fragment.valid & ~fragment.terminated
-    row, column = next((t, b) for t, b in zip(*np.nonzero(goes_on), strict=True) if t > 5 and goes_on[t - 5 : t + 3, b].all())
+    continues = fragment.valid & ~fragment.terminated
+    row, column = next((t, b) for t, b in zip(*np.nonzero(continues), strict=True) if t > 5 and continues[t - 5 : t + 3, b].all())
 
     def fine(x):
         x[row, column] -= 1.0
 
     before, after = (make().rows_of(one)["returns"] for one in (fragment, with_column(fragment, rewards=fine)))
-    change = np.zeros(goes_on.shape)
-    change[goes_on] = (after - before).numpy()
+    change = np.zeros(continues.shape)
+    change[continues] = (after - before).numpy()
     change -= change[row + 1, column]  # the level of all returns moves a little, and what is usual in this environment
     assert change[row, column] < -0.5
     assert (np.diff(change[row - 5 : row + 1, column]) < 0).all()
-    later = goes_on.copy()
+    later = continues.copy()
     later[: row + 1, column] = False
-    assert np.abs(change[later & (np.arange(goes_on.shape[1]) == column)]).max() < 0.2
+    assert np.abs(change[later & (np.arange(continues.shape[1]) == column)]).max() < 0.2
 
 
 def test_actions_of_greater_advantage_become_likelier(make, fragments):
@@ -427,7 +427,7 @@ def test_clusters_of_different_size_are_learned_from_together(trained):
     sampled = [result["num_env_steps_sampled_lifetime"] for result in results]
     assert 0 < sampled[0] < sampled[1] < sampled[2]
     learned = results[-1]["learners"][DEFAULT_MODULE_ID]
-    names = ("impact_loss", "usual_loss", "value_loss", "future_loss", "kl", "entropy", "returns_sd", "impact_error")
+    names = ("impact_loss", "baseline_loss", "value_loss", "future_loss", "kl", "entropy", "returns_sd", "impact_error")
     assert np.isfinite([learned[name] for name in names]).all()
     assert 0 <= results[-1]["env_runners"]["qos_mean"] <= 1
 

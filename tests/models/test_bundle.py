@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rllib_envs.scenarios.load import load_scenario
 
+from models.envelope import Envelope
 from models.export.bundle import bundle_router, load_bundle, save_bundle
 from models.export.onnx import export_onnx, load_onnx
 from models.export.traced import random_observation
@@ -17,6 +17,7 @@ from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tests.models.observed import any_action, busy, seen, world
 
@@ -171,3 +172,21 @@ def test_what_onnx_cannot_express_is_refused_and_leaves_what_was_there(network, 
         save_bundle(bundle, network, OBSERVATION, ABOUT, onnx=True)
     assert load_bundle(bundle).router.spec == SPECS["han"]
     assert sorted(path.name for path in bundle.parent.iterdir()) == [bundle.name]
+
+
+def test_one_with_the_names_of_earlier_versions_is_read(bundle):
+    """Columns had other names then, in the layout and in what the router was trained on."""
+    save_bundle(bundle, stirred(SPECS["han"]), OBSERVATION, ABOUT, trained_on=Envelope(ranges={"predicted_length": (0.4, 1.2)}))
+    new = (bundle / "router.json").read_text()
+    former = {"predicted_score": "told_score", "predicted_length": "told_length", "own_success_softened": "own_success_loose"}
+    old = new
+    for name, was in former.items():
+        assert f'"{name}"' in old
+        old = old.replace(f'"{name}"', f'"{was}"')
+    expected = load_bundle(bundle)
+    (bundle / "router.json").write_text(old)
+    read = load_bundle(bundle)
+    assert read.trained_on == expected.trained_on
+    seen = random_observation(OBSERVATION, batch=4, experts=5, seed=2)
+    with torch.inference_mode():
+        assert torch.equal(read.router(seen), expected.router(seen))

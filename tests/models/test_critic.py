@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.critic import StateValue, UsualQuality
+from models.critic import ActionIndependentBaseline, StateValue
 from models.features import Columns, read_columns
 from tests.models.observed import busy, seen, stir, world
 
@@ -28,7 +28,7 @@ def value():
 @pytest.fixture
 def usual():
     torch.manual_seed(4)
-    return UsualQuality(hidden=16).to(DOUBLE)
+    return ActionIndependentBaseline(hidden=16).to(DOUBLE)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,6 @@ def test_a_request_of_better_told_scores_has_another_usual_quality():
     now = seen(busy(world()), DOUBLE)
     better = now | {"arrived": now["arrived"] + torch.tensor([0.0, 0.2, 0.0], dtype=DOUBLE)}
     torch.manual_seed(4)
-    network = UsualQuality(hidden=16).to(DOUBLE)
+    network = ActionIndependentBaseline(hidden=16).to(DOUBLE)
     assert (network(read_columns(better)) != network(read_columns(now))).all()
     assert torch.equal(read_columns(better).state, read_columns(now).state)

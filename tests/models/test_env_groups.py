@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from models.rllib.rollout.env_groups import EnvGroups, groups_of
 from rllib_envs.env import EdgeRoutingVectorEnv
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Predictions, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from models.envelope import INPUTS, Envelope, measure
 from models.export.bundle import load_bundle, save_bundle
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Predictions, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tests.models.test_bundle import edit
 
 EDGE6 = replace(load_scenario("edge6"), capacity_rps=25.0)

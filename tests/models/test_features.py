@@ -146,7 +146,7 @@ def test_what_a_request_uses_up_grows_with_what_is_told_of_it():
 
 def test_the_marginal_is_what_the_roll_out_says():
     observation = seen(busy(world()))
-    own = observation["arrived"][..., ARRIVED_FEATURES.index("told_score")] * whatif_column(observation, "own_success")
+    own = observation["arrived"][..., ARRIVED_FEATURES.index("predicted_score")] * whatif_column(observation, "own_success")
     marginal = read_columns(observation).marginal
     close(marginal, own + whatif_column(observation, "soft_change"))
     observation["whatif"][..., WHATIF_FEATURES.index("soft_change")] *= 1e6

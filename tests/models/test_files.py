@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.export import files
-from models.export.files import file_aside, written_aside
+from models.export.files import staged_file, staged_folder
 from rllib_envs.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +25,10 @@ if mode == "steps":
     files._EXCHANGE = 1 << 20  # a flag that no kernel knows: as on a file system that cannot exchange
 
 def folder(text):
-    with files.written_aside(place / "it") as aside:
-        (aside / "below").mkdir()
+    with files.staged_folder(place / "it") as staged:
+        (staged / "below").mkdir()
         for name in ("a", "below/b"):
-            (aside / name).write_text(text)
+            (staged / name).write_text(text)
 
 write = {
     "exchange": folder,
@@ -90,7 +90,7 @@ def test_what_was_there_or_the_new_one_whenever_it_is_killed(tmp_path, mode):
 
 
 def test_what_another_process_is_just_writing_is_left_alone(tmp_path):
-    with written_aside(tmp_path / "it") as mine:
+    with staged_folder(tmp_path / "it") as mine:
         other = multiprocessing.get_context("spawn").Process(target=_write, args=(tmp_path / "it",))
         other.start()
         other.join()
@@ -102,17 +102,17 @@ def test_what_another_process_is_just_writing_is_left_alone(tmp_path):
 
 
 def _write(target):
-    with written_aside(target) as aside:
-        (aside / "x").write_text("theirs")
+    with staged_folder(target) as staged:
+        (staged / "x").write_text("theirs")
 
 
 @pytest.mark.parametrize("name", ["it", "i[t]*?", "$x", "-"])
 def test_names_mean_themselves(tmp_path, name):
     for text in ("old", "new"):
-        with written_aside(tmp_path / name) as aside:
-            (aside / "x").write_text(text)
-        with file_aside(tmp_path / "other") as aside:
-            aside.write_text(text)
+        with staged_folder(tmp_path / name) as staged:
+            (staged / "x").write_text(text)
+        with staged_file(tmp_path / "other") as staged:
+            staged.write_text(text)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name / "x").read_text() == "new"
 
@@ -121,8 +121,8 @@ def test_a_link_is_written_through(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    with written_aside(tmp_path / "link") as aside:
-        (aside / "x").write_text("new")
+    with staged_folder(tmp_path / "link") as staged:
+        (staged / "x").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there" / "x").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
@@ -135,11 +135,11 @@ def test_without_locks_nothing_is_deleted(tmp_path, monkeypatch):
     left = tmp_path / ".aside-it-0123abcd"
     left.mkdir()
     monkeypatch.setattr(files.fcntl, "flock", refused)
-    with written_aside(tmp_path / "it") as aside:
-        (aside / "x").write_text("new")
+    with staged_folder(tmp_path / "it") as staged:
+        (staged / "x").write_text("new")
     assert left.is_dir()
     monkeypatch.undo()
-    with written_aside(tmp_path / "it"):
+    with staged_folder(tmp_path / "it"):
         pass
     assert not left.exists()
 
@@ -147,5 +147,5 @@ def test_without_locks_nothing_is_deleted(tmp_path, monkeypatch):
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=f"^{target}: "), written_aside(target):
+        with pytest.raises(InputError, match=f"^{target}: "), staged_folder(target):
             pass

@@ -230,8 +230,8 @@ def test_a_term_can_be_added_to_the_loss(config, learner):
         class Mine(learner):
             def compute_loss_for_module(self, **arguments):
                 loss = super().compute_loss_for_module(**arguments)
-                weight = self.unwrapped.usual.pooled[-1].bias
-                return loss + size * (weight - 5.0).square().sum() / self.peers.count
+                weight = self.unwrapped.baseline.pooled[-1].bias
+                return loss + size * (weight - 5.0).square().sum() / self.parallel.count
 
         return Mine
 

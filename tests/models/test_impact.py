@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.features import CHOICE_COLUMNS, read_columns
-from models.impact import Branched, ImpactEstimator, paper_impact
+from models.impact import GatedMLP, ImpactEstimator, paper_impact
 from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 from rllib_envs.reward import paper_impact as true_impact
 from rllib_envs.scenario import Observation
@@ -46,7 +46,7 @@ def test_an_explanation_says_what_the_roll_out_says(observation):
     for ours, name in (("latency", "own_latency"), ("in_time", "own_success"), ("others", "soft_change")):
         assert torch.equal(getattr(told, ours), rolled[name])
     assert torch.equal(told.newly_late, rolled["new_violations"])
-    assert torch.equal(told.quality, observation["arrived"][..., ARRIVED_FEATURES.index("told_score")])
+    assert torch.equal(told.quality, observation["arrived"][..., ARRIVED_FEATURES.index("predicted_score")])
     harmed = rolled["hard_change"] < 0
     assert torch.equal(told.lost[harmed], -rolled["hard_change"][harmed])
     assert not told.lost[~harmed].any()
@@ -70,7 +70,7 @@ def test_without_hidden_layers_nothing_is_corrected(observation):
 @pytest.mark.parametrize("embedding", [0, 4])
 def test_a_branched_network_begins_without_its_embedding_and_can_learn_from_it(embedding):
     torch.manual_seed(1)
-    network = Branched(CHOICE_COLUMNS, 8, 2, embedding)
+    network = GatedMLP(CHOICE_COLUMNS, 8, 2, embedding)
     columns, heard = torch.randn(5, CHOICE_COLUMNS), torch.randn(5, 4)
     assert not network(columns, heard).any()
     stir(network.last)
@@ -114,8 +114,8 @@ def told_the_truth(seed):
     experts = tuple(replace(x, engine=engine) for x, engine in zip(scenario.experts, engines, strict=True))
     room = np.array([engine.max_model_len for engine in engines]) - episode.prompt[:, None]
     output = np.minimum(episode.output, np.maximum(room, 1))
-    told = {"told_tokens": output.astype(np.float32), "told_score": episode.score}
-    exact = replace(episode, output=output, engines=engines, believed=engines, **told)
+    told = {"predicted_tokens": output.astype(np.float32), "predicted_score": episode.score}
+    exact = replace(episode, output=output, engines=engines, nominal=engines, **told)
     return replace(scenario, experts=experts), exact, actions[: int(rng.integers(1, 40))], rng
 
 
@@ -126,7 +126,7 @@ def pushed(simulation):
         told = dict(zip(REQUEST_FEATURES, view.running[b, e, j].astype(float), strict=True))
         engine = dict(zip(EXPERT_FEATURES, view.experts[b, e].astype(float), strict=True))
         p, d_i = 1024 * float(view.arrived[b, e, 0]), 256 * float(view.arrived[b, e, 2])
-        d_j, o_j = 256 * told["told_length"], 256 * told["generated"]
+        d_j, o_j = 256 * told["predicted_length"], 256 * told["generated"]
         k1, k2 = engine["prefill_time"] / 1024, engine["context_time"] / 16_384
         slowed = k1 * p + k2 * sum(p + k for k in range(1, round(min(d_j - o_j, d_i))))
         values += [(o_j / d_j, 4 * told["latency_so_far"] + slowed / d_j)] if o_j else []

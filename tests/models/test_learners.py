@@ -14,8 +14,8 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from models.rllib.checkpoint import learner_state, restore_learner, router_of
 from models.rllib.errors import LearnerFailed
-from models.rllib.learning.all_reduce import Peers
-from models.rllib.rollout.collect import collect, of_learners, update_learners, with_processes
+from models.rllib.learning.all_reduce import DataParallel
+from models.rllib.rollout.collect import ask_learners, collect, update_learners, with_processes
 from rllib_envs.errors import InputError
 from tests.models import test_avl, test_ppo, test_sac
 
@@ -82,7 +82,7 @@ def weights(algorithm):
         state = learner.module["default_policy"].unwrapped().state_dict()
         return {key: value.numpy().copy() for key, value in state.items()}
 
-    return of_learners(algorithm, held)
+    return ask_learners(algorithm, held)
 
 
 def same(ours, theirs):
@@ -97,7 +97,7 @@ def statistics(algorithm):
         numbers = [getattr(baselines, name) for baselines in learner.baselines.values() for name in fields]
         return np.concatenate([*numbers, learner.search.mean, learner.search.spread, [learner.search.generation]])
 
-    return of_learners(algorithm, kept)
+    return ask_learners(algorithm, kept)
 
 
 @pytest.mark.parametrize("name", ["avl", "ppo", "sac"])
@@ -122,7 +122,7 @@ def test_two_learners_come_to_the_same_weights_to_the_last_bit_and_to_those_of_o
     for key, value in alone.items():
         np.testing.assert_allclose(first[key], value, rtol=1e-3, atol=1e-4)
     ours, theirs = (result["learners"]["default_policy"] for result in (reported, expected))
-    for figure in ("value_loss", "usual_loss", "gradient_norm", "entropy", "kl"):
+    for figure in ("value_loss", "baseline_loss", "gradient_norm", "entropy", "kl"):
         assert ours[figure] == pytest.approx(theirs[figure], rel=1e-2, abs=1e-5), figure
     trained_on = [result["learners"]["__all_modules__"]["num_env_steps_trained"] for result in (reported, expected)]
     assert trained_on[0] == trained_on[1]
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_it_and_all_learners_go
 
 def test_a_learner_that_is_killed_ends_training_with_an_error_that_says_so(two):
     algorithm = two
-    os.kill(of_learners(algorithm, lambda _: os.getpid())[1], signal.SIGKILL)
+    os.kill(ask_learners(algorithm, lambda _: os.getpid())[1], signal.SIGKILL)
     for _ in range(2):
         with pytest.raises(LearnerFailed, match="a learner is lost"):
             algorithm.train()
@@ -201,9 +201,9 @@ def test_sac_is_not_divided(small_scenario):
 def test_the_parts_of_all_learners_are_all_rows_each_once(rows, count):
     parts = []
     for index in range(count):
-        peers = Peers()
-        peers.count, peers.index = count, index
-        parts += list(range(rows))[peers.part(rows)]
+        parallel = DataParallel()
+        parallel.count, parallel.index = count, index
+        parts += list(range(rows))[parallel.part(rows)]
     assert parts == list(range(rows))
 
 
@@ -211,7 +211,7 @@ def test_alone_nothing_is_changed():
     parameter = torch.nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 0.1)
     figures, part = [0.1, 0.2], torch.rand(4, 2)
-    peers, gradient = Peers(), parameter.grad
-    assert peers.add([parameter], figures) is figures
+    parallel, gradient = DataParallel(), parameter.grad
+    assert parallel.add([parameter], figures) is figures
     assert parameter.grad is gradient
-    assert peers.gather(part, 4) is part
+    assert parallel.gather(part, 4) is part

@@ -174,9 +174,9 @@ def test_a_swap_under_way_never_gets_through(folder):
     def swap():
         while not over.is_set():
             for data in (b"evil" * 1500, FILES["a/b/module.pkl"]):
-                aside = folder.parent / "aside"
-                aside.write_bytes(data)
-                aside.replace(path)
+                staged = folder.parent / "aside"
+                staged.write_bytes(data)
+                staged.replace(path)
 
     thread = threading.Thread(target=swap)
     thread.start()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from models.bounds import MASKED_SCORE
 
+from models.bounds import MASKED_SCORE
 from models.export.bundle import bundle_router, load_bundle, save_bundle
 from models.paper.networks import PaperPolicy, PaperSpec, PaperValues
 from rllib_envs.errors import InputError

@@ -14,7 +14,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from models.rllib.distribution import MaskedCategorical
-from models.rllib.learning.all_reduce import Peers
+from models.rllib.learning.all_reduce import DataParallel
 from models.rllib.learning.minibatches import flatten, minibatches
 from models.rllib.learning.returns import advantages
 from models.rllib.ppo.algorithm import ppo_config
@@ -75,7 +75,7 @@ def draw(seed, steps, batch=3):
         "reward": rng.normal(size=(steps, batch)),
         "value": rng.normal(size=(steps + 1, batch)),
         "dt_s": rng.exponential(size=(steps, batch)),
-        "goes_on": rng.random((steps, batch)) >= 0.25,
+        "continues": rng.random((steps, batch)) >= 0.25,
     }
 
 
@@ -90,7 +90,7 @@ def test_advantages_are_the_discounted_sum_of_surprises(seed, steps, lam):
         for t in range(steps):
             factor = 1.0
             for k in range(t, steps):
-                if not data["goes_on"][k, b]:
+                if not data["continues"][k, b]:
                     break
                 expected[t, b] += factor * surprise[k, b]
                 factor *= lam * discount[k, b]
@@ -98,7 +98,7 @@ def test_advantages_are_the_discounted_sum_of_surprises(seed, steps, lam):
 
 
 def test_with_lambda_one_and_a_true_value_there_is_no_advantage():
-    data = draw(0, 6) | {"goes_on": np.ones((6, 3), np.bool_)}
+    data = draw(0, 6) | {"continues": np.ones((6, 3), np.bool_)}
     for t in range(5, -1, -1):
         data["value"][t] = data["reward"][t] + np.exp(-BETA * data["dt_s"][t]) * data["value"][t + 1]
     np.testing.assert_allclose(advantages(**data, beta_per_s=BETA, lam=1.0), 0.0, atol=1e-12)
@@ -109,7 +109,7 @@ def test_with_lambda_one_and_a_true_value_there_is_no_advantage():
 def test_minibatches_hold_every_row_once_with_shares_that_add_up(sizes, count):
     samples = [{"id": torch.arange(size), "deep": {"id": torch.arange(size)}} for size in sizes]
     seen = [[] for _ in sizes]
-    for batch in minibatches(samples, sizes, count, torch.Generator().manual_seed(0), Peers()):
+    for batch in minibatches(samples, sizes, count, torch.Generator().manual_seed(0), DataParallel()):
         assert not batch or sum(share for _, share in batch) == pytest.approx(1.0)
         for rows, share in batch:
             assert torch.equal(rows["id"], rows["deep"]["id"])
@@ -139,10 +139,10 @@ def test_what_one_action_has_over_another_is_exact(learner, fragment):
         rows = made.rows_of(changed)
         other[name] = rows["returns"]
     marginal = np.nan_to_num(fragment.marginal)
-    goes_on = fragment.valid & ~fragment.terminated
-    expected = torch.from_numpy(marginal[..., 0] - marginal[..., 6])[torch.from_numpy(goes_on)]
+    continues = fragment.valid & ~fragment.terminated
+    expected = torch.from_numpy(marginal[..., 0] - marginal[..., 6])[torch.from_numpy(continues)]
     difference = other["a"] - other["b"]
-    environment = torch.from_numpy(np.broadcast_to(np.arange(ENVS), goes_on.shape)[goes_on])
+    environment = torch.from_numpy(np.broadcast_to(np.arange(ENVS), continues.shape)[continues])
     for b in range(ENVS):  # each environment's mean is its own
         mine = environment == b
         a, e = difference[mine], expected[mine]
@@ -152,13 +152,13 @@ def test_what_one_action_has_over_another_is_exact(learner, fragment):
 def test_advantages_are_centred_and_scaled_in_each_environment(learner, fragment):
     made = learner()
     rows = made.rows_of(fragment)
-    goes_on = fragment.valid & ~fragment.terminated
-    environment = np.broadcast_to(np.arange(ENVS), goes_on.shape)[goes_on]
+    continues = fragment.valid & ~fragment.terminated
+    environment = np.broadcast_to(np.arange(ENVS), continues.shape)[continues]
     for b in range(ENVS):
         mine = rows["advantage"][torch.from_numpy(environment == b)]
         assert abs(float(mine.mean())) < 1e-5
         assert 0 < float(mine.std()) < 1.1
-    assert len(rows["action"]) == goes_on.sum() < fragment.env_steps()
+    assert len(rows["action"]) == continues.sum() < fragment.env_steps()
 
 
 def test_a_step_moves_actor_and_critic_and_the_report_is_finite(learner, fragment):
@@ -166,9 +166,9 @@ def test_a_step_moves_actor_and_critic_and_the_report_is_finite(learner, fragmen
     before = weights(made)
     logged = learn(made, fragment)[DEFAULT_MODULE_ID]
     after = weights(made)
-    for part in ("router.future", "router.estimator", "value", "usual"):
+    for part in ("router.future", "router.estimator", "value", "baseline"):
         assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith(part)), part
-    for name in ("policy_loss", "value_loss", "usual_loss", "entropy", "kl", "returns_sd"):
+    for name in ("policy_loss", "value_loss", "baseline_loss", "entropy", "kl", "returns_sd"):
         assert np.isfinite(logged[name].peek()), name
 
 
@@ -179,7 +179,7 @@ def test_the_actor_waits_until_the_critic_has_warmed_up(learner, fragment):
     learn(made, fragment, steps=900)
     after = weights(made)
     moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
-    assert moved == {"value", "usual"}
+    assert moved == {"value", "baseline"}
     learn(made, fragment, steps=1500)
     learn(made, fragment, steps=1600)
     assert any(not torch.equal(after[key], value) for key, value in weights(made).items() if key.startswith("router"))
@@ -215,7 +215,7 @@ def test_a_worker_has_the_router_alone(learner, fragment):
         model_config=module.model_config,
         inference_only=True,
     )
-    assert not any(hasattr(worker, name) for name in ("value", "usual"))
+    assert not any(hasattr(worker, name) for name in ("value", "baseline"))
     worker.set_state(module.get_state(inference_only=True))
     batch = {Columns.OBS: {key: torch.from_numpy(value[0]) for key, value in fragment.obs.items()}}
     logits = worker.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]

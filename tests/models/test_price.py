@@ -36,8 +36,8 @@ def with_expert(observation, name, change):
 
 def with_load(observation, load, fast=None):
     cluster = observation["cluster"].clone()
-    for speed, value in (("slow", load), ("fast", load if fast is None else fast)):
-        cluster[..., CLUSTER_FEATURES.index(f"log_load_{speed}")] = torch.tensor(value, dtype=DOUBLE).log()
+    for span, value in (("long_run", load), ("recent", load if fast is None else fast)):
+        cluster[..., CLUSTER_FEATURES.index(f"log_load_{span}")] = torch.tensor(value, dtype=DOUBLE).log()
     return {**observation, "cluster": cluster}
 
 
@@ -97,7 +97,7 @@ def test_it_goes_by_a_power_of_the_number_of_experts(n):
 
 @pytest.mark.parametrize("term", ["level", "prefill_time", "memory", "size", "power"])
 def test_a_flood_changes_a_parameter_by_the_logarithm_of_what_comes_too_much(observation, term):
-    prior, flooded = TERMS[term].prior, f"flood_{term}"
+    prior, flooded = TERMS[term].prior, f"overload_{term}"
     for load, fast, times in ((0.9, 0.99, 0.0), (0.5, math.e, 1.0), (0.9, math.e**2, 2.0), (0.9, 100.0, math.log(8))):
         changed = price(with_load(observation, load, fast), **{flooded: 0.1})
         same = price(with_load(observation, load, fast), **{term: prior + 0.1 * times, flooded: 0.0})
@@ -108,9 +108,9 @@ def test_deadlines_are_the_looser_the_more_the_load_swings(observation):
     marginal = {
         name: observation["arrived"][..., 1] * whatif_column(observation, f"own_success{name}")
         + whatif_column(observation, f"soft_change{name}")
-        for name in ("", "_loose")
+        for name in ("", "_softened")
     }
-    looser = marginal["_loose"] - marginal[""]
+    looser = marginal["_softened"] - marginal[""]
     assert looser.abs().max() > 0.01
     for load, fast, times in (
         (0.5, 0.6, 0.0),
@@ -119,9 +119,9 @@ def test_deadlines_are_the_looser_the_more_the_load_swings(observation):
         (0.5, 0.5 / math.e, 0.7),
         (0.1, 8.0, 1 / 0.6),
     ):
-        got = Price().loosened(with_load(observation, load, fast), terms(loose=0.6))
+        got = Price().soft_deadline_bonus(with_load(observation, load, fast), terms(softening=0.6))
         torch.testing.assert_close(got, 0.6 * times * looser, rtol=1e-5, atol=1e-9)
-    assert not Price().loosened(with_load(observation, 0.1, 8.0), terms(loose=0.0)).any()
+    assert not Price().soft_deadline_bonus(with_load(observation, 0.1, 8.0), terms(softening=0.0)).any()
 
 
 def test_the_exponents_tell_full_from_empty_and_large_from_small(observation):

@@ -150,7 +150,7 @@ def test_in_training_the_price_is_searched_for_first_and_the_rest_learned_then(s
             router = learner.module["default_policy"].unwrapped().router
             assert torch.equal(algorithm.env_runner.module.router.price.terms, router.price.terms)
             moved = not np.allclose(router.price.terms.numpy(), prior)
-            seen.append((learner.search.generation, moved, router.listens, bool(router.future.last.weight.any())))
+            seen.append((learner.search.generation, moved, router.encoder_enabled, bool(router.future.last.weight.any())))
     finally:
         algorithm.stop()
     generations, moved, heard, improved = zip(*seen, strict=True)

@@ -20,7 +20,7 @@ def draw(seed, steps, batch=3, cuts=0.25):
         "reward": rng.normal(size=(steps + 1, batch)).astype(np.float32),
         "value": rng.normal(size=(steps + 1, batch)).astype(np.float32),
         "dt_s": rng.exponential(size=(steps, batch)).astype(np.float32),
-        "goes_on": rng.random((steps, batch)) >= cuts,
+        "continues": rng.random((steps, batch)) >= cuts,
     }
 
 
@@ -37,7 +37,7 @@ def by_the_sum(data, lam):
     expected = np.empty((steps, batch))
     for t in range(steps):
         for b in range(batch):
-            ends = np.flatnonzero(~data["goes_on"][t:, b])
+            ends = np.flatnonzero(~data["continues"][t:, b])
             longest = int(ends[0]) if len(ends) else steps - t
             if not longest:
                 expected[t, b] = data["value"][t, b]
@@ -59,7 +59,7 @@ def test_they_are_the_weighted_mean_of_all_horizons(seed, steps, lam):
 @given(seed=st.integers(0, 2**32 - 1), cut=st.integers(0, 7))
 def test_nothing_flows_across_the_end_of_an_episode(seed, cut):
     data = draw(seed, 8)
-    data["goes_on"][cut] = False
+    data["continues"][cut] = False
     changed = {key: x.copy() for key, x in data.items()}
     changed["reward"][cut + 1 :] += 5
     changed["value"][cut + 1 :] -= 5

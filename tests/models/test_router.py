@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models.bounds import MASKED_SCORE
 from torch.nn import functional as F
 
+from models.bounds import MASKED_SCORE
 from models.export.traced import fast_scores
 from models.router import Router, RouterSpec
 from rllib_envs.baselines import impact_greedy
@@ -187,7 +187,7 @@ def bare(*spec):
 
 def price_of(simulation):
     """(B,) the bare price, from the load that the router has measured."""
-    load = np.exp(simulation.view.cluster[:, CLUSTER_FEATURES.index("log_load_slow")].astype(float))
+    load = np.exp(simulation.view.cluster[:, CLUSTER_FEATURES.index("log_load_long_run")].astype(float))
     return np.exp(0.9) * (load.clip(0.02, 1) / 0.5) ** 2
 
 
@@ -278,14 +278,14 @@ def test_without_what_if_results_all_of_the_impact_is_learned():
 def test_an_encoder_that_is_not_heard_costs_nothing_and_says_nothing(observation):
     router = stirred(ENCODERS["han"], DOUBLE)
     heard = router(observation)
-    router.listen(False)
+    router.enable_encoder(False)
     assert router.embed(observation) is None
     alone = router(observation)
     assert not torch.allclose(alone, heard)
     for network in (router.estimator.correction, router.future):
         torch.nn.init.zeros_(network.branch.weight)
     torch.testing.assert_close(router(observation), alone)
-    router.listen(True)
+    router.enable_encoder(True)
     torch.testing.assert_close(router(observation), alone)
 
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import ray
 import torch
-from models.bounds import MASKED_SCORE
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
-from rllib_envs.scenarios.load import load_scenario
 
 from models.action_value import ActionValue
+from models.bounds import MASKED_SCORE
 from models.features import read_columns
 from models.paper.networks import PaperSpec
 from models.rllib.rollout.runner import ColumnRunner
@@ -24,6 +23,7 @@ from models.rllib.sac.module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SAC
 from models.rllib.sac.replay import DT_S, Replay
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario
 
 pytestmark = pytest.mark.slow
 
@@ -154,12 +154,13 @@ def test_the_target_entropy_can_be_reached():
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "name"), [(Columns.REWARDS, np.nan, "critic"), (DT_S, np.nan, "critic"), ("told_score", np.inf, "actor")]
+    ("column", "value", "name"),
+    [(Columns.REWARDS, np.nan, "critic"), (DT_S, np.nan, "critic"), ("predicted_score", np.inf, "actor")],
 )
 def test_what_is_not_finite_is_an_error_that_names_the_loss_and_changes_nothing(learner, columns, column, value, name):
     made = learner()
     before = weights(made)
-    if column == "told_score":
+    if column == "predicted_score":
         arrived = columns[Columns.OBS]["arrived"].copy()
         arrived[3] = value
         change = {Columns.OBS: columns[Columns.OBS] | {"arrived": arrived}}

@@ -102,7 +102,7 @@ def test_an_average_starts_as_a_shrunk_mean_and_goes_on_as_a_moving_one(
 def test_where_nothing_is_wrong_nothing_changes_to_the_last_bit(delay_s: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     scenario, episode, actions = random_world(rng, observation=CALIBRATED, faults=Faults(telemetry_delay_s=delay_s))
-    episode = replace(episode, told_tokens=episode.output.astype(np.float32))
+    episode = replace(episode, predicted_tokens=episode.output.astype(np.float32))
     off = simulation_of(replace(scenario, observation=WATCHED), episode)
     on = simulation_of(scenario, episode)
     for action in actions:
@@ -123,11 +123,11 @@ def test_off_nothing_is_learnt_and_on_only_the_view_changes(delay_s: float, seed
     scenario, episode, actions = faulty_world(np.random.default_rng(seed), delay_s)
     off = simulation_of(replace(scenario, observation=WATCHED), episode)
     on = simulation_of(scenario, episode)
-    told = off.world.believed.copy()
+    told = off.world.nominal.copy()
     np.testing.assert_array_equal(play(off, actions), play(on, actions))
     assert [array.tobytes() for array in off.state] == [array.tobytes() for array in on.state]
     np.testing.assert_array_equal(off.marginal, on.marginal)
-    assert off.world.believed.tobytes() == told.tobytes()
+    assert off.world.nominal.tobytes() == told.tobytes()
     assert (told["length_factor"] == 1).all()
     assert not off.world.calibration.records["steps"].any()
     assert not off.view.experts[..., DRIFTS].any()
@@ -154,7 +154,7 @@ def test_lengths_are_learnt_from_the_completions_that_telemetry_has_shown(delay_
         for r in np.flatnonzero((ends.finish_s > seen_s) & (ends.finish_s <= view_s)):
             e = ends.route[r]
             samples[e] += 1
-            told = min(episode.told_tokens[r, e], scenario.experts[e].engine.max_model_len - episode.prompt[r])
+            told = min(episode.predicted_tokens[r, e], scenario.experts[e].engine.max_model_len - episode.prompt[r])
             gain = max(1 / (LENGTH_PRIOR + samples[e]), LENGTH_FLOOR)
             average[e] += gain * (math.log(ends.output_tokens[r] / told) - average[e])
         seen_s = max(seen_s, view_s)
@@ -231,9 +231,9 @@ def test_the_true_ratios_are_found(delay_s: float) -> None:
     faults = Faults(engine_factor=1.25, engine_expert_log_sd=0.2, telemetry_delay_s=delay_s)
     scenario = small("edge6", 500, faults=faults, predictions=Predictions(length_factor=0.6), observation=CALIBRATED)
     simulation = learnt_at_random(scenario, 8)
-    believed, true = simulation.world.believed, simulation.state.engines
+    nominal, true = simulation.world.nominal, simulation.state.engines
     for name in ("c0_s", "b_s", "c_s", "a_s", "q_s"):
-        np.testing.assert_allclose(believed[name], true[name], rtol=0.02)
+        np.testing.assert_allclose(nominal[name], true[name], rtol=0.02)
     np.testing.assert_allclose(
         simulation.view.experts[..., EXPERT_FEATURES.index("base_time")],
         (true["c0_s"] + true["b_s"]) / scenario.slo_s_per_token,
@@ -255,20 +255,20 @@ def test_what_is_learnt_goes_wherever_a_figure_is_used(delay_s: float, seed: int
     simulation = simulation_of(scenario, episode)
     count = int(rng.integers(1, REQUESTS))
     play(simulation, actions[:count])
-    factor = simulation.world.believed["length_factor"].copy()  # (1, N)
+    factor = simulation.world.nominal["length_factor"].copy()  # (1, N)
     learnt = simulation.world.calibration.records
     np.testing.assert_array_equal(factor, np.exp(learnt["length_log"]).astype(np.float32))
     for name in TIMES:
         told = simulation.world.calibration.told[name]
-        np.testing.assert_allclose(simulation.world.believed[name], told * np.exp(learnt["step_log"]), rtol=1e-12)
+        np.testing.assert_allclose(simulation.world.nominal[name], told * np.exp(learnt["step_log"]), rtol=1e-12)
     np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[0]], learnt["length_log"].astype(np.float32))
     np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[1]], learnt["step_log"].astype(np.float32))
     other = copy.deepcopy(simulation)
-    other.world.believed["length_factor"] = 1
-    other.workload.told_tokens[0] *= factor[0]
+    other.world.nominal["length_factor"] = 1
+    other.workload.predicted_tokens[0] *= factor[0]
     sent = actions[:count] < scenario.n_experts
     for state in {id(s): s for s in (other.world.state, other.world.late)}.values():
-        state.requests["told_tokens"][0, :count][sent] *= factor[0, actions[:count][sent]]
+        state.requests["predicted_tokens"][0, :count][sent] *= factor[0, actions[:count][sent]]
     look(other.world, other.rules._replace(calibrate=False), 0)
     assert_same(simulation.view, other.view)
 
@@ -281,9 +281,9 @@ def test_looking_twice_teaches_nothing_more(delay_s: float, seed: int) -> None:
     scenario, episode, actions = faulty_world(rng, delay_s)
     simulation = simulation_of(scenario, episode)
     play(simulation, actions[: int(rng.integers(1, REQUESTS))])
-    before = [array.tobytes() for array in (*simulation.world.calibration, simulation.world.believed, *simulation.view)]
+    before = [array.tobytes() for array in (*simulation.world.calibration, simulation.world.nominal, *simulation.view)]
     look(simulation.world, simulation.rules, 0)
-    after = [array.tobytes() for array in (*simulation.world.calibration, simulation.world.believed, *simulation.view)]
+    after = [array.tobytes() for array in (*simulation.world.calibration, simulation.world.nominal, *simulation.view)]
     assert after == before
 
 
@@ -294,12 +294,12 @@ def test_each_episode_begins_without_it(seed: int) -> None:
     simulation = simulation_of(scenario, episode, episode)
     fresh = simulation_of(scenario, episode)
     play(simulation, actions[:-3])
-    kept = [array[1].tobytes() for array in (*simulation.world.calibration, simulation.world.believed)]
+    kept = [array[1].tobytes() for array in (*simulation.world.calibration, simulation.world.nominal)]
     begin(simulation, 0, episode)
-    assert [array[1].tobytes() for array in (*simulation.world.calibration, simulation.world.believed)] == kept
+    assert [array[1].tobytes() for array in (*simulation.world.calibration, simulation.world.nominal)] == kept
     for used, new in zip(
-        (*simulation.world.calibration, simulation.world.believed, *simulation.view),
-        (*fresh.world.calibration, fresh.world.believed, *fresh.view),
+        (*simulation.world.calibration, simulation.world.nominal, *simulation.view),
+        (*fresh.world.calibration, fresh.world.nominal, *fresh.view),
         strict=True,
     ):
         np.testing.assert_array_equal(used[0], new[0])

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario
 from rllib_envs.sim.state import REJECTED, TOO_LONG
-from rllib_envs.sim.whatif import LOOSE, OVERRUN, STAY_SCALES_S, WHATIF_FEATURES, believed_output, predict_action
+from rllib_envs.sim.whatif import OVERRUN, SOFTENED, STAY_SCALES_S, WHATIF_FEATURES, expected_output, predict_action
 from rllib_envs.simulation import Simulation, look
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
@@ -41,7 +41,7 @@ REGIMES = {"idle", "decode only", "prefill in progress", "queue waiting", "preem
 World = tuple[Scenario, Episode, NDArray[np.int64]]
 
 
-def believed(told: float, generated: int, room: int) -> int:
+def nominal(told: float, generated: int, room: int) -> int:
     """The length to expect of a request: as told, but at least a quarter more than there is, and no more than fits."""
     return min(max(math.floor(told + 0.5), generated + max(1, math.floor(OVERRUN * generated))), room)
 
@@ -53,7 +53,7 @@ def believed(told: float, generated: int, room: int) -> int:
 def test_a_length_is_expected_as_told_and_at_least_a_quarter_more_than_there_is(
     told: float, generated: int, room: int, length: int
 ) -> None:
-    assert believed_output(np.float32(told), np.int32(generated), np.int32(room)) == length == believed(told, generated, room)
+    assert expected_output(np.float32(told), np.int32(generated), np.int32(room)) == length == nominal(told, generated, room)
 
 
 def beliefs_come_true(world: World, count: int, view_s: float) -> tuple[Episode, list[Twin]]:
@@ -68,10 +68,10 @@ def beliefs_come_true(world: World, count: int, view_s: float) -> tuple[Episode,
         room = twin.engine.profile.max_model_len - episode.prompt
         for request in twin.present:
             r = twin.number[request]
-            output[r, e] = believed(episode.told_tokens[r, e], request.generated, room[r])
+            output[r, e] = nominal(episode.predicted_tokens[r, e], request.generated, room[r])
         for r in range(count + 1):
             if r == count or (actions[r] == e and episode.arrival_s[r] > view_s):
-                output[r, e] = max(1, believed(episode.told_tokens[r, e], 0, room[r]))
+                output[r, e] = max(1, nominal(episode.predicted_tokens[r, e], 0, room[r]))
     return first_requests(replace(episode, output=output), count + 1), twins
 
 
@@ -101,17 +101,17 @@ def stays(left_s: NDArray[np.float64]) -> list[float]:
 
 
 def features_before(
-    told_score: NDArray[np.float64], before: NDArray[np.float64], left_s: NDArray[np.float64]
+    predicted_score: NDArray[np.float64], before: NDArray[np.float64], left_s: NDArray[np.float64]
 ) -> dict[str, float]:
     """The WHATIF_FEATURES without the newcomer, from the latencies of those present and the time until each leaves."""
     left_s = np.maximum(left_s, 0)
     names = ("soft_before", "drain_before_s", "stay_1_before", "stay_4_before", "stay_16_before")
-    values = (float(told_score @ soft(before)), float(left_s.max(initial=0)), *stays(left_s))
+    values = (float(predicted_score @ soft(before)), float(left_s.max(initial=0)), *stays(left_s))
     return dict(zip(names, values, strict=True))
 
 
 def features_with(
-    told_score: NDArray[np.float64],
+    predicted_score: NDArray[np.float64],
     before: NDArray[np.float64],
     after: NDArray[np.float64],
     own: float,
@@ -125,15 +125,15 @@ def features_with(
     return {
         "own_latency": min(own, 10),
         "own_success": float(soft(own)),
-        "soft_change": float(told_score @ (soft(after) - soft(before))),
-        "hard_change": float(told_score @ ((after <= 1).astype(float) - (before <= 1))),
+        "soft_change": float(predicted_score @ (soft(after) - soft(before))),
+        "hard_change": float(predicted_score @ ((after <= 1).astype(float) - (before <= 1))),
         "new_violations": int(((before <= 1) & (after > 1)).sum()),
         "least_slack": float(min(1, slack.min(initial=1))),
         "slack_sd": float(slack.std()) if slack.size else 0.0,
         "drain_s": float(left_s.max()),
         **dict(zip(("stay_1", "stay_4", "stay_16"), stays(np.maximum(left_s, 0)), strict=True)),
-        "own_success_loose": float(soft(own, LOOSE * TAU)),
-        "soft_change_loose": float(told_score @ (soft(after, LOOSE * TAU) - soft(before, LOOSE * TAU))),
+        "own_success_softened": float(soft(own, SOFTENED * TAU)),
+        "soft_change_softened": float(predicted_score @ (soft(after, SOFTENED * TAU) - soft(before, SOFTENED * TAU))),
     }
 
 
@@ -157,7 +157,7 @@ def test_any_number_of_requests_may_have_been_sent_since_telemetry_was_taken() -
     episode = random_episode(scenario, np.random.default_rng(0))
     short = np.ones_like(episode.output)
     episode = replace(
-        episode, arrival_s=np.arange(REQUESTS) + 1.0, prompt=short[:, 0], output=short, told_tokens=short.astype(np.float32)
+        episode, arrival_s=np.arange(REQUESTS) + 1.0, prompt=short[:, 0], output=short, predicted_tokens=short.astype(np.float32)
     )
     count = REQUESTS - 2
     check_predictions((scenario, episode, np.zeros(REQUESTS, np.int64)), count)
@@ -189,13 +189,13 @@ def check_predictions(world: World, count: int) -> set[str]:
         got = dict(zip(WHATIF_FEATURES, simulation.view.whatif[0, e].tolist(), strict=True))
         regimes |= regimes_of(twin, then, e, present)
         with_it, without = then.records(e), then.records(scenario.n_experts)
-        told_score, before = without.told_score[present], latencies(then, scenario.n_experts, present)
+        predicted_score, before = without.predicted_score[present], latencies(then, scenario.n_experts, present)
         expected = dict.fromkeys(WHATIF_FEATURES, 0.0) | {"own_latency": 10.0}
-        expected |= features_before(told_score, before, without.finish_s[present] - now_s)
+        expected |= features_before(predicted_score, before, without.finish_s[present] - now_s)
         if with_it.status[count] not in TURNED_AWAY:
             np.testing.assert_allclose(finish_s, with_it.finish_s[[*present, count]], rtol=1e-9)
             after, own = latencies(then, e, present), float(latencies(then, e, [count])[0])
-            expected |= features_with(told_score, before, after, own, with_it.finish_s[[*present, count]] - now_s)
+            expected |= features_with(predicted_score, before, after, own, with_it.finish_s[[*present, count]] - now_s)
         assert got == pytest.approx(expected, rel=2e-6, abs=2e-6)
     return regimes
 
@@ -207,8 +207,8 @@ def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) ->
     told = simulation.workload
     predict_action(
         world.late if late else world.state, world.state, 0, e, world.late_cursor[0] if late else r, r, world.scratch,
-        world.believed[0, e], view_s, simulation.now_s[0], rules.slo_s, rules.tau, told.prompt[0, r], told.told_score[0, r, e],
-        told.told_tokens[0, r, e], np.zeros(len(WHATIF_FEATURES), np.float32),
+        world.nominal[0, e], view_s, simulation.now_s[0], rules.slo_s, rules.tau, told.prompt[0, r],
+        told.predicted_score[0, r, e], told.predicted_tokens[0, r, e], np.zeros(len(WHATIF_FEATURES), np.float32),
     )  # fmt: skip
     return world.scratch.state.records["finish_s"][0, :n].copy()
 

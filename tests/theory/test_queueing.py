@@ -61,10 +61,10 @@ def poisson_episodes(
             prompt=np.ones(REQUESTS, np.int32),
             score=random_scores((REQUESTS, 2), rng),
             output=np.repeat(rng.choice(lengths, (REQUESTS, 1)), 2, axis=1).astype(np.int32),
-            told_score=np.zeros((REQUESTS, 2), np.float32),
-            told_tokens=np.ones((REQUESTS, 2), np.float32),
+            predicted_score=np.zeros((REQUESTS, 2), np.float32),
+            predicted_tokens=np.ones((REQUESTS, 2), np.float32),
             engines=(profile, profile),
-            believed=(profile, profile),
+            nominal=(profile, profile),
             telemetry_delay_s=0.0,
         )
         for _ in range(CLUSTERS)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.arrival_notes import notes_on_arrivals
 from tuning.simulate import Options, run
 from tuning.specs.workloads import TraceOptions, make_workloads

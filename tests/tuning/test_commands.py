@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.scenario import LOAD_FRACTIONS
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.evaluation.tuned import shipped_tuned
 from tuning.metrics.episode import METRICS

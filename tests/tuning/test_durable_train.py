@@ -20,7 +20,7 @@ import tuning.training.loop
 from models.export.manifest import digest
 from models.rllib.avl.learner import AVLLearner
 from models.rllib.checkpoint import ABOUT, find_checkpoint, load_router, numbered_checkpoints, read_checkpoint
-from models.rllib.rollout.collect import of_learners
+from models.rllib.rollout.collect import ask_learners
 from rllib_envs.errors import InputError
 from tuning.run_dir.signature import KEY_FILE
 from tuning.train import run
@@ -245,7 +245,7 @@ def test_a_lost_learner_ends_the_start_and_not_the_run(tmp_path, often, monkeypa
         iterate(trainer)
         starts.append(trainer)
         if len(starts) == 2:
-            os.kill(of_learners(trainer._algorithm, lambda _: os.getpid())[0], signal.SIGKILL)
+            os.kill(ask_learners(trainer._algorithm, lambda _: os.getpid())[0], signal.SIGKILL)
 
     monkeypatch.setattr(Trainer, "_iterate", iterate_and_kill)
     options = {"resume": False, "auto_resume": True, "iterations": 4, "num_learners": 1}

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Faults, Variation, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.episode import draw_episode
 from tuning.evaluation.matrix import start_simulation
 from tuning.specs.faults import FAULTS, NO_FAULT, describe_fault, parse_faults, with_fault
@@ -29,7 +29,7 @@ def iteration_time_ratios(name, seed=5):
     return np.array(
         [
             [getattr(true, x) / getattr(told, x) for x in names if getattr(told, x)]
-            for true, told in zip(drawn.engines, drawn.believed, strict=True)
+            for true, told in zip(drawn.engines, drawn.nominal, strict=True)
         ]
     )
 
@@ -37,7 +37,7 @@ def iteration_time_ratios(name, seed=5):
 def told_ratios(name):
     """Told over true lengths."""
     drawn = episode(name)
-    return drawn.told_tokens / drawn.output
+    return drawn.predicted_tokens / drawn.output
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -45,7 +45,7 @@ def test_the_same_requests_come_at_the_same_times_and_something_else_differs(nam
     clean, faulty = episode(NO_FAULT), episode(name)
     for field in ("arrival_s", "prompt", "score", "output"):
         assert np.array_equal(getattr(clean, field), getattr(faulty, field))
-    told = ("told_score", "told_tokens")
+    told = ("predicted_score", "predicted_tokens")
     assert (
         any(not np.array_equal(getattr(clean, field), getattr(faulty, field)) for field in told)
         or clean.engines != faulty.engines

@@ -4,9 +4,9 @@ import dataclasses
 
 import matplotlib.image
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 import tuning.evaluation.figures as figures
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.comparison import compare
 from tuning.evaluation.figures import draw_differences, draw_latency, draw_qos_against_load
 from tuning.evaluation.matrix import CellResult

@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import edgeroute
 from rllib_envs.profiles.fit import fit_profile, held_out
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.yaml_files import parse_yaml
 from tests.test_profile_fit import LAYERS, make
 

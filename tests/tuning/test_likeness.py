@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluate import _note_on_choice
-from tuning.evaluation.likeness import ALIKE, traffic
+from tuning.evaluation.likeness import ALIKE, replay
 from tuning.evaluation.tuned import shipped_tuned
 from tuning.specs.workloads import TraceOptions, make_workloads
 
@@ -85,7 +85,7 @@ def world(arrivals, load="moderate"):
 
 
 def test_the_distance_of_two_workloads_has_no_direction_and_is_one_to_itself():
-    found = [traffic(world(arrivals)) for arrivals in ("poisson", "mmpp", "gamma:cv=3", "azure-conversation", "azure-code")]
+    found = [replay(world(arrivals)) for arrivals in ("poisson", "mmpp", "gamma:cv=3", "azure-conversation", "azure-code")]
     assert [one.distance(one) for one in found] == [1] * len(found)
     for one, other in itertools.combinations(found, 2):
         assert one.distance(other) == pytest.approx(other.distance(one))
@@ -93,6 +93,6 @@ def test_the_distance_of_two_workloads_has_no_direction_and_is_one_to_itself():
 
 
 def test_too_few_requests_say_nothing_of_bursts(tmp_path):
-    own = traffic(csv(tmp_path, [1.0, 2.0, 4.0]).scenario)
+    own = replay(csv(tmp_path, [1.0, 2.0, 4.0]).scenario)
     assert math.isnan(own.dispersion)
     assert own.gap_variation == pytest.approx(1 / 3)

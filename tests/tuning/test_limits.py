@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from cluster import preflight
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tuning import demo, evaluate, simulate, sweep, tune_heuristics
 from tuning.training.options import Options as TrainOptions

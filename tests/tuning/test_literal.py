@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 import edgeroute
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from tuning.output.literal import code, markdown, printable, slug
 from tuning.output.plot_style import band, canvas, write_figure
 from tuning.output.tables import markdown_table

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.scenario import Catalogue, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import FINISHED
 from tuning.evaluation.matrix import Cell, run_cell, start_simulation
 from tuning.metrics.episode import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles

@@ -16,16 +16,16 @@ import ray
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import FINISHED
 from tuning.metrics.statistics import Interval
 from tuning.output.tables import show_interval
 from tuning.reports import figures as report_figures
 from tuning.reports.document import Document, Paragraph, Section, Table, to_html, to_markdown
-from tuning.reports.episode_replay import OUTCOMES, Question, simulate_traffic
+from tuning.reports.episode_replay import OUTCOMES, Question, replay_episode
 from tuning.reports.explanations import notable_decisions
 from tuning.reports.run_folders import arms, read_run
 
@@ -125,10 +125,10 @@ def report(runs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def traffic():
+def replay():
     """Under heavy load, where something is dropped and something comes late."""
     scenario = load_scenario("edge6")
-    return simulate_traffic(
+    return replay_episode(
         Question(bundle=SHIPPED, router="the router", scenario=scenario, load="heavy", minute=1, seed=1_000_007)
     )
 
@@ -344,7 +344,7 @@ def test_at_least_one_run_is_needed(tmp_path, capsys):
 def test_traffic_that_cannot_be_asked_for(change, message):
     asked = {"bundle": SHIPPED, "router": "", "scenario": load_scenario("edge6"), "load": "light", "minute": 0, "seed": 1_000_000}
     with pytest.raises(InputError, match=message):
-        simulate_traffic(Question(**asked | change))
+        replay_episode(Question(**asked | change))
 
 
 def test_runs_are_of_one_arm_if_they_differ_in_the_seed_alone(runs, tmp_path):
@@ -356,50 +356,50 @@ def test_runs_are_of_one_arm_if_they_differ_in_the_seed_alone(runs, tmp_path):
     assert [[run.path for run in group] for group in groups] == [[runs[0], runs[1]], [other]]
 
 
-def test_traffic_is_what_the_router_chose_and_what_came_of_it(traffic):
-    score = np.where(traffic.possible, traffic.expected("marginal") + traffic.future, -np.inf)
-    best = np.concatenate([score, traffic.drop[:, None]], axis=1)
-    assert (np.take_along_axis(best, traffic.choice[:, None], axis=1)[:, 0] >= best.max(axis=1) - 1e-4).all()
-    records = traffic.records
-    assert (records.route == traffic.choice).all()
-    in_time = traffic.outcome == OUTCOMES.index("in time")
+def test_traffic_is_what_the_router_chose_and_what_came_of_it(replay):
+    score = np.where(replay.possible, replay.expected("marginal") + replay.future, -np.inf)
+    best = np.concatenate([score, replay.drop[:, None]], axis=1)
+    assert (np.take_along_axis(best, replay.choice[:, None], axis=1)[:, 0] >= best.max(axis=1) - 1e-4).all()
+    records = replay.records
+    assert (records.route == replay.choice).all()
+    in_time = replay.outcome == OUTCOMES.index("in time")
     assert (in_time == ((records.status == FINISHED) & ~records.late)).all()
     assert (records.qos[~in_time] == 0).all()
     nowhere = [OUTCOMES.index("dropped"), OUTCOMES.index("too long")]
-    assert (np.isin(traffic.outcome, nowhere) == ~traffic.sent).all()
-    assert (np.isnan(traffic.of_choice(traffic.marginal)) == ~traffic.sent).all()
-    start_s, end_s = traffic.window_s
+    assert (np.isin(replay.outcome, nowhere) == ~replay.sent).all()
+    assert (np.isnan(replay.of_choice(replay.marginal)) == ~replay.sent).all()
+    start_s, end_s = replay.window_s
     assert (start_s, end_s) == (60, 120)
     assert records.arrival_s[-1] > end_s
-    assert ((records.arrival_s[traffic.in_window] - start_s) // 60 == 0).all()
+    assert ((records.arrival_s[replay.in_window] - start_s) // 60 == 0).all()
 
 
-def test_the_estimator_is_not_far_off(traffic):
+def test_the_estimator_is_not_far_off(replay):
     """Nor are its predictions and what came of them those of different requests."""
-    sent = traffic.sent
-    predicted, true = (traffic.of_choice(x)[sent] for x in (traffic.expected("marginal"), traffic.marginal))
+    sent = replay.sent
+    predicted, true = (replay.of_choice(x)[sent] for x in (replay.expected("marginal"), replay.marginal))
     assert np.corrcoef(predicted, true)[0, 1] > 0.8
-    latency = traffic.of_choice(traffic.expected("latency"))[sent] * traffic.workload.scenario.slo_s_per_token
-    assert np.corrcoef(latency, traffic.records.latency_per_token_s[sent])[0, 1] > 0.5
+    latency = replay.of_choice(replay.expected("latency"))[sent] * replay.workload.scenario.slo_s_per_token
+    assert np.corrcoef(latency, replay.records.latency_per_token_s[sent])[0, 1] > 0.5
 
 
-def test_notable_decisions_are_of_the_minute_and_say_why(traffic):
-    decisions = notable_decisions(traffic)
-    start_s, end_s = traffic.window_s
+def test_notable_decisions_are_of_the_minute_and_say_why(replay):
+    decisions = notable_decisions(replay)
+    start_s, end_s = replay.window_s
     times = [decision.time_s for decision in decisions]
     assert times == sorted(times)
     assert all(start_s <= time < end_s for time in times)
     assert {decision.outcome for decision in decisions} >= {"in time", "dropped"}
-    arrival_s = traffic.records.arrival_s.tolist()
+    arrival_s = replay.records.arrival_s.tolist()
     for decision in decisions:
         i = arrival_s.index(decision.time_s)
-        assert decision.choice == [*traffic.experts, "drop"][traffic.choice[i]]
-        assert decision.qos == traffic.records.qos[i]
+        assert decision.choice == [*replay.experts, "drop"][replay.choice[i]]
+        assert decision.qos == replay.records.qos[i]
         assert np.isnan(decision.in_time) == (decision.choice == "drop")
         if decision.why.startswith("Not to "):
             other = re.match(r"Not to (\S+), ", decision.why)[1]
-            quality = traffic.expected("quality")[i]
-            assert quality[traffic.experts.index(other)] == quality[traffic.possible[i]].max() > quality[traffic.choice[i]]
+            quality = replay.expected("quality")[i]
+            assert quality[replay.experts.index(other)] == quality[replay.possible[i]].max() > quality[replay.choice[i]]
 
 
 @given(st.lists(st.tuples(st.floats(0, 60), st.floats(0.01, 20)), max_size=40))

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from rllib_envs.scenarios.load import load_scenario
 
 from models.export.bundle import save_bundle
 from models.router import Router, RouterSpec
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import start_simulation
 from tuning.run_dir.digests import content_digest
 from tuning.specs.routers import BEST, REFERENCES, build_router, parse_router, parse_routers, with_tuned

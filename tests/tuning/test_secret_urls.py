@@ -13,7 +13,7 @@ import edgeroute
 from rllib_envs.errors import InputError
 from tuning.output.tracking import TrackOptions, tracker
 from tuning.ray_cluster.check import _try_storage
-from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.run_dir.secret_urls import HIDDEN, has_secret, told, without_secrets
 
 pytestmark = pytest.mark.slow
@@ -121,7 +121,7 @@ def test_errors_of_a_storage_hold_none(url, scheme, tmp_path, monkeypatch):
     (trouble,) = _try_storage(url) or ["none"]
     assert clean(trouble), trouble
     with pytest.raises(InputError) as caught:
-        Mirror(url, tmp_path / "run", config="config.yaml")
+        RemoteCopy(url, tmp_path / "run", config="config.yaml")
     error = caught.value
     assert clean(str(error)), error
     assert len(str(error).splitlines()) == 1

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rllib_envs.scenarios.load import load_scenario
 from scipy import stats
 
 from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import Cell, run_cell
 from tuning.metrics.statistics import (
     CONFIDENCE,

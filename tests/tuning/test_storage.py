@@ -37,10 +37,10 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
 def test_the_name_appears_only_once_the_file_is_whole(tmp_path):
     path = tmp_path / "new" / "folder" / "table.csv"
 
-    def write(aside):
+    def write(staged):
         assert not path.exists()
-        assert (aside.parent, aside.suffix) == (path.parent, path.suffix)
-        aside.write_text("all of it")
+        assert (staged.parent, staged.suffix) == (path.parent, path.suffix)
+        staged.write_text("all of it")
 
     write_atomically(path, write)
     assert path.read_text() == "all of it"

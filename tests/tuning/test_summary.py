@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.comparison import compare
 from tuning.evaluation.matrix import CellResult
 from tuning.evaluation.summary import summaries, summarise, summary_json, summary_markdown

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from ray import tune
 from ray.tune.experiment import Experiment
-from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario
 from tests.tuning.tune_state import wait_for_a_trial
 from tuning.sweep import Options, run
 from tuning.sweeps.figures import importances, pareto_front

@@ -16,13 +16,13 @@ import pytest
 import ray
 import torch
 import yaml
-from rllib_envs.scenarios.load import load_scenario, parse_scenario
 
 from models.export.bundle import load_bundle
 from models.paper.networks import PaperPolicy
 from models.rllib.avl.learner import AVLLearner
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, load_router, read_checkpoint
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.simulation import Simulation
 from tuning.train import run
 from tuning.training.log import LOG, read_log

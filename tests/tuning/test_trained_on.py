@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 import edgeroute
 from models.envelope import measure
 from models.export.bundle import load_bundle
 from rllib_envs.scenario import with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.trained_on import UNKNOWN, notes_on_training
 from tuning.specs.faults import FAULTS

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from models.rllib.scenario import MARGINAL
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario
+from rllib_envs.scenarios.load import load_scenario
 from tuning.training.worlds import WorldOptions, base_world, training_groups
 
 TRACES = ("azure-conversation", "azure-code")

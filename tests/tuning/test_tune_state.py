@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from rllib_envs.errors import InputError
-from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.run_dir.signature import KEY_FILE
 from tuning.sweeps.signed_state import STATE, found_state, own_state, packed, unpacked
 from tuning.sweeps.tune_state import OwnState
@@ -128,13 +128,13 @@ def test_what_cannot_be_signed_is_not_written(tmp_path):
 @pytest.fixture(params=["folder", "storage"])
 def sweep(request, tmp_path):
     """A function that gives the path of Tune's folder and its file system anew, as a sweep that starts; where the copy is."""
-    mirror = None
+    remote_copy = None
     if request.param == "storage":
-        mirror = Mirror(f"file://{tmp_path}/store", tmp_path / "run", config="sweep.yaml", leave_out=["tune", STATE])
-    base = tmp_path / "run" if mirror is None else tmp_path / "store" / "run"
+        remote_copy = RemoteCopy(f"file://{tmp_path}/store", tmp_path / "run", config="sweep.yaml", leave_out=["tune", STATE])
+    base = tmp_path / "run" if remote_copy is None else tmp_path / "store" / "run"
 
     def start(resume=True, trusted=False):
-        return own_state(tmp_path / "run" / "tune", mirror, resume=resume, trusted=trusted)
+        return own_state(tmp_path / "run" / "tune", remote_copy, resume=resume, trusted=trusted)
 
     return start, base / STATE
 

@@ -6,11 +6,11 @@ import math
 from importlib import resources
 
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Catalogue, Faults, Observation, Predictions, Reward, Variation, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.tuned import read_tuned, shipped_tuned, world_fingerprint
 from tuning.specs.workloads import TraceOptions, make_workloads, with_prompts
 from tuning.tune_heuristics import COARSE, _around, _combinations

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rllib_envs.scenarios.load import load_scenario
 
 from models.export.bundle import load_bundle
+from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import TUNING_SEEDS, start_simulation
 from tuning.evaluation.tuned import shipped_tuned
 from tuning.specs.routers import parse_router, with_tuned

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from rllib_envs.scenarios.load import load_scenario
 
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import LOAD_FRACTIONS, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.episode import draw_episode
 from tuning.specs.workloads import TraceOptions, make_workloads
 

@@ -16,7 +16,7 @@ from rllib_envs.workload.episode import Episode, draw_episode
 from tests.worlds import small
 
 CAPACITY_RPS = 12.0
-ARRIVALS, REQUESTS, TOLD = {"arrival_s"}, {"prompt", "score", "output"}, {"told_score", "told_tokens"}
+ARRIVALS, REQUESTS, TOLD = {"arrival_s"}, {"prompt", "score", "output"}, {"predicted_score", "predicted_tokens"}
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def test_a_seed_sequence_may_be_handed_in_twice(scenario: Scenario) -> None:
     ("changes", "fields_changed"),
     [
         ({"predictions": Predictions(score_sd=0.4, length_log_sd=0.9)}, TOLD),
-        ({"predictions": Predictions(hidden_share=0.5)}, {"told_tokens"}),
-        ({"predictions": Predictions(score_bias=0.1)}, {"told_score"}),
+        ({"predictions": Predictions(hidden_share=0.5)}, {"predicted_tokens"}),
+        ({"predictions": Predictions(score_bias=0.1)}, {"predicted_score"}),
         ({"faults": Faults(engine_factor=1.5)}, {"engines"}),
         ({"faults": Faults(engine_expert_log_sd=0.2)}, {"engines"}),
         ({"faults": Faults(engine_coefficient_factor=1.3)}, {"engines"}),
         ({"faults": Faults(telemetry_delay_s=1)}, {"telemetry_delay_s"}),
-        ({"faults": Faults(kv_factor=0.5)}, {"engines", "believed"}),
+        ({"faults": Faults(kv_factor=0.5)}, {"engines", "nominal"}),
         ({"slo_s_per_token": 0.1}, set()),
     ],
 )
@@ -83,15 +83,19 @@ def test_other_requests_come_at_the_same_times_on_the_same_engines(scenario: Sce
 def test_shapes_kinds_and_ranges(scenario: Scenario) -> None:
     episode = draw(scenario)
     m, n = 500, 6
-    shapes = {"arrival_s": (m,), "prompt": (m,), **dict.fromkeys(("score", "output", "told_score", "told_tokens"), (m, n))}
-    kinds = {"arrival_s": "f8", "prompt": "i4", "output": "i4", "score": "f4", "told_score": "f4", "told_tokens": "f4"}
+    shapes = {
+        "arrival_s": (m,),
+        "prompt": (m,),
+        **dict.fromkeys(("score", "output", "predicted_score", "predicted_tokens"), (m, n)),
+    }
+    kinds = {"arrival_s": "f8", "prompt": "i4", "output": "i4", "score": "f4", "predicted_score": "f4", "predicted_tokens": "f4"}
     for name, shape in shapes.items():
         array = getattr(episode, name)
         assert (array.shape, array.dtype) == (shape, np.dtype(kinds[name])), name
     assert (np.diff(episode.arrival_s) >= 0).all()
     assert episode.arrival_s[0] >= 0
-    assert min(episode.prompt.min(), episode.output.min(), episode.told_tokens.min()) >= 1
-    for scores in (episode.score, episode.told_score):
+    assert min(episode.prompt.min(), episode.output.min(), episode.predicted_tokens.min()) >= 1
+    for scores in (episode.score, episode.predicted_score):
         assert (scores.min(), scores.max()) >= (0, 0)
         assert scores.max() <= 1
 
@@ -129,14 +133,14 @@ def test_without_faults_the_engines_are_those_of_the_scenario(scenario: Scenario
     engines = tuple(expert.engine for expert in scenario.experts)
     assert draw(scenario).engines == draw(replace(scenario, faults=Faults(telemetry_delay_s=2))).engines == engines
     wrong = draw(replace(scenario, faults=Faults(engine_factor=2)))
-    assert draw(scenario).believed == wrong.believed == engines != wrong.engines
+    assert draw(scenario).nominal == wrong.nominal == engines != wrong.engines
 
 
 @pytest.mark.parametrize("share", [0.01, 0.35, 0.6, 0.999])
 def test_less_memory_is_there_as_told_and_holds_one_longest_request(scenario: Scenario, share: float) -> None:
     episode = draw(replace(scenario, faults=Faults(kv_factor=share)))
-    assert episode.engines == episode.believed
-    for engine, expert in zip(episode.believed, scenario.experts, strict=True):
+    assert episode.engines == episode.nominal
+    for engine, expert in zip(episode.nominal, scenario.experts, strict=True):
         least, whole = math.ceil(engine.max_model_len / BLOCK_TOKENS), expert.engine.usable_blocks
         assert engine.usable_blocks == max(math.floor(share * whole), least) <= whole
         assert replace(engine, kv_tokens=expert.engine.kv_tokens) == expert.engine
@@ -146,7 +150,7 @@ def test_less_memory_is_there_as_told_and_holds_one_longest_request(scenario: Sc
 def test_what_is_wrong_of_an_engine_is_so_whatever_memory_it_has(scenario: Scenario) -> None:
     wrong = Faults(engine_expert_log_sd=0.3, engine_coefficient_factor=1.2)
     one, other = (draw(replace(scenario, faults=faults)) for faults in (wrong, replace(wrong, kv_factor=0.5)))
-    for engine, smaller, told in zip(one.engines, other.engines, other.believed, strict=True):
+    for engine, smaller, told in zip(one.engines, other.engines, other.nominal, strict=True):
         assert smaller == replace(engine, kv_tokens=told.kv_tokens)
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rllib_envs.scenarios.load import load_scenario
 from scipy import stats
 
 from rllib_envs.capacity import expert_capacities
 from rllib_envs.scenario import Arrivals, Catalogue, Scenario, TraceFile, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.azure import AzureKind, azure_lengths, azure_prompt_tokens
 from rllib_envs.workload.catalogue import draw_requests

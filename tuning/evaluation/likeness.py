@@ -26,7 +26,7 @@ _LEAST = 1e-2  # figures below are equal: arrivals at fixed intervals have a var
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class EpisodeReplay:
     """What a workload's requests are like. NaN where there are too few of them to say."""
 
     gap_variation: float  # coefficient of variation of the gaps between arrivals; 1 for a Poisson process
@@ -42,7 +42,7 @@ class Traffic:
             f"prompts {self.prompt_tokens:.0f} tokens, answers {self.output_tokens:.0f}"
         )
 
-    def distance(self, other: Traffic) -> float:
+    def distance(self, other: EpisodeReplay) -> float:
         """By which factor the two differ where they differ most; those not known leave it open."""
         names = [field.name for field in fields(self) if field.name != "rate_rps"]
         pairs = [(getattr(self, name), getattr(other, name)) for name in names]
@@ -51,7 +51,7 @@ class Traffic:
         return max((max(ratio, 1 / ratio) for ratio in ratios), default=math.inf)
 
 
-def traffic(scenario: Scenario) -> Traffic:
+def replay(scenario: Scenario) -> EpisodeReplay:
     """What the requests of a scenario's workload are like, on episodes that no comparison uses.
 
     Raises:
@@ -59,7 +59,7 @@ def traffic(scenario: Scenario) -> Traffic:
     """
     world, capacity = with_workload(scenario, requests=_REQUESTS), capacity_rps(scenario)
     episodes = [draw_episode(world, capacity, seed) for seed in TUNING_SEEDS[:_EPISODES]]
-    return Traffic(
+    return EpisodeReplay(
         gap_variation=_mean([_gap_variation(episode.arrival_s) for episode in episodes]),
         dispersion=_mean([_dispersion(episode.arrival_s) for episode in episodes]),
         prompt_tokens=_geometric_mean([episode.prompt for episode in episodes]),

@@ -20,7 +20,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
 from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Predictions, Scenario
 from rllib_envs.scenario import Workload as WorkloadSpec
-from tuning.evaluation.likeness import ALIKE, traffic
+from tuning.evaluation.likeness import ALIKE, replay
 from tuning.run_dir.digests import content_digest
 from tuning.specs.grammar import format_spec, nearest
 from tuning.specs.routers import parse_router
@@ -72,8 +72,8 @@ class Tuned:
             return self._choice(workload.clean_name)
         if any(entry.arrivals == workload.arrivals for entry in self.entries.values()):
             return self._choice(self._at_nearest_load(workload, workload.arrivals))
-        own = traffic(_without_faults(workload.scenario))
-        found = {name: own.distance(traffic(world)) for name, world in self._worlds(workload).items()}
+        own = replay(_without_faults(workload.scenario))
+        found = {name: own.distance(replay(world)) for name, world in self._worlds(workload).items()}
         best = min(found, key=lambda name: found[name], default=None)
         if best is None or found[best] > ALIKE:
             nearest = "" if best is None else f"; the nearest, {best}, differs by a factor of {found[best]:.2g}"
@@ -112,7 +112,7 @@ def _share_of_capacity(workload: Workload) -> float:
     """The load as a share of the capacity; of a trace at its own rate that of the requests as they come."""
     share, rate_rps = workload.share_of_capacity, math.nan
     if share is None and workload.load == "native":
-        rate_rps = traffic(_without_faults(workload.scenario)).rate_rps
+        rate_rps = replay(_without_faults(workload.scenario)).rate_rps
     if share is not None:
         return share
     return LOAD_FRACTIONS["moderate"] if math.isnan(rate_rps) else rate_rps / capacity_rps(workload.scenario)

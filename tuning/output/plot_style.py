@@ -76,7 +76,7 @@ def write_figure(figure: Figure, path: Path) -> None:
         warnings.filterwarnings(
             "ignore", "Glyph .* missing from", UserWarning
         )  # of a name in another script: a box stands for it
-        write_atomically(path, lambda aside: figure.savefig(aside, dpi=_DPI, metadata={"Software": None}))
+        write_atomically(path, lambda staged: figure.savefig(staged, dpi=_DPI, metadata={"Software": None}))
 
 
 def head(axes: Axes, text: str) -> None:

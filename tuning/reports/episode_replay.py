@@ -57,7 +57,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Traffic:
+class EpisodeReplay:
     """An episode of M decisions with N experts, in order of arrival.
 
     Attributes:
@@ -129,7 +129,7 @@ def explains_itself(bundle: Path) -> bool:
     return isinstance(load_bundle(bundle).router, Router)
 
 
-def simulate_traffic(question: Question) -> Traffic:
+def replay_episode(question: Question) -> EpisodeReplay:
     """Run an episode that goes on for half a minute beyond the one asked for.
 
     Raises:
@@ -162,7 +162,7 @@ def simulate_traffic(question: Question) -> Traffic:
             explained.append(_explain(router, seen))
             seen = []
     records = simulation.records(0)
-    traffic = Traffic(
+    replay = EpisodeReplay(
         question=question,
         workload=workload,
         choice=np.array(choice),
@@ -173,15 +173,15 @@ def simulate_traffic(question: Question) -> Traffic:
         marginal=np.stack(marginal),
         records=records,
     )
-    if not traffic.in_window.any():
+    if not replay.in_window.any():
         last_s = records.arrival_s[-1]
         raise InputError(f"minute = {question.minute}: nothing arrives in it; the last request comes at {last_s:.0f} s")
-    return traffic
+    return replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Explained:
-    """Some decisions in a row, as in ``Traffic``."""
+    """Some decisions in a row, as in ``EpisodeReplay``."""
 
     predicted: Explanation
     future: Floats

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuning.reports.episode_replay import OUTCOMES, Flags, Floats, Traffic
+from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay, Flags, Floats
 
 _MOST = 4  # of a kind
 _ALSO = 0.3  # a second reason counts if it is worth this share of the first
@@ -28,27 +28,27 @@ class Decision:
     why: str
 
 
-def notable_decisions(traffic: Traffic) -> list[Decision]:
+def notable_decisions(replay: EpisodeReplay) -> list[Decision]:
     """Of the minute's decisions, in order of arrival, those of three kinds that stand out most.
 
     Requests that went to an expert though another would have given a much better answer; those that were dropped though some
     expert could have taken them, at the greatest expense of answer quality; and those that came late against expectation.
     """
-    found = {i: why(i) for pick, why in _kinds(traffic) for i in pick}
-    return [_decision(traffic, i, found[i]) for i in sorted(found)]
+    found = {i: why(i) for pick, why in _kinds(replay) for i in pick}
+    return [_decision(replay, i, found[i]) for i in sorted(found)]
 
 
-def _kinds(traffic: Traffic) -> list[tuple[list[int], Callable[[int], str]]]:
-    sent, window = traffic.sent, traffic.in_window
-    quality = np.where(traffic.possible, traffic.expected("quality"), -np.inf)
+def _kinds(replay: EpisodeReplay) -> list[tuple[list[int], Callable[[int], str]]]:
+    sent, window = replay.sent, replay.in_window
+    quality = np.where(replay.possible, replay.expected("quality"), -np.inf)
     best = quality.max(axis=1)
-    forgone = best - traffic.of_choice(traffic.expected("quality"))
-    in_time = traffic.of_choice(traffic.expected("in_time"))
-    late = traffic.outcome == OUTCOMES.index("late")
+    forgone = best - replay.of_choice(replay.expected("quality"))
+    in_time = replay.of_choice(replay.expected("in_time"))
+    late = replay.outcome == OUTCOMES.index("late")
     return [
-        (_largest(forgone, window & sent & (forgone > 0)), lambda i: _why_not_the_best(traffic, i, int(quality[i].argmax()))),
-        (_largest(best, window & ~sent), lambda i: _why_dropped(traffic, i)),
-        (_largest(in_time, window & late), lambda i: _how_late(traffic, i)),
+        (_largest(forgone, window & sent & (forgone > 0)), lambda i: _why_not_the_best(replay, i, int(quality[i].argmax()))),
+        (_largest(best, window & ~sent), lambda i: _why_dropped(replay, i)),
+        (_largest(in_time, window & late), lambda i: _how_late(replay, i)),
     ]
 
 
@@ -58,12 +58,12 @@ def _largest(values: Floats, among: Flags) -> list[int]:
     return indices[np.argsort(-values[indices], kind="stable")[:_MOST]].tolist()
 
 
-def _why_not_the_best(traffic: Traffic, i: int, better: int) -> str:
+def _why_not_the_best(replay: EpisodeReplay, i: int, better: int) -> str:
     """What spoke for the expert chosen and against the one that was told to answer best."""
-    chosen = int(traffic.choice[i])
-    quality, in_time = traffic.expected("quality")[i], traffic.expected("in_time")[i]
-    others, newly_late = traffic.expected("others")[i], traffic.expected("newly_late")[i]
-    correction, future = traffic.expected("correction")[i], traffic.future[i]
+    chosen = int(replay.choice[i])
+    quality, in_time = replay.expected("quality")[i], replay.expected("in_time")[i]
+    others, newly_late = replay.expected("others")[i], replay.expected("newly_late")[i]
+    correction, future = replay.expected("correction")[i], replay.future[i]
     late = f", {newly_late[better]:.0f} of whom would come late" if newly_late[better] >= 1 else ""
     reasons = [
         (
@@ -85,33 +85,33 @@ def _why_not_the_best(traffic: Traffic, i: int, better: int) -> str:
     ]
     reasons.sort(key=lambda reason: -reason[0])
     told = [text for worth, text in reasons if worth > _ALSO * reasons[0][0]][:2]
-    names = traffic.experts
+    names = replay.experts
     answers = f"{quality[better]:.2f} against {quality[chosen]:.2f}"
     return f"Not to {names[better]}, whose answer would be better ({answers}): {'; '.join(told)}."
 
 
-def _why_dropped(traffic: Traffic, i: int) -> str:
-    possible = traffic.possible[i]
+def _why_dropped(replay: EpisodeReplay, i: int) -> str:
+    possible = replay.possible[i]
     if not possible.any():
         return "No expert could take it."
-    score = np.where(possible, traffic.expected("marginal")[i] + traffic.future[i], -np.inf)
+    score = np.where(possible, replay.expected("marginal")[i] + replay.future[i], -np.inf)
     best = int(score.argmax())
-    own, others = traffic.expected("own")[i, best], traffic.expected("others")[i, best]
-    correction, future = traffic.expected("correction")[i, best], traffic.future[i, best]
+    own, others = replay.expected("own")[i, best], replay.expected("others")[i, best]
+    correction, future = replay.expected("correction")[i, best], replay.future[i, best]
     return (
-        f"Even {traffic.experts[best]}, the best choice, is worth less than a drop: {own:z.3f} QoS to expect of the request, "
+        f"Even {replay.experts[best]}, the best choice, is worth less than a drop: {own:z.3f} QoS to expect of the request, "
         f"{others:+z.3f} from those present, {correction:+z.3f} by the learned correction and {future:+z.3f} from those to come "
-        f"make {score[best]:+z.3f}; a drop has {traffic.drop[i]:+z.3f}."
+        f"make {score[best]:+z.3f}; a drop has {replay.drop[i]:+z.3f}."
     )
 
 
-def _how_late(traffic: Traffic, i: int) -> str:
-    slo_ms = 1e3 * traffic.workload.scenario.slo_s_per_token
-    chosen = int(traffic.choice[i])
-    in_time, latency = traffic.expected("in_time")[i, chosen], traffic.expected("latency")[i, chosen]
-    took_ms = 1e3 * traffic.records.latency_per_token_s[i]
-    told, true = traffic.records.told_tokens[i], traffic.records.output_tokens[i]
-    preempted = traffic.records.preemptions[i]
+def _how_late(replay: EpisodeReplay, i: int) -> str:
+    slo_ms = 1e3 * replay.workload.scenario.slo_s_per_token
+    chosen = int(replay.choice[i])
+    in_time, latency = replay.expected("in_time")[i, chosen], replay.expected("latency")[i, chosen]
+    took_ms = 1e3 * replay.records.latency_per_token_s[i]
+    told, true = replay.records.predicted_tokens[i], replay.records.output_tokens[i]
+    preempted = replay.records.preemptions[i]
     times = "once" if preempted == 1 else f"{preempted} times"
     return (
         f"Late with {took_ms:.1f} ms per token, the SLO is {slo_ms:g}; expected were {latency * slo_ms:.1f} ms and a chance of "
@@ -120,19 +120,19 @@ def _how_late(traffic: Traffic, i: int) -> str:
     )
 
 
-def _decision(traffic: Traffic, i: int, why: str) -> Decision:
+def _decision(replay: EpisodeReplay, i: int, why: str) -> Decision:
     def of_choice(name: str) -> float:
-        return float(traffic.of_choice(traffic.expected(name))[i])
+        return float(replay.of_choice(replay.expected(name))[i])
 
-    slo_s = traffic.workload.scenario.slo_s_per_token
+    slo_s = replay.workload.scenario.slo_s_per_token
     return Decision(
-        time_s=float(traffic.records.arrival_s[i]),
-        choice=[*traffic.experts, "drop"][traffic.choice[i]],
-        outcome=OUTCOMES[traffic.outcome[i]],
+        time_s=float(replay.records.arrival_s[i]),
+        choice=[*replay.experts, "drop"][replay.choice[i]],
+        outcome=OUTCOMES[replay.outcome[i]],
         in_time=of_choice("in_time"),
         latency_slo=of_choice("latency"),
-        realised_slo=float(traffic.records.latency_per_token_s[i]) / slo_s,
+        realised_slo=float(replay.records.latency_per_token_s[i]) / slo_s,
         newly_late=of_choice("newly_late"),
-        qos=float(traffic.records.qos[i]),
+        qos=float(replay.records.qos[i]),
         why=why,
     )

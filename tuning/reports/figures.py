@@ -20,7 +20,7 @@ from tuning.metrics.episode import METRICS
 from tuning.metrics.statistics import CONFIDENCE, Interval, interquartile_curve, mean_interval
 from tuning.output.plot_style import COLOURS, GREY, band, canvas, head, log_axis, looks, mark_slo, panels, short, write_figure
 from tuning.output.tables import metric_title
-from tuning.reports.episode_replay import OUTCOMES, Floats, Traffic
+from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay, Floats
 from tuning.reports.run_folders import Evaluation, RouterResult, TrainingRun, WorkloadResult
 from tuning.training.log import Iteration
 
@@ -264,18 +264,18 @@ def _panels_of_routers(n: int, names: Sequence[str]) -> tuple[Figure, list[Axes]
     return figure, axes
 
 
-def draw_calibration(path: Path, traffic: Traffic) -> None:
+def draw_calibration(path: Path, replay: EpisodeReplay) -> None:
     """What the impact estimator expected against what came of it: marginal QoS, and the chance to be in time.
 
     Args:
         path: PNG file to write.
-        traffic: the episode.
+        replay: the episode.
     """
     figure, (left, right) = panels(2, 2, 4.6)
-    expected = traffic.expected("marginal")
-    taken, true = traffic.of_choice(expected)[traffic.sent], traffic.of_choice(traffic.marginal)[traffic.sent]
+    expected = replay.expected("marginal")
+    taken, true = replay.of_choice(expected)[replay.sent], replay.of_choice(replay.marginal)[replay.sent]
     every = {
-        "every expert that could": (expected[traffic.possible], traffic.marginal[traffic.possible], "0.55", "s"),
+        "every expert that could": (expected[replay.possible], replay.marginal[replay.possible], "0.55", "s"),
         "the expert chosen": (taken, true, COLOURS[0], "o"),
     }
     for label, (predicted, realised, colour, marker) in every.items():
@@ -290,14 +290,14 @@ def draw_calibration(path: Path, traffic: Traffic) -> None:
     left.set_xlabel("predicted marginal QoS")
     left.set_ylabel("realised marginal QoS, 95 % intervals")
     left.legend(frameon=False, fontsize=9)
-    _draw_chances(right, traffic)
+    _draw_chances(right, replay)
     write_figure(figure, path)
 
 
-def _draw_chances(axes: Axes, traffic: Traffic) -> None:
+def _draw_chances(axes: Axes, replay: EpisodeReplay) -> None:
     """Of the requests sent, by their predicted chance to be in time, the share that was."""
-    chance = traffic.of_choice(traffic.expected("in_time"))[traffic.sent]
-    in_time = traffic.outcome[traffic.sent] == OUTCOMES.index("in time")
+    chance = replay.of_choice(replay.expected("in_time"))[replay.sent]
+    in_time = replay.outcome[replay.sent] == OUTCOMES.index("in time")
     edges = np.linspace(0, 1, 11)
     bins = np.clip(np.digitize(chance, edges) - 1, 0, edges.size - 2)
     for i in np.unique(bins):
@@ -324,24 +324,24 @@ def _equal_groups(values: Floats) -> list[NDArray[np.int64]]:
     return [group for group in np.array_split(np.argsort(values, kind="stable"), _BINS) if group.size]
 
 
-def draw_shares_over_time(path: Path, traffic: Traffic) -> None:
+def draw_shares_over_time(path: Path, replay: EpisodeReplay) -> None:
     """Share of the arrivals sent to each expert, and dropped, over the episode.
 
     Args:
         path: PNG file to write.
-        traffic: the episode.
+        replay: the episode.
     """
-    arrival_s, names = traffic.records.arrival_s, [*traffic.experts, "drop"]
+    arrival_s, names = replay.records.arrival_s, [*replay.experts, "drop"]
     spans = max(1, min(_SPANS, arrival_s.size // 20))
     edges = np.linspace(0, float(arrival_s[-1]), spans + 1)
-    counts = np.stack([np.histogram(arrival_s[traffic.choice == e], edges)[0] for e in range(len(names))])
+    counts = np.stack([np.histogram(arrival_s[replay.choice == e], edges)[0] for e in range(len(names))])
     shares = 100 * counts / np.maximum(counts.sum(axis=0), 1)
     figure, axes = canvas(3.8)
     colours = [*_expert_colours(len(names) - 1), "0.25"]
     axes.stackplot(
         np.repeat(edges, 2)[1:-1], np.repeat(shares, 2, axis=1), labels=names, colors=colours, linewidth=0.4, edgecolor="white"
     )
-    axes.axvspan(*traffic.window_s, facecolor="none", edgecolor="black", linewidth=1.4)
+    axes.axvspan(*replay.window_s, facecolor="none", edgecolor="black", linewidth=1.4)
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, 100)
     axes.set_xlabel("time of arrival, s; framed: the minute shown below")
@@ -356,22 +356,22 @@ def _expert_colours(n: int) -> list[str]:
     return [COLOURS[:-1][i % (len(COLOURS) - 1)] for i in range(n)]
 
 
-def draw_timeline(path: Path, traffic: Traffic) -> None:
+def draw_timeline(path: Path, replay: EpisodeReplay) -> None:
     """The minute: a lane for each expert, in it a bar for each request from arrival to finish; ticks for those that got nowhere.
 
     Args:
         path: PNG file to write.
-        traffic: the episode.
+        replay: the episode.
     """
-    start_s, end_s = traffic.window_s
-    records, ends = traffic.records, _ends(traffic)
+    start_s, end_s = replay.window_s
+    records, ends = replay.records, _ends(replay)
     finish_s = np.where(np.isnan(records.finish_s), records.arrival_s, records.finish_s)
     shown = (records.arrival_s < end_s) & (finish_s >= start_s)
     served = shown & ~np.isnan(records.finish_s)
     figure, axes = canvas(9.5)
     base, centres = 0.0, list[float]()
-    for expert in range(len(traffic.experts)):
-        mine = np.flatnonzero(served & (traffic.choice == expert))
+    for expert in range(len(replay.experts)):
+        mine = np.flatnonzero(served & (replay.choice == expert))
         rows, height = _rows(records.arrival_s[mine], finish_s[mine])
         boxes = [_box(*box) for box in zip(records.arrival_s[mine], finish_s[mine], base + rows, strict=True)]
         colours = [_ENDS[end][1] for end in ends[mine]]
@@ -382,7 +382,7 @@ def draw_timeline(path: Path, traffic: Traffic) -> None:
     lost = shown & ~served
     lane = base * (1 + _LOST_LANE)
     axes.plot(records.arrival_s[lost], np.full(int(lost.sum()), lane), "|", color=_LOST_COLOUR, markersize=12)
-    axes.set_yticks([*centres, lane], [*traffic.experts, "dropped\nor refused"])
+    axes.set_yticks([*centres, lane], [*replay.experts, "dropped\nor refused"])
     axes.set_ylim(base * (1 + 2 * _LOST_LANE), -1)
     axes.set_xlim(start_s, end_s)
     axes.set_xlabel("time, s")
@@ -392,10 +392,10 @@ def draw_timeline(path: Path, traffic: Traffic) -> None:
     write_figure(figure, path)
 
 
-def _ends(traffic: Traffic) -> NDArray[np.int64]:
+def _ends(replay: EpisodeReplay) -> NDArray[np.int64]:
     """(M,) indices of ``_ENDS``, of the requests that were served."""
-    grade = np.digitize(traffic.records.qos, [1 / 3, 2 / 3])
-    return np.where(traffic.records.late, len(_ENDS) - 1, grade)
+    grade = np.digitize(replay.records.qos, [1 / 3, 2 / 3])
+    return np.where(replay.records.late, len(_ENDS) - 1, grade)
 
 
 def _rows(begin: Floats, end: Floats) -> tuple[NDArray[np.int64], int]:

@@ -12,7 +12,7 @@ import numpy as np
 from tuning.metrics.statistics import CONFIDENCE, RESAMPLES, Bounds, Interval, family_interval, interquartile_mean
 from tuning.output.tables import ABSENT, columns_with_figures, metric_title, show, show_interval
 from tuning.reports.document import Block, Paragraph, Picture, Section, Table
-from tuning.reports.episode_replay import OUTCOMES, Traffic
+from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay
 from tuning.reports.explanations import notable_decisions
 from tuning.reports.figures import (
     CLOSE,
@@ -340,7 +340,7 @@ def sweep(run: Sweep, out: Path, number: int) -> Section:
     for picture in run.pictures:
         file = out / f"sweep-{number}-{picture.name}"
         content = picture.read_bytes()
-        write_atomically(file, lambda aside, content=content: _write_bytes(aside, content))
+        write_atomically(file, lambda staged, content=content: _write_bytes(staged, content))
         blocks.append(Picture(file=file.name, caption=f"{run.name}: {picture.stem}."))
     blocks.append(_trials_table(run))
     return Section(title=f"Sweep: {run.path}", blocks=blocks)
@@ -390,24 +390,24 @@ def _write_bytes(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def traffic_sections(traffic: Traffic, out: Path) -> list[Section]:
+def replay_sections(replay: EpisodeReplay, out: Path) -> list[Section]:
     """The traffic of an episode, and how far what the router expected came true.
 
     Args:
-        traffic: the episode.
+        replay: the episode.
         out: folder for the pictures.
     """
-    question, rate_rps = traffic.question, traffic.workload.rate_rps
+    question, rate_rps = replay.question, replay.workload.rate_rps
     rate = "" if rate_rps is None else f" ({rate_rps:.2f} requests/s)"
-    share = [f"{100 * float((traffic.outcome == i).mean()):.2f} % {name}" for i, name in enumerate(OUTCOMES)]
+    share = [f"{100 * float((replay.outcome == i).mean()):.2f} % {name}" for i, name in enumerate(OUTCOMES)]
     about = (
-        f"{question.router} on {traffic.workload.scenario.name}, {traffic.workload.name}{rate}, seed {question.seed:,}: "
-        f"{traffic.choice.size:,} requests, {', '.join(share)}; mean QoS {float(traffic.records.qos.mean()):.4f}."
+        f"{question.router} on {replay.workload.scenario.name}, {replay.workload.name}{rate}, seed {question.seed:,}: "
+        f"{replay.choice.size:,} requests, {', '.join(share)}; mean QoS {float(replay.records.qos.mean()):.4f}."
     )
-    draw_shares_over_time(out / "routing-shares.png", traffic)
-    draw_timeline(out / "timeline.png", traffic)
-    draw_calibration(out / "calibration.png", traffic)
-    start_s, end_s = traffic.window_s
+    draw_shares_over_time(out / "routing-shares.png", replay)
+    draw_timeline(out / "timeline.png", replay)
+    draw_calibration(out / "calibration.png", replay)
+    start_s, end_s = replay.window_s
     timeline = (
         f"Minute {question.minute}, from {start_s:.0f} s to {end_s:.0f} s: a bar for each request, from its arrival to its "
         "finish, at the expert that it was sent to. Bars above one another are requests that are there at the same time."
@@ -426,15 +426,15 @@ def traffic_sections(traffic: Traffic, out: Path) -> list[Section]:
                 Paragraph(text=about),
                 Picture(file="routing-shares.png", caption="Share of the arrivals that each expert got, and of those dropped."),
                 Picture(file="timeline.png", caption=timeline),
-                _decisions_table(traffic),
+                _decisions_table(replay),
             ],
         ),
         Section(title="Calibration of the impact estimator", blocks=[Picture(file="calibration.png", caption=calibration)]),
     ]
 
 
-def _decisions_table(traffic: Traffic) -> Table:
-    slo_ms = 1e3 * traffic.workload.scenario.slo_s_per_token
+def _decisions_table(replay: EpisodeReplay) -> Table:
+    slo_ms = 1e3 * replay.workload.scenario.slo_s_per_token
     rows = [
         [
             f"{d.time_s:.2f}",
@@ -447,7 +447,7 @@ def _decisions_table(traffic: Traffic) -> Table:
             _known(d.newly_late, ".0f"),
             f"{d.qos:.3f}",
         ]
-        for d in notable_decisions(traffic)
+        for d in notable_decisions(replay)
     ]
     caption = (
         "Decisions of this minute that stand out, in the router's own terms: the largest losses of answer quality that it "

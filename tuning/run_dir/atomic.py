@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from models.export.files import file_aside, flush
+from models.export.files import flush, staged_file
 from rllib_envs.errors import InputError
 
 
@@ -24,10 +24,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file_aside(path) as aside:
-            write(aside)
-            flush(aside)
-            os.replace(aside, path)
+        with staged_file(path) as staged:
+            write(staged)
+            flush(staged)
+            os.replace(staged, path)
             flush(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -40,17 +40,17 @@ def write_secret(path: Path, secret: bytes) -> None:
         OSError: the operating system refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with file_aside(path, 0o600) as aside:
-        aside.write_bytes(secret)
-        flush(aside)
+    with staged_file(path, 0o600) as staged:
+        staged.write_bytes(secret)
+        flush(staged)
         with suppress(FileExistsError):
-            os.link(aside, path)  # unlike a rename, it does not replace one that is there by now
+            os.link(staged, path)  # unlike a rename, it does not replace one that is there by now
         flush(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """``write_atomically`` of bytes."""
-    write_atomically(path, lambda aside: _write(aside, data))
+    write_atomically(path, lambda staged: _write(staged, data))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from models.export.files import written_aside
+from models.export.files import staged_folder
 from models.export.names import inner_name, inner_path
 from models.rllib.checkpoint import ABOUT, CHECKPOINTS, is_number, numbered_checkpoints, whole_checkpoint
 from rllib_envs.errors import InputError
@@ -26,7 +26,7 @@ _SMALL_BYTES = 2**24
 _Stamp = tuple[int, int]
 
 
-class Mirror:
+class RemoteCopy:
     """The copy of a run directory at a URL, in a folder of the run directory's name.
 
     Args:
@@ -190,9 +190,9 @@ class Mirror:
 
     def _fetch_checkpoint(self, name: str) -> None:
         target = inner_path(self._run_dir, f"{CHECKPOINTS}/{name}", self.place)
-        with written_aside(target) as aside:
+        with staged_folder(target) as staged:
             for path in self._found(target):
-                local = inner_path(aside, self._inner(path).relative_to(CHECKPOINTS, name).as_posix(), self.place)
+                local = inner_path(staged, self._inner(path).relative_to(CHECKPOINTS, name).as_posix(), self.place)
                 local.parent.mkdir(parents=True, exist_ok=True)
                 self.filesystem.get_file(path, str(local))
 
@@ -205,7 +205,7 @@ class Mirror:
 
     def _fetch_file(self, name: PurePosixPath) -> None:
         local = inner_path(self._run_dir, name.as_posix(), self.place)
-        write_atomically(local, lambda aside: self.filesystem.get_file(posixpath.join(self.root, name), str(aside)))
+        write_atomically(local, lambda staged: self.filesystem.get_file(posixpath.join(self.root, name), str(staged)))
 
     def _inner(self, path: str) -> PurePosixPath:
         """The name below the copy of what is found there. Storages may hold any key, such as one that leads out of a folder.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rllib_envs.errors import InputError
-from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.remote_copy import RemoteCopy
 
 
 class Start(Protocol):
@@ -29,12 +29,12 @@ class Start(Protocol):
         ...
 
 
-def goes_on(start: Start, mirror: Mirror | None, what: str, exists: Callable[[], bool]) -> bool:
+def resumes(start: Start, remote_copy: RemoteCopy | None, what: str, exists: Callable[[], bool]) -> bool:
     """Whether to go on; what there is to go on with is fetched from the storage, if that knows more of it than the folder.
 
     Args:
         start: what was asked for.
-        mirror: of the run directory, if there is a storage.
+        remote_copy: of the run directory, if there is a storage.
         what: what the folder holds, for the message.
         exists: whether the run directory holds one, asked after fetching.
 
@@ -42,10 +42,10 @@ def goes_on(start: Start, mirror: Mirror | None, what: str, exists: Callable[[],
         InputError: the folder or the storage has one, and it was not asked to go on; the storage cannot be read.
     """
     asked = start.resume or start.auto_resume
-    if asked and mirror is not None:
-        mirror.fetch()
+    if asked and remote_copy is not None:
+        remote_copy.fetch()
     here = exists()
-    if not asked and (here or (mirror is not None and mirror.holds_run())):
-        where = start.run_dir if here or mirror is None else mirror.place
+    if not asked and (here or (remote_copy is not None and remote_copy.holds_run())):
+        where = start.run_dir if here or remote_copy is None else remote_copy.place
         raise InputError(f"{where}: holds a {what} already: --resume goes on with it, another --run-dir begins anew")
     return start.resume or here

@@ -19,7 +19,7 @@ from tuning.run_dir.atomic import write_bytes
 from tuning.run_dir.signature import check_signature, signed
 
 if TYPE_CHECKING:
-    from tuning.run_dir.remote_copy import Mirror
+    from tuning.run_dir.remote_copy import RemoteCopy
     from tuning.sweeps.tune_state import State
 
 STATE = "tune-state.json"
@@ -30,12 +30,12 @@ _MOST_BYTES = 2**28
 _MOST_LEVELS = 2  # a trial's folder is in Tune's
 
 
-def own_state(folder: Path, mirror: Mirror | None, *, resume: bool, trusted: bool) -> tuple[str, Any]:
+def own_state(folder: Path, remote_copy: RemoteCopy | None, *, resume: bool, trusted: bool) -> tuple[str, Any]:
     """Path of Tune's folder, and the file system that it is on, by which Tune reads no state but what this user's sweep wrote.
 
     Args:
         folder: Tune's folder here.
-        mirror: copy of the run directory in the storage, which has Tune's folder then.
+        remote_copy: copy of the run directory in the storage, which has Tune's folder then.
         resume: whether the sweep goes on from the state there; without it there is none at first.
         trusted: whether the state counts that lies there, whoever wrote it. It counts as one's own from then on.
 
@@ -48,32 +48,33 @@ def own_state(folder: Path, mirror: Mirror | None, *, resume: bool, trusted: boo
     from tuning.sweeps.tune_state import OwnState
 
     file = folder.parent / STATE
-    place, filesystem = (str(folder), LocalFileSystem()) if mirror is None else mirror.shared(folder.name)
+    place, filesystem = (str(folder), LocalFileSystem()) if remote_copy is None else remote_copy.shared(folder.name)
 
     def keep(state: State) -> None:
-        if mirror is None:
+        if remote_copy is None:
             write_bytes(file, packed(state))
         else:
-            mirror.write(STATE, packed(state))
+            remote_copy.write(STATE, packed(state))
 
     known: State | None = {}
     if resume and trusted:
         known = found_state(filesystem, place)
         keep(known)
     elif resume:
-        known = _signed_state(file, mirror)
+        known = _signed_state(file, remote_copy)
         if known is None and found_state(filesystem, place):
+            where = file if remote_copy is None else f"{remote_copy.place}/{STATE}"
             raise InputError(
-                f"{file if mirror is None else f'{mirror.place}/{STATE}'}: missing: Ray Tune's state is not signed: it is of an "
-                "earlier version, or was tampered with. If you trust whoever wrote it, --trust-checkpoint loads it all the same"
+                f"{where}: missing: Ray Tune's state is not signed: it is of an earlier version, or was tampered with."
+                " If you trust whoever wrote it, --trust-checkpoint loads it all the same"
             )
     return place, PyFileSystem(OwnState(filesystem, place, known or {}, keep))
 
 
-def _signed_state(file: Path, mirror: Mirror | None) -> State | None:
+def _signed_state(file: Path, remote_copy: RemoteCopy | None) -> State | None:
     """What the copy has, in the storage if there is one; None if there is no copy."""
-    if mirror is not None:
-        data, where = mirror.read(STATE, _MOST_BYTES), f"{mirror.place}/{STATE}"
+    if remote_copy is not None:
+        data, where = remote_copy.read(STATE, _MOST_BYTES), f"{remote_copy.place}/{STATE}"
         return None if data is None else unpacked(data, where)
     return unpacked(read_file(file, _MOST_BYTES, "sweep"), file) if os.path.lexists(file) else None
 

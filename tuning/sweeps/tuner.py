@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.sweeps.plan import GPU_S, QOS, TrialPlan
 from tuning.sweeps.signed_state import own_state
 from tuning.sweeps.space import Domain, Settings, Space, default_settings
@@ -22,7 +22,7 @@ _ASHA_REDUCTION = 3
 _PBT_PERIODS = 4  # times that a population's settings change
 
 
-def tuner_of(options: Options, plan: TrialPlan, mirror: Mirror | None) -> Tuner:
+def tuner_of(options: Options, plan: TrialPlan, remote_copy: RemoteCopy | None) -> Tuner:
     """A new sweep for Ray Tune, or the one in the folder or the storage, as far as its state had been written.
 
     Raises:
@@ -35,7 +35,7 @@ def tuner_of(options: Options, plan: TrialPlan, mirror: Mirror | None) -> Tuner:
     from tuning.sweeps.table import SweepTable
     from tuning.sweeps.trial import Trial
 
-    place, filesystem = own_state(plan.folder, mirror, resume=options.resume, trusted=options.trust_checkpoint)
+    place, filesystem = own_state(plan.folder, remote_copy, resume=options.resume, trusted=options.trust_checkpoint)
     space = plan.space
     trainable: Any = tune.with_parameters(Trial, plan=plan)
     first, more = {"CPU": 1.0, "GPU": options.gpus_per_trial}, options.cpus_per_trial - 1

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
-from rllib_envs.scenarios.load import explain
 
 from models.rllib.avl.settings import AVLSettings
 from models.rllib.scenario import MARGINAL
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward
+from rllib_envs.scenarios.load import explain
 from rllib_envs.yaml_files import read_mapping
 from tuning.output.tracking import TrackOptions
 from tuning.specs.grammar import check_limits, nearest

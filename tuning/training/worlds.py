@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rllib_envs.scenarios.load import load_scenario
 
 from models.rllib.rollout.env_groups import Group
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario, Variation, with_workload
+from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.azure import AzureKind
 from tuning.specs.workloads import TraceOptions, make_workloads
 

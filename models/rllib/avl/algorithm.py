@@ -24,8 +24,8 @@ from models.rllib.avl.settings import AVLSettings
 from models.rllib.config import NOT_GIVEN, ColumnConfig
 from models.rllib.rollout.collect import (
     ColumnAlgorithm,
+    ask_learners,
     learn_from_sample,
-    of_learners,
     share_weights,
     steps_sampled,
     with_processes,
@@ -131,7 +131,7 @@ class AVL(ColumnAlgorithm):
         """Try a generation of prices on the workers, if there is one to try."""
         assert self.env_runner_group is not None
         config = self.config
-        candidates, generation = of_learners(self, _asked)[0]
+        candidates, generation = ask_learners(self, _candidates)[0]
         if candidates is None:
             return
         workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
@@ -140,16 +140,16 @@ class AVL(ColumnAlgorithm):
             results = self.rollout_workers.ask(
                 lambda runner: try_candidates(runner, candidates, generation, worlds, requests), steps=steps_sampled(self)
             )
-        of_learners(self, _judge, qos=np.concatenate(results, axis=1))  # fewer worlds, where a worker has failed
+        ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer worlds, where a worker has failed
         share_weights(self)
 
 
-def _asked(learner: AVLLearner) -> tuple[Any, int]:
+def _candidates(learner: AVLLearner) -> tuple[Any, int]:
     return learner.candidates(), learner.search.generation
 
 
-def _judge(learner: AVLLearner, *, qos: Any) -> None:
-    learner.judge(qos)
+def _report_fitness(learner: AVLLearner, *, qos: Any) -> None:
+    learner.report_fitness(qos)
 
 
 def avl_config(

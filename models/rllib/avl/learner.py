@@ -45,7 +45,7 @@ class Baselines:
         zero, one = np.zeros(count), np.ones(count)
         return Baselines(reward=zero, return_variance=one, impact_error=one.copy(), advantage_variance=one.copy())
 
-    def heed(self, name: str, seen: NDArray[np.float64], gain: float) -> NDArray[np.float64]:
+    def update_ema(self, name: str, seen: NDArray[np.float64], gain: float) -> NDArray[np.float64]:
         """Move a statistic towards what a sample shows, (B,), at first all the way; the new value."""
         value = getattr(self, name)
         value = value + max(gain, 1 / (self.samples + 1)) * (seen - value)
@@ -93,7 +93,7 @@ class AVLLearner(FragmentLearner):
             return None
         return self.search.ask()
 
-    def judge(self, qos: NDArray[np.float64]) -> None:
+    def report_fitness(self, qos: NDArray[np.float64]) -> None:
         """Take up what became of the candidates, (K, W)."""
         self.search.tell(qos)
         price = self._router.price
@@ -111,12 +111,12 @@ class AVLLearner(FragmentLearner):
 
     def update(self, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:  # pyright: ignore
         """Learn from fragments, as every learner of them does, and move the router that is served."""
-        self._router.listen(self._router.price is None or not self._searching)
+        self._router.enable_encoder(self._router.price is None or not self._searching)
         self._kl = 0.0
         self._improving = self._router.future is not None and self._samples >= self.config.warmup and not self._searching
         result = super().update(training_data=training_data, timesteps=timesteps, **kwargs)
         settled = self._samples > 2 * self.config.warmup and not self._searching
-        self.unwrapped.serve(self.config.keep if settled else 0.5)
+        self.unwrapped.update_ema(self.config.keep if settled else 0.5)
         return result
 
     def rows_of(self, fragment: Fragment) -> dict[str, Any]:
@@ -125,28 +125,28 @@ class AVLLearner(FragmentLearner):
         Returns:
             ``observation``, each (R, ...); ``action`` (R, 1); ``log_policy`` (R, N+1) of the router that sampled; ``impact``
             (R, N), its estimate; ``marginal`` (R, N), the true marginal QoS, and ``known`` (R, N), 1 where there is one;
-            ``usual`` (R,), what ``UsualQuality`` is regressed on; ``returns``, ``advantage``, ``value_weight`` and
-            ``impact_weight``, (R,) each.
+            ``baseline`` (R,), what ``ActionIndependentBaseline`` is regressed on; ``returns``, ``advantage``, ``value_weight``
+            and ``impact_weight``, (R,) each.
         """
         environments = fragment.actions.shape[1]
         impact, log_policy, usual, value = self.look(fragment, self._read)
         policy = np.exp(log_policy)
         expected = (policy[..., :-1] * impact).sum(axis=-1)
         baselines = self.baselines.setdefault((fragment.worker, fragment.group), Baselines.of(environments))
-        goes_on = fragment.valid & ~fragment.terminated
-        learned_from = goes_on.sum(axis=0).clip(min=1)
+        continues = fragment.valid & ~fragment.terminated
+        learned_from = continues.sum(axis=0).clip(min=1)
 
         def mean(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-            return x.sum(axis=0, where=goes_on, dtype=np.float64) / learned_from
+            return x.sum(axis=0, where=continues, dtype=np.float64) / learned_from
 
         if self._samples < self.config.warmup:
             baselines.samples = 0  # while everything still changes, the past tells little
         weight = self.config.marginal_weight
         excess = weight * (expected - usual).astype(np.float64)
-        excess[1:] += self._other_terms(fragment, goes_on)
-        reward = excess - baselines.heed("reward", mean(excess[:-1]), _GAIN)
+        excess[1:] += self._other_terms(fragment, continues)
+        reward = excess - baselines.update_ema("reward", mean(excess[:-1]), _GAIN)
         returns = afterstate_returns(
-            reward, value, fragment.dt_s, goes_on, beta_per_s=self.config.beta_per_s, lam=self.config.lam
+            reward, value, fragment.dt_s, continues, beta_per_s=self.config.beta_per_s, lam=self.config.lam
         )
         taken = np.concatenate([impact, np.zeros_like(impact[..., :1])], axis=-1)[:-1]
         own = weight * (np.take_along_axis(taken, fragment.actions[..., None], axis=-1)[..., 0] - expected[:-1])
@@ -158,14 +158,14 @@ class AVLLearner(FragmentLearner):
         marginal = np.where(known, marginal, 0.0)
         error = np.where(known, (impact[:-1] - marginal) ** 2, 0.0).mean(axis=-1)
         centred = returns - mean(returns)
-        return_variance = baselines.heed("return_variance", mean(centred**2), _SCALE_GAIN)
-        impact_error = baselines.heed("impact_error", mean(error), _SCALE_GAIN)
-        scale = np.sqrt(_with_common(baselines.heed("advantage_variance", mean(advantage**2), _SCALE_GAIN)))
+        return_variance = baselines.update_ema("return_variance", mean(centred**2), _SCALE_GAIN)
+        impact_error = baselines.update_ema("impact_error", mean(error), _SCALE_GAIN)
+        scale = np.sqrt(_with_common(baselines.update_ema("advantage_variance", mean(advantage**2), _SCALE_GAIN)))
         baselines.samples += 1
-        level = returns.mean(where=goes_on)  # the same for all: differences are all that counts, and they stay small
+        level = returns.mean(where=continues)  # the same for all: differences are all that counts, and they stay small
 
         def each(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-            return np.broadcast_to(x, goes_on.shape)  # of the environments: the same at every step
+            return np.broadcast_to(x, continues.shape)  # of the environments: the same at every step
 
         columns = {
             "observation": {key: column[:-1] for key, column in fragment.obs.items()},
@@ -174,26 +174,26 @@ class AVLLearner(FragmentLearner):
             "impact": impact[:-1],
             "marginal": marginal,
             "known": known,
-            "usual": expected[:-1],
+            "baseline": expected[:-1],
             "returns": returns - level,
             "advantage": advantage / scale,
             "value_weight": each(_weights(return_variance)),
             "impact_weight": each(_weights(impact_error)),
         }
-        return flatten(columns, goes_on, self._device)
+        return flatten(columns, continues, self._device)
 
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Batch, fwd_out: dict[str, float]) -> Tensor:
         """Sum of the three losses of the regressions and, while the future part learns, of that of the clipped step."""
         module: AVLModule = self.module[module_id].unwrapped()  # pyright: ignore[reportAssignmentType]
         nothing = torch.zeros((), device=next(module.parameters()).device)
-        losses: dict[str, Tensor] = dict.fromkeys(("impact", "usual", "value", "future"), nothing)
+        losses: dict[str, Tensor] = dict.fromkeys(("impact", "baseline", "value", "future"), nothing)
         moved = 0.0
         for rows, share in batch:
             parts = module.router.parts(rows["observation"])
             error = ((parts.impact - rows["marginal"]) ** 2 * rows["known"]).sum(dim=-1)
             value_error = (module.state_value(parts) - rows["returns"]) ** 2
             losses["impact"] = losses["impact"] + share * (rows["impact_weight"] * error).mean()
-            losses["usual"] = losses["usual"] + share * ((module.usual(parts.columns) - rows["usual"]) ** 2).mean()
+            losses["baseline"] = losses["baseline"] + share * ((module.baseline(parts.columns) - rows["baseline"]) ** 2).mean()
             losses["value"] = losses["value"] + share * (rows["value_weight"] * value_error).mean()
             if self._improving:
                 scores = module.router.scores(rows["observation"], parts._replace(impact=rows["impact"]))
@@ -211,7 +211,7 @@ class AVLLearner(FragmentLearner):
             torch.nn.utils.clip_grad_norm_(self._router.future.parameters(), _GRADIENT_NORM)
         return norm.item()
 
-    def heed_figures(self, figures: dict[str, float]) -> None:
+    def update_figures(self, figures: dict[str, float]) -> None:
         """Let the future part rest once the router has moved far enough from the one that sampled."""
         if self._improving:
             self._kl = 0.8 * self._kl + 0.2 * figures["kl"]
@@ -240,7 +240,7 @@ class AVLLearner(FragmentLearner):
         module: AVLModule = self.unwrapped
         parts = module.router.parts(observation)
         log_policy = (module.router.scores(observation, parts) / module.temperature).log_softmax(dim=-1)
-        return [parts.impact, log_policy, module.usual(parts.columns), module.state_value(parts)]
+        return [parts.impact, log_policy, module.baseline(parts.columns), module.state_value(parts)]
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state, the baselines and the search."""
@@ -259,7 +259,7 @@ class AVLLearner(FragmentLearner):
         if SEARCH in state:
             self.search.set_state(state[SEARCH])
 
-    def _other_terms(self, fragment: Fragment, goes_on: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def _other_terms(self, fragment: Fragment, continues: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(T, B) what the reward holds beside the marginal QoS of the action: nothing, by default.
 
         It came after the decision, so that it belongs to the interval that the next one ends.
@@ -267,7 +267,7 @@ class AVLLearner(FragmentLearner):
         assert fragment.marginal is not None
         marginal = np.take_along_axis(fragment.marginal, fragment.actions[..., None], axis=-1)[..., 0]
         others = fragment.rewards - self.config.marginal_weight * np.nan_to_num(marginal)
-        return np.where(goes_on, others, 0.0).astype(np.float64)
+        return np.where(continues, others, 0.0).astype(np.float64)
 
 
 def _with_common(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ class AVLModule(BaselineModule):
     def setup(self) -> None:
         """Build the networks."""
         super().setup()
-        self.served = copy.deepcopy(self.router).requires_grad_(False)
+        self.ema_router = copy.deepcopy(self.router).requires_grad_(False)
 
     @property
     def embedding(self) -> int:
@@ -28,7 +28,7 @@ class AVLModule(BaselineModule):
 
     def router_to_serve(self) -> Router:
         """The slow copy."""
-        return self.served
+        return self.ema_router
 
     def get_non_inference_attributes(self) -> list[str]:
         """What rollout workers do without."""
@@ -46,9 +46,9 @@ class AVLModule(BaselineModule):
         return self.value(parts.columns, embedding)
 
     @torch.no_grad()
-    def serve(self, keep: float) -> None:
-        """Move the slow copy: ``served <- keep * served + (1 - keep) * router``."""
-        for slow, fast in zip(self.served.parameters(), self.router.parameters(), strict=True):
+    def update_ema(self, keep: float) -> None:
+        """Move the slow copy: ``ema_router <- keep * ema_router + (1 - keep) * router``."""
+        for slow, fast in zip(self.ema_router.parameters(), self.router.parameters(), strict=True):
             slow.lerp_(fast, 1 - keep)
-        for slow, fast in zip(self.served.buffers(), self.router.buffers(), strict=True):
+        for slow, fast in zip(self.ema_router.buffers(), self.router.buffers(), strict=True):
             slow.copy_(fast)  # the price is an average already

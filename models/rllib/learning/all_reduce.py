@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 
-class Peers:
+class DataParallel:
     """The ``count`` learners of a run, of which this one has the number ``index``.
 
     What they add up or gather is the same for all of them, bit for bit, and so is what each makes of it: weights, statistics and

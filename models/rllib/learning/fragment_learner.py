@@ -13,7 +13,7 @@ from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_TRAINED
 from torch import Tensor
 
-from models.rllib.learning.all_reduce import Peers
+from models.rllib.learning.all_reduce import DataParallel
 from models.rllib.learning.minibatches import minibatches
 from models.rllib.learning.stateful_learner import StatefulLearner
 from models.rllib.rollout.fragments import Fragment
@@ -34,13 +34,13 @@ class FragmentLearner(StatefulLearner):
     >>> class Mine(AVLLearner):
     ...     def compute_loss_for_module(self, *, module_id, config, batch, fwd_out):
     ...         loss = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
-    ...         return loss + 1e-4 * my_term(self.module[module_id]) / self.peers.count
+    ...         return loss + 1e-4 * my_term(self.module[module_id]) / self.parallel.count
 
-    Several learners take the same fragments, and each its part of the rows (``Peers``). Their gradients and figures are summed,
-    so that they come to what one comes to, but for rounding.
+    Several learners take the same fragments, and each its part of the rows (``DataParallel``). Their gradients and figures are
+    summed: they come to what one learner comes to, but for rounding.
 
     Attributes:
-        peers: the learners that take an update together.
+        parallel: the learners that take an update together.
     """
 
     config: Any
@@ -50,7 +50,7 @@ class FragmentLearner(StatefulLearner):
         """Build what every learner has."""
         self._samples = 0  # learned from so far, the one in work included
         super().build()
-        self.peers = Peers(self._device)
+        self.parallel = DataParallel(self._device)
 
     def update(self, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:  # pyright: ignore
         """Learn from fragments, which come as ``training_data.episodes``.
@@ -87,7 +87,7 @@ class FragmentLearner(StatefulLearner):
         """Bound the gradients; their norm before."""
         raise NotImplementedError
 
-    def heed_figures(self, figures: dict[str, float]) -> None:
+    def update_figures(self, figures: dict[str, float]) -> None:
         """Take up the figures of a minibatch, summed over the learners, before the optimizers step."""
 
     def figures_of(self, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -105,13 +105,13 @@ class FragmentLearner(StatefulLearner):
         count = shape[0] * shape[1]
         columns = {key: x.reshape(count, *x.shape[2:]) for key, x in fragment.obs.items()}
         results: list[Sequence[Tensor]] = []
-        own = self.peers.part(count)
+        own = self.parallel.part(count)
         with torch.no_grad():
             for begin in range(own.start, own.stop, _CHUNK):
                 # Copied: what another process has sent must not be written to, and torch warns of such memory.
                 chunk = slice(begin, min(begin + _CHUNK, own.stop))
                 results.append(read({key: torch.tensor(x[chunk], device=self._device) for key, x in columns.items()}))
-            found = [self.peers.gather(torch.cat(column), count) for column in zip(*results, strict=True)]
+            found = [self.parallel.gather(torch.cat(column), count) for column in zip(*results, strict=True)]
         return [x.cpu().numpy().reshape(*shape, *x.shape[1:]) for x in found]
 
     def _fit(self, samples: list[dict[str, Any]]) -> dict[str, float]:
@@ -121,7 +121,7 @@ class FragmentLearner(StatefulLearner):
         optimizers: list[Any] = list(self._named_optimizers.values())
         logged: dict[str, float] = {}
         for _ in range(config.epochs):
-            for batch in minibatches(samples, sizes, max(sum(sizes) // config.minibatch, 1), generator, self.peers):
+            for batch in minibatches(samples, sizes, max(sum(sizes) // config.minibatch, 1), generator, self.parallel):
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)
                 own: dict[str, float] = {}
@@ -129,9 +129,9 @@ class FragmentLearner(StatefulLearner):
                 if loss.requires_grad:
                     loss.backward()
                 # Summed first, and only then looked at: what one learner alone minds would leave the others waiting for it.
-                found = self.peers.add(self.unwrapped.parameters(), list(own.values()))
+                found = self.parallel.add(self.unwrapped.parameters(), list(own.values()))
                 figures = dict(zip(own, found, strict=True))
-                self.heed_figures(figures)
+                self.update_figures(figures)
                 logged = figures | {"gradient_norm": self.clip_gradients()}
                 _check({name: x for name, x in logged.items() if name.endswith(_LOSS) or name == "gradient_norm"})
                 for optimizer in optimizers:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.rllib.learning.all_reduce import Peers
+from models.rllib.learning.all_reduce import DataParallel
 
 Rows = Mapping[str, Any]
 """Name -> (R, ...) tensor, or a mapping of such: rows of one kind of cluster, since others differ in the number of experts."""
@@ -32,7 +32,7 @@ def take(rows: Rows, index: Tensor) -> dict[str, Any]:
 
 
 def minibatches(
-    samples: Sequence[Rows], sizes: Sequence[int], count: int, generator: torch.Generator, peers: Peers
+    samples: Sequence[Rows], sizes: Sequence[int], count: int, generator: torch.Generator, parallel: DataParallel
 ) -> Iterator[list[tuple[dict[str, Any], float]]]:
     """So many minibatches, which together hold every row once; each holds its share of every sample.
 
@@ -42,5 +42,5 @@ def minibatches(
     orders = [torch.randperm(size, generator=generator).tensor_split(count) for size in sizes]
     for drawn in zip(*orders, strict=True):
         total = sum(map(len, drawn))
-        parts = [index[peers.part(len(index))] for index in drawn]
+        parts = [index[parallel.part(len(index))] for index in drawn]
         yield [(take(rows, index), len(index) / total) for rows, index in zip(samples, parts, strict=True) if len(index)]

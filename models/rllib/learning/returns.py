@@ -11,7 +11,7 @@ Array = NDArray[np.floating[Any]]
 
 
 def afterstate_returns(
-    reward: Array, value: Array, dt_s: Array, goes_on: NDArray[np.bool_], *, beta_per_s: float, lam: float
+    reward: Array, value: Array, dt_s: Array, continues: NDArray[np.bool_], *, beta_per_s: float, lam: float
 ) -> NDArray[np.float64]:
     """Lambda-returns of T afterstates: what the requests to come earn, the one just routed left out.
 
@@ -23,7 +23,7 @@ def afterstate_returns(
         reward: (T+1, B) what decision t earned.
         value: (T+1, B) value of the state at decision t, for the requests after t.
         dt_s: (T, B) time from decision t to the next.
-        goes_on: (T, B) whether decision t + 1 belongs to the same episode as t.
+        continues: (T, B) whether decision t + 1 belongs to the same episode as t.
         beta_per_s: discount rate.
         lam: lambda, from 0 (one step) to 1 (all of them).
 
@@ -36,13 +36,13 @@ def afterstate_returns(
     later = value[steps].astype(np.float64)
     for t in range(steps - 1, -1, -1):
         ahead = (1 - lam) * value[t + 1] + lam * later
-        later = np.where(goes_on[t], discount[t] * (reward[t + 1] + ahead), value[t])
+        later = np.where(continues[t], discount[t] * (reward[t + 1] + ahead), value[t])
         returns[t] = later
     return returns
 
 
 def advantages(
-    reward: Array, value: Array, dt_s: Array, goes_on: NDArray[np.bool_], *, beta_per_s: float, lam: float
+    reward: Array, value: Array, dt_s: Array, continues: NDArray[np.bool_], *, beta_per_s: float, lam: float
 ) -> NDArray[np.float64]:
     """Generalised advantages of T decisions (Schulman et al., arXiv 1506.02438, eq. 16), discounted by time.
 
@@ -53,7 +53,7 @@ def advantages(
         reward: (T, B) what decision t earned.
         value: (T+1, B) value of the state at decision t.
         dt_s: (T, B) time from decision t to the next.
-        goes_on: (T, B) whether decision t + 1 belongs to the same episode as t.
+        continues: (T, B) whether decision t + 1 belongs to the same episode as t.
         beta_per_s: discount rate.
         lam: lambda, from 0 (one step) to 1 (all of them).
 
@@ -65,6 +65,6 @@ def advantages(
     later = np.zeros(dt_s.shape[1:])
     for t in range(len(dt_s) - 1, -1, -1):
         ahead = discount[t] * (value[t + 1] + lam * later)
-        later = np.where(goes_on[t], reward[t] + ahead - value[t], 0.0)
+        later = np.where(continues[t], reward[t] + ahead - value[t], 0.0)
         found[t] = later
     return found

@@ -23,7 +23,7 @@ MEANS = "means"
 _GAIN = 0.1  # of the running mean reward of an environment
 _COMMON = 0.3  # share of the median in what an environment's advantages are divided by: no environment counts for nearly all
 _GRADIENT_NORM = 1.0
-_LOSSES = ("policy_loss", "value_loss", "usual_loss")
+_LOSSES = ("policy_loss", "value_loss", "baseline_loss")
 
 
 class PPOLearner(FragmentLearner):
@@ -31,8 +31,8 @@ class PPOLearner(FragmentLearner):
 
     Of a decision with reward ``m(s, a)``, its true marginal QoS, the learner makes
     ``m(s, a) - sum_a' pi(a'|s) (m(s, a') - I(s, a')) - b(s) - c``: the policy's mean over all actions is that of the PREDICTED
-    marginal QoS I; the usual quality b of the request (``UsualQuality``, regressed on that mean) and the running mean c of the
-    environment are subtracted, which no decision changes. What an action has over another stays exact.
+    marginal QoS I; the baseline b of the request (``ActionIndependentBaseline``, regressed on that mean) and the running mean c
+    of the environment are subtracted, which no decision changes. What an action has over another stays exact.
 
     The actor's learning rate is 0 at first, then rises linearly: it starts as a good router, which the advantages of an
     untrained critic would ruin.
@@ -50,7 +50,7 @@ class PPOLearner(FragmentLearner):
         module: BaselineModule = self.module[module_id].unwrapped()  # pyright: ignore[reportAssignmentType]
         warm, lr = config.warmup_steps, config.lr
         schedule = [[0, 0.0], [warm, 0.0], [2 * warm, lr]] if warm else lr
-        critic = [*module.value.parameters(), *module.usual.parameters()]
+        critic = [*module.value.parameters(), *module.baseline.parameters()]
         for name, params, rate in (("policy", list(module.router.parameters()), schedule), ("value", critic, lr)):
             optimizer = torch.optim.Adam(params, eps=1e-5)
             self.register_optimizer(
@@ -62,7 +62,8 @@ class PPOLearner(FragmentLearner):
 
         Returns:
             ``observation``, each (R, ...); ``action`` (R, 1); ``log_policy`` (R, N+1) of the router that sampled; ``expected``
-            (R,), what ``UsualQuality`` is regressed on; ``returns`` and ``advantage`` (R,); ``weight`` (R,) of the value's error.
+            (R,), what ``ActionIndependentBaseline`` is regressed on; ``returns`` and ``advantage`` (R,); ``weight`` (R,) of the
+            value's error.
         """
         assert fragment.marginal is not None
         log_policy, impact, usual, value = self.look(fragment, self._read)
@@ -71,14 +72,14 @@ class PPOLearner(FragmentLearner):
         expected = (policy[..., :-1] * impact[:-1]).sum(axis=-1)
         taken = np.take_along_axis(marginal, fragment.actions[..., None], axis=-1)[..., 0]
         reward = (taken - (policy * marginal).sum(axis=-1) + expected - usual[:-1]).astype(np.float64)
-        goes_on = fragment.valid & ~fragment.terminated
-        count = goes_on.sum(axis=0).clip(min=1)
-        seen = reward.sum(axis=0, where=goes_on) / count
+        continues = fragment.valid & ~fragment.terminated
+        count = continues.sum(axis=0).clip(min=1)
+        seen = reward.sum(axis=0, where=continues) / count
         key = (fragment.worker, fragment.group)
         mean = self.means[key] = self.means[key] + _GAIN * (seen - self.means[key]) if key in self.means else seen
         config = self.config
-        gain = advantages(reward - mean, value, fragment.dt_s, goes_on, beta_per_s=config.beta_per_s, lam=config.lam)
-        centred = np.where(goes_on, gain - gain.sum(axis=0) / count, 0.0)
+        gain = advantages(reward - mean, value, fragment.dt_s, continues, beta_per_s=config.beta_per_s, lam=config.lam)
+        centred = np.where(continues, gain - gain.sum(axis=0) / count, 0.0)
         variance = (centred**2).sum(axis=0) / count
         scale = np.sqrt(np.maximum(variance + _COMMON * np.median(variance), 1e-12))
         columns = {
@@ -88,9 +89,9 @@ class PPOLearner(FragmentLearner):
             "expected": expected,
             "returns": gain + value[:-1],
             "advantage": centred / scale,
-            "weight": np.broadcast_to(1 / scale**2, goes_on.shape),
+            "weight": np.broadcast_to(1 / scale**2, continues.shape),
         }
-        return flatten(columns, goes_on, self._device)
+        return flatten(columns, continues, self._device)
 
     def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Batch, fwd_out: dict[str, float]) -> Tensor:
         """Sum of the losses of policy, value and usual quality; logs entropy, and KL of the router to the one that sampled."""
@@ -105,9 +106,9 @@ class PPOLearner(FragmentLearner):
                 before = rows["log_policy"]
                 entropy = -(log_policy.exp() * log_policy).sum(dim=-1)
                 kl = (before.exp() * (before - log_policy)).sum(dim=-1)
-            usual = (module.usual(parts.columns) - rows["expected"]) ** 2
+            missed = (module.baseline(parts.columns) - rows["expected"]) ** 2
             gain = clipped_gain(log_policy, rows, config.clip)
-            found = {"policy_loss": -gain, "value_loss": error, "usual_loss": usual, "entropy": entropy, "kl": kl}
+            found = {"policy_loss": -gain, "value_loss": error, "baseline_loss": missed, "entropy": entropy, "kl": kl}
             total = {name: total[name] + share * found[name].mean() for name in total}
         fwd_out.update({name: x.item() for name, x in total.items()})
         return torch.stack([total[name] for name in _LOSSES]).sum()
@@ -129,7 +130,7 @@ class PPOLearner(FragmentLearner):
         module: BaselineModule = self.unwrapped
         columns = read_columns(observation)
         log_policy = (module.router(observation) / module.temperature).log_softmax(dim=-1)
-        return [log_policy, columns.marginal, module.usual(columns), module.value(columns)]
+        return [log_policy, columns.marginal, module.baseline(columns), module.value(columns)]
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the means."""

@@ -103,7 +103,7 @@ def share_weights(algorithm: Algorithm) -> None:
         local.set_state(weights)
 
 
-def of_learners(algorithm: Algorithm, function: Callable[..., T], **arguments: Any) -> list[T]:
+def ask_learners(algorithm: Algorithm, function: Callable[..., T], **arguments: Any) -> list[T]:
     """What the function returns for each learner.
 
     Raises:
@@ -133,7 +133,7 @@ def update_learners(algorithm: Algorithm, data: TrainingData, **arguments: Any) 
     shared = ray.put(data) if algorithm.learner_group.is_remote else data
     timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: steps_sampled(algorithm)}
     with algorithm.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-        results = of_learners(algorithm, _update, data=shared, timesteps=timesteps, **arguments)
+        results = ask_learners(algorithm, _update, data=shared, timesteps=timesteps, **arguments)
         algorithm.metrics.aggregate(results[:1], key=LEARNER_RESULTS)
 
 

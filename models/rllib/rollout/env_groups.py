@@ -9,11 +9,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from rllib_envs.scenarios.load import as_scenario
 
 from rllib_envs.env import EdgeRoutingVectorEnv, Observations
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
+from rllib_envs.scenarios.load import as_scenario
 
 Group = tuple[Scenario | Sequence[Scenario], int]
 """A scenario and the number of its environments; or a scenario for each, which differ in how episodes are drawn alone."""

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from models.export.manifest import manifest_of
 from models.rllib.checkpoint import FORMAT, read_checkpoint
 from rllib_envs.errors import InputError
-from tuning.run_dir.remote_copy import Mirror
+from tuning.run_dir.remote_copy import RemoteCopy
 
 
 def write_checkpoint(run_dir, number, text="state"):
@@ -48,8 +48,8 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in left}
 
 
-def mirror(url, run_dir):
-    return Mirror(url, run_dir, config="config.yaml")
+def remote_copy(url, run_dir):
+    return RemoteCopy(url, run_dir, config="config.yaml")
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -61,17 +61,17 @@ def url(request, tmp_path):
 
 def test_what_goes_there_comes_back(url, tmp_path):
     run_dir = write_run(tmp_path / "run", [1, 2, 3])
-    mirror(url, run_dir).put()
+    remote_copy(url, run_dir).put()
     (tmp_path / "elsewhere").mkdir()
     again = tmp_path / "elsewhere" / "run"
-    mirror(url, again).fetch()
+    remote_copy(url, again).fetch()
     assert contents(again) == contents(run_dir)
     assert read_checkpoint(again / "checkpoints" / "000003")["iteration"] == 3
 
 
 def test_the_copy_follows(url, tmp_path):
     run_dir = write_run(tmp_path / "run", [1, 2])
-    copy = mirror(url, run_dir)
+    copy = remote_copy(url, run_dir)
     copy.put()
     for number in (3, 4):
         write_checkpoint(run_dir, number)
@@ -88,7 +88,7 @@ def test_the_copy_follows(url, tmp_path):
 
 def test_only_what_is_missing_here_is_fetched(url, tmp_path):
     run_dir = write_run(tmp_path / "run", [1, 2, 3])
-    copy = mirror(url, run_dir)
+    copy = remote_copy(url, run_dir)
     copy.put()
     before = contents(run_dir)
     copy.fetch()
@@ -105,19 +105,19 @@ def test_only_what_is_missing_here_is_fetched(url, tmp_path):
 
 
 def test_a_place_without_a_run_gives_none(url, tmp_path):
-    copy = mirror(url, tmp_path / "run")
+    copy = remote_copy(url, tmp_path / "run")
     assert not copy.holds_run()
     copy.fetch()
     assert not (tmp_path / "run").exists()
 
 
 def test_another_run_of_the_same_name_is_not_mixed_up_with_this_one(url, tmp_path):
-    mirror(url, write_run(tmp_path / "run", [5])).put()
+    remote_copy(url, write_run(tmp_path / "run", [5])).put()
     (tmp_path / "other").mkdir()
     other = write_run(tmp_path / "other" / "run", [1], "seed: 2")
     before = contents(other)
     with pytest.raises(InputError, match="holds another run"):
-        mirror(url, other).fetch()
+        remote_copy(url, other).fetch()
     assert contents(other) == before
 
 
@@ -170,7 +170,7 @@ def test_wherever_it_breaks_off_what_looks_whole_is_and_the_next_try_ends_well(t
     fsspec.register_implementation("failing", Failing, clobber=True)
     Failing.left = 1000
     run_dir = write_run(tmp_path / "run", [1, 2])
-    copy = mirror("failing://store", run_dir)
+    copy = remote_copy("failing://store", run_dir)
     copy.put()
     write_checkpoint(run_dir, 3)
     remove_checkpoint(run_dir, 1)
@@ -189,7 +189,7 @@ def test_wherever_it_breaks_off_what_looks_whole_is_and_the_next_try_ends_well(t
     assert writes > 3
     Failing.left = 0
     with pytest.raises(InputError, match=r"failing://store/run: cannot be written to: the line is dead"):
-        mirror("failing://store", run_dir)
+        remote_copy("failing://store", run_dir)
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_wherever_it_breaks_off_what_looks_whole_is_and_the_next_try_ends_well(t
 def test_a_place_that_cannot_be_is_one_clear_error(url, said, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=said) as caught:
-        mirror(url.format(file=tmp_path / "file"), tmp_path / "run")
+        remote_copy(url.format(file=tmp_path / "file"), tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_a_password_is_not_shown(tmp_path):
     with pytest.raises(InputError) as caught:
-        mirror("nope://me:secret@host/runs", tmp_path / "run")
+        remote_copy("nope://me:secret@host/runs", tmp_path / "run")
     assert "secret" not in str(caught.value)

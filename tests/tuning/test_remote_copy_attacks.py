@@ -8,8 +8,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rllib_envs.errors import InputError
-from tests.tuning.test_mirror import contents, write_run
-from tuning.run_dir.remote_copy import Mirror
+from tests.tuning.test_remote_copy import contents, write_run
+from tuning.run_dir.remote_copy import RemoteCopy
 
 
 class Hostile(MemoryFileSystem):
@@ -45,7 +45,7 @@ def place(tmp_path):
     Hostile.keys = []
     (tmp_path / "first").mkdir()
     run_dir = write_run(tmp_path / "first" / "run", [1])
-    Mirror(url, run_dir, config="config.yaml").put()
+    RemoteCopy(url, run_dir, config="config.yaml").put()
     yield url
     Hostile.keys = []
 
@@ -61,9 +61,9 @@ def everything(folder):
 def test_a_key_that_leads_out_is_refused_and_writes_nothing(key, within, place, tmp_path):
     (tmp_path / "there" / "deep").mkdir(parents=True)
     Hostile.keys = [within + key]
-    mirror = Mirror(place, tmp_path / "there" / "deep" / "run", config="config.yaml")
+    remote_copy = RemoteCopy(place, tmp_path / "there" / "deep" / "run", config="config.yaml")
     with pytest.raises(InputError, match="refused") as caught:
-        mirror.fetch()
+        remote_copy.fetch()
     assert len(str(caught.value).splitlines()) == 1
     assert "evil" not in " ".join(everything(tmp_path / "there"))
     assert not {path.name for path in (tmp_path / "there" / "deep").iterdir()} - {"run"}
@@ -72,7 +72,7 @@ def test_a_key_that_leads_out_is_refused_and_writes_nothing(key, within, place, 
 def test_a_folder_that_others_write_to_is_fetched_with_the_same_care(place, tmp_path):
     Hostile.keys = ["tune/../../evil"]
     with pytest.raises(InputError, match="refused"):
-        Mirror(place, tmp_path / "run", config="config.yaml").fetch_folder("tune")
+        RemoteCopy(place, tmp_path / "run", config="config.yaml").fetch_folder("tune")
     assert everything(tmp_path) == everything(tmp_path) - {"evil"}
 
 
@@ -83,7 +83,7 @@ def test_a_link_in_the_run_directory_leads_nowhere(linked, place, tmp_path):
     (run_dir / linked).parent.mkdir(parents=True)
     (run_dir / linked).symlink_to(outside / ("file" if "." in linked else ""))
     with pytest.raises(InputError, match="is a link"):
-        Mirror(place, run_dir, config="config.yaml").fetch()
+        RemoteCopy(place, run_dir, config="config.yaml").fetch()
     assert not list(outside.iterdir())
 
 
@@ -93,7 +93,7 @@ def test_what_is_never_sent_is_never_fetched(key, place, tmp_path):
     run_dir = tmp_path / "there" / "run"
     run_dir.mkdir(parents=True)
     (run_dir / "run.lock").write_text("held")
-    Mirror(place, run_dir, config="config.yaml").fetch()
+    RemoteCopy(place, run_dir, config="config.yaml").fetch()
     assert (run_dir / "run.lock").read_text() == "held"
     assert contents(run_dir) == contents(tmp_path / "first" / "run")
     assert key == "run.lock" or not (run_dir / key).exists()
@@ -101,15 +101,15 @@ def test_what_is_never_sent_is_never_fetched(key, place, tmp_path):
 
 @pytest.mark.parametrize("name", ["٠٠٠٠٠٩", "²", "-1", "1x"])
 def test_only_ascii_digits_name_a_checkpoint_there(name, place, tmp_path):
-    mirror = Mirror(place, tmp_path / "run", config="config.yaml")
-    mirror.filesystem.pipe_file(f"{mirror.root}/checkpoints/{name}/checkpoint.json", b"{}")
-    mirror.fetch()
+    remote_copy = RemoteCopy(place, tmp_path / "run", config="config.yaml")
+    remote_copy.filesystem.pipe_file(f"{remote_copy.root}/checkpoints/{name}/checkpoint.json", b"{}")
+    remote_copy.fetch()
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000001"]
 
 
 def test_a_configuration_that_is_huge_is_not_read_to_its_end(place, tmp_path):
-    mirror = Mirror(place, tmp_path / "first" / "run", config="config.yaml")
-    mirror.filesystem.pipe_file(f"{mirror.root}/config.yaml", b"0" * 2**25)
-    assert len(mirror._read(tmp_path / "first" / "run" / "config.yaml")) < 2**25
+    remote_copy = RemoteCopy(place, tmp_path / "first" / "run", config="config.yaml")
+    remote_copy.filesystem.pipe_file(f"{remote_copy.root}/config.yaml", b"0" * 2**25)
+    assert len(remote_copy._read(tmp_path / "first" / "run" / "config.yaml")) < 2**25
     with pytest.raises(InputError, match="holds another run"):
-        mirror.fetch()
+        remote_copy.fetch()
