@@ -28,8 +28,8 @@ from models.export.bundle import bundle_router, load_bundle, save_bundle
 from models.export.onnx import load_onnx
 from models.export.traced import random_observation
 from models.router import Router, RouterSpec
-from rllib_envs.observation import View
 from rllib_envs.scenario import Observation
+from rllib_envs.view import View
 
 Arrays = dict[str, NDArray[np.float32]]
 Decide = Callable[[Arrays], int]

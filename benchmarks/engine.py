@@ -12,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.timing import cpu_s
+from rllib_envs.decision import decide, write_observation
 from rllib_envs.scenario import Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
-from rllib_envs.sim.cluster import STEP, route
-from rllib_envs.sim.jit import kernel
+from rllib_envs.sim.cluster import STEP
+from rllib_envs.sim.jit import borrow, kernel
 from rllib_envs.sim.reference import Arrival, simulate
-from rllib_envs.simulation import Simulation, borrow_world, look
+from rllib_envs.simulation import Simulation
 
 CLUSTERS, REQUESTS = 64, 1000
 
@@ -25,7 +26,7 @@ CLUSTERS, REQUESTS = 64, 1000
 @kernel
 def _route_all(world, rules, show):
     """Route every request to the expert with the fewest; returns the mean number in flight at a decision."""
-    world = borrow_world(world)
+    world = borrow(world)
     experts = world.state.experts
     step = np.zeros(1, STEP)
     total = 0
@@ -38,21 +39,9 @@ def _route_all(world, rules, show):
                 total += present
                 if present < least:
                     best, least = e, present
-            route(
-                world.state,
-                world.workload,
-                world.cursor,
-                world.now_s,
-                b,
-                best,
-                0,
-                world.marginal[b],
-                world.scratch,
-                rules.slo_s,
-                step[0],
-            )
+            decide(world, rules, b, best, step[0])
             if show:
-                look(world, rules, b)
+                write_observation(world, rules, b)
     return total / world.workload.arrival_s.size
 
 

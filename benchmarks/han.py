@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.timing import cpu_s
 from models.han import HANEncoder, cluster_graph
-from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
 N, SLOTS, HIDDEN, HEADS = 6, (16, 8), 32, 4
 WIDTHS = len(EXPERT_FEATURES), len(REQUEST_FEATURES), len(ARRIVED_FEATURES)

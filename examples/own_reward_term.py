@@ -26,9 +26,9 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_envs import ENV_ID
-from rllib_envs.observation import ARRIVED_FEATURES
 from rllib_envs.scenario import with_workload
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.sim.rows import ARRIVED_FEATURES
 
 PREDICTED_LENGTH, PREDICTED_SCORE = ARRIVED_FEATURES.index("predicted_length"), ARRIVED_FEATURES.index("predicted_score")
 TOKENS = 256  # of a told length of 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.features import CHOICE_COLUMNS, Columns
+from models.features import CHOICE_COLUMNS, FeatureColumns
 from models.impact import zero_linear
 
 
@@ -30,7 +30,7 @@ class ActionValue(nn.Module):
         self.expert_head = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
         self.drop_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
 
-    def forward(self, columns: Columns) -> Tensor:
+    def forward(self, columns: FeatureColumns) -> Tensor:
         """(B, N + 1) action values."""
         embeddings = self.encoder(columns.choice)
         pooled = torch.cat([embeddings.mean(dim=-2), embeddings.amax(dim=-2)], dim=-1)

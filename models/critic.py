@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.features import REQUEST_COLUMNS, STATE_COLUMNS, Columns
+from models.features import REQUEST_COLUMNS, STATE_COLUMNS, FeatureColumns
 from models.impact import GatedMLP
 
 
@@ -28,7 +28,7 @@ class StateValue(nn.Module):
         super().__init__()
         self.network = GatedMLP(STATE_COLUMNS, hidden, 1, embedding)
 
-    def forward(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, columns: FeatureColumns, embedding: Tensor | None = None) -> Tensor:
         """(B,) discounted sum of what the requests to come will earn more than usual."""
         return self.network(columns.state, embedding).squeeze(-1).sum(dim=-1)
 
@@ -52,7 +52,7 @@ class ActionIndependentBaseline(nn.Module):
         self.experts = nn.Sequential(nn.Linear(REQUEST_COLUMNS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.pooled = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    def forward(self, columns: Columns) -> Tensor:
+    def forward(self, columns: FeatureColumns) -> Tensor:
         """(B,) usual quality of the arrived request."""
         experts = self.experts(columns.request)
         return self.pooled(torch.cat([experts.mean(dim=-2), experts.amax(dim=-2)], dim=-1)).squeeze(-1)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from models.former_names import current_name
 from rllib_envs.capacity import capacity_rps
-from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, describe_engines
+from rllib_envs.observation import describe_engines
 from rllib_envs.scenario import LOAD_FRACTIONS, Scenario, with_workload
+from rllib_envs.sim.rows import ARRIVED_FEATURES, ARRIVED_TABLE, CLUSTER_FEATURES, EXPERT_FEATURES
 from rllib_envs.simulation import Simulation
 
 Floats = NDArray[np.float64]
@@ -34,12 +35,16 @@ def _plain(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _tokens(name: str, value: float) -> str:
+    return f"{ARRIVED_TABLE[name].scale * math.expm1(value):.0f} tokens"
+
+
 def _prompt(value: float) -> str:
-    return f"{1024 * math.expm1(value):.0f} tokens"
+    return _tokens("prompt", value)
 
 
 def _length(value: float) -> str:
-    return f"{256 * math.expm1(value):.0f} tokens"
+    return _tokens("predicted_length", value)
 
 
 def _count(value: float) -> str:
@@ -244,11 +249,10 @@ def _of_requests(told: Floats, mean_score: Floats) -> Measured:
 
 def _true_base_time(simulation: Simulation) -> Floats:
     """(B, N) ``base_time`` as it truly is."""
-    shown = simulation.view._replace(experts=simulation.view.experts.copy())
-    world = simulation.world
+    rows, learnt = simulation.rows.experts.copy(), simulation.world.calibration.records
     for b in range(simulation.batch):
-        describe_engines(simulation.state.engines, world.calibration.records, b, simulation.scenario.slo_s_per_token, shown)
-    return _column(shown.experts, EXPERT_FEATURES, "base_time")
+        describe_engines(simulation.state.engines, learnt, b, simulation.scenario.slo_s_per_token, rows)
+    return rows["base_time"].astype(np.float64)
 
 
 def _column(values: NDArray[Any], names: Sequence[str], name: str) -> Floats:

@@ -13,8 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import (
+    ARRIVED_FEATURES,
+    ARRIVED_TABLE,
+    CLUSTER_FEATURES,
+    EXPERT_FEATURES,
+    EXPERT_TABLE,
+    KV_UNIT_TOKENS,
+    WHATIF_FEATURES,
+)
 
 Observation = Mapping[str, Tensor]
 
@@ -28,8 +35,7 @@ _ENGINE = (
     "step_drift",
 )  # fmt: skip
 _ROLLED_SCALE = (0.25, 0.1, 0.25, 0.25, 0.25)
-_KV_UNIT_TOKENS = 16_384  # of EXPERT_FEATURES' kv_capacity, which is the logarithm to base 16
-_LN_16 = math.log(16)  # exp2 has no counterpart in ONNX
+_LN_CAPACITY = math.log(2 ** EXPERT_TABLE["kv_capacity"].scale)  # exp2 has no counterpart in ONNX
 _BOUND = 20.0  # no request is worth more than 1; what ruins twenty others need not look worse still
 
 _PACE = 4  # columns of the cluster that say how much arrives, whatever was decided
@@ -39,18 +45,18 @@ _UNBOUNDED = [len(_STEADY), _CHANGING, _CHANGING, len(ARRIVED_FEATURES), len(_EF
 _CONTEXT = len(_ENGINE) + len(CLUSTER_FEATURES)
 
 STATE_COLUMNS = len(_STEADY) + _CHANGING + _CONTEXT
-"""Columns of ``Columns.state``."""
+"""Columns of ``FeatureColumns.state``."""
 
 _TOLD = len(ARRIVED_FEATURES) + 1 + _POOLED
 
 CHOICE_COLUMNS = STATE_COLUMNS + _CHANGING + _TOLD + len(_EFFECT) + 4
-"""Columns of ``Columns.choice``."""
+"""Columns of ``FeatureColumns.choice``."""
 
 REQUEST_COLUMNS = _TOLD + _CONTEXT - (len(CLUSTER_FEATURES) - _PACE)
-"""Columns of ``Columns.request``."""
+"""Columns of ``FeatureColumns.request``."""
 
 
-class Columns(NamedTuple):
+class FeatureColumns(NamedTuple):
     """What the networks read, for each of N experts."""
 
     state: Tensor  # (B, N, STATE_COLUMNS) the expert as it is: load, what the roll-out predicts of it, engine, the cluster's load
@@ -74,6 +80,16 @@ def arrived_column(observation: Observation, name: str) -> Tensor:
     return observation["arrived"][..., ARRIVED_FEATURES.index(name)]
 
 
+def expert_quantity(observation: Observation, name: str) -> Tensor:
+    """(B, N) the same as ``expert_column`` in the unit of ``EXPERT_TABLE``."""
+    return EXPERT_TABLE[name].scale * expert_column(observation, name)
+
+
+def arrived_quantity(observation: Observation, name: str) -> Tensor:
+    """(B, N) the same as ``arrived_column`` in the unit of ``ARRIVED_TABLE``."""
+    return ARRIVED_TABLE[name].scale * arrived_column(observation, name)
+
+
 def whatif_column(observation: Observation, name: str) -> Tensor:
     """(B, N) one of WHATIF_FEATURES; 0 where the observation has no what-if results."""
     if "whatif" not in observation:
@@ -81,20 +97,21 @@ def whatif_column(observation: Observation, name: str) -> Tensor:
     return observation["whatif"][..., WHATIF_FEATURES.index(name)]
 
 
-def read_columns(observation: Observation) -> Columns:
+def read_columns(observation: Observation) -> FeatureColumns:
     """All columns of an observation."""
     experts, arrived = observation["experts"], observation["arrived"]
     prompt, score, length = arrived.unbind(dim=-1)
     success, soft_change = whatif_column(observation, "own_success"), whatif_column(observation, "soft_change")
     own = score * success
     steady, growing, engine = (_take(experts, EXPERT_FEATURES, names) for names in (_STEADY, _GROWING, _ENGINE))
+    tokens = ARRIVED_TABLE["prompt"].scale * prompt, ARRIVED_TABLE["predicted_length"].scale * length
     added = (
-        torch.full_like(prompt, 1 / 32),
-        (1024 * prompt + 256 * length) / kv_tokens(observation),
-        prompt / 2,
-        length / 4,
-        score / 8,
-        (score - own) / 8,
+        torch.full_like(prompt, 1 / EXPERT_TABLE["waiting"].scale),
+        (tokens[0] + tokens[1]) / kv_tokens(observation),
+        tokens[0] / EXPERT_TABLE["prefill_backlog"].scale,
+        tokens[1] / EXPERT_TABLE["decode_backlog"].scale,
+        score / EXPERT_TABLE["score_present"].scale,
+        (score - own) / EXPERT_TABLE["score_at_risk"].scale,
     )
     if "whatif" in observation:
         rolled, after, effect = (
@@ -114,7 +131,7 @@ def read_columns(observation: Observation) -> Columns:
     surprise = score - expert_column(observation, "mean_score")
     told = torch.cat([asked, surprise.unsqueeze(-1), _pooled(score, surprise, length)], dim=-1)
     own_and_marginal = torch.stack([own, marginal], dim=-1)
-    return Columns(
+    return FeatureColumns(
         state=state,
         choice=torch.cat([state, changed, told, effect, own_and_marginal, use], dim=-1),
         request=torch.cat([told, engine, cluster[..., :_PACE]], dim=-1),
@@ -128,10 +145,9 @@ def units(observation: Observation) -> tuple[Tensor, Tensor]:
     Its share of the batch's time while it is there; and the share of the KV memory that it would hold, times how long it would
     stay at the present pace.
     """
-    prompt, length = 1024 * arrived_column(observation, "prompt"), 256 * arrived_column(observation, "predicted_length")
-    sequence, context = (expert_column(observation, name) for name in ("sequence_time", "context_time"))
-    per_token = sequence / 32 + context / 16_384 * (prompt + length / 2)
-    time = length * per_token + expert_column(observation, "prefill_time") / 1024 * prompt
+    prompt, length = (arrived_quantity(observation, name) for name in ("prompt", "predicted_length"))
+    sequence, context, prefill = (expert_quantity(observation, f"{name}_time") for name in ("sequence", "context", "prefill"))
+    time = length * (sequence + context * (prompt + length / 2)) + prefill * prompt
     pace = torch.maximum(expert_column(observation, "step_time"), expert_column(observation, "base_time"))
     return time / 100, (prompt + length / 2) / kv_tokens(observation) * length * pace / 100
 
@@ -143,7 +159,7 @@ def congestion(observation: Observation) -> Tensor:
 
 def kv_tokens(observation: Observation) -> Tensor:
     """(B, N) tokens that each expert's KV memory holds."""
-    return _KV_UNIT_TOKENS * torch.exp(_LN_16 * expert_column(observation, "kv_capacity"))
+    return KV_UNIT_TOKENS * torch.exp(_LN_CAPACITY * expert_column(observation, "kv_capacity"))
 
 
 def _pooled(score: Tensor, surprise: Tensor, length: Tensor) -> Tensor:

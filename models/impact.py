@@ -10,8 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.features import CHOICE_COLUMNS, Columns, Observation, arrived_column, expert_column, whatif_column
-from rllib_envs.observation import REQUEST_FEATURES
+from models.features import (
+    CHOICE_COLUMNS,
+    FeatureColumns,
+    Observation,
+    arrived_column,
+    arrived_quantity,
+    expert_quantity,
+    whatif_column,
+)
+from rllib_envs.sim.rows import REQUEST_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +58,17 @@ class ImpactEstimator(nn.Module):
         super().__init__()
         self.correction = GatedMLP(CHOICE_COLUMNS, hidden, 1, embedding) if hidden else None
 
-    def forward(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, columns: FeatureColumns, embedding: Tensor | None = None) -> Tensor:
         """(B, N) predicted marginal QoS."""
         return columns.marginal + self.correct(columns, embedding)
 
-    def correct(self, columns: Columns, embedding: Tensor | None = None) -> Tensor:
+    def correct(self, columns: FeatureColumns, embedding: Tensor | None = None) -> Tensor:
         """(B, N) the learned part."""
         if self.correction is None:
             return torch.zeros_like(columns.marginal)
         return self.correction(columns.choice, embedding).squeeze(-1)
 
-    def explain(self, observation: Observation, columns: Columns, embedding: Tensor | None = None) -> Explanation:
+    def explain(self, observation: Observation, columns: FeatureColumns, embedding: Tensor | None = None) -> Explanation:
         """The estimate of every action and what it is made of."""
         in_time, quality = whatif_column(observation, "own_success"), arrived_column(observation, "predicted_score")
         others, correction = whatif_column(observation, "soft_change"), self.correct(columns, embedding)
@@ -120,14 +128,12 @@ def paper_impact(observation: Observation) -> Tensor:
     have no latency per token and are left out, as in the paper; one that computes its context anew after a preemption counts
     here, but not there.
     """
-    columns = observation["running"].unbind(dim=-1)
-    told = dict(zip(REQUEST_FEATURES, columns, strict=True))  # each (B, N, slots)
-    prompt, _, length = (x.unsqueeze(-1) for x in observation["arrived"].unbind(dim=-1))
-    prompt, length = 1024 * prompt, 256 * length
-    k1 = (expert_column(observation, "prefill_time") / 1024).unsqueeze(-1)  # in units of the SLO
-    k2 = (expert_column(observation, "context_time") / 16_384).unsqueeze(-1)
-    shared = (torch.minimum(256 * (told["predicted_length"] - told["generated"]), length) - 1).clamp(min=0)
+    columns = zip(REQUEST_TABLE.items(), observation["running"].unbind(dim=-1), strict=True)
+    told = {name: feature.scale * column for (name, feature), column in columns}  # each (B, N, slots)
+    prompt, length = (arrived_quantity(observation, name).unsqueeze(-1) for name in ("prompt", "predicted_length"))
+    k1, k2 = (expert_quantity(observation, name).unsqueeze(-1) for name in ("prefill_time", "context_time"))  # of the SLO
+    shared = (torch.minimum(told["predicted_length"] - told["generated"], length) - 1).clamp(min=0)
     slowed = k1 * prompt + k2 * (shared * prompt + shared * (shared + 1) / 2)
-    late = 4 * told["latency_so_far"] + slowed / (256 * told["predicted_length"]).clamp(min=1) > 1
+    late = told["latency_so_far"] + slowed / told["predicted_length"].clamp(min=1) > 1
     counted = (observation["running_mask"] > 0) & (told["generated"] > 0)
     return (told["predicted_score"] * (late & counted)).sum(dim=-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features import Observation, arrived_column, expert_column, units, whatif_column
-from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
+from rllib_envs.sim.rows import CLUSTER_FEATURES, EXPERT_FEATURES
 
 
 class Term(NamedTuple):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.bounds import MASKED_SCORE, MOST_WIDTH
-from models.features import CHOICE_COLUMNS, Columns, Observation, read_columns, squash
+from models.features import CHOICE_COLUMNS, FeatureColumns, Observation, read_columns, squash
 from models.impact import Explanation, GatedMLP, ImpactEstimator
 from models.price import Price
 from rllib_envs.errors import InputError
-from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
 if TYPE_CHECKING:
     from models.han import HANEncoder
@@ -100,7 +100,7 @@ def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
 class Parts(NamedTuple):
     """How the scores come about."""
 
-    columns: Columns
+    columns: FeatureColumns
     embedding: Tensor | None  # (B, N, E) of each choice, from the encoder
     impact: Tensor  # (B, N) predicted marginal QoS of each expert
     future: Tensor  # (B, N) what the choice is worth to those to come, <= 0 as a rule
@@ -184,7 +184,7 @@ class Router(nn.Module):
         return out.unsqueeze(-2).expand(-1, n, -1) if isinstance(out, Tensor) else torch.cat(out, dim=-1)
 
     def look_ahead(
-        self, observation: Observation, columns: Columns, embedding: Tensor | None, terms: Tensor | None = None
+        self, observation: Observation, columns: FeatureColumns, embedding: Tensor | None, terms: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, N) the future part of the experts' scores, and (B, 1) the score of a drop; ``terms`` as in ``Price``."""
         if self.future is None or self.price is None:

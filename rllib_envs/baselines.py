@@ -13,20 +13,22 @@ from rllib_envs.heuristic import (
     Actions,
     Heuristic,
     Parameter,
-    Router,
+    RoutingPolicy,
     Values,
     arrived_feature,
+    arrived_quantity,
     available,
     best_expert,
     expert_feature,
+    expert_quantity,
     heuristic,
     present,
     whatif_feature,
 )
-from rllib_envs.observation import View
 from rllib_envs.simulation import Simulation
+from rllib_envs.view import View
 
-__all__ = ["HEURISTICS", "Actions", "Router"]
+__all__ = ["HEURISTICS", "Actions", "RoutingPolicy"]
 
 _PRICE = Parameter(low=0.0, high=1e3, grid=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
 _SHRINK = Parameter(low=0.0, high=10.0, grid=(0.75, 1.0, 1.25, 1.5))
@@ -68,11 +70,10 @@ def power_of_two(simulation: Simulation, rng: np.random.Generator) -> Actions:
 def least_work(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the least predicted work, this request included: tokens left times the engine's time for one."""
     view = simulation.view
-    decode = 1024 * expert_feature(view, "decode_backlog") + 256 * arrived_feature(view, "predicted_length")
-    prefill = 2048 * expert_feature(view, "prefill_backlog") + 1024 * arrived_feature(view, "prompt")
-    return best_expert(
-        -(decode * expert_feature(view, "base_time") + prefill / 1024 * expert_feature(view, "prefill_time")), available(view)
-    )
+    decode = expert_quantity(view, "decode_backlog") + arrived_quantity(view, "predicted_length")
+    prefill = expert_quantity(view, "prefill_backlog") + arrived_quantity(view, "prompt")
+    work = decode * expert_quantity(view, "base_time") + prefill * expert_quantity(view, "prefill_time")
+    return best_expert(-work, available(view))
 
 
 @heuristic()
@@ -86,7 +87,7 @@ def least_kv(simulation: Simulation, rng: np.random.Generator) -> Actions:
 def lmetric(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The least product of prefill tokens to compute (queued and new) and batch size (LMetric)."""
     view = simulation.view
-    prefill = 2048 * expert_feature(view, "prefill_backlog") + 1024 * arrived_feature(view, "prompt")
+    prefill = expert_quantity(view, "prefill_backlog") + arrived_quantity(view, "prompt")
     return best_expert(-prefill * (present(view) + 1), available(view))
 
 
@@ -161,15 +162,10 @@ def _congestion(view: View) -> Values:
     Its share of the batch's time while it is there, in units of 100 SLO, times the share of the KV memory that those present will
     need: the fuller the dearer. Of some twenty forms tried on edge6 the best.
     """
-    sequence = expert_feature(view, "sequence_time") / 32
-    context = (
-        expert_feature(view, "context_time")
-        * (arrived_feature(view, "prompt") + arrived_feature(view, "predicted_length") / 8)
-        / 16
-    )
-    prefill = expert_feature(view, "prefill_time") * arrived_feature(view, "prompt")
-    time = (256 * arrived_feature(view, "predicted_length") * (sequence + context) + prefill) / 100
-    return time * expert_feature(view, "kv_reserved")
+    prompt, length = arrived_quantity(view, "prompt"), arrived_quantity(view, "predicted_length")
+    per_token = expert_quantity(view, "sequence_time") + expert_quantity(view, "context_time") * (prompt + length / 2)
+    time = (length * per_token + expert_quantity(view, "prefill_time") * prompt) / 100
+    return time * expert_quantity(view, "kv_reserved")
 
 
 HEURISTICS: dict[str, Heuristic] = {

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Arrivals, Scenario, Workload
-from rllib_envs.sim.cluster import STEP, allocate_workload, begin, route
+from rllib_envs.sim.cluster import STEP, advance_to_next, allocate_request_table, begin, route
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.state import allocate, clear, engine_records
-from rllib_envs.sim.whatif import scratch_for
 from rllib_envs.workload.arrival_process import ArrivalBatch
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
@@ -60,7 +59,7 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
     rng = np.random.default_rng(_SEED)
     owner = np.repeat(np.arange(n), _REPEATS)  # cluster b consists of expert owner[b] alone
     state = allocate(engine_records([expert.engine for expert in scenario.experts])[owner][:, None].copy(), _REQUESTS)
-    workload = allocate_workload(owner.size, _REQUESTS, 1)
+    workload = allocate_request_table(owner.size, _REQUESTS, 1)
     workload.total[:] = _REQUESTS
     for repeat in range(_REPEATS):
         brought = _brought(scenario.workload.arrivals, rng)
@@ -76,7 +75,7 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
         workload.arrival_s[:] = np.cumsum(unit_gaps / rate[owner][:, None], axis=1)
         for cluster in range(owner.size):
             clear(state, cluster)
-        _run_alone(state, workload, scenario.slo_s_per_token, scratch_for(state), np.zeros(1, STEP), late)
+        _run_alone(state, workload, scenario.slo_s_per_token, np.zeros(1, STEP), late)
         carried = late.reshape(n, _REPEATS).mean(axis=1) <= 1 - IN_TIME
         low, high = np.where(carried, rate, low), np.where(carried, high, rate)
     return low
@@ -97,19 +96,19 @@ def _brought(arrivals: Arrivals, rng: np.random.Generator) -> ArrivalBatch:
 
 
 @kernel
-def _run_alone(state, workload, slo_s, scratch, step, late):
+def _run_alone(state, workload, slo_s, step, late):
     """Send every request of each one-expert cluster to its expert; share that was late or rejected, (B,).
 
     Prompts that the expert can never hold do not count: no rate is low enough for them.
     """
     cursor = np.zeros(late.size, np.int32)
     now_s = np.zeros(late.size)
-    marginal = np.zeros(2)
     for b in range(late.size):
         begin(state, workload, cursor, now_s, b, slo_s)
         missed, possible = 0, 0
         for r in range(workload.total[b]):
-            route(state, workload, cursor, now_s, b, 0, 0, marginal, scratch, slo_s, step[0])
+            route(state, workload, b, r, 0, now_s[b], 0.0, step[0])
+            advance_to_next(state, workload, cursor, now_s, b, slo_s, step[0])
             missed += step[0].late
             if workload.prompt[b, r] < state.engines[b, 0].max_model_len:
                 missed += step[0].rejected

@@ -14,10 +14,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rllib_envs.observation import View
 from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.load import as_scenario
 from rllib_envs.simulation import Simulation
+from rllib_envs.view import View
 
 Observations = dict[str, NDArray[np.float32]]
 

@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, View
 from rllib_envs.signatures import REQUIRED, keywords
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, ARRIVED_TABLE, EXPERT_FEATURES, EXPERT_TABLE, WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
+from rllib_envs.view import View
 
 Actions = NDArray[np.int64]
 Values = NDArray[np.floating[Any]]
@@ -24,7 +24,7 @@ Need = Literal["whatif", "calibrate", "counterfactual"]
 """A field of ``Observation`` that a scenario must switch on."""
 
 
-class Router(Protocol):
+class RoutingPolicy(Protocol):
     """Anything that decides for B clusters at once."""
 
     def __call__(self, simulation: Simulation, rng: np.random.Generator) -> Actions:
@@ -129,13 +129,23 @@ def available(view: View) -> NDArray[np.bool_]:
 
 
 def expert_feature(view: View, name: str) -> NDArray[np.float32]:
-    """(B, N) a figure of each expert, of ``EXPERT_FEATURES``."""
+    """(B, N) a figure of each expert, of ``EXPERT_FEATURES``, scaled as networks read it."""
     return view.experts[..., EXPERT_FEATURES.index(name)]
 
 
 def arrived_feature(view: View, name: str) -> NDArray[np.float32]:
-    """(B, N) a figure of the arrived request as told for each expert, of ``ARRIVED_FEATURES``."""
+    """(B, N) a figure of the arrived request as told for each expert, of ``ARRIVED_FEATURES``, scaled as networks read it."""
     return view.arrived[..., ARRIVED_FEATURES.index(name)]
+
+
+def expert_quantity(view: View, name: str) -> NDArray[np.float32]:
+    """(B, N) the same as ``expert_feature`` in the unit of ``EXPERT_TABLE``: requests, tokens, SLO per token."""
+    return EXPERT_TABLE[name].scale * expert_feature(view, name)
+
+
+def arrived_quantity(view: View, name: str) -> NDArray[np.float32]:
+    """(B, N) the same as ``arrived_feature`` in the unit of ``ARRIVED_TABLE``: tokens."""
+    return ARRIVED_TABLE[name].scale * arrived_feature(view, name)
 
 
 def whatif_feature(view: View, name: str) -> NDArray[np.float32]:
@@ -145,4 +155,4 @@ def whatif_feature(view: View, name: str) -> NDArray[np.float32]:
 
 def present(view: View) -> Values:
     """(B, N) requests at each expert, running or waiting."""
-    return np.rint(32 * (expert_feature(view, "running") + expert_feature(view, "waiting")))
+    return np.rint(expert_quantity(view, "running") + expert_quantity(view, "waiting"))

@@ -3,46 +3,24 @@
 The Gymnasium environments, the heuristic routers and the evaluation all drive this one class.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.capacity import capacity_rps
+from rllib_envs.decision import Rules, World, step_all, write_observations
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import check_footprint
-from rllib_envs.observation import (
-    PACE_GAINS,
-    View,
-    allocate_view,
-    borrow_view,
-    describe_engines,
-    observe,
-    update_gap_ema,
-    update_work_ema,
-)
+from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.calibration import Calibration, allocate_calibration, borrow_calibration, forget, learn
-from rllib_envs.sim.cluster import (
-    STEP,
-    Workload,
-    allocate_workload,
-    begin,
-    borrow_workload,
-    clear_step,
-    follow,
-    route,
-    true_marginals,
-)
-from rllib_envs.sim.jit import borrow, kernel
-from rllib_envs.sim.kernels import borrow_state
+from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
+from rllib_envs.sim.cluster import STEP, allocate_request_table, begin
 from rllib_envs.sim.state import (
     DROPPED,
     FINISHED,
@@ -50,12 +28,12 @@ from rllib_envs.sim.state import (
     REJECTED,
     ROUTED,
     TOO_LONG,
-    State,
     allocate,
     clear,
     engine_records,
 )
-from rllib_envs.sim.whatif import Scratch, borrow_scratch, predict_action, scratch_for
+from rllib_envs.sim.whatif import scratch_for
+from rllib_envs.view import allocate_rows, view_of
 from rllib_envs.workload.episode import Episode, draw_episode
 from rllib_envs.workload.replay import episode_requests
 
@@ -69,133 +47,6 @@ STATUS_NAMES = {
     REJECTED: "rejected",
     TOO_LONG: "too_long",
 }
-
-
-class World(NamedTuple):
-    """Everything that the compiled step touches."""
-
-    state: State
-    late: State  # what telemetry shows, where it is late; else the state itself
-    nominal: NDArray[np.void]  # (B, N) ENGINE, as the router was told, corrected by the calibration where that is asked for
-    calibration: Calibration
-    workload: Workload
-    cursor: NDArray[np.int32]  # (B,) number of the request to route
-    late_cursor: NDArray[np.int32]  # (B,) the same for ``late``
-    delay_s: NDArray[np.float64]  # (B,) age of telemetry
-    now_s: NDArray[np.float64]  # (B,)
-    gaps: NDArray[np.float64]  # (B, 2) moving averages of the gaps between arrivals, seconds
-    work: NDArray[np.float64]  # (B, 2) moving averages of what a request asks of an engine, seconds
-    heeded: NDArray[np.int32]  # (B,) number of requests whose work is in them
-    scratch: Scratch
-    seen: View  # the observations (numba keeps the name ``view`` to itself)
-    marginal: NDArray[np.float64]  # (B, N+1)
-
-
-class Rules(NamedTuple):
-    """The scenario's figures that the compiled step needs."""
-
-    slo_s: float
-    tau: float
-    predict: bool  # write the what-if results
-    track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
-    calibrate: bool  # learn from telemetry how far the figures are off
-
-
-@kernel
-def borrow_world(world):
-    """The world without reference counting (``borrow``)."""
-    return World(
-        borrow_state(world.state),
-        borrow_state(world.late),
-        borrow(world.nominal),
-        borrow_calibration(world.calibration),
-        borrow_workload(world.workload),
-        borrow(world.cursor),
-        borrow(world.late_cursor),
-        borrow(world.delay_s),
-        borrow(world.now_s),
-        borrow(world.gaps),
-        borrow(world.work),
-        borrow(world.heeded),
-        borrow_scratch(world.scratch),
-        borrow_view(world.seen),
-        borrow(world.marginal),
-    )
-
-
-@kernel
-def look(world, rules, b):
-    """Write the observation of cluster b, the what-if results and the counterfactuals where asked for."""
-    state, workload, scratch, view = world.state, world.workload, world.scratch, world.seen
-    now_s = world.now_s[b]
-    source, view_s, first_pending = state, now_s, world.cursor[b]
-    if world.delay_s[b] > 0.0:
-        view_s = max(now_s - world.delay_s[b], 0.0)
-        follow(state, world.late, world.cursor, world.late_cursor, b, rules.slo_s, view_s)
-        source, first_pending = world.late, world.late_cursor[b]
-    if rules.calibrate:
-        learn(world.calibration, world.nominal, source, state, b, first_pending, view_s)
-    if rules.calibrate or world.cursor[b] == 0:
-        describe_engines(world.nominal, world.calibration.records, b, rules.slo_s, view)
-    if world.heeded[b] <= world.cursor[b] < workload.total[b]:  # once, however often one looks
-        update_work_ema(world.work, world.nominal, workload, b, world.cursor[b])
-        world.heeded[b] = world.cursor[b] + 1
-    observe(
-        source,
-        state,
-        world.nominal,
-        workload,
-        world.cursor,
-        b,
-        first_pending,
-        view_s,
-        now_s,
-        rules.slo_s,
-        world.gaps,
-        world.work,
-        view,
-    )
-    r = world.cursor[b]
-    if r == workload.total[b]:
-        view.whatif[b] = 0.0
-        world.marginal[b] = 0.0
-        return
-    if rules.predict:
-        for e in range(view.experts.shape[1]):
-            predict_action(
-                source, state, b, e, first_pending, r, scratch, world.nominal[b, e], view_s, now_s, rules.slo_s,
-                rules.tau, workload.prompt[b, r], workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e],
-                view.whatif[b, e],
-            )  # fmt: skip
-    if rules.track_future == 2:
-        true_marginals(state, workload, world.cursor, world.now_s, b, scratch, rules.slo_s, world.marginal[b])
-
-
-@kernel
-def _look_all(only, world, rules):
-    """``look`` at the clusters of the mask ``only``, (B,)."""
-    world = borrow_world(world)
-    for b in range(only.size):
-        if only[b]:
-            look(world, rules, b)
-
-
-@kernel
-def _step_all(actions, steps, show, world, rules):
-    """One decision in every cluster that has a request to route, then its next observation."""
-    world = borrow_world(world)
-    for b in range(actions.size):
-        if world.cursor[b] == world.workload.total[b]:
-            clear_step(steps[b])
-            continue
-        route(
-            world.state, world.workload, world.cursor, world.now_s, b, actions[b], rules.track_future, world.marginal[b],
-            world.scratch, rules.slo_s, steps[b],
-        )  # fmt: skip
-        if world.cursor[b] < world.workload.total[b]:
-            update_gap_ema(world.gaps, b, world.cursor[b], steps[b].dt_s)
-        if show:
-            look(world, rules, b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +93,8 @@ class Simulation:
     action. All random draws come from the seeds given to ``start``.
 
     Attributes:
-        view: the observations, overwritten by every ``start`` and ``step``.
+        rows: the observations as named records, overwritten by every ``start`` and ``step``.
+        view: the same memory as float32 columns, which networks read.
         marginal: (B, N+1) true marginal QoS of every action, where the scenario's ``observation.counterfactual`` asks for it.
         now_s: (B,) time of the present decision; after the last one, of the end of the drain.
     """
@@ -269,10 +121,11 @@ class Simulation:
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         self.state = allocate(nominal.copy(), m)
-        self.workload = allocate_workload(batch, m, n)
+        self.workload = allocate_request_table(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
-        self.view = allocate_view(batch, scenario.experts, spec)
+        self.rows = allocate_rows(batch, scenario.experts, spec)
+        self.view = view_of(self.rows)
         self.marginal = np.zeros((batch, n + 1))
         self.steps = np.zeros(batch, STEP)
         self._impact = np.zeros(batch)
@@ -287,11 +140,13 @@ class Simulation:
             late_cursor=np.zeros(batch, np.int32),
             delay_s=np.zeros(batch),
             now_s=self.now_s,
-            gaps=np.zeros((batch, len(PACE_GAINS))),
-            work=np.zeros((batch, len(PACE_GAINS))),
-            heeded=np.zeros(batch, np.int32),
+            pace=Pace(
+                gaps=np.zeros((batch, len(PACE_GAINS))),
+                work=np.zeros((batch, len(PACE_GAINS))),
+                counted=np.zeros(batch, np.int32),
+            ),
             scratch=scratch_for(self.state),
-            seen=self.view,
+            rows=self.rows,
             marginal=self.marginal,
         )
         self.rules = Rules(
@@ -301,6 +156,15 @@ class Simulation:
             track_future=2 if spec.counterfactual else int(scenario.reward.marginal_qos != 0),
             calibrate=spec.calibrate,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without ``view``, which would come out as memory of its own."""
+        return {name: value for name, value in vars(self).items() if name != "view"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a copied state."""
+        vars(self).update(state)
+        self.view = view_of(self.rows)
 
     def start(self, cluster: int, seed: int | np.random.SeedSequence) -> None:
         """Begin the episode that ``seed`` fixes in one cluster, and show its first arrival.
@@ -316,17 +180,17 @@ class Simulation:
         for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
-        forget(self.world.calibration, cluster, episode.nominal)
+        reset_calibration(self.world.calibration, cluster, episode.nominal)
         self.world.nominal[cluster] = self.world.calibration.told[cluster]
         clear(self.state, cluster)
         self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
-        self.world.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
-        self.world.heeded[cluster] = 0
+        self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
+        self.world.pace.counted[cluster] = 0
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True
-        _look_all(only, self.world, self.rules)
+        write_observations(only, self.world, self.rules)
 
     def _start_telemetry(self, cluster: int, delay_s: float) -> None:
         """Telemetry of a new episode in one cluster; the first one that is late makes room for what it shows."""
@@ -361,7 +225,7 @@ class Simulation:
             paper_impact_all(
                 self.state, self.workload, self.cursor, self.now_s, actions, self.scenario.slo_s_per_token, self._impact
             )
-        _step_all(actions, self.steps, self._show, self.world, self.rules)
+        step_all(actions, self.steps, self._show, self.world, self.rules)
         return combine(weights, self.steps, self._impact)
 
     def _check(self, actions: NDArray[np.int64]) -> None:

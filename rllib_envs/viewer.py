@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Scenario
+from rllib_envs.sim.rows import EXPERT_TABLE
 from rllib_envs.simulation import Simulation
 
-_ROWS = {"running": 32.0, "waiting": 32.0, "kv_used": 1.0}  # expert features drawn over time, and what undoes their scaling
+_DRAWN = ("running", "waiting", "kv_used")  # expert features drawn over time
 
 
 class History:
@@ -26,7 +26,7 @@ class History:
         self.title = f"{scenario.name}: SLO {scenario.slo_s_per_token * 1e3:g} ms per token"
         self.last_arrival_s = 0.0
         self.times_s: list[float] = []
-        self.experts: list[NDArray[np.float32]] = []  # (N, 23) each
+        self.experts: list[NDArray[np.void]] = []  # (N,) EXPERT_ROW each
         self.late: list[NDArray[np.int64]] = []  # (N,) each, requests that finished late so far
         self.turned_away: list[int] = []  # dropped or rejected so far
 
@@ -45,7 +45,7 @@ class History:
         if not simulation.over[0]:
             self.last_arrival_s = float(simulation.now_s[0])
         self.times_s.append(float(simulation.now_s[0]))
-        self.experts.append(simulation.view.experts[0].copy())
+        self.experts.append(simulation.rows.experts[0].copy())
         self.late.append(simulation.state.experts["late"][0].copy())
         self.turned_away.append(turned_away)
 
@@ -54,9 +54,9 @@ class History:
         figure = Figure(figsize=(10, 8), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         axes: Any = figure.subplots(4, 1, sharex=True)
-        table = np.stack(self.experts)  # (T, N, features)
+        table = np.stack(self.experts)  # (T, N)
         late = np.stack(self.late)
-        panels = [table[..., EXPERT_FEATURES.index(name)] * scale for name, scale in _ROWS.items()]
+        panels = [EXPERT_TABLE[name].scale * table[name] for name in _DRAWN]
         for axis, values, label in zip(
             axes,
             [*panels, late],

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from rllib_envs.baselines import (
-    Router,
+    RoutingPolicy,
     calibrated_impact_greedy,
     impact_greedy,
     impact_greedy_true,
@@ -24,16 +24,15 @@ from rllib_envs.baselines import (
     random,
     round_robin,
 )
-from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, EXPERT_FEATURES, WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.draws import examples
 from tests.worlds import random_world, seeds, simulation_of, small
 
 LOOKAHEAD = Observation(whatif=True, counterfactual=True)
 N = 3
-ROUTERS: dict[str, Router] = {
+ROUTERS: dict[str, RoutingPolicy] = {
     "random": random,
     "round robin": round_robin,
     "join shortest queue": join_shortest_queue,
@@ -79,7 +78,7 @@ def forbid(simulation: Simulation, *experts: int) -> Simulation:
     return simulation
 
 
-def choose(router: Router, simulation: Simulation, times: int = 1) -> set[int]:
+def choose(router: RoutingPolicy, simulation: Simulation, times: int = 1) -> set[int]:
     """What the router picks, asked so many times."""
     rng = np.random.default_rng(0)
     picked = [router(simulation, rng) for _ in range(times)]
@@ -88,12 +87,12 @@ def choose(router: Router, simulation: Simulation, times: int = 1) -> set[int]:
 
 
 @every_router
-def test_where_nobody_can_take_it_the_request_is_dropped(router: Router, scenario: Scenario) -> None:
+def test_where_nobody_can_take_it_the_request_is_dropped(router: RoutingPolicy, scenario: Scenario) -> None:
     assert choose(router, forbid(shown(scenario, own_success=[1, 1, 1], predicted_score=[1, 1, 1]), 0, 1, 2), 5) == {N}
 
 
 @every_router
-def test_a_masked_expert_is_never_chosen(router: Router, scenario: Scenario) -> None:
+def test_a_masked_expert_is_never_chosen(router: RoutingPolicy, scenario: Scenario) -> None:
     """However good it looks: whatever the router goes by, here one expert is best, and it is masked."""
     rng = np.random.default_rng(1)
     simulation = Simulation(scenario, 1)
@@ -234,7 +233,7 @@ def test_the_reference_takes_the_best_true_marginal(scenario: Scenario) -> None:
 @every_router
 @examples(10)
 @given(seed=seeds)
-def test_in_a_cluster_nobody_is_sent_where_there_is_no_room(router: Router, seed: int) -> None:
+def test_in_a_cluster_nobody_is_sent_where_there_is_no_room(router: RoutingPolicy, seed: int) -> None:
     scenario, episode, actions = random_world(np.random.default_rng(seed), observation=LOOKAHEAD)
     simulation = simulation_of(scenario, episode)
     rng = np.random.default_rng(0)
@@ -243,7 +242,7 @@ def test_in_a_cluster_nobody_is_sent_where_there_is_no_room(router: Router, seed
         assert simulation.steps["rejected"][0] == 0
 
 
-def mean_qos(scenario: Scenario, router: Router, clusters: int = 24) -> np.ndarray:
+def mean_qos(scenario: Scenario, router: RoutingPolicy, clusters: int = 24) -> np.ndarray:
     """(clusters,) QoS per arrival, the same episodes whatever the router."""
     simulation = Simulation(scenario, clusters)
     simulation.start_all(list(range(clusters)))

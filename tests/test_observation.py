@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES, PACE_GAINS, REQUEST_FEATURES, View
+from rllib_envs.observation import PACE_GAINS
 from rllib_envs.scenario import Faults, Observation, Scenario
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.reference import Request
+from rllib_envs.sim.rows import CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 from rllib_envs.sim.state import REJECTED, TOO_LONG
 from rllib_envs.sim.whatif import OVERRUN
 from rllib_envs.simulation import Simulation
+from rllib_envs.view import View
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
 from tests.worlds import (

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Faults, Observation, Predictions, Reward, Scenario
+from rllib_envs.sim.rows import EXPERT_FEATURES
 from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
 from tests.draws import examples

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import rllib_envs.simulation
-from rllib_envs.observation import View
 from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, Request
 from rllib_envs.simulation import Simulation
+from rllib_envs.view import View
 from rllib_envs.workload.episode import Episode
 
 REQUESTS = 40

@@ -26,9 +26,8 @@ from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs import baselines
 from rllib_envs.errors import InputError
-from rllib_envs.observation import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 from rllib_envs.scenario import Observation
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES, WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
 
 FORMAT = "edgeroute-bundle-1"
@@ -180,7 +179,7 @@ def _check_scores(router: Network, observation: Observation, where: Path) -> Non
         raise InputError(f"{where}: scores that are not finite: the weights are too large")
 
 
-def bundle_router(folder: Path) -> tuple[baselines.Router, Observation]:
+def bundle_router(folder: Path) -> tuple[baselines.RoutingPolicy, Observation]:
     """The bundle's router as a function of a simulation, and the observation that it needs. It takes the best score.
 
     Scores come from a traced graph where there can be one (``fast_scores``).

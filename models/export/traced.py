@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from models.paper.networks import PaperPolicy
 from models.router import Router
-from rllib_envs.observation import allocate_view
 from rllib_envs.scenario import Observation
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.view import allocate_rows, view_of
 
 Scores = Callable[[Mapping[str, Tensor]], Tensor]
 """(B, N + 1) masked scores of an observation."""
@@ -74,7 +74,7 @@ def random_observation(observation: Observation, *, batch: int, experts: int, se
     """An observation of a given size with random entries of order one; no cluster it could be of."""
     rng = np.random.default_rng(seed)
     expert = load_scenario("edge2").experts[0]
-    view = allocate_view(batch, [expert] * experts, observation)
+    view = view_of(allocate_rows(batch, [expert] * experts, observation))
     arrays: Mapping[str, Any] = {key: x for key, x in view._asdict().items() if x.size}
     drawn = {key: rng.random(x.shape, np.float32) for key, x in arrays.items()}
     for key in drawn:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.bounds import MASKED_SCORE, MOST_WIDTH
 from models.features import Observation
 from rllib_envs.errors import InputError
-from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
 _EXPERT = ("kv_used", "running", "waiting")
 _REQUEST = ("prompt", "predicted_score", "predicted_length", "kv_share", "generated", "latency_so_far")

@@ -23,7 +23,7 @@ from models.export.bundle import TRAINED_ON, Network, bundle_router, save_bundle
 from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
 from models.rllib.errors import LearnerFailed
-from rllib_envs.baselines import Router
+from rllib_envs.baselines import RoutingPolicy
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
 
@@ -194,7 +194,7 @@ def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algori
             ) from None
 
 
-def load_router(path: Path) -> tuple[Router, Observation]:
+def load_router(path: Path) -> tuple[RoutingPolicy, Observation]:
     """The router that a run or one of its checkpoints has come to, and the observation that it needs. Starts no Ray.
 
     Args:

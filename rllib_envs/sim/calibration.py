@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.sim.jit import borrow, kernel
+from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import steps_begun
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.state import ENGINE, FINISHED, ROUTED, engine_records
@@ -69,20 +69,12 @@ def allocate_calibration(batch: int, n_experts: int) -> Calibration:
     )
 
 
-def forget(calibration: Calibration, cluster: int, told: Sequence[EngineProfile]) -> None:
+def reset_calibration(calibration: Calibration, cluster: int, told: Sequence[EngineProfile]) -> None:
     """Begin anew in one cluster, with the figures (N,) that the router is given."""
     calibration.records[cluster] = np.zeros((), CALIBRATION)
     calibration.told[cluster] = engine_records(told)
     calibration.first[cluster] = 0
     calibration.seen_s[cluster] = 0.0
-
-
-@kernel
-def borrow_calibration(calibration):
-    """The calibration without reference counting (``borrow``)."""
-    return Calibration(
-        borrow(calibration.records), borrow(calibration.told), borrow(calibration.first), borrow(calibration.seen_s)
-    )
 
 
 @kernel
@@ -116,10 +108,11 @@ def calibrate(record, told, nominal):
 
 
 @kernel
-def _learn_lengths(calibration, source, actual, b, last):
-    """Count the completions after ``seen_s`` among the requests before ``last``, in order of arrival."""
+def _learn_lengths(calibration, telemetry, b):
+    """Count the completions after ``seen_s`` among the requests that telemetry knows of, in order of arrival."""
+    source, actual = telemetry.source, telemetry.actual
     settled = True
-    for r in range(calibration.first[b], last):
+    for r in range(calibration.first[b], telemetry.first_pending):
         shown, status = source.records[b, r], actual.records[b, r].status
         if shown.status == FINISHED:
             if shown.finish_s > calibration.seen_s[b]:
@@ -147,18 +140,17 @@ def _learn_step(record, told, expert, view_s):
     note_step(record, expert.step_s + grown * expert.growth_s, step_s + grown * growth_s)
 
 
-@kernel
-def learn(calibration, nominal, source, actual, b, last, view_s):
-    """Take in what cluster b shows at ``view_s``, and correct ``nominal`` (B, N) by it.
+@kernel_inlined
+def update_calibration(calibration, nominal, telemetry, b):
+    """Take in what telemetry shows of cluster b, and correct ``nominal`` (B, N) by it.
 
-    ``source`` is the cluster as telemetry shows it, which knows of the requests before ``last``; ``actual`` says where each was
-    sent. Telemetry of a time that has been learnt from already changes nothing.
+    Telemetry of a time that has been learnt from already changes nothing.
     """
-    if view_s <= calibration.seen_s[b]:
+    if telemetry.view_s <= calibration.seen_s[b]:
         return
-    _learn_lengths(calibration, source, actual, b, last)
+    _learn_lengths(calibration, telemetry, b)
     for e in range(nominal.shape[1]):
         record, told = calibration.records[b, e], calibration.told[b, e]
-        _learn_step(record, told, source.experts[b, e], view_s)
+        _learn_step(record, told, telemetry.source.experts[b, e], telemetry.view_s)
         calibrate(record, told, nominal[b, e])
-    calibration.seen_s[b] = view_s
+    calibration.seen_s[b] = telemetry.view_s

@@ -1,4 +1,4 @@
-"""B clusters driven through their workloads, one routing decision each per call."""
+"""B clusters driven through their workloads: what a decision does to one of them (``rllib_envs.decision`` has the order)."""
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.sim.jit import borrow, kernel
+from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import advance, push, work_of
-from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG
+from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG, Arrived, Telemetry
 from rllib_envs.sim.whatif import future_qos_with
 
 STEP = np.dtype(
@@ -27,7 +27,7 @@ STEP = np.dtype(
 )  # fmt: skip
 
 
-class Workload(NamedTuple):
+class RequestTable(NamedTuple):
     """What comes, with the truth about it and what the router is told; M requests at most in each of B clusters."""
 
     total: NDArray[np.int32]  # (B,) requests in the episode
@@ -39,10 +39,10 @@ class Workload(NamedTuple):
     predicted_tokens: NDArray[np.float32]  # (B, M, N)
 
 
-def allocate_workload(batch: int, max_requests: int, n_experts: int) -> Workload:
+def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
     """Room for the workloads of B clusters."""
     table = (batch, max_requests, n_experts)
-    return Workload(
+    return RequestTable(
         total=np.zeros(batch, np.int32),
         arrival_s=np.zeros(table[:2]),
         prompt=np.zeros(table[:2], np.int32),
@@ -50,20 +50,6 @@ def allocate_workload(batch: int, max_requests: int, n_experts: int) -> Workload
         output=np.zeros(table, np.int32),
         predicted_score=np.zeros(table, np.float32),
         predicted_tokens=np.zeros(table, np.float32),
-    )
-
-
-@kernel
-def borrow_workload(workload):
-    """The workload without reference counting (``borrow``)."""
-    return Workload(
-        borrow(workload.total),
-        borrow(workload.arrival_s),
-        borrow(workload.prompt),
-        borrow(workload.score),
-        borrow(workload.output),
-        borrow(workload.predicted_score),
-        borrow(workload.predicted_tokens),
     )
 
 
@@ -121,52 +107,81 @@ def accepts(engine, expert, prompt):
 
 
 @kernel
-def route(state, workload, cursor, now_s, b, action, track_future, marginal, scratch, slo_s, out):
-    """Carry out one decision of cluster b (an expert's index, or N = drop) and let time pass to the next arrival.
+def as_it_is(workload, b, r, e, arrival_s):
+    """Request r of cluster b as expert e would get it, with the truth about it."""
+    return Arrived(
+        arrival_s,
+        workload.prompt[b, r],
+        workload.output[b, r, e],
+        workload.score[b, r, e],
+        workload.predicted_score[b, r, e],
+        workload.predicted_tokens[b, r, e],
+    )
 
-    A request that no expert could ever hold goes to none, whatever the decision, and is not counted as dropped.
+
+@kernel
+def marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s):
+    """True marginal QoS of sending request r to expert e; 0 where the expert cannot take it.
+
+    The change in the QoS that the cluster will have realised if it is sent there and nobody else arrives, with true lengths and
+    scores.
+    """
+    if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
+        return 0.0
+    arrived = as_it_is(workload, b, r, e, now_s)
+    return future_qos_with(state, b, e, arrived, scratch, slo_s) - state.experts[b, e].future_qos
+
+
+@kernel_inlined
+def route(state, workload, b, r, action, now_s, marginal, step):
+    """Hand request r of cluster b to an expert (its index, or N = drop); ``step`` (STEP) begins anew and says where that fails.
+
+    A request that no expert could ever hold goes to none, whatever the decision, and is not counted as dropped. ``marginal`` is
+    the true marginal QoS of the action, where anybody asks for it, else 0.
+    """
+    clear_step(step)
+    step.marginal_qos = marginal
+    n_experts = state.experts.shape[1]
+    request, record = state.requests[b, r], state.records[b, r]
+    if fits_none(state.engines, b, request.prompt):
+        record.route = n_experts
+        record.status = TOO_LONG
+        step.too_long = 1
+    elif action == n_experts:
+        record.route = n_experts
+        record.status = DROPPED
+        step.dropped = 1
+    else:
+        record.route = action
+        record.score = workload.score[b, r, action]
+        request.output = workload.output[b, r, action]
+        request.predicted_score = workload.predicted_score[b, r, action]
+        request.predicted_tokens = workload.predicted_tokens[b, r, action]
+        expert = state.experts[b, action]
+        expert.future_qos += marginal
+        if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s):
+            record.status = ROUTED
+        else:
+            record.status = REJECTED
+            step.rejected = 1
+
+
+@kernel_inlined
+def advance_to_next(state, workload, cursor, now_s, b, slo_s, step):
+    """Let time pass in cluster b to the next arrival; ``step`` (STEP) is credited with what finishes until then.
+
     After the last request the cluster is drained: everything finishes and is credited to this step.
-    ``track_future``: 0 no counterfactual; 1 for the action taken; 2 it is in ``marginal`` (N+1,) already.
     """
     n_experts = state.experts.shape[1]
-    r = cursor[b]
-    request, record = state.requests[b, r], state.records[b, r]
-    clear_step(out)
     qos, done, late = 0.0, 0, 0
     for e in range(n_experts):
         expert = state.experts[b, e]
         qos -= expert.qos
         done -= expert.done
         late -= expert.late
-    if fits_none(state.engines, b, request.prompt):
-        record.route = n_experts
-        record.status = TOO_LONG
-        out.too_long = 1
-    elif action == n_experts:
-        record.route = n_experts
-        record.status = DROPPED
-        out.dropped = 1
-    else:
-        record.route = action
-        expert = state.experts[b, action]
-        record.score = workload.score[b, r, action]
-        request.output = workload.output[b, r, action]
-        request.predicted_score = workload.predicted_score[b, r, action]
-        request.predicted_tokens = workload.predicted_tokens[b, r, action]
-        if track_future == 1 and accepts(state.engines[b, action], expert, request.prompt):
-            future = future_qos_with(state, b, action, scratch, slo_s, now_s[b], request.prompt, request.output, record.score)
-            out.marginal_qos = future - expert.future_qos
-        elif track_future == 2:
-            out.marginal_qos = marginal[action]
-        expert.future_qos += out.marginal_qos
-        if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s[b]):
-            record.status = ROUTED
-        else:
-            record.status = REJECTED
-            out.rejected = 1
-    cursor[b] = r + 1
-    if r + 1 < workload.total[b]:
-        next_s = workload.arrival_s[b, r + 1]
+    cursor[b] += 1
+    if cursor[b] < workload.total[b]:
+        next_s = workload.arrival_s[b, cursor[b]]
         advance_all(state, b, slo_s, next_s)
     else:
         advance_all(state, b, slo_s, np.inf)
@@ -178,49 +193,49 @@ def route(state, workload, cursor, now_s, b, action, track_future, marginal, scr
         qos += expert.qos
         done += expert.done
         late += expert.late
-    out.dt_s = next_s - now_s[b]
-    out.qos = qos
-    out.finished = done
-    out.late = late
+    step.dt_s = next_s - now_s[b]
+    step.qos = qos
+    step.finished = done
+    step.late = late
     now_s[b] = next_s
 
 
-@kernel
-def true_marginals(state, workload, cursor, now_s, b, scratch, slo_s, out):
-    """True marginal QoS of every action (N+1,) for the arrived request.
-
-    The change in the QoS that the cluster will have realised if the action is taken and nobody else arrives, with true lengths
-    and scores; 0 for a drop or an expert that cannot take the request.
-    """
-    r = cursor[b]
-    prompt = workload.prompt[b, r]
-    n_experts = state.experts.shape[1]
-    for e in range(n_experts):
-        out[e] = 0.0
-        if accepts(state.engines[b, e], state.experts[b, e], prompt):
-            future = future_qos_with(
-                state, b, e, scratch, slo_s, now_s[b], prompt, workload.output[b, r, e], workload.score[b, r, e]
-            )
-            out[e] = future - state.experts[b, e].future_qos
-    out[n_experts] = 0.0
+@kernel_inlined
+def sync_telemetry(state, late, cursor, late_cursor, delay_s, now_s, b, slo_s):
+    """What telemetry shows of cluster b now; where it is late, of ``late``, which is brought up to ``delay_s`` before now."""
+    r, at_s = cursor[b], now_s[b]
+    if delay_s[b] > 0.0:
+        view_s = max(at_s - delay_s[b], 0.0)
+        _follow(state, late, late_cursor, b, r, slo_s, view_s)
+        return Telemetry(late, state, late_cursor[b], r, view_s, at_s)
+    return Telemetry(state, state, r, r, at_s, at_s)
 
 
 @kernel
-def follow(state, late_state, cursor, late_cursor, b, slo_s, time_s):
-    """Bring the replica of cluster b, which telemetry shows, to ``time_s`` <= now."""
+def _follow(state, late, late_cursor, b, arrived, slo_s, time_s):
+    """Bring the replica of cluster b to ``time_s`` <= now, with the requests before ``arrived`` that were sent by then."""
     r = late_cursor[b]
-    while r < cursor[b] and state.requests[b, r].arrival_s <= time_s:
+    while r < arrived and state.requests[b, r].arrival_s <= time_s:
         record = state.records[b, r]
         if record.status == ROUTED or record.status == FINISHED:
             e = record.route
-            late_state.requests[b, r] = state.requests[b, r]
-            request = late_state.requests[b, r]
+            late.requests[b, r] = state.requests[b, r]
+            request = late.requests[b, r]
             request.start = 0
             request.generated = 0
-            late_state.records[b, r].score = record.score
-            engine, expert, work = late_state.engines[b, e], late_state.experts[b, e], work_of(late_state, b, e)
+            late.records[b, r].score = record.score
+            engine, expert, work = late.engines[b, e], late.experts[b, e], work_of(late, b, e)
             advance(engine, expert, work, slo_s, request.arrival_s)
             push(engine, expert, work, r, request.arrival_s)
         r += 1
     late_cursor[b] = r
-    advance_all(late_state, b, slo_s, time_s)
+    advance_all(late, b, slo_s, time_s)
+
+
+@kernel_inlined
+def true_marginals(state, workload, b, r, now_s, scratch, slo_s, out):
+    """Fill ``out`` (N+1,) with the true marginal QoS of every action for request r; 0 for a drop, and after the last request."""
+    n_experts = state.experts.shape[1]
+    for e in range(n_experts):
+        out[e] = marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s) if r < workload.total[b] else 0.0
+    out[n_experts] = 0.0

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numba
 import numba.core.config
+from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 from numba.extending import intrinsic
 
@@ -66,9 +67,9 @@ class _Cache(FunctionCache):
             self.disable()
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Callable[..., Any], *, inlined: bool = False) -> Any:
     """Compile ``function`` in nopython mode; cached on disk, releases the GIL, IEEE arithmetic (no fast-math)."""
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled: Any = numba.njit(nogil=True, error_model="numpy", forceinline=inlined)(function)
     config: Any = numba.core.config
     before = config.CACHE_DIR
     config.CACHE_DIR = str(_FOLDER or "")  # read once, here; put back so that other users of numba keep theirs
@@ -80,19 +81,37 @@ def kernel(function: Callable[..., Any]) -> Any:
     return compiled
 
 
-def _borrow(typing_context: Any, array: Any) -> Any:
-    """The same array without reference counting, for use inside the kernel that was given it.
+def kernel_inlined(function: Callable[..., Any]) -> Any:
+    """A ``kernel`` that becomes a part of those that call it.
 
-    Views of it and records in it cost no atomic operations then, which are a fifth of the time of the small kernels here. The
-    caller of the outermost kernel keeps the array alive.
+    It is for a phase that is called in one place with many arrays: their hundreds of words take as long to pass on as its work.
+    """
+    return kernel(function, inlined=True)
+
+
+def _borrow(typing_context: Any, arrays: Any) -> Any:
+    """The same array, or tuple of arrays and of such tuples, without reference counting, for use inside the kernel given it.
+
+    Views of an array and records in it cost no atomic operations then, which are a fifth of the time of the small kernels here.
+    The caller of the outermost kernel keeps the arrays alive.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        struct = context.make_array(array)(context, builder, arguments[0])
+        return _uncounted(context, builder, arrays, arguments[0])
+
+    return arrays(arrays), codegen
+
+
+def _uncounted(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """The value of a numba type without the owner of the memory that it points to."""
+    if isinstance(kind, types.Array):
+        struct = context.make_array(kind)(context, builder, value)
         struct.meminfo = struct.meminfo.type(None)
         return struct._getvalue()
-
-    return array(array), codegen
+    if isinstance(kind, types.BaseTuple):
+        parts = [_uncounted(context, builder, part, builder.extract_value(value, i)) for i, part in enumerate(cast(Any, kind))]
+        return context.make_tuple(builder, kind, parts)
+    return value
 
 
 borrow: Any = intrinsic(_borrow)

@@ -21,26 +21,12 @@ import math
 
 import numpy as np
 
-from rllib_envs.sim.jit import borrow, kernel
+from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.profile import BLOCK_TOKENS
-from rllib_envs.sim.state import FINISHED, NEVER, State, Work
+from rllib_envs.sim.state import FINISHED, NEVER, Work
 
 _BLOCK = BLOCK_TOKENS
 _MASK = BLOCK_TOKENS - 1
-
-
-@kernel
-def borrow_state(state):
-    """The state without reference counting (``borrow``)."""
-    return State(
-        borrow(state.engines),
-        borrow(state.experts),
-        borrow(state.requests),
-        borrow(state.records),
-        borrow(state.running),
-        borrow(state.finish_at),
-        borrow(state.waiting),
-    )
 
 
 @kernel

@@ -113,6 +113,28 @@ class Work(NamedTuple):
     waiting: NDArray[np.int32]  # (W,)
 
 
+class Telemetry(NamedTuple):
+    """What is known of a cluster when a request arrives, and from when that is."""
+
+    source: State  # the cluster as telemetry shows it, at ``view_s``
+    actual: State  # the cluster as it is: where requests were sent
+    first_pending: int  # requests from this one on, and before the arrived one, have been sent since ``view_s``
+    arrived: int  # number of the arrived request; how many there were where all have arrived
+    view_s: float
+    now_s: float
+
+
+class Arrived(NamedTuple):
+    """A request as one expert would get it."""
+
+    arrival_s: float
+    prompt: int  # tokens
+    output: int  # tokens, true or to be expected
+    score: float  # true; 0 where it is not known
+    predicted_score: float
+    predicted_tokens: float
+
+
 def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
     """(N,) ENGINE records of the profiles."""
     records = np.zeros(len(profiles), ENGINE)

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.sim.jit import borrow, kernel
-from rllib_envs.sim.kernels import advance, borrow_state, cut_at, next_event, push, steps_begun, work_of
+from rllib_envs.sim.jit import kernel, kernel_inlined
+from rllib_envs.sim.kernels import advance, cut_at, next_event, push, steps_begun, work_of
 from rllib_envs.sim.profile import BLOCK_TOKENS
-from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, State, allocate
+from rllib_envs.sim.rows import WHATIF_ROW
+from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, allocate
 
 OVERRUN = 0.25
 """A request is expected to go on for at least this share of the tokens it has generated, also beyond its prediction.
@@ -26,34 +27,13 @@ For log-normal prediction errors with a standard deviation of 0.2-0.4, what is l
 to 1.3 times its predicted length is 0.2-0.4 of the tokens generated so far.
 """
 
-WHATIF_FEATURES = (
-    "own_latency",  # predicted latency per token of the newcomer, in units of the SLO, at most 10
-    "own_success",  # soft deadline: logistic((1 - own_latency) / tau)
-    "soft_change",  # change of the soft QoS of those present (told score times soft deadline), <= 0 as a rule
-    "hard_change",  # the same with a hard deadline
-    "new_violations",  # requests present that are predicted to miss the SLO only because of the newcomer
-    "least_slack",  # least predicted slack 1 - latency/SLO among those present, with the newcomer there, at least -10
-    "slack_sd",  # standard deviation of that slack
-    "drain_s",  # predicted time until the expert has finished everything, newcomer included
-    "stay_1",  # sum over those present and the newcomer of t / (t + 1 s), where t is the predicted time until each leaves
-    "stay_4",  # the same with 4 s: the longer the scale, the more it tells of the future and the less of how many there are
-    "stay_16",
-    # The same of those present if the newcomer goes elsewhere:
-    "soft_before",  # sum of told score times soft deadline
-    "drain_before_s",
-    "stay_1_before",
-    "stay_4_before",
-    "stay_16_before",
-    # For where those to come will spoil what is predicted: deadlines LOOSE times as soft
-    "own_success_softened",
-    "soft_change_softened",
-)
-"""Columns of the what-if result of an action."""
-
 SOFTENED = 4.0
 """How many times as soft loose deadlines are as the usual ones."""
 
 STAY_SCALES_S = (1.0, 4.0, 16.0)
+
+_MOST_LATENCY = 10.0  # in units of the SLO: what will never finish is not worse
+_NO_EFFECT = np.zeros(1, WHATIF_ROW)
 
 
 class Scratch(NamedTuple):
@@ -78,12 +58,6 @@ def scratch_for(state: State) -> Scratch:
         waiting=np.zeros((1, 1, queue), np.int32),
     )
     return Scratch(state=copy, order=np.zeros(size, np.int64), per_slo=np.zeros(size), before=np.zeros(size))
-
-
-@kernel
-def borrow_scratch(scratch):
-    """The scratch without reference counting (``borrow``)."""
-    return Scratch(borrow_state(scratch.state), borrow(scratch.order), borrow(scratch.per_slo), borrow(scratch.before))
 
 
 @kernel
@@ -240,22 +214,22 @@ def join(scratch, engine, slo_s, index, time_s):
 
 
 @kernel
-def newcomer(scratch, index, slo_s, arrival_s, prompt, output, score, predicted_score, predicted_tokens):
-    """Write a request that has not been anywhere yet as number ``index`` of the scratch."""
-    scratch.per_slo[index] = 1.0 / (output * slo_s)
+def newcomer(scratch, index, slo_s, arrived):
+    """Write a request (``Arrived``) that has not been anywhere yet as number ``index`` of the scratch."""
+    scratch.per_slo[index] = 1.0 / (arrived.output * slo_s)
     request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
-    request.arrival_s = arrival_s
-    request.predicted_score = predicted_score
-    request.predicted_tokens = predicted_tokens
+    request.arrival_s = arrived.arrival_s
+    request.predicted_score = arrived.predicted_score
+    request.predicted_tokens = arrived.predicted_tokens
     request.start = 0
     request.generated = 0
-    request.prompt = prompt
-    request.output = output
+    request.prompt = arrived.prompt
+    request.output = arrived.output
     record.first_scheduled_s = np.nan
     record.first_token_s = np.nan
     record.finish_s = np.nan
     record.preemptions = 0
-    record.score = score
+    record.score = arrived.score
 
 
 @kernel
@@ -271,8 +245,8 @@ def _soft(latency, tau):
 
 
 @kernel
-def _stay(scratch, n, now_s, out):
-    """Fill ``out`` (3,) with the sums of t / (t + scale) over the first n rolled requests, t being the time until each leaves."""
+def _stay(scratch, n, now_s):
+    """The sums of t / (t + scale) over the first n rolled requests, for STAY_SCALES_S; t: the time until each leaves."""
     records = scratch.state.records[0]
     one, four, sixteen = 0.0, 0.0, 0.0
     for i in range(n):
@@ -280,66 +254,54 @@ def _stay(scratch, n, now_s, out):
         one += left_s / (left_s + STAY_SCALES_S[0])
         four += left_s / (left_s + STAY_SCALES_S[1])
         sixteen += left_s / (left_s + STAY_SCALES_S[2])
-    out[0], out[1], out[2] = one, four, sixteen
+    return one, four, sixteen
 
 
 @kernel
-def _load(source, actual, b, e, first_pending, last_pending, scratch, engine, time_s, slo_s):
-    """Copy an expert with believed lengths, and send it what is on its way there (telemetry is late); count of both."""
-    n = copy_expert(source, b, e, scratch, engine, time_s, slo_s, True)
-    for r in range(first_pending, last_pending):
-        if on_its_way(actual.records[b, r], e):
-            p = actual.requests[b, r]
-            predicted_tokens = p.predicted_tokens * engine.length_factor
-            output = expected_output(predicted_tokens, np.int32(0), np.int32(engine.max_model_len - p.prompt))
-            newcomer(scratch, n, slo_s, p.arrival_s, p.prompt, output, 0.0, p.predicted_score, p.predicted_tokens)
+def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens):
+    """A request with the length that is to be expected of it at an expert, with this nominal engine."""
+    room = np.int32(engine.max_model_len - prompt)
+    output = max(1, expected_output(predicted_tokens * engine.length_factor, np.int32(0), room))
+    return Arrived(arrival_s, prompt, output, 0.0, predicted_score, predicted_tokens)
+
+
+@kernel
+def _load(telemetry, b, e, scratch, engine, slo_s):
+    """Copy an expert with expected lengths, and send it what is on its way there (telemetry is late); count of both."""
+    n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s, slo_s, True)
+    for r in range(telemetry.first_pending, telemetry.arrived):
+        if on_its_way(telemetry.actual.records[b, r], e):
+            p = telemetry.actual.requests[b, r]
+            newcomer(scratch, n, slo_s, as_expected(engine, p.arrival_s, p.prompt, p.predicted_score, p.predicted_tokens))
             if join(scratch, engine, slo_s, n, p.arrival_s):
                 n += 1
     return n
 
 
 @kernel
-def predict_action(
-    source,
-    actual,
-    b,
-    e,
-    first_pending,
-    last_pending,
-    scratch,
-    engine,
-    view_s,
-    now_s,
-    slo_s,
-    tau,
-    prompt,
-    predicted_score,
-    predicted_tokens,
-    out,
-):
-    """Fill ``out`` (WHATIF_FEATURES) with the predicted effect of sending the arrived request to expert e at ``now_s``.
+def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effects):
+    """Fill ``effects[e]`` (WHATIF_ROW) with what sending the arrived request to expert e now is predicted to do.
 
-    ``source`` is the cluster as known, at time ``view_s``; requests first_pending..last_pending have been sent since, as
-    ``actual`` has them.
+    ``arrived``: the request ``as_expected``; ``engine``: the expert's, as expected.
     """
-    n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
+    now_s = telemetry.now_s
+    n = _load(telemetry, b, e, scratch, engine, slo_s)
     n_sorted = 0
-    out[:] = 0.0
+    effects[e] = _NO_EFFECT[0]
+    effect = effects[e]
     if n > 0:
         end_s, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
         for i in range(n):
             scratch.before[i] = _latency(scratch, i)
-        out[12] = max(end_s - now_s, 0.0)  # where telemetry is late, all may be over by now
-        _stay(scratch, n, now_s, out[13:16])
+        effect.drain_before_s = max(end_s - now_s, 0.0)  # where telemetry is late, all may be over by now
+        effect.stay_1_before, effect.stay_4_before, effect.stay_16_before = _stay(scratch, n, now_s)
         if not untouched:
-            n = _load(source, actual, b, e, first_pending, last_pending, scratch, engine, view_s, slo_s)
-    room = np.int32(engine.max_model_len - prompt)
-    output = max(1, expected_output(predicted_tokens * engine.length_factor, np.int32(0), room))
-    newcomer(scratch, n, slo_s, now_s, prompt, output, 0.0, predicted_score, predicted_tokens)
+            n = _load(telemetry, b, e, scratch, engine, slo_s)
+    newcomer(scratch, n, slo_s, arrived)
     if not join(scratch, engine, slo_s, n, now_s):
-        out[0] = 10.0
+        effect.own_latency = _MOST_LATENCY
         for i in range(n):
-            out[11] += scratch.state.requests[0, i].predicted_score * _soft(scratch.before[i], tau)
+            effect.soft_before += scratch.state.requests[0, i].predicted_score * _soft(scratch.before[i], tau)
         return
     end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
     own = _latency(scratch, n)
@@ -361,31 +323,45 @@ def predict_action(
         least = min(least, slack)
         total += slack
         squares += slack * slack
-    out[0] = min(own, 10.0)
-    out[1] = _soft(own, tau)
-    out[2] = soft
-    out[3] = hard
-    out[4] = pushed
-    out[5] = least
+    effect.own_latency = min(own, _MOST_LATENCY)
+    effect.own_success = _soft(own, tau)
+    effect.soft_change = soft
+    effect.hard_change = hard
+    effect.new_violations = pushed
+    effect.least_slack = least
     if n > 0:
-        out[6] = math.sqrt(max(squares / n - (total / n) ** 2, 0.0))
-    out[7] = end_s - now_s
-    _stay(scratch, n + 1, now_s, out[8:11])
-    out[11] = present
-    out[16] = _soft(own, SOFTENED * tau)
-    out[17] = loose
+        effect.slack_sd = math.sqrt(max(squares / n - (total / n) ** 2, 0.0))
+    effect.drain_s = end_s - now_s
+    effect.stay_1, effect.stay_4, effect.stay_16 = _stay(scratch, n + 1, now_s)
+    effect.soft_before = present
+    effect.own_success_softened = _soft(own, SOFTENED * tau)
+    effect.soft_change_softened = loose
+
+
+@kernel_inlined
+def predict(telemetry, nominal, workload, b, scratch, slo_s, tau, effects):
+    """Fill ``effects[b]`` (N,) with what each action is predicted to do; with nothing where all requests have arrived."""
+    r = telemetry.arrived
+    for e in range(nominal.shape[1]):
+        if r < workload.total[b]:
+            engine = nominal[b, e]
+            predicted_score, predicted_tokens = workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e]
+            arrived = as_expected(engine, telemetry.now_s, workload.prompt[b, r], predicted_score, predicted_tokens)
+            predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effects[b])
+        else:
+            effects[b, e] = _NO_EFFECT[0]
 
 
 @kernel
-def future_qos_with(state, b, e, scratch, slo_s, now_s, prompt, output, score):
-    """QoS that everything ever sent to expert (b, e) will have earned if the arrived request joins and nobody else does.
+def future_qos_with(state, b, e, arrived, scratch, slo_s):
+    """QoS that everything ever sent to expert (b, e) will have earned if a request joins as it arrives and nobody else does.
 
     True lengths, true engine. NaN where its queue is full.
     """
     engine = state.engines[b, e]
-    n = copy_expert(state, b, e, scratch, engine, now_s, slo_s, False)
-    newcomer(scratch, n, slo_s, now_s, prompt, output, score, 0.0, 0.0)
-    if not join(scratch, engine, slo_s, n, now_s):
+    n = copy_expert(state, b, e, scratch, engine, arrived.arrival_s, slo_s, False)
+    newcomer(scratch, n, slo_s, arrived)
+    if not join(scratch, engine, slo_s, n, arrived.arrival_s):
         return np.nan
     _, qos, _, _ = roll(scratch, engine, slo_s, 0)
     return qos

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.critic import ActionIndependentBaseline, StateValue
-from models.features import Columns, read_columns
+from models.features import FeatureColumns, read_columns
 from tests.models.observed import busy, seen, stir, world
 
 DOUBLE = torch.float64
@@ -39,7 +39,7 @@ def embedding(columns):
 
 def some(columns, index):
     """The columns of some experts, or of all in another order."""
-    return Columns(*(x[:, index] for x in columns))
+    return FeatureColumns(*(x[:, index] for x in columns))
 
 
 def test_the_order_of_the_experts_does_not_matter(columns, value, usual, embedding):
@@ -68,14 +68,16 @@ def test_the_value_is_zero_before_training_and_hears_no_embedding_then(columns, 
     assert fresh(columns).std() > 0
 
 
-def inputs_that_count(output: Tensor, columns: Columns) -> set[str]:
+def inputs_that_count(output: Tensor, columns: FeatureColumns) -> set[str]:
     gradients = torch.autograd.grad(output.sum(), list(columns), allow_unused=True)
-    return {name for name, gradient in zip(Columns._fields, gradients, strict=True) if gradient is not None and gradient.any()}
+    return {
+        name for name, gradient in zip(FeatureColumns._fields, gradients, strict=True) if gradient is not None and gradient.any()
+    }
 
 
 def test_the_value_does_not_hear_of_the_arrived_request_and_the_usual_quality_of_no_state(columns, value, usual):
     """The one is for the requests to come; of the other no decision may change anything."""
-    watched = Columns(*(x.clone().requires_grad_() for x in columns))
+    watched = FeatureColumns(*(x.clone().requires_grad_() for x in columns))
     assert inputs_that_count(value(watched), watched) == {"state"}
     assert inputs_that_count(usual(watched), watched) == {"request"}
 

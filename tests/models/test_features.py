@@ -22,9 +22,8 @@ from models.features import (
     whatif_column,
 )
 from rllib_envs.baselines import _congestion
-from rllib_envs.observation import ARRIVED_FEATURES
 from rllib_envs.scenario import Observation
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, WHATIF_FEATURES
 from tests.draws import examples
 from tests.models.observed import busy, seen, world
 from tests.worlds import play, random_world, seeds, simulation_of

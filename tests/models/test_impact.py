@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from models.features import CHOICE_COLUMNS, read_columns
 from models.impact import GatedMLP, ImpactEstimator, paper_impact
-from rllib_envs.observation import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 from rllib_envs.reward import paper_impact as true_impact
 from rllib_envs.scenario import Observation
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, WHATIF_FEATURES
 from tests.draws import examples
 from tests.models.observed import ENCODERS, any_action, busy, seen, stir, stirred, untrained, world
 from tests.worlds import play, random_world, seeds, simulation_of
@@ -121,11 +120,13 @@ def told_the_truth(seed):
 
 def pushed(simulation):
     """Of each request shown that has a token, what it has of its tokens and ``l_now,j + D_j`` over the SLO, written out."""
-    view, values = simulation.view, []
-    for b, e, j in np.argwhere(view.running_mask > 0):
-        told = dict(zip(REQUEST_FEATURES, view.running[b, e, j].astype(float), strict=True))
-        engine = dict(zip(EXPERT_FEATURES, view.experts[b, e].astype(float), strict=True))
-        p, d_i = 1024 * float(view.arrived[b, e, 0]), 256 * float(view.arrived[b, e, 2])
+    rows, values = simulation.rows, []
+    for b, e, j in np.argwhere(rows.running_mask > 0):
+        told, engine, arrived = (
+            dict(zip(row.dtype.names, row.tolist(), strict=True))
+            for row in (rows.running[b, e, j], rows.experts[b, e], rows.arrived[b, e])
+        )
+        p, d_i = 1024 * arrived["prompt"], 256 * arrived["predicted_length"]
         d_j, o_j = 256 * told["predicted_length"], 256 * told["generated"]
         k1, k2 = engine["prefill_time"] / 1024, engine["context_time"] / 16_384
         slowed = k1 * p + k2 * sum(p + k for k in range(1, round(min(d_j - o_j, d_i))))

@@ -8,8 +8,8 @@ from models.bounds import MASKED_SCORE
 from models.export.bundle import bundle_router, load_bundle, save_bundle
 from models.paper.networks import PaperPolicy, PaperSpec, PaperValues
 from rllib_envs.errors import InputError
-from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.scenario import Observation
+from rllib_envs.sim.rows import EXPERT_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.models.observed import busy, seen, stir, world
 

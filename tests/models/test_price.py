@@ -7,7 +7,7 @@ import torch
 
 from models.features import congestion, expert_column, units, whatif_column
 from models.price import TERMS, Price
-from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
+from rllib_envs.sim.rows import CLUSTER_FEATURES, EXPERT_FEATURES
 from tests.models.observed import BARE_PRICE, busy, seen, world
 
 DOUBLE = torch.float64

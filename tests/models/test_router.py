@@ -12,8 +12,7 @@ from models.export.traced import fast_scores
 from models.router import Router, RouterSpec
 from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
-from rllib_envs.observation import CLUSTER_FEATURES, EXPERT_FEATURES
-from rllib_envs.sim.whatif import WHATIF_FEATURES
+from rllib_envs.sim.rows import CLUSTER_FEATURES, EXPERT_FEATURES, WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.models.observed import BARE_PRICE, ENCODERS, busy, seen, stir, stirred, untrained, world
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from rllib_envs.sim.cluster import STEP, allocate_workload, begin, route
+from rllib_envs.sim.cluster import STEP, advance_to_next, allocate_request_table, begin, route
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival
 from rllib_envs.sim.state import State, allocate, engine_records
-from rllib_envs.sim.whatif import scratch_for
 
 SLO_S = 0.05
 
@@ -19,7 +18,7 @@ SLO_S = 0.05
 def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: float = SLO_S) -> State:
     """The drained state of one cluster with one expert after all arrivals."""
     state = allocate(engine_records([profile])[None].copy(), len(arrivals))
-    workload = allocate_workload(1, len(arrivals), 1)
+    workload = allocate_request_table(1, len(arrivals), 1)
     workload.total[0] = len(arrivals)
     workload.arrival_s[0] = [a.arrival_s for a in arrivals]
     workload.prompt[0] = [a.prompt_tokens for a in arrivals]
@@ -27,9 +26,9 @@ def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: flo
     workload.score[:] = 1
     cursor, now_s, step = np.zeros(1, np.int32), np.zeros(1), np.zeros(1, STEP)
     begin(state, workload, cursor, now_s, 0, slo_s)
-    scratch = scratch_for(state)
-    for _ in arrivals:
-        route(state, workload, cursor, now_s, 0, 0, 0, np.zeros(2), scratch, slo_s, step[0])
+    for r in range(len(arrivals)):
+        route(state, workload, 0, r, 0, now_s[0], 0.0, step[0])
+        advance_to_next(state, workload, cursor, now_s, 0, slo_s, step[0])
     return state
 
 

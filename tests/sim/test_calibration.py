@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_envs.observation import EXPERT_FEATURES
+from rllib_envs.decision import write_observation
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
 from rllib_envs.sim.calibration import (
     CALIBRATION,
@@ -22,8 +22,9 @@ from rllib_envs.sim.calibration import (
     note_length,
     note_step,
 )
+from rllib_envs.sim.rows import EXPERT_FEATURES
 from rllib_envs.sim.state import ENGINE
-from rllib_envs.simulation import Simulation, look
+from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
 from tests.worlds import (
@@ -269,7 +270,7 @@ def test_what_is_learnt_goes_wherever_a_figure_is_used(delay_s: float, seed: int
     sent = actions[:count] < scenario.n_experts
     for state in {id(s): s for s in (other.world.state, other.world.late)}.values():
         state.requests["predicted_tokens"][0, :count][sent] *= factor[0, actions[:count][sent]]
-    look(other.world, other.rules._replace(calibrate=False), 0)
+    write_observation(other.world, other.rules._replace(calibrate=False), 0)
     assert_same(simulation.view, other.view)
 
 
@@ -282,7 +283,7 @@ def test_looking_twice_teaches_nothing_more(delay_s: float, seed: int) -> None:
     simulation = simulation_of(scenario, episode)
     play(simulation, actions[: int(rng.integers(1, REQUESTS))])
     before = [array.tobytes() for array in (*simulation.world.calibration, simulation.world.nominal, *simulation.view)]
-    look(simulation.world, simulation.rules, 0)
+    write_observation(simulation.world, simulation.rules, 0)
     after = [array.tobytes() for array in (*simulation.world.calibration, simulation.world.nominal, *simulation.view)]
     assert after == before
 

@@ -12,10 +12,13 @@ from hypothesis import given
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from rllib_envs.decision import write_observation
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario
+from rllib_envs.sim.cluster import sync_telemetry
+from rllib_envs.sim.rows import WHATIF_FEATURES, WHATIF_ROW
 from rllib_envs.sim.state import REJECTED, TOO_LONG
-from rllib_envs.sim.whatif import OVERRUN, SOFTENED, STAY_SCALES_S, WHATIF_FEATURES, expected_output, predict_action
-from rllib_envs.simulation import Simulation, look
+from rllib_envs.sim.whatif import OVERRUN, SOFTENED, STAY_SCALES_S, as_expected, expected_output, predict_action
+from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
 from tests.worlds import (
@@ -203,13 +206,17 @@ def check_predictions(world: World, count: int) -> set[str]:
 def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) -> NDArray[np.float64]:
     """(n,) predicted finish times of those present at expert e and of the newcomer, who is sent there."""
     world, rules, r = simulation.world, simulation.rules, simulation.cursor[0]
-    late = world.delay_s[0] > 0
-    told = simulation.workload
-    predict_action(
-        world.late if late else world.state, world.state, 0, e, world.late_cursor[0] if late else r, r, world.scratch,
-        world.nominal[0, e], view_s, simulation.now_s[0], rules.slo_s, rules.tau, told.prompt[0, r],
-        told.predicted_score[0, r, e], told.predicted_tokens[0, r, e], np.zeros(len(WHATIF_FEATURES), np.float32),
-    )  # fmt: skip
+    telemetry = sync_telemetry(
+        world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, 0, rules.slo_s
+    )
+    assert telemetry.view_s == view_s
+    assert telemetry.arrived == r
+    told, engine = simulation.workload, world.nominal[0, e]
+    arrived = as_expected(
+        engine, telemetry.now_s, told.prompt[0, r], told.predicted_score[0, r, e], told.predicted_tokens[0, r, e]
+    )
+    effects = np.zeros(simulation.scenario.n_experts, WHATIF_ROW)
+    predict_action(telemetry, 0, e, arrived, world.scratch, engine, rules.slo_s, rules.tau, effects)
     return world.scratch.state.records["finish_s"][0, :n].copy()
 
 
@@ -281,7 +288,7 @@ def test_looking_ahead_leaves_no_trace(seed: int) -> None:
     play(simulation, actions[: int(rng.integers(0, REQUESTS))])
     before = [array.tobytes() for array in simulation.state]
     seen = [array.tobytes() for array in (*simulation.view, simulation.marginal)]
-    look(simulation.world, simulation.rules, 0)
+    write_observation(simulation.world, simulation.rules, 0)
     assert [array.tobytes() for array in simulation.state] == before
     assert [array.tobytes() for array in (*simulation.view, simulation.marginal)] == seen  # nor in what is seen next
 

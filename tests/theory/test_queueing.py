@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rllib_envs.observation import EXPERT_FEATURES
 from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.sim.rows import EXPERT_FEATURES
 from rllib_envs.simulation import Records, Simulation
 from rllib_envs.workload.episode import Episode
 from tests.worlds import random_scores, scenario_of, simulation_of

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from rllib_envs.errors import InputError
-from rllib_envs.heuristic import Router
+from rllib_envs.heuristic import RoutingPolicy
 from rllib_envs.json_files import read_json
 from rllib_envs.own_code import parse_own
 from rllib_envs.scenario import Scenario
@@ -82,7 +82,7 @@ class CellResult:
     ttft_quantiles_s: list[float]  # the same of the time to first token
 
 
-def start_simulation(router: RouterSpec | Router, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
+def start_simulation(router: RouterSpec | RoutingPolicy, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
     """Run one episode for each seed, all to their ends.
 
     Args:

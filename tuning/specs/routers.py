@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
-from rllib_envs.heuristic import Heuristic, Router, as_heuristic
+from rllib_envs.heuristic import Heuristic, RoutingPolicy, as_heuristic
 from rllib_envs.own_code import PREFIX, load_own, parse_own
 from rllib_envs.scenario import Observation
 from tuning.specs.grammar import format_spec, nearest, parse_spec
@@ -123,7 +123,7 @@ def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> Ro
     return replace(spec, parameters=parameters)
 
 
-def build_router(router: RouterSpec | Router, observation: Observation) -> tuple[Router, Observation]:
+def build_router(router: RouterSpec | RoutingPolicy, observation: Observation) -> tuple[RoutingPolicy, Observation]:
     """The router as a function, and the scenario's ``observation`` changed to what it needs.
 
     Args:
@@ -142,7 +142,7 @@ def build_router(router: RouterSpec | Router, observation: Observation) -> tuple
     return _with_needs(heuristic, dict(router.parameters), observation)
 
 
-def _with_needs(heuristic: Heuristic, values: dict[str, float], observation: Observation) -> tuple[Router, Observation]:
+def _with_needs(heuristic: Heuristic, values: dict[str, float], observation: Observation) -> tuple[RoutingPolicy, Observation]:
     needs: dict[str, bool | float] = dict.fromkeys(heuristic.needs, True)
     if "tau" in values and "whatif" in heuristic.needs:
         needs["whatif_tau"] = values.pop("tau")
@@ -176,7 +176,7 @@ def bundle_of(spec: RouterSpec) -> Path | None:
     return find_checkpoint(spec.path) / BUNDLE
 
 
-def _load_trained(spec: RouterSpec) -> tuple[Router, Observation]:
+def _load_trained(spec: RouterSpec) -> tuple[RoutingPolicy, Observation]:
     import torch  # here: who compares heuristics need not wait for torch
 
     from models.export.bundle import bundle_router
