@@ -3,8 +3,8 @@
 It is also what a cluster runs: ``ray submit cluster.yaml edgeroute.py train --help``. A command's module is imported only
 when the command is chosen, so ``edgeroute --help`` answers at once. Each module gives ``Options``, a frozen dataclass whose
 field docstrings are the command's help, and ``run(options)``, which returns an exit code (None counts as 0). With
-``defaults(arguments)`` a module says what options are where the command line does not, and with ``own_arguments(arguments)``
-which of them are options at all.
+``defaults(arguments)`` a module says what options are where the command line does not, with ``own_arguments(arguments)`` which
+of them are options at all, and with ``HELP`` which options are basic (``tuning/specs/command_line.py``).
 """
 
 from __future__ import annotations
@@ -113,16 +113,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Parse the options of a command and run it."""
-    import tyro
-
     from rllib_envs.errors import InputError
+    from tuning.specs.command_line import parse_arguments
 
     try:
         module = importlib.import_module(COMMANDS[name][0])
-        default = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
-        own = module.own_arguments(arguments) if hasattr(module, "own_arguments") else arguments
-        options = tyro.cli(module.Options, prog=f"edgeroute {name}", description=module.__doc__, args=own, **default)
-        return module.run(options) or 0
+        return module.run(parse_arguments(module, f"edgeroute {name}", arguments)) or 0
     except InputError as error:
         return _fail(str(error))
 
@@ -139,7 +135,7 @@ def _usage() -> str:
             "commands:",
             *rows,
             "",
-            "edgeroute COMMAND --help lists the options of a command; edgeroute --version prints the version.",
+            "edgeroute COMMAND --help shows the options of a command; edgeroute --version prints the version.",
         ]
     )
 

@@ -2,7 +2,7 @@
 
 Run ``python -m benchmarks.ablation BUNDLE FOLDER`` from the repository root, then compare the bundles in FOLDER with ``edgeroute
 evaluate --routers bundle:...``. A router that was trained without the part might make up for some of the loss; for that, train
-one (``edgeroute train --help``: ``--encoder``, ``--no-correction``, ``--generations 0``, ``--no-future``, ``--no-drop``,
+one (``edgeroute train --help-all``: ``--encoder``, ``--no-correction``, ``--generations 0``, ``--no-future``, ``--no-drop``,
 ``--no-calibrate``). Takes a second.
 """
 

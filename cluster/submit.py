@@ -25,6 +25,7 @@ from cluster.preflight import RUNTIME_ENV, inspect_from_outside, runtime_env
 from rllib_envs.errors import InputError
 from tuning.ray_cluster.check import Needs, refuse_failed
 from tuning.run_dir.secret_urls import has_secret, without_secrets
+from tuning.specs.command_line import parse_arguments
 
 _MODULES = {
     "train": "tuning.train",
@@ -132,9 +133,7 @@ def _parse_command(command: Sequence[str]) -> tuple[str, Any]:
         what = f"command = {command[0]!r}" if command else "no command"
         raise InputError(f"{what}: say what to run after the options: {', '.join(_MODULES)}")
     name, *arguments = command
-    module = importlib.import_module(_MODULES[name])
-    default = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
-    return name, tyro.cli(module.Options, prog=f"edgeroute submit {name}", args=arguments, **default)
+    return name, parse_arguments(importlib.import_module(_MODULES[name]), f"edgeroute submit {name}", arguments)
 
 
 def _needs(name: str, given: Any) -> Needs:
@@ -158,7 +157,7 @@ def _results(name: str, given: Any) -> str | None:
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Our own arguments, and the command: it begins with the first that is neither an option nor the value of one."""
-    flags = {"help", *(n for f in fields(Options) if f.type == "bool" for n in (f.name, f"no-{f.name}"))}
+    flags = {"help", "help-all", *(n for f in fields(Options) if f.type == "bool" for n in (f.name, f"no-{f.name}"))}
     at = 0
     while at < len(arguments) and arguments[at].startswith("-"):
         if arguments[at] == "--":

@@ -32,8 +32,8 @@ class RouterSpec:
     """What a router is made of; everything that its weights fit."""
 
     encoder: EncoderName = "han"
-    """han: heterogeneous graph attention over all requests, as a branch beside the aggregates; aggregates: without it; pooled:
-    the paper's readout, one embedding for the whole cluster from stock HANConv layers."""
+    """aggregates: sums over the requests of each expert. han: also heterogeneous graph attention over all requests, as a branch
+    beside them. pooled: the paper's readout, one embedding of the whole cluster from stock HANConv layers."""
     graph_hidden: int = 32
     """Width of the graph's embeddings."""
     heads: int = 4
@@ -41,19 +41,19 @@ class RouterSpec:
     layers: int = 1
     """Layers of the graph encoder, 1 or 2."""
     edges: EdgesName = "all"
-    """Requests that have edges to their experts in the graph, beside the arrived one: all, the running or the waiting ones."""
+    """Requests with edges to their experts in the graph: all, the running or the waiting ones. The arrived one always has."""
     semantic: bool = True
-    """Whether the graph's edge types are weighed by semantic attention; otherwise they count alike."""
+    """Weigh the graph's edge types by semantic attention; otherwise all count alike."""
     hidden: int = 96
     """Width of the hidden layers of the heads."""
     impact_hidden: int = 128
-    """Width of the hidden layers of the impact estimator's correction; 0: no correction is learned."""
+    """Width of the hidden layers of the impact estimator's correction; 0: no correction."""
     impact: bool = True
-    """Whether observations hold the roll-out's results, and scores begin with them; without, all of the impact is learned."""
+    """Observations hold the roll-out's results, and scores start from them. Without, the router learns all of the impact."""
     future: bool = True
-    """Whether scores have a learned part for what a decision costs those to come."""
+    """Scores have a learned part for the opportunity cost of a decision."""
     drop: bool = True
-    """Whether a request may be dropped that some expert could take."""
+    """Allow the router to drop a request that some expert could take."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.

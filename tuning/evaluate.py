@@ -1,7 +1,8 @@
 """Compare routers, heuristic and trained, on the same requests.
 
-Every router meets the same episodes, seed by seed, and differences are taken within seeds. Example:
-edgeroute evaluate --scenario edge6 --load light moderate heavy --routers best checkpoint:runs/mine --out runs/comparison
+Every router meets the same episodes, seed by seed. Differences are taken within seeds. Example:
+
+    edgeroute evaluate --load light moderate heavy --routers best checkpoint:runs/mine --out runs/comparison
 """
 
 from __future__ import annotations
@@ -35,6 +36,16 @@ from tuning.specs.workloads import TraceOptions, Workload, make_workloads, with_
 _SMOKE = {"seeds": 2, "requests": 50}
 
 
+HELP = {
+    "workload": ("scenario load arrivals trace.trace faults requests", "catalogue split trace"),
+    "comparison": ("routers seeds", "baseline first_seed tuned"),
+    "results": ("out smoke", ""),
+    "processes": ("jobs", "address"),
+    "tracking": ("", "track"),
+}
+"""Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of the command."""
@@ -44,40 +55,39 @@ class Options:
     load: tuple[str, ...] = ()
     """Loads: light, moderate, heavy, mixed, native, requests/s, or shares of the capacity (70%). Default: the scenario's."""
     arrivals: tuple[str, ...] = ()
-    """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation), or functions of your own
+    """Arrival processes, with parameters if you like: poisson mmpp gamma:cv=3 azure-conversation. Or functions of your own
     (python:mine.py:waves), whose files are run. Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     faults: tuple[str, ...] = ()
-    """Ways in which the world differs from what routers are told, each crossed with every load and arrival process: none,
-    engine-fast, engine-slow, engine-mixed, engine-coefficients, lengths-short, lengths-long, lengths-hidden, score-noise,
-    late-telemetry, kv-tight, or all of them but none. Default: the scenario's own."""
+    """Ways in which the world differs from what routers assume. Each is crossed with every load and arrival process. One or more
+    of none, engine-fast, engine-slow, engine-mixed, engine-coefficients, lengths-short, lengths-long, lengths-hidden,
+    score-noise, late-telemetry, kv-tight, or all (each but none). Default: the scenario's own."""
     catalogue: Path | None = None
-    """File of real prompts with scores and answer lengths by model, instead of the scenario's catalogue (docs/data.md). Experts
-    are matched by their models: each must be in the file, run on all its prompts."""
+    """File of real prompts with scores and answer lengths by model, instead of the scenario's catalogue (docs/data.md). It must
+    hold every expert's model, run on all prompts."""
     split: Literal["test", "train", "all"] = "test"
-    """Prompts of such a file to ask: those that nothing is trained or tuned on (test), the others, or all."""
+    """Prompts of that file to ask: test (no training or tuning uses them), train or all."""
     routers: tuple[str, ...] = ("all",)
-    """Routers: all, best, heuristics by name, with parameters if need be (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH, or
-    functions of your own (python:mine.py:route), whose files are run. A heuristic given by its bare name has its tuned
-    parameters, where there are any."""
+    """all, best, heuristics by name and perhaps parameters (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH. Or functions of
+    your own (python:mine.py:route), whose files are run. A bare heuristic has its tuned parameters if there are any."""
     baseline: str | None = None
-    """Router that differences are taken to. Default: the heuristic with the best mean QoS, on each workload and over all."""
+    """Router that differences refer to. Default: the heuristic with the best mean QoS, on each workload and over all."""
     seeds: int = 20
     """Episodes for each router and workload."""
     first_seed: int = EVALUATION_SEEDS.start
-    """Seed of the first; the others follow it. Seeds from 2,000,000 to 2,999,999 are those of tune-heuristics and not allowed."""
+    """First seed; the others follow it. Seeds from 2,000,000 to 2,999,999 belong to tune-heuristics and are not allowed."""
     requests: int | None = None
     """Requests in an episode. Default: the scenario's, and all of a trace."""
     tuned: Path | None = None
     """Tuned parameters of the heuristics, as tune-heuristics writes them. Default: those shipped for the scenario, if any."""
     out: Path = Path("runs/evaluate")
-    """Folder for the results: results.json, results.md, figures, and what is needed to go on after an interruption."""
+    """Folder for the results: results.json, results.md, figures, and what a restart needs."""
     track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     jobs: int | None = None
     """Processes; results do not depend on it. Default: one for each core."""
     address: str | None = None
-    """Ray cluster to run on instead, auto or HOST:PORT, with as many processes as it has cores; the results are the same. Files
-    that routers and scenarios are read from must be there on every node."""
+    """Ray cluster to run on instead, auto or HOST:PORT, with as many processes as it has cores. The results are the same. Every
+    node must have the files of routers and scenarios."""
     smoke: bool = False
     """A tiny run that takes seconds: two seeds, fifty requests."""
 

@@ -1,6 +1,8 @@
 """Run a cluster with a router and report what its requests got.
 
-One router, one workload, one seed. Example: edgeroute simulate --scenario edge6 --load heavy --router impact-greedy --out run.csv
+One router, one workload, one seed. Example:
+
+    edgeroute simulate --scenario edge6 --load heavy --router impact-greedy --out run.csv
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ _SMOKE_REQUESTS = 50
 _FORMATS = {".csv": csv.write_csv, ".parquet": parquet.write_table}
 
 
+HELP = {
+    "workload": ("scenario load arrivals requests seed trace.trace", "trace"),
+    "router and results": ("router out smoke", ""),
+}
+"""Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of the command."""
@@ -43,18 +52,18 @@ class Options:
     scenario: str = "edge6"
     """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file."""
     router: str = "impact-greedy"
-    """Router: a heuristic, with parameters if need be (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH, or a function of your
-    own (python:mine.py:route), whose file is run."""
+    """A heuristic, perhaps with parameters (quality-greedy:cap=8), bundle:PATH or checkpoint:PATH. Or a function of your own
+    (python:mine.py:route), whose file is run."""
     load: str | None = None
     """light, moderate, heavy, mixed, native, requests/s, or a share of the capacity (70%). Default: the scenario's."""
     arrivals: str | None = None
-    """Arrival process, with parameters if need be (gamma:cv=3), or a function of your own (python:mine.py:waves), whose file is
-    run. Default: the scenario's."""
+    """Arrival process, perhaps with parameters (gamma:cv=3). Or a function of your own (python:mine.py:waves), whose file is run.
+    Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     requests: int | None = None
     """Requests in the episode. Default: the scenario's, and all of a trace."""
     seed: int = 0
-    """Seed of the episode: the same seed, the same episode, whatever the router."""
+    """Seed of the episode. The same seed gives the same episode, whatever the router."""
     out: Path | None = None
     """File for the requests, one a row: .csv or .parquet. A summary goes beside it, as .json."""
     smoke: bool = False

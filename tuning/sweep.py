@@ -1,10 +1,11 @@
 """Try many settings of a training run with Ray Tune, and find out which are worth keeping.
 
-What is varied is a space: reward-weights, graph, learner, or a file. Trials report QoS on validation episodes after every
-iteration; the best of them are compared again on more episodes, with intervals, and with the usual settings, so that the winner
-is not the luckiest. A sweep that was stopped or killed goes on with --resume (docs/reliability.md). Example:
-edgeroute sweep --space reward-weights --num-samples 8 --run-dir runs/sweep;
-edgeroute train --config runs/sweep/best.yaml --run-dir runs/best
+A space says what varies. Trials report QoS on validation episodes after every iteration. The sweep then compares the best trials
+and the usual settings again, on more episodes and with intervals. So the winner is not just the luckiest. --resume continues a
+sweep that was stopped or killed (docs/reliability.md). Example:
+
+    edgeroute sweep --space reward-weights --num-samples 8 --run-dir runs/sweep
+    edgeroute train --config runs/sweep/best.yaml --run-dir runs/best
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tuning.run_dir.lock import run_lock
 from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.run_dir.resume import resumes
 from tuning.run_dir.signature import check_signature, derived_key, signed
-from tuning.sweeps.options import SMOKE, Options, check_options
+from tuning.sweeps.options import HELP, SMOKE, Options, check_options
 from tuning.sweeps.plan import TrialPlan
 from tuning.sweeps.report import Finding, write_sweep
 from tuning.sweeps.signed_state import STATE
@@ -42,6 +43,8 @@ from tuning.training.signals import endings, leave_lost_streams
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
+
+__all__ = ["HELP", "Options", "run"]
 
 # In the run directory: what the sweep is, Tune's own folder, the end.
 _CONFIG, _TUNE, _RESULTS = "sweep.yaml", "tune", "sweep.json"

@@ -1,13 +1,12 @@
 """Train a router.
 
-It starts as the impact-greedy heuristic, and learns what the impact estimate leaves out: its errors, and above all what a
-decision costs the requests still to come. That price is searched for first, by trying prices on whole episodes, which is the
-longer half of a run; the graph encoder joins when it is found. A run has a folder with its configuration, progress, checkpoints
-and learning curve; Ctrl-C stops it with a checkpoint, --resume goes on from there, and so it does after a crash
-(docs/reliability.md). Some minutes of training, and their worth:
-edgeroute train --minutes 5 --run-dir runs/mine;
-edgeroute export runs/mine --out bundles/mine;
-edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
+A run starts as the impact-greedy heuristic and learns the errors of its impact estimate. It also learns the opportunity cost of a
+decision: what it costs later requests. First a search on whole episodes finds the congestion price; then the graph encoder joins.
+Ctrl-C stops a run with a checkpoint, and --resume continues it (docs/reliability.md). Train for five minutes and compare:
+
+    edgeroute train --minutes 5 --run-dir runs/mine
+    edgeroute export runs/mine --out bundles/mine
+    edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ from tuning.run_dir.signature import check_signature, signed
 from tuning.training.curve import draw_curve
 from tuning.training.log import LOG, Iteration, RunLog, read_log
 from tuning.training.loop import Diverged, Limits, Trainer
-from tuning.training.options import Options, complete, defaults, definition, resumed
+from tuning.training.options import HELP, Options, complete, defaults, definition, resumed
 from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, world_options
 from tuning.training.worlds import base_world, training_groups
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
-__all__ = ["Options", "defaults", "load_router", "run"]
+__all__ = ["HELP", "Options", "defaults", "load_router", "run"]
 
 _CONFIG, _CURVE = "config.yaml", "training.png"
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130

@@ -1,7 +1,9 @@
 """Tune the parameters of the heuristic routers for a scenario.
 
-On each workload: the mean QoS over a coarse grid, then over a finer one around its best point, all on the same episodes, whose
-seeds no comparison uses. Example: edgeroute tune-heuristics --scenario edge6 --load light moderate heavy --out tuned.json
+On each workload it maximises the mean QoS over a coarse grid, then over a finer one around the best. All settings meet the same
+episodes, whose seeds no comparison uses. Example:
+
+    edgeroute tune-heuristics --scenario edge6 --load light moderate heavy --out tuned.json
 """
 
 from __future__ import annotations
@@ -37,6 +39,13 @@ _Key = tuple[str, str]  # workload, router
 _SMOKE = {"seeds": 2, "requests": 50}
 
 
+HELP = {
+    "workload": ("scenario load arrivals requests trace.trace", "catalogue trace"),
+    "search": ("seeds out jobs smoke", ""),
+}
+"""Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of the command."""
@@ -46,16 +55,16 @@ class Options:
     load: tuple[str, ...] = ()
     """Loads: light, moderate, heavy, mixed, native, requests/s, or shares of the capacity (70%). Default: the scenario's."""
     arrivals: tuple[str, ...] = ()
-    """Arrival processes, with parameters if need be (poisson mmpp gamma:cv=3 azure-conversation). Default: the scenario's."""
+    """Arrival processes, with parameters if you like: poisson mmpp gamma:cv=3 azure-conversation. Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     catalogue: Path | None = None
-    """File of real prompts, of which the train split is used, instead of the scenario's catalogue; see evaluate."""
+    """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
     seeds: int = 10
     """Episodes for each combination and workload; their seeds start at 2,000,000."""
     requests: int | None = None
     """Requests in an episode. Default: the scenario's."""
     out: Path = Path("runs/tune-heuristics/tuned.json")
-    """File for the parameters; the folder `cells` beside it holds what is needed to go on after an interruption."""
+    """File for the parameters. The folder `cells` beside it holds what a restart needs."""
     jobs: int | None = None
     """Processes; results do not depend on it. Default: one for each core."""
     smoke: bool = False

@@ -43,3 +43,16 @@ def test_every_program_exists_or_the_page_says_how_to_install_it(page):
     for program in programs(text) - SYSTEM - set(edgeroute.COMMANDS):
         told = f"pip install {program}" in text or f"apt-get install {program}" in text
         assert told or shutil.which(program, path=PATH), program
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs" / "adr").glob("*.md"))], ids=lambda page: page.name)
+def test_the_modules_and_files_that_a_page_names_are_there(page):
+    ours = r"(?:rllib_envs|models|tuning|cluster|benchmarks|examples|tests)"
+    named = re.findall(rf"`({ours}(?:/[\w.-]+)+)`", page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
+    for name in re.findall(rf"`({ours}(?:\.[a-z_]\w*)+)[`(]", page.read_text()):
+        *parts, last = name.split(".")
+        home = ROOT.joinpath(*parts)
+        there = home.joinpath(last).is_dir() or home.joinpath(f"{last}.py").exists()
+        source = next((x for x in (home.with_suffix(".py"), home / "__init__.py") if x.exists()), None)
+        assert there or (source and re.search(rf"\b{last}\b", source.read_text())) or (ROOT / name).exists(), name

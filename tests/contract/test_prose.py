@@ -1,4 +1,4 @@
-"""README and documentation are plain English: short sentences, few commas, lines that fit a window.
+"""README, changelog and documentation are plain English: short sentences, few commas, lines that fit a window.
 
 Measured is running text alone. Code blocks, tables, headings, pictures, comments and the addresses of links are left out. A code
 span counts as one word. An item of a list is a sentence of its own.
@@ -11,8 +11,8 @@ from statistics import fmean
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += sorted((ROOT / "docs" / "how-to").glob("*.md"))
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [page for folder in ("how-to", "adr") for page in sorted((ROOT / "docs" / folder).glob("*.md"))]
 MEAN_WORDS, MEAN_COMMAS, MOST_WORDS, WIDTH = 17, 1.0, 20, 100
 
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)

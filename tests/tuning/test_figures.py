@@ -12,6 +12,7 @@ from tuning.evaluation.figures import draw_differences, draw_latency, draw_qos_a
 from tuning.evaluation.matrix import CellResult
 from tuning.evaluation.summary import summarise
 from tuning.metrics.episode import METRICS
+from tuning.output.plot_style import canvas, save, short
 from tuning.specs.routers import HEURISTICS, parse_router
 from tuning.specs.workloads import TraceOptions, make_workloads
 
@@ -86,7 +87,7 @@ def test_the_legend_stays_within_the_figure(tmp_path, drawn):
     draw_latency(tmp_path / "latency.png", dataclasses.replace(base, rows=rows))
     axes = drawn[0]
     legend, canvas = axes.get_legend().get_window_extent(), axes.figure.bbox
-    assert legend.x1 <= canvas.x1
+    assert legend.x1 <= canvas.x1 + 1  # a pixel: texts are measured to fractions of one
     assert legend.y0 >= canvas.y0
     assert legend.y1 <= canvas.y1
     assert legend.x0 > axes.get_window_extent().x1
@@ -124,4 +125,33 @@ def test_a_trained_router_is_drawn_before_plain_heuristics(tmp_path, drawn):
     routers = [parse_router(text) for text in ("least-work", "quality-greedy", f"checkpoint:{tmp_path}")]
     point = compare(comparison().workload, routers, [result(router, [0.5, 0.1]) for router in routers], None)
     draw_differences(tmp_path / "differences.png", summarise("two", [point, point], None), [point, point])
-    assert [container.get_label() for container in drawn[0].containers] == [figures.short(routers[2].name)]
+    assert [container.get_label() for container in drawn[0].containers] == [short(routers[2].name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("impact-greedy", "impact-greedy"),
+        ("bundle:bundles/mine", "bundle:bundles/mine"),
+        ("bundle:tuning/presets/edge6-router", "bundle:…/presets/edge6-router"),
+        ("checkpoint:/home/somebody/runs/2026/mine", "checkpoint:…/runs/2026/mine"),
+        ("python:examples/own/mine.py:cheapest:cap=8", "python:…/mine.py:cheapest:cap=8"),
+        ("bundle:a-folder-with-a-very-long-name-of-its-own", "…ith-a-very-long-name-of-its-own"),
+    ],
+)
+def test_a_long_name_is_cut_between_folders(name, shown):
+    assert short(name) == shown
+    assert len(shown) <= 32
+
+
+def test_a_legend_of_long_names_lies_within_the_picture(tmp_path, drawn):
+    names = [f"bundle:{'folder/' * 12}router-{i}" for i in range(3)] + ["checkpoint:" + "x" * 200]
+    figure, axes = canvas()
+    for name in names:
+        axes.plot([0, 1], [0, 1], label=short(name))
+    save(figure, axes, tmp_path / "long.png")
+    figure.canvas.draw()
+    box, page = axes.get_legend().get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= page.y1
+    assert len({text.get_text() for text in axes.get_legend().get_texts()}) == len(names)

@@ -128,5 +128,16 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def short(name: str) -> str:
-    """A router's name as legends show it: the end of a long one."""
-    return name if len(name) <= _LABEL_LENGTH else "…" + name[1 - _LABEL_LENGTH :]
+    """A router's name as legends show it, at most 32 characters: a long path loses its first folders, ``bundle:…/c/router``.
+
+    Where that is not enough it is the end of the name.
+    """
+    if len(name) <= _LABEL_LENGTH:
+        return name
+    kind, colon, path = name.partition(":")
+    head, parts = f"{kind}{colon}…/", path.split("/")
+    for i in range(1, len(parts)):
+        tail = "/".join(parts[i:])
+        if tail and len(head) + len(tail) <= _LABEL_LENGTH:
+            return head + tail
+    return "…" + name[1 - _LABEL_LENGTH :]

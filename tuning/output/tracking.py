@@ -49,7 +49,7 @@ class TrackOptions:
     """Where to keep track of a run. A key is never an option: wandb login or WANDB_API_KEY give it."""
 
     track: Literal["none", "wandb"] = "none"
-    """wandb: log to Weights & Biases, or to the run's folder, for wandb sync, where there is no key or no connection."""
+    """wandb: log to Weights & Biases. Without a key or a connection it logs to the run's folder, for wandb sync."""
     wandb_project: str | None = None
     """Project. Default: WANDB_PROJECT, else edgeroute."""
     wandb_group: str | None = None

@@ -28,9 +28,9 @@ class TraceOptions:
     """A recorded trace to replay."""
 
     trace: Path | None = None
-    """Trace file to replay, plain or gzip. It comes at its own rate, unless a load is given: then its time scale is changed."""
+    """Trace file to replay, plain or gzip. It keeps its own rate; if you give a load, its time scale changes."""
     trace_format: Literal["auto", "azure", "mooncake", "burstgpt", "csv"] = "auto"
-    """Format of the trace; auto: known by its columns, or csv where columns are named."""
+    """Format of the trace. auto: known by its columns, or csv if you name columns."""
     trace_time_column: str = "timestamp"
     """Format csv: column of the arrival time, in seconds or ISO 8601."""
     trace_prompt_column: str | None = None
@@ -40,12 +40,12 @@ class TraceOptions:
     trace_start_s: float = 0.0
     """Start of the window to replay, in seconds from the trace's first request."""
     trace_duration_s: float | None = None
-    """Length of that window in seconds. Default: to the trace's end."""
+    """Length of that window in seconds. Default: to the end of the trace."""
     trace_jitter: tyro.conf.DisallowNone[bool | None] = None
-    """Spread each arrival uniformly within the trace's own time tick. Default: where its times are quantised (Mooncake: 3 s)."""
+    """Spread each arrival uniformly within the trace's time tick. Default: on if its times are quantised (Mooncake: 3 s)."""
     trace_lengths: Literal["trace", "catalogue"] | None = None
-    """Output lengths of a trace and of the Azure arrivals: the trace's, where it has them, or those of the scenario's catalogue.
-    Default: the scenario's choice, which is the trace's unless it says otherwise."""
+    """Output lengths of a trace and of the Azure arrivals: the trace's, where it has them, or the catalogue's. Default: the
+    scenario's choice, which is the trace's unless it says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

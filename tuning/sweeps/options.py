@@ -31,53 +31,62 @@ _LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
+HELP = {
+    "search": ("space num_samples config", "search objective scheduler grace seed"),
+    "length and folder of the sweep": ("iterations run_dir resume smoke", "auto_resume trust_checkpoint storage"),
+    "final comparison": ("finalists", "final_seeds"),
+    "resources": ("cpus_per_trial gpus_per_trial address", "max_concurrent"),
+    "tracking": ("", "track"),
+}
+"""Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of the command."""
 
     space: str = "reward-weights"
-    """What is varied: reward-weights, graph, learner, or a YAML file (docs/sweeps.md)."""
+    """What varies: reward-weights, graph, learner, or a YAML file (docs/sweeps.md)."""
     config: Path | None = None
-    """YAML file of train's options, the same for all trials but for what the space says."""
+    """YAML file of train's options, the same for all trials except for what the space varies."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """How settings are chosen: at random; every combination, with three levels of each range; or by Optuna's TPE."""
+    """How to choose settings: at random; every combination, with three levels of each range (grid); or by Optuna's TPE."""
     objective: Literal["qos", "pareto"] = "qos"
-    """qos: the best QoS; pareto, with optuna: QoS against the GPU time that a request takes."""
+    """qos: the best QoS. pareto, with optuna: QoS against the GPU time of a request."""
     scheduler: Literal["none", "asha", "pbt"] = "asha"
-    """asha: stop the worse two thirds of the trials again and again; pbt: bad trials go on from good ones with changed settings,
-    for spaces of the learner and of the reward alone; none: all trials run to the end."""
+    """asha: stop the worse two thirds of the trials again and again. pbt: bad trials continue from good ones with changed
+    settings, in spaces of the learner and the reward alone. none: run all trials to the end."""
     num_samples: int = 8
-    """Trials, the usual settings being the first where the space holds them; with grid, repetitions of it."""
+    """Number of trials. The first has the usual settings if the space holds them. With grid: its repetitions."""
     iterations: int = 20
-    """Iterations of a trial that is not stopped before."""
+    """Iterations of a trial that is not stopped early."""
     grace: int = 5
-    """asha: iterations that every trial is given."""
+    """asha: iterations that every trial gets."""
     finalists: int = 5
-    """Trials that are compared again in the end, beside the one with the usual settings."""
+    """Trials to compare again at the end, beside the one with the usual settings."""
     final_seeds: int = 16
     """Episodes at each load of that comparison."""
     cpus_per_trial: int = 1
-    """Cores of a trial; beyond the first, each is for a worker process that steps environments."""
+    """Cores of a trial; each core beyond the first is for a worker process that steps environments."""
     gpus_per_trial: float = 0.0
     """GPUs of a trial."""
     max_concurrent: int | None = None
-    """Trials at the same time at most. Default: as many as the cluster has room for."""
+    """Most trials at the same time. Default: as many as the cluster has room for."""
     seed: int = 0
-    """Seed of the search; that of training is train's."""
+    """Seed of the search; train has its own."""
     run_dir: Path = Path("runs/sweep")
     """Folder of the sweep."""
     address: str = "local"
     """Ray: local starts one for this sweep, auto or a URL attaches to a running cluster."""
     resume: bool = False
-    """Go on with the sweep in the folder: finished trials are kept, what it is made of is taken from there."""
+    """Continue the sweep in the folder. It keeps finished trials and its definition."""
     auto_resume: bool = False
-    """Go on with the sweep in the folder if there is one, else begin it: for jobs that are started again after a failure."""
+    """Continue the sweep in the folder if there is one, else begin it: for jobs that restart after a failure."""
     trust_checkpoint: bool = False
-    """Go on with a sweep that you did not begin yourself. It holds pickles, which can run any code: only if you trust whoever
-    did."""
+    """Continue a sweep that you did not begin. It holds pickles, which can run any code, so trust whoever did."""
     storage: str | None = None
-    """Where trials write, on whatever node they run, and the results go too: a folder that all nodes share, or a URL such as
-    s3://bucket/sweeps; the sweep is below it under the name of its folder. --resume goes on from there (docs/reliability.md)."""
+    """Where all trials write: a folder that all nodes share, or a URL such as s3://bucket/sweeps. Results go there too.
+    The sweep lies there under the name of its folder. --resume continues from there (docs/reliability.md)."""
     track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     smoke: bool = False
     """A tiny sweep that takes seconds for each trial."""

@@ -31,12 +31,22 @@ PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 DEFAULT_STEPS = 2_000_000
 _STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
 _STEPS_HELP = (
-    f"Stop after so many decisions, counted from the beginning of the run. Default, if no limit is given: {DEFAULT_STEPS:,}."
+    f"Stop after this many decisions, counted from the beginning of the run. Default, if no limit is given: {DEFAULT_STEPS:,}."
 )
 _STEPS_PER_ITERATION_HELP = (
     "Decisions in an iteration, over all environments. Default: "
     f"{', '.join(f'{algo} {steps:,}' for algo, steps in _STEPS_PER_ITERATION.items())}."
 )
+HELP = {
+    "task": ("algo scenario load seed", "preset config fleets requests calibrate variation running_slots waiting_slots"),
+    "length and folder of the run": ("run_dir steps iterations minutes resume smoke", "auto_resume trust_checkpoint storage"),
+    "processes": ("num_env_runners", "address num_learners gpus_per_learner envs_per_runner steps_per_iteration"),
+    "learning": ("", "lr temperature validate_every keep_replay avl"),
+    "network": ("", "router correction"),
+    "reward": ("", "reward"),
+    "tracking": ("", "track"),
+}
+"""Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
 _OF_ONE_START = (
     "config", "run_dir", "steps", "iterations", "minutes", "num_env_runners", "num_learners", "gpus_per_learner", "address",
     "resume", "auto_resume", "trust_checkpoint", "storage", "smoke", "track",
@@ -51,36 +61,36 @@ class Options:
     algo: AlgorithmName = "avl"
     """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation."""
     preset: PresetName = "ours"
-    """paper: what arXiv 2508.00234 does. SAC with its hyperparameters, a policy on its pooled graph embedding without the
-    what-if results, its reward; and as defaults of other options the scenario paper3 under its own load, nothing else."""
+    """paper: the method of arXiv 2508.00234. It takes SAC with the paper's hyperparameters and reward. The policy reads a pooled
+    graph embedding and no what-if results. The defaults of other options are the scenario paper3 under its own load."""
     config: Path | None = None
-    """YAML file of options, under their names here, as a sweep writes it. The command line wins."""
+    """YAML file of options, by name, as a sweep writes it. The command line wins."""
     scenario: str = "edge6"
-    """Scenario: a preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file. Its reward and observation are set anew."""
+    """A preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file. Training sets its reward and observation."""
     load: str = "mixed"
-    """mixed (each environment has its own, from the lowest to the highest of the scenario's mixed_range, and some episodes have
-    bursts), light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own: the scenario's."""
+    """mixed, light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own (the scenario's). mixed draws a
+    load for each environment from the scenario's mixed_range, and some episodes have bursts."""
     fleets: tuple[str, ...] = ("edge3", "edge10")
-    """Other clusters to train on beside, in an eighth of the environments each, so that the router fits any number of experts."""
+    """Other clusters to train on too, in an eighth of the environments each. The router then fits any number of experts."""
     calibrate: bool = True
-    """Observations corrected by what telemetry has shown of the errors of lengths and engine figures."""
+    """Correct observations by the errors of lengths and engine figures that telemetry has shown."""
     variation: bool = True
-    """Faults drawn for every other episode: wrong predictions, wrong engine figures, late telemetry, scarce memory."""
+    """Draw faults for every other episode: wrong predictions, wrong engine figures, late telemetry, scarce memory."""
     running_slots: int = 16
-    """Running requests of each expert that an observation shows one by one; of the others it has sums."""
+    """Running requests of each expert that an observation shows one by one; it sums up the others."""
     waiting_slots: int = 8
-    """Waiting requests, likewise."""
+    """The same for waiting requests."""
     reward: Reward = MARGINAL
     """Weights of the reward's terms."""
     router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
     correction: bool = True
-    """Whether a correction of the impact estimate is learned; without it, impact-hidden counts as 0."""
+    """Learn a correction of the impact estimate. Without it, impact-hidden counts as 0."""
     avl: Annotated[AVLSettings, tyro.conf.arg(name="")] = field(default_factory=AVLSettings)
     temperature: float = 0.01
-    """QoS that makes an action e times as likely in training; small is close to greedy."""
+    """QoS difference that makes an action e times as likely in training; small is close to greedy."""
     lr: float | None = None
-    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4, the paper's 3e-5. That of avl falls to a tenth over the run where its
-    number of steps is known, from --steps or --iterations; it stays where --minutes alone limits the run."""
+    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4, the paper's 3e-5. That of avl falls to a tenth
+    over the run if --steps or --iterations limits it. With --minutes alone it stays."""
     seed: int = 0
     """Seed of weights, episodes and exploration. Without worker processes, the same seed gives the same weights."""
     envs_per_runner: int = 96
@@ -89,39 +99,37 @@ class Options:
     """Requests in a training episode."""
     steps_per_iteration: Annotated[int | None, tyro.conf.arg(help=_STEPS_PER_ITERATION_HELP)] = None
     validate_every: int = 10
-    """Iterations between two comparisons with tuned impact-greedy, on a few short episodes: a rough figure. 0: none."""
+    """Iterations between two comparisons with tuned impact-greedy on a few short episodes (a rough figure). 0: none."""
     keep_replay: bool = False
-    """sac: checkpoints hold the replay buffer, some 300 MB; without it, a resumed run fills a new one before it learns on."""
+    """sac: checkpoints hold the replay buffer, some 300 MB. Without it, a resumed run fills a new one before it learns on."""
     run_dir: Path = Path("runs/train")
-    """Folder of the run."""
+    """Folder of the run: configuration, progress, checkpoints, learning curve."""
     steps: Annotated[int | None, tyro.conf.arg(help=_STEPS_HELP)] = None
     iterations: int | None = None
-    """Stop after so many iterations, counted from the beginning of the run."""
+    """Stop after this many iterations, counted from the beginning of the run."""
     minutes: float | None = None
-    """Stop after so many minutes, counted from this start."""
+    """Stop after this many minutes, counted from this start."""
     num_env_runners: int | None = None
-    """Worker processes that step environments; 0 steps them in the process that learns. Default: on this machine 0 on up to 2
-    cores, else one for each core but one; on a cluster one for each core."""
+    """Worker processes that step environments; 0: the learning process steps them. Default on this machine: 0 on up to 2 cores,
+    else one for each core but one. Default on a cluster: one for each core."""
     num_learners: int = 0
-    """Processes that learn, each from its share of the decisions: two come to what one comes to, but for rounding, in less time.
-    0 learns in the process that directs. sac: 0 or 1."""
+    """Processes that learn, each from its share of the decisions. Two give the result of one, but for rounding, in less time. 0:
+    the process that directs the run learns too. sac: 0 or 1."""
     gpus_per_learner: int | None = None
     """1: learn on a GPU; 0: on processors. Default: 1 if there is a GPU for each learner, else 0."""
     address: str = "local"
     """Ray: local starts one for this run, auto or a URL attaches to a running cluster."""
     track: Annotated[TrackOptions, tyro.conf.arg(name="")] = field(default_factory=TrackOptions)
     resume: bool = False
-    """Go on with the run in the folder, from its newest checkpoint that is whole. Scenario, seed and all else that defines the
-    run are taken from there."""
+    """Continue the run in the folder from its newest whole checkpoint. Scenario, seed and all else that defines the run stay."""
     auto_resume: bool = False
-    """Go on with the run in the folder if there is one, else begin it: for jobs that are started again after a failure. --minutes
-    then counts from the beginning of the run."""
+    """Continue the run in the folder if there is one, else begin it: for jobs that restart after a failure. --minutes then counts
+    from the beginning of the run."""
     trust_checkpoint: bool = False
-    """Go on from a checkpoint that you did not write yourself. It holds pickles, which can run any code: only if you trust
-    whoever wrote it."""
+    """Continue from a checkpoint that you did not write. It holds pickles, which can run any code, so trust its author."""
     storage: str | None = None
-    """Keep the run in another place too, after every checkpoint: a folder, or a URL such as s3://bucket/runs; the run is below it
-    under the name of its folder. --resume fetches it where the folder has none or an older one (docs/reliability.md)."""
+    """Keep a remote copy of the run after every checkpoint, in a folder or at a URL such as s3://bucket/runs. It lies there under
+    the name of the run's folder. --resume fetches it if the folder has no run or an older one (docs/reliability.md)."""
     smoke: bool = False
     """A tiny run that takes seconds."""
 

@@ -27,29 +27,29 @@ class AVLSettings:
     """How AVL learns."""
 
     lam: float = 0.998
-    """avl: mix of horizons in the returns, 0 to 1."""
+    """avl: lambda of the returns, 0 to 1. It mixes horizons."""
     beta_per_s: float = 0.03
-    """avl: discount rate. A request stays for some ten seconds, and what it costs others comes in that time."""
+    """avl: discount rate per second. A request stays for some ten seconds and costs others in that time."""
     epochs: int = 2
     """avl: passes over a sample."""
     minibatch: int = 2048
     """avl: decisions in a gradient step."""
     warmup: int = 5
-    """avl: iterations before the future part learns: impact estimator and critic come first."""
+    """avl: iterations before the future part learns; impact estimator and critic come first."""
     clip: float = 0.2
-    """avl: bound on how far the chance of an action may move in an iteration, as a ratio."""
+    """avl: bound on how far the probability of an action may move in an iteration, as a ratio."""
     kl_stop: float = 0.02
-    """avl: the future part rests until the next sample once the router has moved so far from the one that sampled."""
+    """avl: KL divergence from the sampling router at which the future part rests until the next sample."""
     keep: float = 0.95
-    """avl: weight of the past in the served router, per iteration."""
+    """avl: EMA weight of the past in the router that is exported, per iteration."""
     generations: int = 20
-    """avl: generations of the search for the price of congestion, one an iteration, after the warm-up; 0: it stays as it is."""
+    """avl: generations of the search for the congestion price, one an iteration, after the warm-up; 0: no search."""
     population: int = 16
     """avl: prices tried in a generation, an even number."""
     search_worlds: int = 18
-    """avl: worlds that each of them is tried in."""
+    """avl: environment variants that each price is tried in."""
     search_requests: int = 1000
-    """avl: requests of an episode there."""
+    """avl: requests of an episode of that search."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
