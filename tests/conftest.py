@@ -1,6 +1,7 @@
 """Fixtures every test may use."""
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.draws import register_profiles
 
 register_profiles()
 
+_SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.(slow|cluster)", re.MULTILINE)
 _KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 _AUTH_MODE = "RAY_AUTH_MODE"
 _AUTH_MODE_AT_START = os.environ.get(_AUTH_MODE)
@@ -23,6 +25,13 @@ def pytest_runtest_setup():
         sys.modules["torch"].manual_seed(0)
     if _AUTH_MODE_AT_START is None:  # a command that attached to a cluster may have set it, and Ray reads it but once
         os.environ.pop(_AUTH_MODE, None)
+
+
+def pytest_ignore_collect(collection_path):
+    """``make quick`` does not even import modules that are slow as a whole: Ray and torch take longer than many tests."""
+    if os.environ.get("EDGEROUTE_QUICK") and collection_path.suffix == ".py" and _SLOW.search(collection_path.read_text()):
+        return True
+    return None  # others decide
 
 
 def pytest_configure(config):
