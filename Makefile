@@ -39,7 +39,7 @@ demo: .venv/.installed ## train a small router and compare it with the heuristic
 quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples: two minutes
 	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 -m 'not cluster and not slow'
 
-# Tests of a file share what takes long to make and so stay together; in order of names the small files come last.
+# Tests of a file share what takes long to make and so stay together; in their order (tests/conftest.py) small files come last.
 test: .venv/.installed ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster'
 

@@ -17,6 +17,15 @@ _KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 _AUTH_MODE = "RAY_AUTH_MODE"
 _AUTH_MODE_AT_START = os.environ.get(_AUTH_MODE)
 
+_FIRST = (  # the first compiles the kernels of the simulator, the others need none of them
+    "contract/test_envs.py",
+    "sim/test_cache.py",
+    "contract/test_cli.py",
+    "tuning/test_digests.py",
+    "contract/test_draws.py",
+    "contract/test_imports.py",
+)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
@@ -32,6 +41,12 @@ def pytest_ignore_collect(collection_path):
     if os.environ.get("EDGEROUTE_QUICK") and collection_path.suffix == ".py" and _SLOW.search(collection_path.read_text()):
         return True
     return None  # others decide
+
+
+def pytest_collection_modifyitems(items):
+    """With an empty cache one worker of pytest compiles the kernels: the other has something else to do meanwhile."""
+    rank = {Path(__file__).parent / name: i for i, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_configure(config):

@@ -36,10 +36,27 @@ def _sources_digest() -> str:
 _FOLDER = cache_folder(_sources_digest())
 
 
+class _ByContent(UserProvidedCacheLocator):
+    """Finds compiled code by what the sources are, not by where they lie: a copy of the project compiles nothing anew.
+
+    Every job on a cluster runs such a copy.
+    """
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        folder = Path(py_file).resolve().parent
+        if folder.is_relative_to(_PACKAGE):
+            return "_".join(folder.relative_to(_PACKAGE.parent).parts)
+        return super().get_suitable_cache_subpath(py_file)  # not in the digest
+
+    def get_source_stamp(self) -> bytes:
+        return hashlib.sha256(Path(self._py_file).read_bytes()).digest()
+
+
 class _InFolder(CompileResultCacheImpl):
     """Keeps compiled code in the given folder or nowhere: numba's other places are not ours to use."""
 
-    _locator_classes: ClassVar[list[Any]] = [UserProvidedCacheLocator]
+    _locator_classes: ClassVar[list[Any]] = [_ByContent]
 
 
 class _Cache(FunctionCache):

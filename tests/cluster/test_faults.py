@@ -10,8 +10,8 @@ from tests.cluster.local_cluster import await_line
 
 pytestmark = pytest.mark.cluster
 
-SMALL = ("--envs-per-runner", 4, "--requests", 50, "--generations", 1, "--population", 4, "--search-requests", 20,
-         "--validate-every", 0)  # fmt: skip
+SMALL = ("--fleets", "--no-variation", "--envs-per-runner", 4, "--requests", 50, "--generations", 1, "--population", 4,
+         "--search-requests", 20, "--validate-every", 0)  # fmt: skip
 EVALUATE = ("evaluate", "--seeds", 6, "--requests", 1500, "--load", "light", "moderate", "heavy",
             "--routers", "least-work", "quality-greedy", "impact-greedy")  # fmt: skip
 

@@ -11,8 +11,9 @@ pytestmark = pytest.mark.cluster
 
 WRONG = "0123456789abcdef" * 4
 EVALUATE = ("evaluate", "--smoke", "--load", "light", "moderate", "--routers", "least-work", "impact-greedy")
-TRAIN = ("train", "--envs-per-runner", "4", "--requests", "50", "--steps-per-iteration", "256", "--generations", "1",
-         "--population", "4", "--search-requests", "20", "--num-env-runners", "1")  # fmt: skip
+TRAIN = ("train", "--fleets", "--no-variation", "--validate-every", "0", "--envs-per-runner", "4", "--requests", "50",
+         "--steps-per-iteration", "256", "--generations", "1", "--population", "4", "--search-requests", "20",
+         "--num-env-runners", "1")  # fmt: skip
 
 
 def cells(folder):

@@ -1,6 +1,7 @@
 """Compiled code is kept where nobody else can write to; a place to keep it is never needed."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -76,6 +77,31 @@ def test_a_damaged_file_costs_the_time_to_compile(compiled, tmp_path):
             path.write_bytes(damage)
         assert compiled(NUMBA_CACHE_DIR=str(cache)) == []
         assert all(path.stat().st_size > len(damage) for path in written)  # mended
+
+
+def test_a_copy_of_the_project_compiles_nothing_anew(tmp_path):
+    """As a job on a cluster runs one. A module that was changed does not find what was compiled before."""
+    cache, found = tmp_path / "cache", []
+    program = "from rllib_envs.sim.kernels import blocks_of; print(blocks_of(33), blocks_of.__wrapped__.__code__.co_filename)"
+    for name in ("one", "two", "changed"):
+        copy = tmp_path / name
+        shutil.copytree(ROOT / "rllib_envs", copy / "rllib_envs", ignore=shutil.ignore_patterns("__pycache__"))
+        if name == "changed":
+            with (copy / "rllib_envs" / "sim" / "kernels.py").open("a") as file:
+                file.write("#")
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(cache)},
+            cwd=copy,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == f"3 {copy / 'rllib_envs' / 'sim' / 'kernels.py'}\n"
+        found.append({path: path.stat().st_mtime_ns for path in files(cache)})
+    one, two, changed = found
+    assert one == two != {}
+    assert changed.items() > two.items()
 
 
 def test_a_disk_that_fills_up_costs_no_more(compiled, tmp_path):
