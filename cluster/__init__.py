@@ -1,1 +1,1 @@
-"""From one machine to many: nodes of Ray, checks before a run, jobs; and the files that clusters are made of."""
+"""Ray clusters: nodes, checks before a run, jobs, and the configuration files of clusters."""

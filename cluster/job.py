@@ -1,9 +1,10 @@
 """Ask a cluster for a job's state or output, stop it, or fetch its results.
 
-Stopping asks the job to end, as a training run does with a checkpoint, and kills it half a minute later. Results come through the
-cluster's dashboard, so that nothing but its URL is needed. Example:
-edgeroute job list;
-edgeroute job fetch raysubmit_8XyZ --out runs/mine
+Stopping asks the job to end and kills it half a minute later; a training run ends with a checkpoint. Results come through the
+cluster's dashboard, so its URL is enough. Example:
+
+    edgeroute job list
+    edgeroute job fetch raysubmit_8XyZ --out runs/mine
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Do what is asked.
+    """Run the requested action.
 
     Returns:
         0; for logs, the exit code of the job; for status 1 if it failed.
 
     Raises:
-        InputError: an option is missing, there is no such job, nothing answers at the address, or not to us.
+        InputError: an option is missing, there is no such job, nothing answers at the address, or it refuses us.
     """
     if (options.action == "list") == bool(options.job):
         raise InputError(f"job = {options.job!r}: {options.action} takes {'none' if options.job else 'the name of a job'}")
@@ -95,10 +96,10 @@ def _table(jobs: Sequence[Any]) -> str:
 
 
 def _fetch(client: JobSubmissionClient, options: Options) -> int:
-    """Let a small job pack the folder, and unpack what it prints.
+    """Run a small job that packs the folder, and unpack its output.
 
     Raises:
-        InputError: the job has left nothing, or not all of it arrived.
+        InputError: the job has no results, or not all of them arrived.
     """
     folder = (client.get_job_info(options.job).metadata or {}).get("results")
     if folder is None:
@@ -123,10 +124,10 @@ def _fetch(client: JobSubmissionClient, options: Options) -> int:
 
 
 def unpack(packed: bytes, folder: Path, where: str) -> int:
-    """Write the files of a compressed archive to a folder that is new, and nothing else: no links, devices, owners or rights.
+    """Unpack the plain files of a compressed archive to a new folder: no links, devices, owners or rights.
 
     Returns:
-        How many members were no files or folders, and left out.
+        The number of members that were left out, as neither files nor folders.
 
     Raises:
         InputError: a name leaves the folder, or there is too much in it.
@@ -154,9 +155,9 @@ def unpack(packed: bytes, folder: Path, where: str) -> int:
 
 
 def _packed(client: JobSubmissionClient, folder: str) -> bytes:
-    """The folder as a compressed archive, which a small job prints.
+    """Run a small job that prints the folder as a compressed archive, and return it.
 
-    Ray prints lines of its own into the same output, at any place: ours have a mark.
+    Ray prints its own lines into the same output, so ours have a mark.
 
     Args:
         client: of the cluster.

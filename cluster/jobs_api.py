@@ -1,4 +1,4 @@
-"""Ray's Jobs API at the other end of a URL."""
+"""Ray's Jobs API at a URL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TALKATIVE = ("ray", "ray.dashboard.modules.job.sdk")  # they tell of every file
 
 
 def jobs_address(address: str | None) -> str:
-    """The URL given, or the one in RAY_API_SERVER_ADDRESS, or that of a head on this machine or at the end of a tunnel.
+    """The given URL, or the one in RAY_API_SERVER_ADDRESS, or that of a head on this machine or behind a tunnel.
 
     Raises:
         InputError: it is not a URL.
@@ -45,10 +45,10 @@ def jobs_address(address: str | None) -> str:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the cluster at a URL (``jobs_address``).
+    """Connect to the cluster at a URL (``jobs_address``).
 
     Raises:
-        InputError: nothing answers there, or not to us.
+        InputError: nothing answers there, or it refuses us.
     """
     url = jobs_address(address)
     _knock(url)
@@ -65,7 +65,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @contextmanager
 def api_errors(what: str, url: str) -> Generator[None]:
-    """Say what went wrong with a request to a cluster at a URL.
+    """Turn errors of requests to a cluster into an InputError.
 
     Raises:
         InputError: the request failed.
@@ -81,7 +81,7 @@ def api_errors(what: str, url: str) -> Generator[None]:
 
 
 def _knock(url: str) -> None:
-    """Find out soon whether anybody listens.
+    """Check quickly whether anything listens.
 
     Raises:
         InputError: nobody does.

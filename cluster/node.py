@@ -1,12 +1,13 @@
-"""Start and stop a Ray node of one's own on this machine.
+"""Start and stop your own Ray node on this machine.
 
-Where Ray's own stop command ends every Ray on the machine, whoever started it, this one ends what it started and nothing else:
-a node lives in a folder, with its temporary files, its log and its process id. Several nodes on one machine have a folder each.
-Its dashboard listens on loopback unless told otherwise, and whoever joins or uses the cluster must show its token, which the
-first head makes in ~/.ray/auth_token and which other machines need a copy of; RAY_AUTH_MODE=disabled does without. Example:
-edgeroute node start --head;
-edgeroute train --address 127.0.0.1:6379 --run-dir runs/mine;
-edgeroute node stop
+Ray's own stop command ends every Ray on the machine. This command ends only what it started. A node has a folder with its
+temporary files, its log and its process id; several nodes on one machine have a folder each. The dashboard listens on loopback by
+default. To join or use the cluster takes its token. The first head creates it in ~/.ray/auth_token; other machines need a copy.
+RAY_AUTH_MODE=disabled turns tokens off. Example:
+
+    edgeroute node start --head
+    edgeroute train --address 127.0.0.1:6379 --run-dir runs/mine
+    edgeroute node stop
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Node:
 
 
 def run(options: Options) -> int:
-    """Do what is asked and say what came of it.
+    """Run the requested action and print the result.
 
     Returns:
         0; for status 1 if no node runs.
@@ -115,7 +116,7 @@ def start_node(options: Options) -> tuple[Node, bool]:
     """Start a node and wait until it answers.
 
     Returns:
-        The node, and whether it is new: one that runs in the folder already is left as it is.
+        The node, and whether it is new: a running one in the folder is left as it is.
 
     Raises:
         InputError: options that do not go together, a folder that cannot be used, a node that does not come up.
@@ -169,7 +170,7 @@ def find_node(folder: Path) -> Node | None:
 
 
 def stop_node(folder: Path) -> int:
-    """End the processes of the node in a folder, also what is left where it was killed; the number of them."""
+    """End the processes of the node in a folder, also leftovers of a killed one; returns their number."""
     if not (folder / _ABOUT).exists():
         return 0
     main = _read(folder).process()
@@ -212,7 +213,7 @@ def _check(options: Options, folder: Path) -> None:
 
 
 def _make_token(options: Options) -> None:
-    """A new token for a head where there is none; Ray itself says in the log when another node lacks it.
+    """Create a token for a head if there is none; Ray logs if another node lacks it.
 
     Raises:
         InputError: it cannot be written.
@@ -255,7 +256,7 @@ def _command(options: Options, folder: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Jobs find the Python and the commands of this installation, also where its environment was not activated."""
+    """Environment in which jobs find this installation's Python and commands, even without activation."""
     own = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return {
@@ -284,7 +285,7 @@ def _await(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _processes(folder: Path, main: psutil.Process | None) -> list[psutil.Process]:
-    """What the main process started, and whatever has the node's temporary folder in its command line."""
+    """Child processes, and all with the node's temporary folder in their command line."""
     found: dict[int, psutil.Process] = {}
     if main is not None:
         with suppress(psutil.NoSuchProcess):

@@ -1,9 +1,10 @@
-"""Look at a cluster before anything is spent on it: one table, one verdict.
+"""Check a cluster before you spend anything on it: one table, one verdict.
 
-From a machine of the cluster every node is looked at; through the URL of its dashboard, what can be seen from outside, and the
-job looks at the nodes as it begins. Commands that use a cluster do the same by themselves. Example:
-edgeroute preflight --address auto --cpus 8 --shared /mnt/runs;
-edgeroute preflight --address http://127.0.0.1:8265
+On a machine of the cluster it checks every node. Through the URL of the dashboard it checks what is visible from outside, and the
+job checks the nodes at its start. Commands that use a cluster make the same checks. Example:
+
+    edgeroute preflight --address auto --cpus 8 --shared /mnt/runs
+    edgeroute preflight --address http://127.0.0.1:8265
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ def run(options: Options) -> int:
 
 
 def inspect_from_outside(address: str, needs: Needs, environment: dict[str, Any]) -> list[Check]:
-    """What can be seen through the dashboard, and of what would be sent there.
+    """Check what is visible through the dashboard, and the files that would be sent there.
 
     Args:
         address: URL of the dashboard.
-        needs: of what is to run; what it writes to is looked at by itself as it begins.
+        needs: of the command; it checks the folders that it writes to at its start.
         environment: a runtime environment, from ``runtime_env``.
 
     Raises:

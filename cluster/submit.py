@@ -1,11 +1,12 @@
 """Send a command to a cluster as a job, and follow it.
 
-The project is uploaded as it is here, the job runs it on the head, and what it prints is shown; its exit code is that of this
-command. Ctrl-C leaves the job alone. Files that its options name must be in the project, and are named from its root. A relative
-run directory is taken from ~/edgeroute on the head; with --storage, the run is kept elsewhere too. edgeroute job asks for a job's
-state and output later, stops it, and fetches its results. Example:
-edgeroute submit --address http://127.0.0.1:8265 train --minutes 30 --run-dir runs/mine;
-edgeroute job fetch --address http://127.0.0.1:8265 ID --out runs/mine
+It uploads this project, runs the job on the head, and shows its output; the job's exit code becomes that of this command. Ctrl-C
+leaves the job alone. Files that its options name must be in the project, with paths from its root. A relative run directory is
+below ~/edgeroute on the head; --storage keeps a remote copy too. edgeroute job shows a job's state and output later, stops it,
+and fetches its results. Example:
+
+    edgeroute submit --address http://127.0.0.1:8265 train --minutes 30 --run-dir runs/mine
+    edgeroute job fetch --address http://127.0.0.1:8265 ID --out runs/mine
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Options:
 
 
 def own_arguments(arguments: Sequence[str]) -> list[str]:
-    """Those before the command that is to run on the cluster."""
+    """The options before the command that runs on the cluster."""
     return _split(arguments)[0]
 
 
@@ -77,7 +78,7 @@ def run(options: Options) -> int:
         The exit code of the job, 1 if it has none because it was stopped or lost; 0 where it is not waited for.
 
     Raises:
-        InputError: a command or option that is not valid, a cluster that does not answer or will not do.
+        InputError: an invalid command or option, a cluster that does not answer or fails a check.
     """
     name, given = _parse_command(options.command)
     environment = runtime_env(options.runtime_env, options.working_dir)
@@ -107,12 +108,12 @@ def run(options: Options) -> int:
 
 
 def entrypoint(command: Sequence[str], given: Any, folder: str | None) -> str:
-    """What the shell on the head is to run.
+    """The shell command for the head.
 
     Args:
         command: the command and its options, as they were typed.
         given: the same, parsed.
-        folder: where it leaves its results there, from ``_results``.
+        folder: folder of its results there, from ``_results``.
     """
     words = [shlex.quote(word) for word in command]
     if getattr(given, "address", None) in ("local", None) and hasattr(given, "address"):
@@ -137,7 +138,7 @@ def _parse_command(command: Sequence[str]) -> tuple[str, Any]:
 
 
 def _needs(name: str, given: Any) -> Needs:
-    """What the command will want of the cluster, as far as its options say."""
+    """The resources that the command needs, as far as its options say."""
     if name == "train":
         from tuning.training.setup import needs_of
 
@@ -148,7 +149,7 @@ def _needs(name: str, given: Any) -> Needs:
 
 
 def _results(name: str, given: Any) -> str | None:
-    """Where it leaves its results on the head, as a word of its shell."""
+    """The folder of its results on the head, quoted for the shell."""
     if name not in _RESULTS:
         return None
     folder: Path = getattr(given, _RESULTS[name])

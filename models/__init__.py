@@ -1,1 +1,1 @@
-"""The router: encoder, estimator and heads as plain torch modules; their RLlib glue in ``models.rllib``."""
+"""The router: encoder, estimator and heads as plain torch modules; ``models.rllib`` has the RLlib integration."""

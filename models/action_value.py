@@ -1,4 +1,4 @@
-"""Values of sending the request to each expert, and of dropping it; any number of experts will do."""
+"""Action values of sending the request to each expert and of dropping it, for any number of experts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models.impact import zero_linear
 class ActionValue(nn.Module):
     """Action values ``Q(s, e) = predicted marginal QoS of e + learned residual``, that of drop with a prediction of 0.
 
-    The residual of an expert comes from its own columns and the mean and the maximum over experts, that of drop from the latter
-    two: permuting the experts permutes their values. Residuals are 0 before training, so that an untrained critic ranks actions
-    by the roll-out. An observation without what-if results has no predictions.
+    The residual of an expert comes from its own columns and from the mean and maximum over experts; that of drop from the
+    latter two. Permuting the experts permutes their values. Residuals are 0 before training, so that an untrained critic ranks
+    actions by the roll-out. An observation without what-if results has no predictions.
 
     Args:
         hidden: width of the hidden layers.

@@ -1,6 +1,6 @@
-"""What a cluster's state is worth to the requests to come, and what of their quality no decision has an influence on.
+"""The critic: the state value for later requests, and an action-independent baseline of their quality.
 
-Both are for training alone: a router decides without them.
+Both are for training alone; a router decides without them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from models.impact import GatedMLP
 
 
 class StateValue(nn.Module):
-    """Value of a state: the sum over experts of what each adds, so that it means the same for any number of them.
+    """State value: a sum over experts, so that it applies to any number of them.
 
     Args:
         hidden: width of the hidden layers.
-        embedding: width of an encoder's embedding of each expert as it is; 0 for none.
+        embedding: width of an encoder's embedding of each expert without the request; 0 for none.
 
     Shapes:
         - columns: ``read_columns`` of the observation; embedding: (B, N, embedding)
@@ -29,15 +29,15 @@ class StateValue(nn.Module):
         self.network = GatedMLP(STATE_COLUMNS, hidden, 1, embedding)
 
     def forward(self, columns: FeatureColumns, embedding: Tensor | None = None) -> Tensor:
-        """(B,) discounted sum of what the requests to come will earn more than usual."""
+        """(B,) discounted sum of later requests' rewards above the baseline."""
         return self.network(columns.state, embedding).squeeze(-1).sum(dim=-1)
 
 
 class ActionIndependentBaseline(nn.Module):
-    """Marginal QoS to expect of a request from what is told about it, the engines and the rate of arrivals alone.
+    """Action-independent baseline: expected marginal QoS from a request's predictions, the engines and the arrival rate alone.
 
-    No decision changes any of these, so that it may be subtracted from a reward without changing what is best; and most of
-    what rewards differ by is explained by it.
+    No decision changes any of these. So subtracting it from a reward changes no optimum, and it explains most of the variance of
+    rewards.
 
     Args:
         hidden: width of the hidden layers.
@@ -53,6 +53,6 @@ class ActionIndependentBaseline(nn.Module):
         self.pooled = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, columns: FeatureColumns) -> Tensor:
-        """(B,) usual quality of the arrived request."""
+        """(B,) baseline of the arrived request."""
         experts = self.experts(columns.request)
         return self.pooled(torch.cat([experts.mean(dim=-2), experts.amax(dim=-2)], dim=-1)).squeeze(-1)

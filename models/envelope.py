@@ -1,8 +1,8 @@
-"""What a router was trained on: for each of its inputs the range that the worlds of training had, kept with its weights.
+"""The training range of a router: the range of each input over the training scenarios, stored with the weights.
 
-Where a network never was, its scores are wild: it may drop every request, and says nothing. The inputs here are those that no
-decision has an influence on. They are read from the observations themselves, in episodes whose requests are all dropped. A world
-is outside where an input leaves its range by more than a share of the range's width (``INPUTS``).
+Far from its training data a network's scores are arbitrary; it may silently drop every request. The inputs here are those that no
+decision influences. They are read from observations in episodes whose requests are all dropped. A scenario is outside if an input
+leaves its range by more than a share of the range's width (``INPUTS``).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _ratio(value: float) -> str:
 
 
 class Input(NamedTuple):
-    """How an input is judged and shown."""
+    """How to compare and show an input."""
 
     slack: float = 1.0  # how far a world may leave the range, in widths of it
     least: float = 0.1  # the width counts as this at least: training may have had one value alone
@@ -79,13 +79,13 @@ _TOLD: dict[str, Input] = {
 """Columns of EXPERT_FEATURES, as the router is told them."""
 
 _OTHERS: dict[str, Input] = {
-    "step_drift": Input(least=0.5),  # log of the true over the told time of an iteration
-    "length_drift": Input(least=0.5),  # log of true over told output tokens, the mean over requests
+    "step_drift": Input(least=0.5),  # log of the actual over the nominal iteration time
+    "length_drift": Input(least=0.5),  # log of true over predicted output tokens, the mean over requests
     "prompt": Input(least=0.25, show=_prompt),  # mean over requests of log(1 + feature)
     "predicted_length": Input(least=0.25, show=_length),
-    # Prompts of which the task alone is told are 1.9 and 1.4 widths off, and the router holds there (docs/results.md).
-    "score_spread": Input(slack=2.0, least=0.05),  # standard deviation of the scores told of an expert
-    "score_noise": Input(slack=2.0, least=0.05),  # by which the scores told for one request differ, beyond the means
+    # Prompts of which the task alone is known are 1.9 and 1.4 widths off, and the router holds there (docs/results.md).
+    "score_spread": Input(slack=2.0, least=0.05),  # standard deviation of the predicted scores of an expert
+    "score_noise": Input(slack=2.0, least=0.05),  # spread of the predicted scores of one request, beyond the means
     "experts": Input(least=0.5, show=_count),  # logarithm of their number
     "load": Input(slack=0.25, least=0.5, show=_share),  # mean rate over the capacity for such requests
     "peak_load": Input(least=1.0, show=_ratio),  # log_load_recent, exceeded in 5 % of the decisions
@@ -96,7 +96,7 @@ INPUTS: dict[str, Input] = {**_TOLD, **_OTHERS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
-    """An input of a world that is outside what a router was trained on."""
+    """An input of a scenario that lies outside a router's training range."""
 
     name: str
     value: str
@@ -108,13 +108,13 @@ class Outside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """The range of each input in the worlds of training."""
+    """The range of each input over the training scenarios."""
 
     ranges: Mapping[str, tuple[float, float]]
 
     @classmethod
     def of(cls, worlds: Sequence[Measured]) -> Envelope:
-        """What the worlds had, all together."""
+        """The union of the scenarios' ranges."""
         names = [name for name in INPUTS if all(name in world for world in worlds)]
         return cls(
             ranges={
@@ -124,7 +124,7 @@ class Envelope:
 
     @classmethod
     def from_json(cls, data: Any) -> Envelope:
-        """Read what ``to_json`` gives.
+        """Read the result of ``to_json``.
 
         Raises:
             ValueError: it is something else.
@@ -151,7 +151,7 @@ class Envelope:
         return ", ".join(f"{name} {show(low)} to {show(high)}" for name, show, (low, high) in parts)
 
     def outside(self, world: Measured) -> list[Outside]:
-        """The inputs of a world that are outside, the worst first."""
+        """The inputs of a scenario that are outside, the worst first."""
         found: list[Outside] = []
         for name, (low, high) in self.ranges.items():
             values = world[name].reshape(-1, world[name].shape[-1])
@@ -178,7 +178,7 @@ def _is_number(value: object) -> bool:
 
 
 def measure(worlds: Sequence[Scenario]) -> Measured:
-    """The inputs that routers meet in worlds of one cluster, each with a few short episodes that are always the same.
+    """Measure the inputs in scenarios of one cluster, on a few short fixed episodes each.
 
     Raises:
         InputError: a trace or catalogue cannot be read, or the worlds differ in more than the episodes drawn (``Simulation``).
@@ -199,7 +199,7 @@ def measure(worlds: Sequence[Scenario]) -> Measured:
 
 
 def _loads(world: Scenario, rates_rps: Floats) -> Floats:
-    """(?, 1) the mean rates that a world's episodes may have, over what its cluster carries of such requests."""
+    """(?, 1) possible mean rates of a scenario's episodes, over the cluster's capacity for such requests."""
     load = world.workload.load
     if load == "mixed":
         return np.array(world.workload.mixed_range)[:, None]
@@ -210,7 +210,7 @@ def _loads(world: Scenario, rates_rps: Floats) -> Floats:
 
 
 def _run(simulation: Simulation, first_seed: int) -> Measured:
-    """An episode in each of B clusters, all of whose requests are dropped."""
+    """Run an episode in each of B clusters, dropping all requests."""
     batch, n = simulation.batch, simulation.scenario.n_experts
     simulation.start_all([first_seed + i for i in range(batch)])
     view, workload = simulation.view, simulation.workload
@@ -237,7 +237,7 @@ def _run(simulation: Simulation, first_seed: int) -> Measured:
 
 
 def _of_requests(told: Floats, mean_score: Floats) -> Measured:
-    """What M requests are told to be like, (M, N, ARRIVED_FEATURES)."""
+    """Predictions for M requests, (M, N, ARRIVED_FEATURES)."""
     prompt, score, length = (_column(told, ARRIVED_FEATURES, name) for name in ("prompt", "predicted_score", "predicted_length"))
     return {
         "prompt": np.log1p(prompt).mean(axis=0),
@@ -248,7 +248,7 @@ def _of_requests(told: Floats, mean_score: Floats) -> Measured:
 
 
 def _true_base_time(simulation: Simulation) -> Floats:
-    """(B, N) ``base_time`` as it truly is."""
+    """(B, N) the actual ``base_time``."""
     rows, learnt = simulation.rows.experts.copy(), simulation.world.calibration.records
     for b in range(simulation.batch):
         describe_engines(simulation.state.engines, learnt, b, simulation.scenario.slo_s_per_token, rows)

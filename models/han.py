@@ -1,9 +1,9 @@
-r"""Heterogeneous graph attention: how requests, experts and the arrived request of a cluster tell one another about themselves.
+r"""Heterogeneous graph attention over the requests and experts of a cluster and the arrived request.
 
 The operator is that of the `"Heterogeneous Graph Attention Network" <https://arxiv.org/abs/1903.07293>`_ (Wang et al. 2019), in
 two forms with the same parameters: a sparse one for any heterogeneous graph (``HANLayer``, PyG message passing) and a dense one
-for the padded observation (``HANEncoder.forward``), which is the faster.
-``models.paper.pooled`` is the stock arm to compare with.
+for the padded observation (``HANEncoder.forward``), which is faster.
+``models.paper.pooled`` is the stock variant for comparison.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class HANLayer(MessagePassing):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's generator: Glorot, biases 0."""
+        """Initialise the parameters from torch's generator: Glorot, biases 0."""
         super().reset_parameters()
         for name, parameter in self.named_parameters():
             (zeros if name.endswith("bias") else glorot)(parameter)
@@ -185,11 +185,11 @@ class HANLayer(MessagePassing):
 
 
 class HANEncoder(nn.Module):
-    """Embedding of each expert as it is, and as it would be with the arrived request sent to it.
+    """Embeddings of each expert without and with the arrived request.
 
     Both come from the same layers: the first (``without``) on the cluster's graph without the arrived request, the second
-    (``with_``) on the graph with it, connected to every expert by the features that were told for that expert (one copy of the
-    node for each expert, so that there is one edge to each). What running and waiting requests say is computed once for both.
+    (``with_``) on the graph with it, connected to every expert with the features predicted for that expert (one copy of the
+    node for each expert, so that there is one edge to each). Messages of running and waiting requests are computed once for both.
 
     ``forward`` takes the padded arrays, ``sparse`` the graph; the numbers are the same. Permuting the experts permutes the
     embeddings; permuting the requests of an expert, or padding, changes nothing. Between experts there is nothing but the
@@ -198,14 +198,14 @@ class HANEncoder(nn.Module):
     Args:
         expert_features: features of an expert.
         request_features: features of a running or waiting request.
-        arrived_features: features of the arrived request as told for one expert.
+        arrived_features: features of the arrived request as predicted for one expert.
         hidden: width of the embeddings.
         heads: attention heads.
         layers: 1, or 2: then requests learn about their expert before it attends to them. With 1, a request reaches its expert
             by an average and a sum of its features only; with 2, by features that nonlinearly depend on the expert's, at three to
             five times the cost.
         requests: which kinds of requests have edges to their experts; the others are not seen.
-        semantic: whether edge types are weighed by semantic attention; otherwise they count alike.
+        semantic: whether semantic attention weights the edge types; otherwise they count alike.
 
     Shapes:
         - experts: (B, N, expert_features), arrived: (B, N, arrived_features)
@@ -292,7 +292,7 @@ def cluster_graph(
     waiting_mask: Tensor,
     expert_mask: Tensor | None = None,
 ) -> ClusterGraph:
-    """The arrays that ``HANEncoder`` takes as a sparse graph: what a mask leaves out is not there.
+    """Convert the arrays of ``HANEncoder`` to a sparse graph, without masked entries.
 
     Edges go both ways. Experts, and arrived requests, of which there is one for each expert, are in the order of the arrays'
     (B, N), requests in that of (B, N, slots).

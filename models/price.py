@@ -1,8 +1,8 @@
-"""The price of congestion: what a request that is sent to an expert costs those still to come, as a formula with few parameters.
+"""The congestion price: the opportunity cost of sending a request to an expert, as a formula with few parameters.
 
 ``rllib_envs.baselines.impact_greedy`` has the simplest form of it, with one parameter tuned for each load. Here the price follows
-the load and differs between engines by what they are, so that one set of parameters serves any cluster at any load. They are
-few enough to be found by trying: ``models.rllib.avl.price_search``.
+the load and the engine's figures, so that one set of parameters serves any cluster at any load. ``models.rllib.avl.price_search``
+finds the parameters by direct search.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rllib_envs.sim.rows import CLUSTER_FEATURES, EXPERT_FEATURES
 
 
 class Term(NamedTuple):
-    """A parameter of the price: what it is before training, and how far a search goes from there at first."""
+    """A parameter of the price: its initial value, and the initial spread of the search."""
 
     prior: float
     spread: float
@@ -28,9 +28,9 @@ TERMS: dict[str, Term] = {
     # The logarithm of the price of a unit, as a sum:
     "level": Term(-0.35, 0.1),
     "load": Term(1.02, 0.1),  # times log(offered load / .5)
-    "rise": Term(0.6, 0.075),  # times log(offered load of late / offered load)
+    "rise": Term(0.6, 0.075),  # times log(recent / long-run offered load)
     "experts": Term(-0.44, 0.075),  # times log(experts / 6): the fewer there are, the less the others can take over
-    "reserved": Term(-0.09, 0.15),  # times the mean share of the KV memory that is spoken for, less .5
+    "reserved": Term(-0.09, 0.15),  # times the mean reserved share of the KV memory, less .5
     "kv_capacity": Term(-0.09, 0.1),  # times the expert's own figures, about 0 in the middle
     "base_time": Term(0.86, 0.25),
     "sequence_time": Term(4.01, 0.3),
@@ -41,12 +41,12 @@ TERMS: dict[str, Term] = {
     "memory": Term(0.27, 0.06),  # weight of KV memory beside time
     "size": Term(-0.2, 0.04),  # exponent beyond 1: large requests cost more or less than in proportion
     # times how scarce it is there:
-    "power": Term(1.42, 0.1),  # exponent of the expert's share of KV memory that is spoken for
+    "power": Term(1.42, 0.1),  # exponent of the expert's reserved share of KV memory
     "floor": Term(0.35, 0.025),  # what an idle expert costs
     "queue": Term(-0.01, 0.1),  # weight of 32 waiting requests
-    # How far deadlines are softened, from 0 to 1:
-    "softening": Term(0.67, 0.075),  # times |log(offered load of late / offered load)| beyond what it is at steady load
-    # What an overload adds to some of these, times the logarithm of the recent offered load where the engines cannot carry it
+    # Weight of softened deadlines, from 0 to 1:
+    "softening": Term(0.67, 0.075),  # times |log(recent / long-run offered load)| beyond its value at steady load
+    # What overload adds to some of these, times the logarithm of the recent offered load above capacity
     "overload_level": Term(0.17, 0.05),
     "overload_reserved": Term(0.17, 0.075),
     "overload_kv_capacity": Term(0.1, 0.05),
@@ -68,7 +68,7 @@ _LOG_BOUND = 5.0
 _LOG_LOADS = (math.log(0.02), 0.0)  # a price goes by the load from here to there: nobody carries more for long
 _LOG_LOADS_RECENT = (math.log(0.02), math.log(8.0))  # overload
 _LOG_TYPICAL_LOAD, _LOG_TYPICAL_EXPERTS, _TYPICAL_UNITS = math.log(0.5), math.log(6), 0.1
-_STEADY = 0.3  # how far the logarithms of the load and of the load of late differ where nothing swings
+_STEADY = 0.3  # difference of the logarithms of recent and long-run load at steady load
 _FIGURES = {  # of an expert: what is taken off, and the scale
     "kv_capacity": (0.0, 1.0),
     "base_time": (0.4, 1.0),
@@ -82,16 +82,15 @@ _FIGURE_COLUMNS = [EXPERT_FEATURES.index(name) for name in _FIGURES]
 
 
 class Price(nn.Module):
-    """What sending the request to each expert costs those still to come, in QoS.
+    """The opportunity cost of sending the request to each expert, in QoS.
 
     ``cost = exp(terms) * units * (units / .1)**size * (reserved**power + floor + queue * waiting)`` with ``terms`` linear in the
     logarithms of the offered load and of the number of experts, in how the load changes, and in the engine's figures;
-    ``units = time + memory * share`` (``models.features.units``). In an overload nine of the parameters are others: when more
-    comes than the engines can carry, most requests are dropped, and which ones and from when on is another question than at any
-    load that they can carry. When the load fluctuates, predictions for in-flight requests go stale, so deadlines are softened
-    (``soft_deadline_bonus``). Initial values: the mean optimum of four earlier searches.
+    ``units = time + memory * share`` (``models.features.units``). Under overload nine of the parameters differ: then most
+    requests are dropped, and the question is which ones. When load fluctuates, predictions for in-flight requests go stale
+    quickly, so deadlines are softened (``soft_deadline_bonus``). Initial values: the mean optimum of four earlier searches.
 
-    The parameters are no subject of gradients, a search sets them: to torch they are a buffer, ``terms``.
+    A search sets the parameters, not gradients: to torch they are a buffer, ``terms``.
 
     Shapes:
         - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
@@ -126,7 +125,7 @@ class Price(nn.Module):
         return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0)
 
     def soft_deadline_bonus(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
-        """(B, N) what the predicted marginal QoS changes by where deadlines are as loose as they are to count; else as above."""
+        """(B, N) change of the predicted marginal QoS by softened deadlines; arguments as above."""
         slow, fast = _loads(observation)
         loose = (self.terms if terms is None else terms)[..., _USUAL.index("softening"), None]
         share = (loose * ((fast - slow).abs() - _STEADY)).clamp(0, 1)
@@ -135,17 +134,17 @@ class Price(nn.Module):
         return share * (arrived_column(observation, "predicted_score") * own + others)
 
     def _terms_now(self, observation: Observation, terms: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        """The parameters as they are now, in overload or not: each broadcasts over (B, N); those of ``_FIGURES``, (..., 6)."""
+        """The parameters at the current load, each broadcast over (B, N), and those of ``_FIGURES``, (..., 6)."""
         usual, changes = (self.terms if terms is None else terms).split([len(_USUAL), len(_CHANGES)], dim=-1)
         overload = _loads(observation)[1].clamp(min=0)
         values = usual + overload * (changes @ changes.new_tensor(_CHANGES))
-        # Those that no flood changes are constants of a traced graph: the fewer small operations, the sooner it decides.
+        # Those that overload does not change are constants of a traced graph: the fewer small operations, the sooner it decides.
         term = {name: (values if name in _OVERLOADED else usual)[..., i, None] for i, name in enumerate(_USUAL)}
         return term, values[..., _FIRST_FIGURE : _FIRST_FIGURE + len(_FIGURES)]
 
 
 def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
-    """(B, 1) logarithms of the offered load, and of that of late, within what counts."""
+    """(B, 1) logarithms of the long-run and the recent offered load, clipped."""
     slow, fast = (_cluster(observation, f"log_load_{span}") for span in ("long_run", "recent"))
     return slow.clamp(*_LOG_LOADS), fast.clamp(*_LOG_LOADS_RECENT)
 

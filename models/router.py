@@ -1,4 +1,4 @@
-"""The router: encoder, impact estimator and per-expert heads, one score for each action. Knows no RL library."""
+"""The router: encoder, impact estimator and per-expert heads, one score for each action. Needs no RL library."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WIDEST = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSpec:
-    """What a router is made of; everything that its weights fit."""
+    """Specification of a router's network; it determines the shapes of the weights."""
 
     encoder: EncoderName = "han"
     """aggregates: sums over the requests of each expert. han: also heterogeneous graph attention over all requests, as a branch
@@ -56,7 +56,7 @@ class RouterSpec:
     """Allow the router to drop a request that some expert could take."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built.
+        """Refuse invalid specifications.
 
         Raises:
             InputError: unknown encoder, or sizes that do not go together.
@@ -81,7 +81,7 @@ class RouterSpec:
 
 
 def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
-    """See that an observation has what a router begins with. Without, every impact would be 0 and every request be dropped.
+    """Check that an observation has the router's inputs. Otherwise every impact would be 0 and every request dropped.
 
     Args:
         spec: what the router is made of.
@@ -98,23 +98,22 @@ def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
 
 
 class Parts(NamedTuple):
-    """How the scores come about."""
+    """The parts of the scores."""
 
     columns: FeatureColumns
     embedding: Tensor | None  # (B, N, E) of each choice, from the encoder
     impact: Tensor  # (B, N) predicted marginal QoS of each expert
-    future: Tensor  # (B, N) what the choice is worth to those to come, <= 0 as a rule
+    future: Tensor  # (B, N) effect of the choice on later requests, usually <= 0
     drop: Tensor  # (B, 1) score of a drop
 
 
 class Router(nn.Module):
     """Scores of the N experts and of drop, in QoS: the greater, the better.
 
-    ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future is
-    what the expert's afterstate is worth less than the state itself: ``l - price * exp(m) + u`` with m and u learned and 0 at
-    first, so that an untrained router is impact-greedy with a price of congestion that rises with the offered load, and with
-    deadlines that are looser where the load swings, l (``Price``). A drop changes nothing, now or later: its score is 0, plus a
-    learned u.
+    ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future part
+    is the value of the expert's afterstate less that of the state: ``l - price * exp(m) + u``, with m and u learned and 0 at
+    first. So an untrained router is impact-greedy with a congestion price that rises with the offered load. l softens deadlines
+    when load fluctuates (``Price``). A drop changes nothing, now or later: its score is 0, plus a learned u.
 
     Weights are shared by the experts, so any number of them will do; permuting them permutes their scores and leaves that of
     drop. Where an expert is loaded is seen from that expert's own columns and embedding.
@@ -139,11 +138,11 @@ class Router(nn.Module):
 
     @property
     def encoder_enabled(self) -> bool:
-        """Whether the encoder is heard: training may begin without, and what it would say counts for nothing then."""
+        """Whether the encoder is enabled; training may begin without it."""
         return bool(self.get_buffer("listening") > 0)
 
     def enable_encoder(self, on: bool) -> None:
-        """Hear the encoder from now on, or do not."""
+        """Enable or disable the encoder."""
         self.get_buffer("listening").fill_(float(on))
 
     def forward(self, observation: Observation) -> Tensor:
@@ -151,7 +150,7 @@ class Router(nn.Module):
         return self.scores(observation, self.parts(observation))
 
     def parts(self, observation: Observation, terms: Tensor | None = None) -> Parts:
-        """What the scores are made of, for who trains, tries or explains them; ``terms`` as in ``Price``.
+        """The parts of the scores, for training, search and explanations; ``terms`` as in ``Price``.
 
         Raises:
             InputError: as ``check_observation``.
@@ -171,7 +170,7 @@ class Router(nn.Module):
         return torch.where(mask, torch.cat([parts.impact + parts.future, drop], dim=-1), MASKED_SCORE)
 
     def embed(self, observation: Observation) -> Tensor | None:
-        """(B, N, E) the encoder's embedding of each choice: the expert with the request and without; None if not heard."""
+        """(B, N, E) the encoder's embedding of each choice: the expert with and without the request; None if disabled."""
         if self.encoder is None or not self.encoder_enabled:
             return None
         experts, n = observation["experts"], observation["experts"].shape[-2]
@@ -194,7 +193,7 @@ class Router(nn.Module):
         return bonus + self.price.soft_deadline_bonus(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
 
     def explain(self, observation: Observation) -> Explanation:
-        """What the impact estimator predicts for each expert, and from what."""
+        """The impact estimator's predictions for each expert, and their inputs."""
         return self.estimator.explain(observation, read_columns(observation), self.embed(observation))
 
 

@@ -1,7 +1,7 @@
 """Measure the load that a scenario's cluster can carry.
 
-An expert's capacity is the largest Poisson rate at which it, alone, finishes 90 % of its requests within the SLO. The sum over
-the experts is what named loads (light, moderate, heavy) are fractions of, unless the scenario states another figure.
+An expert's capacity is the largest Poisson rate at which it, alone, finishes 90 % of its requests within the SLO. Named loads
+(light, moderate, heavy) are fractions of the sum over the experts, unless the scenario states another figure.
 """
 
 from __future__ import annotations

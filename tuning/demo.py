@@ -1,8 +1,8 @@
 """Train a router for two minutes and compare it with the heuristics, on Poisson arrivals and on the Azure conversation trace.
 
-Shows the whole path once: RLlib trains in the simulator, the checkpoint is evaluated beside every heuristic on the same requests,
-and tables and figures are written. On edge6 the router that comes with the project, which was trained for longer, takes part too.
-Takes about five minutes.
+It shows the whole path once. RLlib trains in the simulator, then the checkpoint meets every heuristic on the same requests, and
+the command writes tables and figures. On edge6 the shipped router, which was trained for longer, takes part too. It takes about
+five minutes.
 """
 
 from __future__ import annotations

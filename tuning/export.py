@@ -1,8 +1,10 @@
 """Export the router of a training run as a bundle.
 
-A bundle is a small folder with the weights (safetensors), what they are (router.json) and an ONNX graph. It loads without Ray and
-without pickle: edgeroute export runs/mine --out bundles/mine;
-edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
+A bundle is a small folder with the weights (safetensors), their description (router.json) and an ONNX graph. It loads without Ray
+and without pickle. Example:
+
+    edgeroute export runs/mine --out bundles/mine
+    edgeroute evaluate --load light moderate heavy --routers best bundle:bundles/mine
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Fit an expert's engine to measured layer times of your GPU and model.
 
 The measurements are a folder with dense.csv, per_sequence.csv and attention.csv, as LLMServingSim's profiler writes them (see
-docs/data.md). The command fits the engine's cost model, shows how far it errs on batches that the fit has not seen, and writes
-the expert as YAML for the list `experts` of a scenario. Example: edgeroute fit-profile --measurements my-gpu --layers 32
---kv-tokens 41408 --kv-bytes-per-token 131072 --name llama --gpu "RTX 4090" --params-b 8.03 --mean-score 0.7
---mean-output-tokens 350
+docs/data.md). The command fits the engine's cost model and shows its errors on batches that the fit has not seen. It writes the
+expert as YAML for the list `experts` of a scenario. Example:
+
+    edgeroute fit-profile --measurements my-gpu --layers 32 --kv-tokens 41408
+        --kv-bytes-per-token 131072 --name llama --gpu "RTX 4090" --params-b 8.03
+        --mean-score 0.7 --mean-output-tokens 350
 """
 
 from __future__ import annotations

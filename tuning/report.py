@@ -1,9 +1,10 @@
 """Write a report on training runs, evaluations and sweeps, with figures, and the traffic of a minute.
 
-One page that needs nothing else, report.html, the same as report.md, and the figures as PNG files. Training runs that differ in
-the seed alone are put together. The traffic is that of the first training run named that has a checkpoint with an impact
-estimator, on its scenario, or else of the router that comes with edgeroute, on edge6. Example:
-edgeroute report runs/mine-0 runs/mine-1 runs/comparison --out runs/report
+It writes report.html (one self-contained page), the same as report.md, and the figures as PNG files. Training runs that differ in
+the seed alone are grouped. The traffic is that of the first training run that has a checkpoint with an impact estimator, on its
+scenario. Without one it is that of the shipped router on edge6. Example:
+
+    edgeroute report runs/mine-0 runs/mine-1 runs/comparison --out runs/report
 """
 
 from __future__ import annotations

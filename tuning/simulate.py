@@ -97,10 +97,10 @@ def run(options: Options) -> None:
 
 
 def request_table(records: Records, scenario: Scenario) -> Any:
-    """What became of each request, in order of arrival, as an Arrow table; empty where it never came to that."""
+    """The outcome of each request, in order of arrival, as an Arrow table; cells that do not apply are empty."""
     names = np.array([*(expert.name for expert in scenario.experts), "drop"])
     sent = records.route < scenario.n_experts
-    counted = records.status != TOO_LONG  # of a request that no expert can hold there is nothing to tell
+    counted = records.status != TOO_LONG  # a request that no expert can hold has no outcome
     columns: dict[str, Any] = {
         "arrival_s": records.arrival_s,
         "expert": names[records.route],
@@ -124,7 +124,7 @@ def request_table(records: Records, scenario: Scenario) -> Any:
 
 
 def summarise(simulation: Simulation, router: RouterSpec, workload: Workload, seed: int) -> dict[str, Any]:
-    """The episode in figures: ``METRICS``, and each expert's share of the requests and of the time it was busy."""
+    """Summarise the episode: ``METRICS``, and each expert's share of the requests and of busy time."""
     shares = routing_shares(workload.scenario, simulation.records(0))
     metrics = episode_metrics(simulation, 0)
     busy = simulation.state.experts["busy_s"][0] / metrics["duration_s"]

@@ -54,14 +54,14 @@ _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 
 
 def run(options: Options) -> int:
-    """Run the trials, print a table of them now and then, and write what they came to.
+    """Run the trials, print a table of them from time to time, and write the results.
 
     Returns:
         0; 1 if a trial failed; 130 when interrupted, the finished trials being kept.
 
     Raises:
-        InputError: an option or space that is not valid; a run directory that is taken, in use or missing, or of somebody who is
-            not trusted; a storage that cannot be used.
+        InputError: an invalid option or space; a run directory that is taken, in use, missing or not trusted; an unusable
+            storage.
     """
     remote_copy = None
     if options.storage is not None:
@@ -80,7 +80,7 @@ def run(options: Options) -> int:
 
 
 def _search_on(options: Options, remote_copy: RemoteCopy | None) -> int:
-    """Begin the sweep or go on with it, and return the exit code."""
+    """Begin or resume the sweep, and return the exit code."""
     options, space, train, vouched = _continue(options) if options.resume else _begin(options)
     if remote_copy is not None:
         remote_copy.put()  # whoever finds the trials there is to know what they are of
@@ -113,7 +113,7 @@ def _search_on(options: Options, remote_copy: RemoteCopy | None) -> int:
 
 
 def _begin(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
-    """Check everything, and lay out a new run directory. Last comes what its trials are trusted by, as in ``_continue``."""
+    """Check everything and lay out a new run directory. The last value authenticates its trials, as in ``_continue``."""
     options = replace(options, **SMOKE) if options.smoke else options
     space = load_space(options.space)
     train = _train_options(options, TrainOptions() if options.config is None else options_from(options.config))
@@ -131,17 +131,17 @@ def _begin(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, An
 
 
 def _write_config(run_dir: Path, contents: dict[str, Any]) -> None:
-    """Write what the sweep is, signed: going on with it loads pickles of Tune's and of its trials."""
+    """Write the sweep's definition, signed: resuming it loads pickles of Tune and of its trials."""
     as_read = parse_yaml(dump_yaml(contents), str(run_dir / _CONFIG))
     write_text(run_dir / _CONFIG, dump_yaml(signed(as_read)))
 
 
 def _continue(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
-    """What the sweep in the folder is made of. One that is trusted counts as one's own from then on.
+    """Read the definition of the sweep in the folder. A trusted one counts as the user's own from then on.
 
     Returns:
-        Last, by what checkpoints of its trials are known: a word that their key is derived with, and whether they count all the
-        same, because the sweep was somebody else's and was trusted.
+        Last, what authenticates checkpoints of its trials: a word to derive their key with, and whether any checkpoint counts,
+        because the user trusted somebody else's sweep.
     """
     where = options.run_dir / _CONFIG
     contents = read_mapping(where, "a sweep's description")
@@ -161,7 +161,7 @@ def _continue(options: Options) -> tuple[Options, Space, TrainOptions, dict[str,
 
 
 def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
-    """Train's options with what each trial is given by the sweep."""
+    """Train's options with those that the sweep gives to each trial."""
     return replace(
         base,
         iterations=options.iterations,
@@ -178,7 +178,7 @@ def _group(options: Options) -> TrackOptions:
 
 
 def _check_room(options: Options) -> None:
-    """Refuse a sweep none of whose trials would ever start."""
+    """Refuse a sweep if no trial could ever start."""
     import ray
 
     room = ray.cluster_resources()
@@ -188,7 +188,7 @@ def _check_room(options: Options) -> None:
 
 
 def _trials(grid: ResultGrid, plan: TrialPlan) -> list[Finding]:
-    """What became of the trials, in the order in which they were begun. Their files are in the plan's folder by now."""
+    """Collect the results of the trials, in the order of their start. Their files are in the plan's folder by now."""
     from ray.air.constants import EXPR_PARAM_FILE
 
     found: list[Finding] = []

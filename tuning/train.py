@@ -67,7 +67,7 @@ class _Start:
 
     options: Options  # complete
     scenario: Scenario
-    checkpoint: Path | None = None  # to go on from
+    checkpoint: Path | None = None  # to resume from
     about: dict[str, Any] = field(default_factory=dict[str, Any])  # what that says of itself
 
     @property
@@ -88,7 +88,7 @@ class _Start:
 
     @property
     def complete(self) -> bool:
-        """Whether the run had come to one of its limits."""
+        """Whether the run had reached one of its limits."""
         left = [self.minutes]
         for limit, name in ((self.options.steps, "steps"), (self.options.iterations, "iteration")):
             left.append(None if limit is None else limit - self.about.get(name, 0))
@@ -100,13 +100,13 @@ def run(options: Options) -> int:
 
     Returns:
         0, also after SIGTERM or SIGHUP, with a checkpoint written; 130 after SIGINT, likewise; 1 if a loss or gradient was not
-        finite, or processes that training needs are lost.
+        finite, or training has lost processes that it needs.
 
     Raises:
-        InputError: an option or scenario that is not valid; a run directory that is taken, in use, missing or damaged, or of
-            somebody who is not trusted; the last checkpoint, or the copy in the storage, cannot be written.
+        InputError: an option or scenario that is not valid; a run directory that is taken, in use, missing, damaged or not
+        trusted; the last checkpoint, or the copy in the storage, cannot be written.
     """
-    complete(options)  # what is wrong with them is said before anything is touched
+    complete(options)  # errors in them show before anything is touched
     if options.resume and options.storage is None:
         find_checkpoint(options.run_dir)
     remote_copy = None if options.storage is None else RemoteCopy(options.storage, options.run_dir, config=_CONFIG)
@@ -120,7 +120,7 @@ def run(options: Options) -> int:
 
 
 def _say_complete(start: _Start) -> int:
-    """Say that there is nothing to do, and see that the curve is there, should the run have been killed before it was drawn."""
+    """Say that there is nothing to do. Draw the curve if the run was killed before it was drawn."""
     options, about = start.options, start.about
     _draw(start, read_log(options.run_dir / LOG, about["iteration"]))
     print(f"{options.run_dir}: complete already: {about['iteration']:,} iterations, {about['steps']:,} decisions")
@@ -173,7 +173,7 @@ def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
 
 
 def _draw(start: _Start, records: Sequence[Iteration]) -> None:
-    """Draw the learning curve. A run is as good without: a full disk has been reported, or is about to be, for what matters."""
+    """Draw the learning curve. A failure does not matter: a full disk is reported with the checkpoint."""
     options = start.options
     if records:
         with suppress(InputError):
@@ -226,7 +226,7 @@ def _begin(options: Options) -> _Start:
     options = complete(replace(options, resume=False))
     worlds = world_options(options)
     scenario = base_world(worlds)
-    training_groups(scenario, worlds, options.envs_per_runner)  # what is wrong with the fleets is said before anything is written
+    training_groups(scenario, worlds, options.envs_per_runner)  # errors in the fleets show before anything is written
     contents = {
         "options": definition(options),
         "limits": {name: getattr(options, name) for name in ("steps", "iterations")},
@@ -238,7 +238,7 @@ def _begin(options: Options) -> _Start:
 
 
 def _continue(options: Options) -> _Start:
-    """The run in the folder, from its newest whole checkpoint; its options, and its limits unless others are given."""
+    """Resume the run in the folder from its newest whole checkpoint, with its options, and its limits unless given."""
     checkpoint, about, faults = whole_checkpoint(options.run_dir)
     for fault in faults:
         print(f"edgeroute: warning: {fault}; going on from {checkpoint}", file=sys.stderr)

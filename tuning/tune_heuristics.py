@@ -86,7 +86,7 @@ class Trial:
 
 
 def run(options: Options) -> None:
-    """Tune, print what was found, and write the file.
+    """Tune, print the result, and write the file.
 
     Raises:
         InputError: an option that names nothing or is out of range; a file that cannot be read or written.
@@ -152,7 +152,7 @@ def _try(
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
-    """The first of those with the greatest mean QoS."""
+    """The first trial with the greatest mean QoS."""
     return max(trials, key=lambda trial: trial.qos)
 
 

@@ -1,7 +1,7 @@
-"""The trained router as an artefact: weights and what they are, loadable without Ray and without pickle.
+"""Bundles: a trained router as a folder that loads without Ray and without pickle.
 
-A bundle is a folder with ``router.safetensors``, the weights; ``router.json``, what they fit and where they come from; and, if it
-was asked for, ``router.onnx``, the same router for other runtimes.
+A bundle has ``router.safetensors`` (the weights), ``router.json`` (network specification and origin) and, on request,
+``router.onnx`` (the same router for other runtimes).
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _TRIED_EXPERTS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Bundle:
-    """A router as it was loaded."""
+    """A loaded router with its description."""
 
     router: Network
     observation: Observation  # what it needs of a scenario's observation
-    about: dict[str, Any]  # where it comes from: scenario, fingerprint, training
-    trained_on: Envelope | None  # None: it does not say
+    about: dict[str, Any]  # origin: scenario, fingerprint, training
+    trained_on: Envelope | None  # None: unknown
 
 
 def save_bundle(
@@ -71,21 +71,21 @@ def save_bundle(
     trained_on: Envelope | None = None,
     onnx: bool = False,
 ) -> float:
-    """Write a bundle aside and rename it.
+    """Write a bundle atomically.
 
     Args:
         folder: the bundle; what was there is replaced.
         router: whose weights to keep.
         observation: of the scenario that it was trained in; a router does not see the counterfactual.
         about: anything JSON that says where the router comes from.
-        trained_on: what the worlds of its training were like, where that is known.
+        trained_on: its training range, if known.
         onnx: write the ONNX graph too.
 
     Returns:
         The largest difference of the ONNX graph's scores to torch's (``export_onnx``); 0 without.
 
     Raises:
-        InputError: the place cannot be written to, or there can be no ONNX graph (``export_onnx``).
+        InputError: the place cannot be written to, or the ONNX export fails (``export_onnx``).
     """
     with staged_folder(folder) as staged:
         save_weights(staged / _WEIGHTS, router)
@@ -104,11 +104,11 @@ def save_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read a bundle. Whoever made it, it runs none of their code and takes no more memory than its spec says, within bounds.
+    """Load a bundle. It runs no code from the bundle, and its memory is bounded by the specification, also if untrusted.
 
     Raises:
-        InputError: there is none, it is damaged, has other files than were written, or is of another version or layout; its spec
-            or weights are such as cannot have been saved.
+        InputError: there is none, it is damaged, has other files than were written, or is of another version or layout; its
+        specification or weights cannot have been saved so.
     """
     where = folder / DESCRIPTION
     if folder.is_dir() and not where.exists():
@@ -150,7 +150,7 @@ def _mapping(contents: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _typed(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Values of a dataclass's fields, with the types of its defaults: a number that is a text, or a truth value, is none.
+    """Values of a dataclass's fields, with strict types: a text or a bool is no number.
 
     Raises:
         TypeError: one has another type.
@@ -171,7 +171,7 @@ def _check_slots(observation: Observation, where: Path) -> None:
 
 
 def _check_scores(router: Network, observation: Observation, where: Path) -> None:
-    """Refuse weights that are finite, but whose scores of an ordinary observation are not."""
+    """Refuse finite weights that give non-finite scores on an ordinary observation."""
     experts = router.spec.experts if isinstance(router, PaperPolicy) else _TRIED_EXPERTS
     with torch.inference_mode():
         scores = router(random_observation(observation, batch=2, experts=experts, seed=0))
@@ -180,9 +180,9 @@ def _check_scores(router: Network, observation: Observation, where: Path) -> Non
 
 
 def bundle_router(folder: Path) -> tuple[baselines.RoutingPolicy, Observation]:
-    """The bundle's router as a function of a simulation, and the observation that it needs. It takes the best score.
+    """Load the bundle's router as a greedy function of a simulation, with the observation that it needs.
 
-    Scores come from a traced graph where there can be one (``fast_scores``).
+    Scores come from a traced graph if possible (``fast_scores``).
 
     Raises:
         InputError: as ``load_bundle``.

@@ -1,7 +1,7 @@
-"""Files and folders written whole or not at all, whenever the process or the machine may die.
+"""Atomic writes of files and folders, safe against the death of process or machine at any time.
 
-What is under way has a hidden name of its own and is locked. The operating system frees the lock of a process that dies, so the
-next writer knows what was left behind and deletes it.
+A staged file has a hidden name and is locked. The operating system frees the lock of a dead process, so the next writer
+recognises leftovers and deletes them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.
 
 @contextmanager
 def staged_folder(target: Path) -> Generator[Path]:
-    """A new folder to write to, which becomes ``target`` when all is well: flushed to the disk, then renamed.
+    """Stage a new folder, which becomes ``target`` on success: flushed to the disk, then renamed.
 
-    Whatever was there before is replaced, in one step where the file system can do that. If an error comes, also of the writer's,
-    it stays as it was and nothing new is left.
+    It replaces an existing target, in one step if the file system can. After an error, also one of the writer, the target is
+    unchanged and no staged files remain.
 
     Raises:
         InputError: the place cannot be written to, or there is something else than a folder.
@@ -56,7 +56,7 @@ def staged_folder(target: Path) -> Generator[Path]:
 
 
 def recover(target: Path) -> None:
-    """Put back what stood under the name, should a process have died halfway; delete what such processes left.
+    """Restore the old target after a process died halfway, and delete leftovers of dead processes.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -72,12 +72,12 @@ def recover(target: Path) -> None:
 
 @contextmanager
 def staged_file(target: Path, mode: int = 0o666) -> Generator[Path]:
-    """A new, empty file beside ``target``, to write to and to rename. It is deleted in the end if it is still there.
+    """Stage a new, empty file beside ``target``, to write to and to rename. At the end it is deleted if it still exists.
 
-    What processes that died have left of the same target is deleted.
+    Leftovers of dead processes for the same target are deleted.
 
     Args:
-        target: file that it is to become.
+        target: the final file.
         mode: its rights, from which the process's mask is taken.
 
     Raises:
@@ -106,7 +106,7 @@ def flush(path: Path) -> None:
 
 
 def _put(staged: Path, target: Path) -> None:
-    """Rename ``staged`` to ``target``; what stood there is under the other name then, or gone."""
+    """Rename ``staged`` to ``target``; an old target then has the other name, or is gone."""
     if not target.exists() or not any(target.iterdir()):  # a folder takes the place of an empty one in one step
         staged.rename(target)
         return
@@ -129,7 +129,7 @@ def _put(staged: Path, target: Path) -> None:
 
 @contextmanager
 def _own(folder: Path, start: str, end: str, make: Callable[[Path], object]) -> Generator[Path]:
-    """Something new with a name that no other has, locked where the file system has locks."""
+    """Create a file or folder with a unique name, locked if the file system has locks."""
     while True:
         path = folder / f"{start}{secrets.token_hex(_DIGITS // 2)}{end}"
         make(path)
@@ -147,7 +147,7 @@ def _own(folder: Path, start: str, end: str, make: Callable[[Path], object]) -> 
 
 
 def _left(folder: Path, start: str, end: str) -> Generator[Path]:
-    """What ``_own`` has made there and no process has any more. While the caller looks at one, it is locked."""
+    """Leftovers of ``_own`` from dead processes. Each is locked while the caller has it."""
     for path in sorted(folder.glob(f"{glob.escape(start)}{'[0-9a-f]' * _DIGITS}{glob.escape(end)}")):
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -161,7 +161,7 @@ def _left(folder: Path, start: str, end: str) -> Generator[Path]:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether it is locked now: not if another process has the lock, and None where there are no locks."""
+    """Try to lock: False if another process has the lock, None if there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

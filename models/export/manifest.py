@@ -1,7 +1,7 @@
-"""The files of a folder as they were written: their names, sizes and digests, and nothing beside them.
+"""Manifests: the names, sizes and digests of a folder's files, and checks against them.
 
-What is loaded from a folder is more than the files one expects there: a library that finds another file may prefer it. So the
-files of a folder must equal those of its manifest. Whoever loads code from there, such as pickles, takes a private copy.
+A library that loads a folder may prefer an unexpected file. So the files of a folder must equal those of its manifest. Loading
+code from it, such as pickles, takes a private copy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Manifest:
     bytes: Mapping[str, int]  # those whose size is known
 
     def below(self, name: str) -> Manifest:
-        """That of a folder in it."""
+        """The manifest of a subfolder."""
         start = f"{name}/"
         return Manifest(
             sha256={key.removeprefix(start): value for key, value in self.sha256.items() if key.startswith(start)},
@@ -46,12 +46,12 @@ class Manifest:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``manifest_in`` reads it."""
+        """The form that ``manifest_in`` reads."""
         return {_SHA256: dict(self.sha256), _BYTES: dict(self.bytes)}
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """The manifest of a folder that is about to get its description."""
+    """Compute the manifest of a folder before its description is written."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return Manifest(
         sha256={name: digest(path) for name, path in paths.items()}, bytes={name: p.stat().st_size for name, p in paths.items()}
@@ -59,7 +59,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 def manifest_in(contents: Mapping[str, Any], where: Path) -> Manifest:
-    """The manifest in the description of a folder.
+    """Read the manifest from the description of a folder.
 
     Args:
         contents: of the description.
@@ -84,7 +84,7 @@ def manifest_in(contents: Mapping[str, Any], where: Path) -> Manifest:
 
 
 def check_folder(folder: Path, manifest: Manifest, where: Path, what: str) -> None:
-    """See that a folder has the files of its manifest, as they were written, and beside them only its description.
+    """Check that a folder has exactly the files of its manifest, unchanged, beside its description.
 
     Args:
         folder: what to look at.
@@ -102,9 +102,9 @@ def check_folder(folder: Path, manifest: Manifest, where: Path, what: str) -> No
 
 @contextmanager
 def private_copy(folder: Path, manifest: Manifest, where: Path, what: str) -> Generator[Path]:
-    """A copy of the files of a manifest that nobody else can change, for as long as the context lasts.
+    """Copy the files of a manifest to a private folder, for as long as the context lasts.
 
-    What is copied is what is digested, so that a file that is swapped at any time is refused or does not count.
+    The copied bytes are the digested bytes, so a file swapped at any time is refused or has no effect.
 
     Args:
         folder: what to copy; no description is expected in it.
@@ -136,7 +136,7 @@ def private_copy(folder: Path, manifest: Manifest, where: Path, what: str) -> Ge
 
 
 def read_description(where: Path, what: str) -> dict[str, Any]:
-    """Read the JSON file that says what a folder is.
+    """Read the JSON description of a folder.
 
     Raises:
         InputError: it cannot be read, or is no mapping in JSON with finite numbers, or one that is too large or too deep.
@@ -154,7 +154,7 @@ def read_description(where: Path, what: str) -> dict[str, Any]:
 
 
 def read_file(path: Path, most: int, what: str) -> bytes:
-    """A file of a limited size: no link, no pipe, nothing that could hang.
+    """Read a regular file of a limited size: no link, no pipe, nothing that could block.
 
     Args:
         path: file.
@@ -162,7 +162,7 @@ def read_file(path: Path, most: int, what: str) -> bytes:
         what: what it is part of, for messages.
 
     Raises:
-        InputError: it cannot be read, is larger or no file.
+        InputError: it cannot be read, is larger, or is no regular file.
     """
     try:
         descriptor = os.open(path, _OPEN)
@@ -185,7 +185,7 @@ def digest(path: Path) -> str:
 
 
 def _files(folder: Path, manifest: Manifest, where: Path, what: str) -> Generator[tuple[str, BinaryIO, int]]:
-    """Name, open file and size of all that a folder holds, and an error if that is not what its manifest names.
+    """Name, open file and size of all files in a folder; an error if they differ from the manifest.
 
     Folders are held by descriptors: whoever renames one on the way leads nowhere else.
     """

@@ -1,4 +1,4 @@
-"""Names of files that come from outside: from a manifest, a storage, an archive. One rule holds for all of them."""
+"""Validate file names from outside: from a manifest, a storage or an archive, by one rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST_BYTES, _MOST_PARTS = 255, 32  # of a part, which is what file systems take
 
 
 def inner_name(name: object, where: object) -> PurePosixPath:
-    """A name as a path that stays within the folder it is put into.
+    """Parse a name as a relative path that stays within its folder.
 
     Args:
         name: parts with ``/`` between them.
@@ -27,7 +27,7 @@ def inner_name(name: object, where: object) -> PurePosixPath:
 
 
 def inner_path(folder: Path, name: object, where: object) -> Path:
-    """The path of such a name in a folder. None of its parts there is a link, which would lead elsewhere.
+    """The path of such a name in a folder, without links among its parts.
 
     Raises:
         InputError: as ``inner_name``, or a part is a link.

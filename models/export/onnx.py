@@ -1,4 +1,4 @@
-"""The router as an ONNX graph, for runtimes without torch."""
+"""Export the router as an ONNX graph, for runtimes without torch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def export_onnx(folder: Path, router: nn.Module, observation: Observation) -> fl
 
 
 def load_onnx(folder: Path) -> Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]:
-    """The bundle's ONNX graph as a function of an observation's arrays, on one thread; what it does not read is left out.
+    """Load the bundle's ONNX graph as a function of an observation's arrays, on one thread; ignores unused arrays.
 
     Raises:
         InputError: the package onnxruntime is not installed, the bundle has no graph, or another than was written.

@@ -1,7 +1,7 @@
-"""A router as a traced graph, for decisions one at a time: torch alone, without Python between the operations.
+"""A router as a traced graph, for single decisions: torch alone, without Python between operations.
 
-For a single cluster, an operation costs more than its arithmetic, and eager torch the most for each. The graph is traced once,
-for any number of clusters, experts and slots; freezing it computes what depends on weights alone.
+For a single cluster, the overhead of an operation exceeds its arithmetic, and eager torch has the largest overhead. The graph is
+traced once, for any number of clusters, experts and slots; freezing it computes what depends on weights alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TO_THE_END = [0, 2**63 - 1, 1]  # start, end and step of a slice that leaves no
 
 
 class Positional(nn.Module):
-    """The router with the arrays of an observation as arguments, in a fixed order: what is traced has no dictionaries.
+    """The router with an observation's arrays as positional arguments, as tracing takes no dictionaries.
 
     Args:
         router: what to call.
@@ -47,13 +47,13 @@ class Positional(nn.Module):
 
 
 def fast_scores(network: Router | PaperPolicy, example: Mapping[str, Tensor]) -> Scores:
-    """The scores of a network whose weights change no more: from a traced graph where there is one, else from itself.
+    """Scores of a network with fixed weights, from a traced graph if possible, else from the network itself.
 
-    There is none of the paper's policy and of the encoder ``pooled``, whose sparse graphs have no fixed operations. Scores of a
-    graph are those of the router but for rounding, and the same for the same observation, every time.
+    The paper's policy and the encoder ``pooled`` have no traced graph, as their sparse graphs have no fixed operations. A graph's
+    scores equal the router's up to rounding, and are the same for the same observation every time.
 
     Args:
-        network: it is not changed, and the graph keeps the weights it has now.
+        network: unchanged; the graph keeps its current weights.
         example: an observation with the arrays that are to be read, of any size: the more different its sizes, the better.
     """
     if not isinstance(network, Router) or network.spec.encoder == "pooled":
@@ -71,7 +71,7 @@ def fast_scores(network: Router | PaperPolicy, example: Mapping[str, Tensor]) ->
 
 
 def random_observation(observation: Observation, *, batch: int, experts: int, seed: int) -> dict[str, Tensor]:
-    """An observation of a given size with random entries of order one; no cluster it could be of."""
+    """An observation of a given size with random entries of order one; not a realistic one."""
     rng = np.random.default_rng(seed)
     expert = load_scenario("edge2").experts[0]
     view = view_of(allocate_rows(batch, [expert] * experts, observation))

@@ -1,6 +1,6 @@
-"""Weights in a safetensors file, loaded only if they are those of a given network and all finite.
+"""Weights in a safetensors file, loaded only if they fit a given network and are all finite.
 
-What the network takes is known before there is memory for it, and no more of a file is read than that.
+The network's size is known before its memory is taken, and no more of a file is read than that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def load_weights(make: Callable[[], N], path: Path, sha256: str) -> N:
-    """A network with weights that were saved, ready to be asked.
+    """Build a network and load its weights, in evaluation mode.
 
     Args:
         make: makes the network.
@@ -64,7 +64,7 @@ def load_weights(make: Callable[[], N], path: Path, sha256: str) -> N:
 
 
 def _misfit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
-    """In what the tensors of a file differ from a network's, or are no numbers."""
+    """How a file's tensors differ from the network's, or are not finite."""
     for name, wanted in expected.items():
         tensor = found.get(name)
         if tensor is None:

@@ -1,8 +1,8 @@
 """The networks of arXiv 2508.00234, for comparison: one embedding of the whole cluster, and an output for each of N actions.
 
-Inputs are the paper's: of an expert its KV use and how many requests run and wait there; of a request its prompt, told score and
-length, share of the KV memory, tokens so far and latency per token. The embedding is that of the arrived request's node after two
-layers of stock heterogeneous graph attention (``models.paper.pooled.PooledHAN``). The number of experts is fixed.
+Inputs are the paper's: of an expert its KV use and how many requests run and wait there; of a request its prompt, predicted score
+and length, share of the KV memory, tokens so far and latency per token. The embedding is that of the arrived request's node after
+two layers of stock heterogeneous graph attention (``models.paper.pooled.PooledHAN``). The number of experts is fixed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _REQUEST = ("prompt", "predicted_score", "predicted_length", "kv_share", "genera
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperSpec:
-    """What the paper's networks are made of; its own figures by default."""
+    """Specification of the paper's networks; the defaults are the paper's."""
 
     experts: int  # N
     hidden: int = 64
     heads: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built.
+        """Refuse invalid sizes.
 
         Raises:
             InputError: sizes that are not possible or do not go together.

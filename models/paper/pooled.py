@@ -14,7 +14,7 @@ _INTO_ARRIVED: EdgeType = ("expert", "to", "arrived")
 class PooledHAN(nn.Module):
     """The paper's readout from stock parts: the arrived node after two layers of ``torch_geometric.nn.HANConv``.
 
-    There is one arrived node for a cluster, with the mean over experts of what was told for each. For comparison only: its
+    There is one arrived node for a cluster, with the mean over experts of the predictions for each. For comparison only: its
     readout cannot tell which expert is in which state, a mean over neighbours not how many there are, and the weights of the
     edge types depend on what else is in the batch.
 

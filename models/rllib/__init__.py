@@ -1,6 +1,6 @@
-"""What RLlib needs to train the router: its module, algorithms with their configurations, and the scenario to train in.
+"""The front door for RLlib: the router's module, the algorithms with their configurations, and the training scenario.
 
-Names are imported when they are first used: routers and settings are read without Ray.
+Names are imported on first use, so that routers and settings load without Ray.
 """
 
 from __future__ import annotations

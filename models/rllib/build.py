@@ -1,4 +1,4 @@
-"""The router of an RLlib module, from its configuration."""
+"""Build the router of an RLlib module from its configuration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NEEDED = ("arrived", "experts", "cluster", "action_mask")
 
 
 def router_spec(model_config: Mapping[str, Any], *, whatif: bool) -> RouterSpec:
-    """What ``model_config["router"]`` says, the fields of a ``RouterSpec``.
+    """Parse ``model_config["router"]``, the fields of a ``RouterSpec``.
 
     Args:
-        model_config: of an RLlib module. Without ``router`` it is the usual one.
-        whatif: whether observations hold the what-if results, with which the usual router begins.
+        model_config: of an RLlib module. Without ``router`` the default one.
+        whatif: whether observations hold the what-if results, from which the default router starts.
 
     Raises:
         InputError: a field is not known or not valid.
@@ -37,7 +37,7 @@ def router_spec(model_config: Mapping[str, Any], *, whatif: bool) -> RouterSpec:
 
 
 def build_router(model_config: Mapping[str, Any], observation_space: Any) -> Router:
-    """A new router for the observations of a space.
+    """Build a new router for an observation space.
 
     Raises:
         InputError: it is no space of ``EdgeRoutingEnv``; ``router_spec`` refuses the configuration; or observations lack what

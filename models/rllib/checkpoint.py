@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: whole or not there, checked when read, and loadable as a router without Ray.
+"""Checkpoints of a training run: written atomically, verified when read, loadable as a router without Ray.
 
-A run directory holds ``checkpoints/000012/`` and so on, the number being that of the iteration. Each has ``rllib/``, the state
-that training goes on from, ``bundle/``, the router to serve, and ``checkpoint.json``, where they come from and their digests.
-``rllib/`` holds pickles: who restores it has seen to it that whoever wrote it is trusted. The others hold none. RLlib loads what
-it finds: so a checkpoint with one more file, or a link, is refused, and the state is restored from a private copy.
+A run directory holds ``checkpoints/000012/`` and so on, the number being that of the iteration. Each has ``rllib/`` (the
+training state), ``bundle/`` (the router to export) and ``checkpoint.json`` (origin and digests). ``rllib/`` holds pickles:
+callers must verify its author before they restore it. The others hold none. RLlib loads any file that it finds, so a checkpoint
+with an extra file or a link is refused, and the state is restored from a private copy.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def save_checkpoint(
     about: Mapping[str, Any],
     sign: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> Path:
-    """Write a checkpoint aside, flush it to the disk and rename it; older ones than the last three go.
+    """Write a checkpoint atomically; keep the last three.
 
     Args:
         run_dir: run directory.
         algorithm: whose module has a ``router_to_serve``.
         about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs,
             ``trained_on`` what it was trained on, and all but these goes into the bundle's ``about`` too.
-        sign: adds a signature to what is written there, digests of all files among it. Without it there is none.
+        sign: adds a signature to that content, which includes digests of all files. None: no signature.
 
     Returns:
         Its folder. One of this iteration that is there already and whole is left as it is.
@@ -111,15 +111,15 @@ def numbered_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def is_number(name: str) -> bool:
-    """Whether it is the name of a checkpoint: digits, and none of those beyond ASCII that look alike."""
+    """Whether a name is that of a checkpoint: ASCII digits only."""
     return name.isascii() and name.isdigit()
 
 
 def whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest checkpoint of a run that is as it was written.
+    """Find the newest checkpoint of a run that is undamaged.
 
     Returns:
-        Its folder, what it says of itself, and what is wrong with each newer one, the newest first.
+        Its folder, its description, and the damage of each newer one, the newest first.
 
     Raises:
         InputError: there is none; of those that are damaged the message has a line each.
@@ -135,7 +135,7 @@ def whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def quarantine_damaged(run_dir: Path, whole: Path) -> None:
-    """Rename what is newer than a checkpoint that a run goes on from: it would count as the newest for whoever looks.
+    """Quarantine checkpoints newer than the one that a run resumes from, so that none counts as the newest.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -151,7 +151,7 @@ def quarantine_damaged(run_dir: Path, whole: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` says, once the files are found to be those that were written, as they were written.
+    """Verify the files of a checkpoint, and return the content of ``checkpoint.json``.
 
     Raises:
         InputError: a file is damaged, missing, too many or of another version of the project.
@@ -168,11 +168,11 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algorithm) -> None:
-    """Put the algorithm, set up as the saved one was, into the saved state. Loads pickles: trust is the caller's affair.
+    """Restore an algorithm with the same setup. Loads pickles: the caller must have verified their author.
 
     Args:
         folder: of the checkpoint.
-        about: what ``read_checkpoint`` gave when it was found to be trusted: files that were changed since are refused.
+        about: verified result of ``read_checkpoint``: files that changed since are refused.
         algorithm: what to restore.
 
     Raises:
@@ -195,7 +195,7 @@ def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algori
 
 
 def load_router(path: Path) -> tuple[RoutingPolicy, Observation]:
-    """The router that a run or one of its checkpoints has come to, and the observation that it needs. Starts no Ray.
+    """Load the router of a run or checkpoint, with the observation that it needs. Starts no Ray.
 
     Args:
         path: run directory (its newest checkpoint counts) or checkpoint folder.
@@ -212,7 +212,7 @@ def load_router(path: Path) -> tuple[RoutingPolicy, Observation]:
 
 
 def router_of(algorithm: Algorithm) -> Network:
-    """The router that training has come to: a copy of what the learner's module has to serve.
+    """A copy of the router to export, from the learner's module.
 
     Raises:
         LearnerFailed: the learner's process has died.
@@ -228,7 +228,7 @@ def router_of(algorithm: Algorithm) -> Network:
 
 
 def learner_state(algorithm: Algorithm) -> Any:
-    """Copy of all that a step of learning changes.
+    """Copy the learner's state.
 
     Raises:
         LearnerFailed: the learner's process has died.
@@ -239,13 +239,13 @@ def learner_state(algorithm: Algorithm) -> Any:
 
 
 def restore_learner(algorithm: Algorithm, state: Any) -> None:
-    """Put the learner into a state that ``learner_state`` gave."""
+    """Restore a state from ``learner_state``."""
     assert algorithm.learner_group is not None
     algorithm.learner_group.set_state(state)
 
 
 def _write_state(folder: Path, algorithm: Algorithm) -> None:
-    """Let RLlib write its state. Where another process writes a part of it, RLlib does not tell that it failed to."""
+    """Write RLlib's state, and check it: RLlib does not report a failure in another process."""
     with _deaths_told():
         algorithm.save_to_path(folder.absolute())
     for part in (*(name for name, _ in algorithm.get_checkpointable_components()), _LEARNER):
@@ -258,7 +258,7 @@ def _write_state(folder: Path, algorithm: Algorithm) -> None:
 
 @contextmanager
 def _deaths_told() -> Generator[None]:
-    """Tell of the death of a process in the words of ``faults``."""
+    """Translate the death of a process into an error of ``faults``."""
     from ray.exceptions import RayActorError  # here: routers are loaded without Ray
 
     try:

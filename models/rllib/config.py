@@ -1,4 +1,4 @@
-"""What the configurations of all our algorithms have in common."""
+"""The base configuration of our algorithms."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class ColumnConfig(AlgorithmConfig):
     """RLlib's settings, for algorithms whose workers are ``ColumnRunner``.
 
     ``env_config`` holds ``scenario``, a value, a preset's name or a file; or ``scenarios``, (scenario, number of environments)
-    pairs. One that is given by name or file is trained in as ``training_scenario`` says; a value stays as it is.
+    pairs. A scenario given by name or file goes through ``training_scenario``; a value stays as it is.
 
-    ``ColumnRunner`` steps whole columns, so that there are no connectors, no episode objects and no callbacks of episodes:
-    ``validate`` refuses them. It refuses as well what RLlib's ``training`` knows and these algorithms have no use for.
+    ``ColumnRunner`` steps whole columns, so there are no connectors, episode objects or episode callbacks: ``validate`` refuses
+    them. It also refuses RLlib training settings that have no effect in these algorithms.
     """
 
     USED: ClassVar[frozenset[str]] = frozenset({"lr"})
@@ -64,7 +64,7 @@ class ColumnConfig(AlgorithmConfig):
         """Set some of RLlib's settings of training.
 
         Raises:
-            InputError: one of them does not count here.
+            InputError: one of them has no effect here.
             TypeError: there is none of that name.
         """
         for name in kwargs:
@@ -76,10 +76,10 @@ class ColumnConfig(AlgorithmConfig):
         return super().training(**kwargs)
 
     def validate(self) -> None:
-        """Check the settings, and turn on what training needs in scenarios that are given by name or file.
+        """Check the settings, and prepare scenarios given by name or file for training.
 
         Raises:
-            InputError: one is not valid, or would be passed over.
+            InputError: one is not valid, or would have no effect.
         """
         super().validate()
         if self.env not in (ENVIRONMENT, ENV_ID):
@@ -90,7 +90,7 @@ class ColumnConfig(AlgorithmConfig):
             self._check_scenario(scenario)
 
     def _take(self, given: Mapping[str, Any]) -> None:
-        """Set those of the own settings that were given."""
+        """Set the given ones of our own settings."""
         for name, value in given.items():
             if value is not NOT_GIVEN:
                 setattr(self, name, value)

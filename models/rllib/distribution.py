@@ -1,4 +1,4 @@
-"""The distribution over actions that a router's logits stand for."""
+"""The action distribution of a router's logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How training ends where processes are lost for good. No Ray is needed to know these names."""
+"""Errors of training that has lost processes for good; importable without Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router as an RLModule, with a value of the state beside it: what any policy gradient of RLlib learns from."""
+"""The router as an RLModule with a value function, for any policy-gradient algorithm of RLlib."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TEMPERATURE = 0.015
 class RouterModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     """A ``Router`` that acts by softmax(score / temperature), and a ``StateValue``; they share nothing but their input.
 
-    ``model_config`` may hold ``router``, the fields of its ``RouterSpec``, and ``temperature``, in QoS. Without, the router is
-    the usual one, which begins with the what-if results where observations hold them. Whatever else is there is RLlib's.
+    ``model_config`` may hold ``router``, the fields of its ``RouterSpec``, and ``temperature``, in QoS. The default
+    router starts from the what-if results if observations hold them. Other keys are RLlib's.
 
     Attributes:
-        router: what acts.
+        router: the acting network.
         temperature: QoS that a difference of 1 in the logits stands for.
 
     Shapes:
@@ -46,19 +46,19 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
     @property
     def embedding(self) -> int:
-        """Width of the encoder's embedding that the state's value is given; 0 for none."""
+        """Width of the encoder's embedding for the value function; 0 for none."""
         return 0
 
     def router_to_serve(self) -> Router:
-        """What training has come to."""
+        """The router to export."""
         return self.router
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What rollout workers do without."""
+        """Attributes that rollout workers do not need."""
         return ["value"]
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        """(B,) values of the states that are observed."""
+        """(B,) values of the observed states."""
         return self.value(read_columns(batch[Columns.OBS]))
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
 
 
 class BaselineModule(RouterModule):
-    """A ``RouterModule`` with a baseline that no action has an influence on: what PPO and AVL learn from."""
+    """A ``RouterModule`` with an action-independent baseline, for PPO and AVL."""
 
     def setup(self) -> None:
         """Build the networks."""

@@ -1,4 +1,4 @@
-"""The scenario to train in, of the scenario to route in: what only training may see is turned on."""
+"""Turn a scenario into a training scenario, with privileged data for the learner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARGINAL = Reward(realised_qos=0.0, marginal_qos=1.0)
 
 
 def training_scenario(scenario: Scenario | str | PathLike[str] = "edge6") -> Scenario:
-    """The scenario with what-if results in its observations, and the true marginal QoS of every action in its infos.
+    """Add what-if results to observations, and the true marginal QoS of every action to infos.
 
     The reward is ``MARGINAL``, unless the scenario has a reward of its own.
 

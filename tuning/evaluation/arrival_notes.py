@@ -1,4 +1,4 @@
-"""What a reader must know of the arrivals before the figures: what is replayed of a trace, and which prompts fit no expert."""
+"""Notes on a workload's arrivals: which part of a trace is replayed, and which prompts fit no expert."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rllib_envs.workload.traces import cached_trace
 from tuning.specs.workloads import Workload
 
 _DRAWS = 4000  # of prompts, where they are drawn
-_RARE = 1e-3  # share of such prompts below which nothing is said of them: a handful of thousands
+_RARE = 1e-3  # no note below this share of such prompts: a handful of thousands
 
 
 def notes_on_arrivals(workloads: Sequence[Workload]) -> list[str]:
-    """A sentence or two for each arrival process, nothing where there is nothing to say.
+    """Write a sentence or two for each arrival process that needs a note.
 
     Raises:
         InputError: a trace cannot be read, or no expert can hold any of its requests.
@@ -78,7 +78,7 @@ def _on_long_prompts(process: Arrivals, scenario: Scenario, name: str) -> list[s
 
 
 def _drawn_prompts(scenario: Scenario) -> NDArray[np.int32]:
-    """Prompts of such requests as the episodes draw."""
+    """Sample prompts as the episodes draw them."""
     rng = np.random.default_rng(0)
     process = scenario.workload.arrivals
     brought = None if process.trace is not None or process.is_own else draw_arrivals(process, 1.0, _DRAWS, rng).prompt_tokens

@@ -18,7 +18,7 @@ _FEW = 4
 
 
 def draw_qos_against_load(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """One line a router over the loads of one arrival process, with a band of the 95 % interval of the mean.
+    """Draw QoS over the loads of one arrival process, a line a router, with the 95 % interval of the mean.
 
     Args:
         path: PNG file to write.
@@ -42,10 +42,10 @@ def draw_qos_against_load(path: Path, comparisons: Sequence[Comparison]) -> None
 
 
 def draw_differences(path: Path, summary: Summary, comparisons: Sequence[Comparison]) -> None:
-    """Paired difference of QoS to the summary's baseline, with its 95 % interval, on each workload and in the mean over them.
+    """Draw paired differences of QoS to the summary's baseline with 95 % intervals, by workload and in the mean.
 
-    Shown are the routers that were trained and the heuristics that predict impact, or the few best where there are none of these:
-    beside others, whose differences are many times as large, theirs could not be seen.
+    It shows trained routers and heuristics that predict impact, or the few best routers if there are none. The differences of
+    other routers are many times as large and would hide theirs.
 
     Args:
         path: PNG file to write.
@@ -89,7 +89,7 @@ def _rows_to_show(summary: Summary) -> list[SummaryRow]:
 
 
 def draw_latency(path: Path, comparison: Comparison) -> None:
-    """Share of the arrived requests that finished within each latency per token; its limit is the share that ever finished.
+    """Draw the distribution of latency per token, as a share of arrived requests; its limit is the share that finished.
 
     Args:
         path: PNG file to write.
@@ -130,7 +130,7 @@ def _by_last_qos(points: Sequence[Comparison]) -> list[str]:
 
 
 def _shown_range_ms(comparison: Comparison) -> tuple[float, float]:
-    """From the fastest requests to three times the SLO: what is later than that is only late."""
+    """The axis range: from the fastest requests to three times the SLO."""
     fastest = [row.result.latency_quantiles_s[0] for row in comparison.rows if row.result.latency_quantiles_s]
     slo_s = comparison.workload.scenario.slo_s_per_token
     return 1e3 * min([*fastest, slo_s / 2]) * 0.95, 1e3 * slo_s * 3

@@ -1,6 +1,6 @@
-"""How alike two workloads are in what counts for a router's parameters: how bursty they are, how long prompts and answers.
+"""Similarity of two workloads in what matters for a router's parameters: burstiness, prompt and answer lengths.
 
-None of the figures depends on the unit of time, so that a trace replayed faster is as like another workload as before.
+No figure depends on the unit of time: replaying a trace faster does not change its similarity to others.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _LEAST = 1e-2  # figures below are equal: arrivals at fixed intervals have a var
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeReplay:
-    """What a workload's requests are like. NaN where there are too few of them to say."""
+    """Statistics of a workload's requests; NaN if there are too few."""
 
     gap_variation: float  # coefficient of variation of the gaps between arrivals; 1 for a Poisson process
     dispersion: float  # variance over mean of the arrivals in windows of 20 mean gaps; 1 for a Poisson process
     prompt_tokens: float  # geometric mean
     output_tokens: float  # geometric mean over requests and experts
-    rate_rps: float  # requests/s; no part of the likeness
+    rate_rps: float  # requests/s; not part of the similarity
 
     def __str__(self) -> str:
         """The figures, for a note."""
@@ -43,7 +43,7 @@ class EpisodeReplay:
         )
 
     def distance(self, other: EpisodeReplay) -> float:
-        """By which factor the two differ where they differ most; those not known leave it open."""
+        """The largest factor by which two workloads differ, over the known figures."""
         names = [field.name for field in fields(self) if field.name != "rate_rps"]
         pairs = [(getattr(self, name), getattr(other, name)) for name in names]
         known = [(a, b) for a, b in pairs if not math.isnan(a) and not math.isnan(b)]
@@ -52,7 +52,7 @@ class EpisodeReplay:
 
 
 def replay(scenario: Scenario) -> EpisodeReplay:
-    """What the requests of a scenario's workload are like, on episodes that no comparison uses.
+    """Measure the requests of a scenario's workload on episodes that no comparison uses.
 
     Raises:
         InputError: the trace or the catalogue cannot be read.

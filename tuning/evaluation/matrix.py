@@ -1,8 +1,8 @@
-"""A matrix of routers and workloads, run in parallel and kept cell by cell.
+"""Run a matrix of routers and workloads in parallel, and keep the result of each cell.
 
-A cell is one router on one workload, with all its seeds as one batch of clusters: what a cell comes to never depends on how
-many processes there are. Its file is named by a fingerprint of everything that determines it, the source code included, so
-that a run that was stopped goes on where it was.
+A cell is one router on one workload, with all its seeds as one batch of clusters. Its result never depends on the number of
+processes. Its file is named by a fingerprint of everything that determines it, including the source code, so that an interrupted
+run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Twenty-four hex digits that change whenever anything changes that the result depends on."""
+        """Fingerprint of everything that the result depends on, twenty-four hex digits."""
         arrivals, catalogue = self.scenario.workload.arrivals, self.scenario.workload.catalogue
         trace = None if arrivals.trace is None else arrivals.trace.path
         own = parse_own(arrivals.kind, "arrivals").file if arrivals.is_own else None
@@ -71,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What a cell came to."""
+    """The result of a cell."""
 
     key: str
     router: str
@@ -83,7 +83,7 @@ class CellResult:
 
 
 def start_simulation(router: RouterSpec | RoutingPolicy, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
-    """Run one episode for each seed, all to their ends.
+    """Run one whole episode for each seed.
 
     Args:
         router: as ``parse_router`` reads it, or a function of (simulation, generator).
@@ -119,7 +119,7 @@ def run_cell(cell: Cell) -> CellResult:
 def run_cells(
     cells: Sequence[Cell], folder: Path, jobs: int | None, label: str, *, address: str | None = None
 ) -> list[CellResult]:
-    """The results of the cells, in order; those in ``folder`` already are read from there, the others are left there.
+    """Run cells and return their results in order. Finished ones are read from ``folder``; new ones are written there.
 
     Args:
         cells: what to run; equal ones run once.
@@ -131,7 +131,7 @@ def run_cells(
     Raises:
         InputError: jobs < 1, a file or folder that cannot be read or written, a cluster that cannot be used, anything the cells
             themselves find wrong.
-        KeyboardInterrupt: as it comes; the finished cells stay.
+        KeyboardInterrupt: at once; finished cells stay.
     """
     check_limits("jobs", jobs, 1, 4096)
     files = [folder / f"{cell.key}.json" for cell in cells]
@@ -175,7 +175,7 @@ def _run_parallel(work: list[tuple[Path, Cell]], jobs: int, progress: Progress) 
 
 
 def _run_on_cluster(work: list[tuple[Path, Cell]], address: str, progress: Progress) -> None:
-    """Each cell as a Ray task; results come here to be kept. A task whose node is lost is run again by Ray, elsewhere."""
+    """Run each cell as a Ray task and keep the results here. Ray reruns the task of a lost node elsewhere."""
     from tuning.ray_cluster.check import Needs
     from tuning.ray_cluster.session import ray_session
 
@@ -221,7 +221,7 @@ def _read_result(file: Path) -> CellResult:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it."""
+    """Leave Ctrl-C to the parent process, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -235,7 +235,7 @@ def _start_worker() -> None:
 
 @contextmanager
 def _single_threaded() -> Generator[None]:
-    """Processes started within use one thread each: as many processes as cores are faster than threads that fight for them."""
+    """Processes started within use one thread each: with a process for each core, more threads only compete."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

@@ -47,7 +47,7 @@ class Summary:
 
 
 def summaries(comparisons: Sequence[Comparison], baseline: str | None) -> list[tuple[Summary, list[Comparison]]]:
-    """What there is to sum up, and what went into it: all workloads where there are several, and those with faults among them."""
+    """Build the summaries: over all workloads if there are several, and over those with faults."""
     faulty = [c for c in comparisons if c.workload.fault != NO_FAULT]
     groups = [(f"all {len(comparisons)} workloads", list(comparisons))]
     if len(faulty) < len(comparisons):
@@ -124,7 +124,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 
 
 def _mean(comparisons: Sequence[Comparison], router: str, metric: str) -> list[float]:
-    """Of each seed, the mean of a router's metric over the workloads."""
+    """Mean of a router's metric over the workloads, by seed."""
     return np.mean([c.row(router).result.metrics[metric] for c in comparisons], axis=0).tolist()
 
 

@@ -1,4 +1,4 @@
-"""What a reader must know of a replayed file: rows that were left out, and arrivals that do not come as the file has them."""
+"""Notes on a replayed trace: rows that were left out, and arrivals that differ from the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REASONS = {FAILED: "failed (0 output tokens)", EMPTY: "empty (0 prompt tokens)"
 
 
 def notes_on_traces(workloads: Sequence[Workload]) -> list[str]:
-    """A sentence for each thing in which the replay of a file differs from the file.
+    """Write a sentence for each difference between the replay and the file.
 
     Raises:
         InputError: a trace cannot be read.
@@ -24,7 +24,7 @@ def notes_on_traces(workloads: Sequence[Workload]) -> list[str]:
 
 
 def trace_json(scenario: Scenario) -> dict[str, Any] | None:
-    """What was read of the scenario's trace; None where it replays none.
+    """Counts of what was read of the scenario's trace; None if it replays none.
 
     Raises:
         InputError: the trace cannot be read.

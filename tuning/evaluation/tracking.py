@@ -1,4 +1,4 @@
-"""What an evaluation reports to a tracker: its tables, its figures, and the bundles that it judges."""
+"""Log an evaluation to a tracker: its tables, its figures, and the bundles that it compares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLOCK_S = 1.0  # some file systems know whole seconds alone
 
 
 def track_evaluation(track: Tracker, comparisons: Sequence[Comparison], baseline: str | None, figures: Sequence[Path]) -> None:
-    """Report the bundles, a table for each summary and workload, the mean QoS of each router, and the figures.
+    """Log the bundles, a table for each summary and workload, the mean QoS of each router, and the figures.
 
     Args:
         track: where to.
@@ -67,7 +67,7 @@ def track_evaluation(track: Tracker, comparisons: Sequence[Comparison], baseline
 
 
 def figures_since(folder: Path, time_s: float) -> list[Path]:
-    """The figures in a folder that were drawn since; older ones are another evaluation's."""
+    """The figures in a folder that are newer than the start; older ones belong to another evaluation."""
     return sorted(path for path in folder.glob("*.png") if path.stat().st_mtime >= time_s - _CLOCK_S)
 
 

@@ -1,4 +1,4 @@
-"""Says where a trained router is used outside what it was trained on: one line for each, and which input is outside."""
+"""Warn if a workload lies outside a trained router's training range, with the inputs that do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = "this bundle does not say what it was trained on"
 
 
 def envelope_of_router(router: RouterSpec) -> Envelope | None:
-    """What a trained router was trained on; None where its bundle does not say.
+    """The training range of a trained router; None if its bundle has none.
 
     Raises:
         InputError: the bundle or checkpoint cannot be loaded.
@@ -27,7 +27,7 @@ def envelope_of_router(router: RouterSpec) -> Envelope | None:
 
 
 def notes_on_training(routers: Iterable[RouterSpec], workloads: Sequence[Workload]) -> list[str]:
-    """A line for each trained router that does not say what it was trained on, or for which a workload is outside.
+    """Write a line for each trained router without a training range, or with a workload outside it.
 
     Raises:
         InputError: a bundle or checkpoint cannot be loaded, or a workload's files.
@@ -41,7 +41,7 @@ def notes_on_training(routers: Iterable[RouterSpec], workloads: Sequence[Workloa
 
 
 def _note(envelope: Envelope | None, worlds: Mapping[str, tuple[Scenario, Measured]]) -> str | None:
-    """What to say of one router; the worlds by the names of their workloads."""
+    """The note on one router; scenarios by the names of their workloads."""
     if envelope is None:
         return UNKNOWN
     found = {name: envelope.outside(measured) for name, (_, measured) in worlds.items()}

@@ -33,7 +33,7 @@ Parameters = dict[str, dict[str, float]]  # router -> parameter -> value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What was found on one workload."""
+    """Tuned parameters of one workload."""
 
     arrivals: str
     share_of_capacity: float | None  # of the nominal rate; None where an episode or a trace has its own rate
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which of the entries a workload gets its parameters from."""
+    """The entry that a workload gets its parameters from."""
 
     entry: str | None  # name of the workload there; None where nothing there is alike
     parameters: Parameters  # of it
@@ -58,12 +58,11 @@ class Tuned:
     entries: dict[str, Entry]  # one or more
 
     def choose(self, workload: Workload) -> Choice:
-        """Whose parameters a workload is to have: its own, or else those for the same arrivals, or for arrivals like its own.
+        """Choose the parameters of a workload: its own, else those for the same arrivals, else for similar arrivals.
 
-        Arrivals are alike in how bursty they are and in how long prompts and answers are (``tuning.evaluation.likeness``). Of
-        those with the same or the most similar arrivals it is the one at the nearest share of capacity; a load that is drawn
-        for each episode counts as moderate. A workload with a fault counts as the one without: nobody can tune for a fault that
-        has yet to show.
+        Similarity counts burstiness, prompt lengths and answer lengths (``tuning.evaluation.likeness``). Among entries with the
+        same or the most similar arrivals, the one at the nearest share of capacity is chosen. A load that is drawn for each
+        episode counts as moderate. A workload with a fault counts as the one without, as nobody can tune for an unknown fault.
 
         Raises:
             InputError: a trace cannot be read.
@@ -93,9 +92,9 @@ class Tuned:
         return min((name for name, entry in self.entries.items() if entry.arrivals == arrivals), key=distance)
 
     def _worlds(self, workload: Workload) -> dict[str, Scenario]:
-        """For each arrival process here the entry at the nearest load, with the workload's scenario under those arrivals.
+        """For each arrival process, the entry at the nearest load with the workload's scenario under those arrivals.
 
-        A trace that was tuned for is left out: its file is not known here.
+        Entries for traces are left out, as their files are not known here.
         """
         base = replace(_without_faults(workload.scenario), capacity_rps=None)  # of other prompts
         worlds: dict[str, Scenario] = {}
@@ -109,7 +108,7 @@ class Tuned:
 
 
 def _share_of_capacity(workload: Workload) -> float:
-    """The load as a share of the capacity; of a trace at its own rate that of the requests as they come."""
+    """The load as a share of the capacity; for a trace at its own rate, the measured one."""
     share, rate_rps = workload.share_of_capacity, math.nan
     if share is None and workload.load == "native":
         rate_rps = replay(_without_faults(workload.scenario)).rate_rps
@@ -119,14 +118,14 @@ def _share_of_capacity(workload: Workload) -> float:
 
 
 def _without_faults(scenario: Scenario) -> Scenario:
-    """The scenario with what nobody can tune for left out; its requests and arrivals stay."""
+    """The scenario without faults and prediction errors; its requests and arrivals stay."""
     return replace(scenario, predictions=Predictions(), faults=Faults(), variation=None)
 
 
 def world_fingerprint(scenario: Scenario) -> str:
-    """Sixteen hex digits of what tuned parameters hold for: experts, SLO, catalogue and capacity.
+    """Fingerprint of what tuned parameters depend on, sixteen hex digits: experts, SLO, catalogue and capacity.
 
-    Predictions, faults and variation are left out: parameters are tuned before anybody knows how wrong the figures are. Arrivals
+    Predictions, faults and variation are left out: tuning does not know how wrong the figures are. Arrivals
     and load are named beside the parameters. Capacity counts to three digits, so that it does not matter whether it was stated or
     measured; a file of prompts counts by its content, wherever it lies.
     """
@@ -143,7 +142,7 @@ def world_fingerprint(scenario: Scenario) -> str:
 
 
 def read_tuned(path: Path, scenario: Scenario) -> Tuned:
-    """Read a file for use with a scenario.
+    """Read tuned parameters for a scenario.
 
     Raises:
         InputError: it cannot be read, is not such a file, was tuned for another world, or holds an unknown router or parameter.

@@ -1,4 +1,4 @@
-"""What an episode came to: the figures by which routers are judged."""
+"""Metrics of an episode, by which routers are compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEVELS = 201  # of quantiles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A figure of an episode: what it is, and how tables show it."""
+    """A metric of an episode: its meaning, and how tables show it."""
 
     label: str
     unit: str = ""
@@ -60,7 +60,7 @@ USUALLY_ZERO = ("too_long_rate",)
 
 
 def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
-    """The ``METRICS`` of a cluster whose episode is over."""
+    """Compute the ``METRICS`` of a cluster whose episode is over."""
     records = simulation.records(cluster)
     experts = simulation.state.experts[cluster]
     kv_bytes = np.array([expert.engine.kv_bytes_per_token for expert in simulation.scenario.experts])
@@ -75,7 +75,7 @@ def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
 
 
 def request_metrics(records: Records) -> dict[str, float]:
-    """The figures that follow from the requests alone."""
+    """Compute the metrics that follow from the requests alone."""
     too_long = int(np.count_nonzero(records.status == TOO_LONG))
     arrived = records.qos.size - too_long
     finished = records.status == FINISHED
@@ -106,7 +106,7 @@ def mean_qos(records: Records) -> float:
 
 
 def routing_shares(scenario: Scenario, records: Records) -> list[float]:
-    """(N+1,) share of the arrived requests sent to each expert, and dropped; NaN where none arrived (see ``METRICS``)."""
+    """(N+1,) share of the arrived requests sent to each expert, then dropped; NaN if none arrived (see ``METRICS``)."""
     routes = records.route[records.status != TOO_LONG]
     if routes.size == 0:
         return [float("nan")] * (scenario.n_experts + 1)

@@ -47,7 +47,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """An estimate and the ends of its 95 % confidence interval, which need not lie alike on either side; NaN where unknown."""
+    """An estimate and the ends of its 95 % confidence interval, which may be asymmetric; NaN where unknown."""
 
     estimate: float
     low: float
@@ -67,7 +67,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """Interval of the mean of ``values - baseline``, seed by seed: what both owe to the episode cancels.
+    """Interval of the mean of ``values - baseline``, paired by seed, so that the effect of the episode cancels.
 
     Raises:
         ValueError: different numbers of seeds.
@@ -96,9 +96,9 @@ def relative_difference(values: Sequence[float], baseline: Sequence[float]) -> I
 
 
 def family_interval(interval: Interval, n: int, comparisons: int) -> Interval:
-    """An interval of a mean of ``n`` values, widened for being one of several that are looked at together.
+    """Widen an interval of a mean of ``n`` values for multiple comparisons (Bonferroni).
 
-    All of them contain what they estimate at once with a confidence of at least 95 % (Bonferroni).
+    All intervals hold at once with a confidence of at least 95 %.
 
     Args:
         interval: Student's t interval, as ``mean_interval`` gives it.
@@ -115,7 +115,7 @@ def family_interval(interval: Interval, n: int, comparisons: int) -> Interval:
 def bootstrap_interval(
     samples: Sequence[Sequence[float]], statistic: Statistic, rng: np.random.Generator, *, resamples: int = RESAMPLES
 ) -> Bounds:
-    """A statistic with its stratified percentile bootstrap interval.
+    """Compute a statistic with its stratified percentile bootstrap interval.
 
     Each sample is resampled within itself: with a sample of learner seeds for each task, this is the stratified bootstrap of
     Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice", arXiv 2108.13264.
@@ -136,8 +136,8 @@ def bootstrap_interval(
 def interquartile_mean(samples: Sequence[Sequence[float]], rng: np.random.Generator, *, resamples: int = RESAMPLES) -> Bounds:
     """The mean of the middle half of all values, with its stratified bootstrap interval.
 
-    It is less moved by a single seed than the mean, and tells more than the median of few (Agarwal et al., 2021, arXiv
-    2108.13264). Of fewer than four values none is left out: it is their mean.
+    It is less sensitive to a single seed than the mean, and more efficient than the median of few values (Agarwal et al., 2021,
+    arXiv 2108.13264). For fewer than four values it is their mean.
 
     Args:
         samples: for each task (a load, a workload), a value for each learner seed.

@@ -1,4 +1,4 @@
-"""Text that shows as it is: names of scenarios, experts, routers and folders may hold what Markdown or a terminal obeys."""
+"""Escape names for Markdown and terminals: those of scenarios, experts, routers and folders may hold control characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _LONGEST_SLUG = 120
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for what a terminal would obey: control characters, line ends."""
+    """The text on one line, with control characters and line ends escaped."""
     return "".join(x if x.isprintable() else x.encode("unicode_escape", "backslashreplace").decode("ascii") for x in text)
 
 
 def markdown(text: str) -> str:
-    """Markdown that shows the text, on one line."""
+    """Escape the text for Markdown, on one line."""
     return _MARKUP.sub(r"\\\g<0>", printable(text))
 
 
@@ -26,5 +26,5 @@ def code(text: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A part of a file's name that tells it."""
+    """Turn the text into part of a file name."""
     return re.sub(r"[^\w.=%]+", "-", name)[:_LONGEST_SLUG]

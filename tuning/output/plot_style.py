@@ -1,4 +1,4 @@
-"""What all figures share: the canvas, the looks of routers, the file."""
+"""Plot style that all figures share: canvas, colours and markers of routers, file format."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def mark_slo(axes: Axes, slo_ms: float) -> None:
 
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A look for each router that does not depend on how it fared: the same wherever the same names come together."""
+    """A colour, dash and marker for each router. They depend on the set of names only, not on results."""
     styles = zip(sorted(set(names)), cycle(COLOURS), cycle(_MARKERS), strict=False)
     return {
         name: {"color": colour, "marker": marker, "linestyle": _DASHES[i // len(COLOURS) % len(_DASHES)], "linewidth": 1.8}

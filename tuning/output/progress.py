@@ -1,4 +1,4 @@
-"""How far a long run is: one line that is rewritten on a terminal, and a line now and then in a log."""
+"""Progress of a long run: one rewritten line on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LOG_INTERVAL_S = 10.0
 
 
 class Progress:
-    """Counts finished pieces of work on stderr, with the time that is likely left."""
+    """Reports finished pieces of work and the estimated time left, on stderr."""
 
     def __init__(self, label: str, total: int, done: int = 0, stream: TextIO | None = None) -> None:
         """Start the clock with ``done`` of ``total`` pieces finished in an earlier run."""

@@ -1,4 +1,4 @@
-"""Tables in Markdown, aligned so that they read as well in a terminal."""
+"""Tables in Markdown, aligned so that they also read well in a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ABSENT = "–"
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
     """A Markdown table; the first ``names`` columns are aligned to the left, the others, numbers, to the right.
 
-    Cells may hold anything, which shows as it is.
+    Cells may hold any text; it is escaped.
     """
     header, rows = [markdown(cell) for cell in header], [[markdown(cell) for cell in row] for row in rows]
     widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
@@ -39,7 +39,7 @@ def metric_title(name: str) -> str:
 
 
 def columns_with_figures(columns: Sequence[str], rows: Sequence[Mapping[str, Interval]]) -> list[str]:
-    """The metrics among ``columns`` that a table shows: those that are usually zero only where a row has some."""
+    """The metrics among ``columns`` to show; those that are usually zero only if a row has some."""
     return [name for name in columns if name not in USUALLY_ZERO or any(name in row and row[name].mean > 0 for row in rows)]
 
 

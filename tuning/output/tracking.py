@@ -1,7 +1,7 @@
-"""Experiment tracking with Weights & Biases, for whoever asks for it: ``--track wandb``.
+"""Experiment tracking with Weights & Biases, on request: ``--track wandb``.
 
-A tracker never gets in the way. Without a key or a connection it writes to the disk, to be uploaded later; if wandb fails, it
-says so once and the command goes on without. wandb is imported only where it is asked for.
+A tracker never stops a command. Without a key or a connection it writes to the disk for a later upload. If wandb fails, it warns
+once and the command continues without tracking. wandb is imported only on request.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DIGITS = 12  # of a digest that is part of a name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackOptions:
-    """Where to keep track of a run. A key is never an option: wandb login or WANDB_API_KEY give it."""
+    """Options of experiment tracking. A key is never an option: wandb login or WANDB_API_KEY give it."""
 
     track: Literal["none", "wandb"] = "none"
     """wandb: log to Weights & Biases. Without a key or a connection it logs to the run's folder, for wandb sync."""
@@ -60,10 +60,10 @@ class TrackOptions:
     """Notes. Default: WANDB_NOTES, if set."""
 
     def __post_init__(self) -> None:
-        """Refuse what wandb would.
+        """Refuse values that wandb would refuse.
 
         Raises:
-            InputError: a project or tag that there cannot be.
+            InputError: an impossible project or tag.
         """
         project = self.wandb_project
         if project is not None and not (0 < len(project) <= _PROJECT_LENGTH and not set(project) & set(_NOT_IN_PROJECTS)):
@@ -76,30 +76,30 @@ class TrackOptions:
 
 
 class Tracker:
-    """What a command reports to. This one keeps nothing: it stands where no tracking is asked for."""
+    """The interface that a command logs to. This class logs nothing: it is the tracker without ``--track``."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Report numbers, by keys such as ``train/qos``, at a step; those that are not finite are left out."""
+        """Log numbers, by keys such as ``train/qos``, at a step; non-finite ones are left out."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Report a table, a value of one type or None in each cell; NaN counts as None."""
+        """Log a table; a column holds values of one type or None, and NaN counts as None."""
 
     def image(self, name: str, path: Path) -> None:
-        """Report a picture."""
+        """Log a picture."""
 
     def artifact(
         self, folder: Path, name: str, kind: str, *, metadata: Mapping[str, Any] | None = None, aliases: Sequence[str] = ()
     ) -> None:
-        """Report a folder of files as a version of an artifact, ``latest`` among its aliases; equal contents are one version."""
+        """Log a folder as a version of an artifact with the alias ``latest``; equal contents are one version."""
 
     def use_artifact(self, name: str, kind: str) -> None:
-        """Say that the run builds on an artifact, ``NAME:ALIAS``: a link where online, and in any case a line of the config."""
+        """Record that the run uses an artifact, ``NAME:ALIAS``: as a link if online, and always in the config."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Report what the run came to."""
+        """Log the final results of the run."""
 
     def finish(self, exit_code: int) -> None:
-        """End the run; what follows is not reported. ``tracker`` does it with 0, or 1 after an error, if nobody did before."""
+        """End the run; later calls are ignored. ``tracker`` does it with 0, or 1 after an error, if nobody did before."""
 
 
 NO_TRACKER = Tracker()
@@ -111,15 +111,15 @@ ROUTER = "router"
 def tracker(
     options: TrackOptions, *, folder: Path, name: str, job_type: str, config: Mapping[str, Any], resume: bool = False
 ) -> Generator[Tracker]:
-    """Track one run, for as long as the context lasts. Several may be open at a time.
+    """Track one run while the context lasts. Several may be open at the same time.
 
     Args:
         options: what the user asked for.
         folder: of the run; wandb's files go to ``folder/wandb`` unless WANDB_DIR says otherwise, the run's id to a file beside.
         name: what the run is called, unless WANDB_NAME says otherwise.
         job_type: what kind of run it is: train, evaluate, ...
-        config: what determines the run; what JSON does not know, such as paths, is logged as its text.
-        resume: go on with the run whose id is in the folder, if one is there.
+        config: what determines the run; values that JSON lacks, such as paths, are logged as text.
+        resume: resume the run whose id is in the folder, if there is one.
     """
     found = NO_TRACKER
     if options.track == "wandb":
@@ -136,7 +136,7 @@ def tracker(
 
 
 def provenance() -> dict[str, str]:
-    """What software this is: version, digest of the code that determines results, revision of the checkout if it is one."""
+    """Version of this software: version, digest of the code that determines results, revision of a checkout."""
     about = {"code_digest": code_digest()}
     with suppress(PackageNotFoundError):  # a checkout that is not installed
         about["version"] = version("edgeroute")
@@ -151,7 +151,7 @@ def provenance() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleName:
-    """What a bundle is called as an artifact. It follows from its contents, so who evaluates it finds who trained it."""
+    """The artifact name of a bundle. It follows from the contents, so an evaluation links to the training run."""
 
     name: str
     alias: str  # by the weights
@@ -227,7 +227,7 @@ class _WandbTracker(Tracker):
         self._on = False
 
     def _try(self, act: Callable[[], object]) -> None:
-        """Let wandb do something; after its first error no more is asked of it."""
+        """Call wandb; after its first error no more calls are made."""
         if not self._on:
             return
         try:
@@ -239,7 +239,7 @@ class _WandbTracker(Tracker):
 
 
 def _start(options: TrackOptions, folder: Path, name: str, job_type: str, config: Mapping[str, Any], resume: bool) -> Tracker:
-    """Begin a run of wandb, online if that can be.
+    """Begin a run of wandb, online if possible.
 
     Raises:
         Exception: whatever wandb raises, or the operating system.
@@ -311,7 +311,7 @@ def _sync(run: Any) -> str:
 
 
 def _why_offline(settings: Any) -> str | None:
-    """Why a run cannot be online; None if it can, as far as can be told in little time."""
+    """Why a run cannot be online; None if it can, as far as a quick check tells."""
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib import wbauth
 
@@ -351,7 +351,7 @@ def _why_unreachable(url: str) -> str | None:
 
 @contextmanager
 def _environment(**values: str) -> Generator[None]:
-    """Environment variables for a while: for what wandb has no other way to be told."""
+    """Set environment variables within a context, for settings that wandb takes in no other way."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -366,7 +366,7 @@ def _environment(**values: str) -> Generator[None]:
 
 @contextmanager
 def _shown_arguments() -> Generator[None]:
-    """The command line without secrets, for a while: wandb keeps it with the run."""
+    """Hide secrets in the command line within a context, as wandb stores it with the run."""
     before = sys.argv
     sys.argv = [without_secrets(argument) for argument in before]
     try:
@@ -376,7 +376,7 @@ def _shown_arguments() -> Generator[None]:
 
 
 def _hidden(value: Any) -> Any:
-    """What JSON holds, with the secrets in its URLs hidden."""
+    """JSON data with the secrets in its URLs hidden."""
     if isinstance(value, dict):
         return {key: _hidden(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a cluster must be before anything is spent on it: looked at from every node. Light to import, as every node does."""
+"""Check a cluster from every node before a command uses it. Light to import, as every node imports it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from rllib_envs.errors import InputError
 from tuning.run_dir.secret_urls import told, without_secrets
 
-_ANSWER_S = 60.0  # a node that says nothing for so long is not fit to work either
+_ANSWER_S = 60.0  # a node that is silent for so long is not fit to work either
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What a command wants of a cluster beside the process that directs."""
+    """Resources that a command needs on a cluster, beside the driver process."""
 
     cpus: int = 0
     gpus: float = 0.0
@@ -27,32 +27,32 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     found: str
-    fault: str = ""  # why it will not do, and what to do about it; empty if it will
+    fault: str = ""  # why it failed, and what to do about it; empty if it passed
 
     @property
     def passed(self) -> bool:
-        """Whether it will do."""
+        """Whether the check passed."""
         return not self.fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """What a node says of itself."""
+    """What a node reports about itself."""
 
     name: str
     python: str
     ray: str
     project: str  # digest of the source code that determines results
     sees: bool = True  # the file that the asking process has put into the shared folder
-    trouble: str = ""  # what came of writing to the folder and the storage
+    trouble: str = ""  # result of writing to the folder and the storage
 
 
 def inspect_cluster(needs: Needs) -> list[Check]:
-    """Look at the cluster that this process is attached to: one short task on every node.
+    """Check the cluster that this process is attached to, with one short task on every node.
 
     Returns:
         The checks, failed ones among them.
@@ -89,7 +89,7 @@ def inspect_cluster(needs: Needs) -> list[Check]:
 
 
 def refuse_failed(checks: Sequence[Check], what: str) -> None:
-    """Let pass what passed.
+    """Raise an error if a check failed.
 
     Raises:
         InputError: a check failed; a line for each that did.
@@ -100,7 +100,7 @@ def refuse_failed(checks: Sequence[Check], what: str) -> None:
 
 
 def look(name: str, shared: Path | None, probe: Path | None, storage: str | None) -> NodeView:
-    """What this node has; runs as a task on each."""
+    """Inspect this node; runs as a task on each."""
     import ray
 
     from tuning.run_dir.digests import code_digest
@@ -125,7 +125,7 @@ def look(name: str, shared: Path | None, probe: Path | None, storage: str | None
 
 
 def _ask(nodes: Sequence[dict[str, Any]], needs: Needs, probe: Path | None) -> dict[str, NodeView | str]:
-    """What every node says, or why it says nothing, by its name."""
+    """The report of every node, or why there is none, by node name."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -175,7 +175,7 @@ def _check_shared(folder: Path, probe: Path | str, views: dict[str, NodeView]) -
 
 
 def _put_probe(folder: Path) -> Path | str:
-    """A new empty file in the folder, or why there can be none."""
+    """Create an empty file in the folder, or say why that fails."""
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def _put_probe(folder: Path) -> Path | str:
 
 
 def _try_storage(url: str) -> list[str]:
-    """What goes wrong when a file is written to the storage and removed."""
+    """Write a file to the storage and remove it; the error, if there is one."""
     import fsspec
 
     try:

@@ -1,4 +1,4 @@
-"""Ray, for as long as a command needs it."""
+"""Start Ray or attach to it for the duration of a command."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ TOKEN_FILE = Path("~/.ray/auth_token")
 
 @contextmanager
 def ray_session(address: str, needs: Needs) -> Generator[None]:
-    """Use the Ray that this process has, or attach to a cluster, or start one of our own on this machine, quietly.
+    """Use this process's Ray, attach to a cluster, or start a local Ray, quietly.
 
-    Networks as small as ours run on one thread in each process; several, fighting for the cores, are many times slower. A cluster
-    has the resources that it has; what is to run there is refused before it begins if it never could.
+    Our small networks run on one thread in each process; several threads compete for the cores and are many times slower. A
+    command that the cluster has no room for is refused before it begins.
 
     Args:
         address: ``local`` to start one, ``auto`` or HOST:PORT to attach to one.
-        needs: what it must have room for beside this process.
+        needs: resources that it must have beside this process.
 
     Raises:
-        InputError: Ray does not start here, nothing answers at the address, or not to us, or a check of the cluster fails.
+        InputError: Ray does not start here, nothing answers at the address, it refuses us, or a check of the cluster fails.
     """
     prepare_environment(address)
     import torch
@@ -58,7 +58,7 @@ def ray_session(address: str, needs: Needs) -> Generator[None]:
 
 
 def prepare_environment(address: str) -> None:
-    """Set what Ray reads from the environment as it is imported, unless the user has."""
+    """Set the environment variables that Ray reads at import, unless the user has set them."""
     settings = {
         "OMP_NUM_THREADS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -85,7 +85,7 @@ def has_token() -> bool:
 
 
 def token_advice() -> str:
-    """What to tell somebody whom a cluster has turned away."""
+    """Advice for a user whom a cluster has refused."""
     have = "the token here is not the cluster's" if has_token() else "the cluster wants a token, and there is none here"
     return f"{have}: set RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {TOKEN_FILE}"
 

@@ -1,4 +1,4 @@
-"""A Ray of one's own on this machine: where it puts its files, and why it does not start."""
+"""Start Ray on this machine: choose its folder, and explain why it does not start."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _VARIABLE = "RAY_TMPDIR"
 
 @contextmanager
 def local_ray(num_cpus: int) -> Generator[None]:
-    """Start Ray, quietly, and stop it.
+    """Run a local Ray for as long as the context lasts.
 
     Raises:
-        InputError: it does not start. The message says what is in the way, and where its files were to go.
+        InputError: it does not start. The message says why, and where its files were to go.
     """
     import ray
 
@@ -52,13 +52,13 @@ def local_ray(num_cpus: int) -> Generator[None]:
 
 
 def provide_token() -> None:
-    """Give this process, and the Ray that it starts, a token of their own: Ray would write one to the home folder."""
+    """Give this process and its Ray a token; otherwise Ray would write one to the home folder."""
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager
 def _folder() -> Generator[Path]:
-    """Where Ray is to put its files: where it would by itself, unless the path is too long for its sockets.
+    """Choose the folder of Ray's files: its default, unless that path is too long for its sockets.
 
     Raises:
         InputError: it is too long, and no other can be made.
@@ -90,7 +90,7 @@ def _refuse_full(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, and what may be behind it: Ray itself often says no more than that its time was up."""
+    """The likely cause of a failed start; Ray often reports a timeout only."""
     text = str(error).strip() or type(error).__name__
     reason = text.splitlines()[0].rstrip(". ")
     memory, files = resource.getrlimit(resource.RLIMIT_AS)[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,4 +1,4 @@
-"""A small document of paragraphs, tables and pictures, as one self-contained HTML page and as Markdown."""
+"""A report model of paragraphs, tables and pictures, written as one self-contained HTML page and as Markdown."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What is to be read."""
+    """The whole report."""
 
     title: str
     sections: Sequence[Section]
 
 
 def to_html(document: Document, folder: Path) -> str:
-    """One page with everything in it: it needs no other file and no network.
+    """Render one HTML page that needs no other file and no network.
 
     Args:
         document: its text may hold anything; it is escaped.
@@ -89,7 +89,7 @@ def to_html(document: Document, folder: Path) -> str:
 
 
 def to_markdown(document: Document) -> str:
-    """The same as Markdown, with the pictures as links to their files."""
+    """Render Markdown, with the pictures as links to their files."""
     parts = [f"# {markdown(document.title)}"]
     for section in document.sections:
         parts += [f"## {markdown(section.title)}", *(_block_markdown(block) for block in section.blocks)]

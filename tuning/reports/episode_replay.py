@@ -1,4 +1,4 @@
-"""One episode of a trained router, decision by decision: what it expected, why it chose, and what came of it."""
+"""Replay one episode of a trained router, with its predictions, scores and outcomes for every decision."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ OUTCOMES = ("in time", "late", "rejected", "dropped", "too long")
 than any expert takes."""
 
 _MINUTE_S = 60.0
-_SPARE_MINUTES = 0.5  # of arrivals after the minute that is shown: those in it must not have the cluster to themselves
+_SPARE_MINUTES = 0.5  # of arrivals after the shown minute: its requests must not have the cluster to themselves
 _CHUNK = 512  # decisions explained at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What to simulate.
+    """The episode to replay.
 
     Attributes:
         bundle: folder of the router.
@@ -64,12 +64,12 @@ class EpisodeReplay:
         question: what was asked.
         workload: what was simulated.
         choice: (M,) expert, or N for a drop.
-        predicted: what the impact estimator said of every expert, each (M, N).
-        future: (M, N) what each choice is worth to those to come, in QoS; a cost is negative.
+        predicted: predictions of the impact estimator for every expert, each (M, N).
+        future: (M, N) effect of each choice on later requests, in QoS; an opportunity cost is negative.
         drop: (M,) score of a drop.
         possible: (M, N) experts that could take the request.
         marginal: (M, N) true marginal QoS of every expert.
-        records: what became of the requests.
+        records: outcomes of the requests.
     """
 
     question: Question
@@ -121,7 +121,7 @@ class EpisodeReplay:
 
 
 def explains_itself(bundle: Path) -> bool:
-    """Whether the router of a bundle has an impact estimator that can be asked.
+    """Whether the router of a bundle has an impact estimator to explain its decisions.
 
     Raises:
         InputError: no bundle there, or a damaged one.
@@ -130,7 +130,7 @@ def explains_itself(bundle: Path) -> bool:
 
 
 def replay_episode(question: Question) -> EpisodeReplay:
-    """Run an episode that goes on for half a minute beyond the one asked for.
+    """Run an episode until half a minute after the requested minute.
 
     Raises:
         InputError: a seed, minute or load that is not possible, a router that cannot be loaded or explains nothing, or arrivals

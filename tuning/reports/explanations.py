@@ -1,4 +1,4 @@
-"""Decisions that stand out, in words: why a request went where it did, from what the router expected of every expert."""
+"""Explain notable decisions in words: why a request went to its expert, from the router's predictions for all experts."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay, Flags, Floats
 
 _MOST = 4  # of a kind
-_ALSO = 0.3  # a second reason counts if it is worth this share of the first
+_ALSO = 0.3  # a second reason is named if it has this share of the first one's weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One decision, for the reader."""
+    """One decision with its explanation."""
 
     time_s: float
     choice: str  # name of the expert, or "drop"
     outcome: str  # of OUTCOMES
-    in_time: float  # predicted chance; NaN for a drop, as the next three
+    in_time: float  # predicted probability; NaN for a drop, as the next three
     latency_slo: float  # predicted latency per token, in units of the SLO
-    realised_slo: float  # that came of it; NaN also where it never finished
-    newly_late: float  # how many of those present were expected to miss the SLO because of it
+    realised_slo: float  # realised; NaN also if it never finished
+    newly_late: float  # in-flight requests predicted to miss the SLO because of it
     qos: float  # realised
     why: str
 
 
 def notable_decisions(replay: EpisodeReplay) -> list[Decision]:
-    """Of the minute's decisions, in order of arrival, those of three kinds that stand out most.
+    """The most notable decisions of the minute, of three kinds, in order of arrival.
 
-    Requests that went to an expert though another would have given a much better answer; those that were dropped though some
-    expert could have taken them, at the greatest expense of answer quality; and those that came late against expectation.
+    The kinds are: an expert chosen although another had a much better predicted answer; a drop although some expert could have
+    taken the request, with the greatest loss of answer quality; a request that was late although predicted to be in time.
     """
     found = {i: why(i) for pick, why in _kinds(replay) for i in pick}
     return [_decision(replay, i, found[i]) for i in sorted(found)]
@@ -59,7 +59,7 @@ def _largest(values: Floats, among: Flags) -> list[int]:
 
 
 def _why_not_the_best(replay: EpisodeReplay, i: int, better: int) -> str:
-    """What spoke for the expert chosen and against the one that was told to answer best."""
+    """Reasons for the chosen expert and against the one with the best predicted score."""
     chosen = int(replay.choice[i])
     quality, in_time = replay.expected("quality")[i], replay.expected("in_time")[i]
     others, newly_late = replay.expected("others")[i], replay.expected("newly_late")[i]

@@ -1,4 +1,4 @@
-"""The figures of a report: several evaluations' and training runs' results, and the traffic of one episode."""
+"""Figures of a report: results of evaluations and training runs, and the replay of one episode."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _Quantity = tuple[str, Callable[[Iteration], float | None]]
 
 
 def draw_learning(path: Path, arms: Sequence[tuple[str, Sequence[TrainingRun]]], rng: np.random.Generator) -> None:
-    """Training curves: of each arm the interquartile mean over its seeds, with the band of its pointwise interval.
+    """Draw training curves: each arm's interquartile mean over its seeds, with its pointwise interval.
 
     Args:
         path: PNG file to write.
@@ -124,7 +124,7 @@ def _on_common_steps(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, F
 
 
 def draw_against_load(path: Path, evaluation: Evaluation, workloads: Sequence[WorkloadResult]) -> None:
-    """QoS, and QoS per busy GPU-second, against the load, one line a router, with bands of the 95 % intervals of the means.
+    """Draw QoS, and QoS per busy GPU-second, against the load: a line a router, with 95 % intervals of the means.
 
     Args:
         path: PNG file to write.
@@ -151,7 +151,7 @@ def draw_against_load(path: Path, evaluation: Evaluation, workloads: Sequence[Wo
 
 
 def draw_distributions(path: Path, evaluation: Evaluation, workloads: Sequence[WorkloadResult]) -> None:
-    """Share of the arrived requests that finished within each latency per token, and had their first token within each time.
+    """Draw distributions of latency per token and time to first token, as shares of the arrived requests.
 
     Args:
         path: PNG file to write.
@@ -190,7 +190,7 @@ def draw_distributions(path: Path, evaluation: Evaluation, workloads: Sequence[W
 
 
 def draw_failures(path: Path, workloads: Sequence[WorkloadResult]) -> None:
-    """Of each router on each workload, the shares of the requests that were late, dropped or refused.
+    """Draw the shares of late, dropped and refused requests, by router and workload.
 
     Args:
         path: PNG file to write.
@@ -213,7 +213,7 @@ def draw_failures(path: Path, workloads: Sequence[WorkloadResult]) -> None:
 
 
 def draw_forest(path: Path, evaluation: Evaluation, workloads: Sequence[WorkloadResult]) -> None:
-    """Differences of QoS of every router to the baseline of each workload, and in the mean over workloads, with their intervals.
+    """Draw differences of QoS to the baseline, by workload and in the mean over them, with intervals.
 
     Args:
         path: PNG file to write.
@@ -265,7 +265,7 @@ def _panels_of_routers(n: int, names: Sequence[str]) -> tuple[Figure, list[Axes]
 
 
 def draw_calibration(path: Path, replay: EpisodeReplay) -> None:
-    """What the impact estimator expected against what came of it: marginal QoS, and the chance to be in time.
+    """Draw predicted against realised values of the impact estimator: marginal QoS, and probability of being in time.
 
     Args:
         path: PNG file to write.
@@ -295,7 +295,7 @@ def draw_calibration(path: Path, replay: EpisodeReplay) -> None:
 
 
 def _draw_chances(axes: Axes, replay: EpisodeReplay) -> None:
-    """Of the requests sent, by their predicted chance to be in time, the share that was."""
+    """Draw the share of requests in time against its predicted probability."""
     chance = replay.of_choice(replay.expected("in_time"))[replay.sent]
     in_time = replay.outcome[replay.sent] == OUTCOMES.index("in time")
     edges = np.linspace(0, 1, 11)
@@ -325,7 +325,7 @@ def _equal_groups(values: Floats) -> list[NDArray[np.int64]]:
 
 
 def draw_shares_over_time(path: Path, replay: EpisodeReplay) -> None:
-    """Share of the arrivals sent to each expert, and dropped, over the episode.
+    """Draw the shares of arrivals sent to each expert and dropped, over the episode.
 
     Args:
         path: PNG file to write.
@@ -357,7 +357,7 @@ def _expert_colours(n: int) -> list[str]:
 
 
 def draw_timeline(path: Path, replay: EpisodeReplay) -> None:
-    """The minute: a lane for each expert, in it a bar for each request from arrival to finish; ticks for those that got nowhere.
+    """Draw the minute: a lane for each expert, a bar for each request from arrival to finish, a tick for each lost one.
 
     Args:
         path: PNG file to write.

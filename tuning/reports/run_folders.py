@@ -1,4 +1,4 @@
-"""What commands leave in folders, read back: training runs, evaluations, sweeps."""
+"""Read the folders that commands write: training runs, evaluations, sweeps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainingRun:
 
     @property
     def arm(self) -> tuple[str, str]:
-        """What runs have in common that differ in nothing but the learner's seed."""
+        """What defines the run, apart from the learner's seed."""
         return repr(sorted((key, value) for key, value in self.options.items() if key != _SEED)), self.fingerprint
 
     @property
@@ -114,7 +114,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One trial of a sweep; figures are NaN where it did not come to them."""
+    """One trial of a sweep; figures that it did not reach are NaN."""
 
     id: str
     settings: dict[str, Any]  # option -> value
@@ -157,7 +157,7 @@ Run = TrainingRun | Evaluation | Sweep
 
 
 def read_run(path: Path) -> Run:
-    """Read a folder for what it is, by its files.
+    """Read a folder; its files tell its kind.
 
     Raises:
         InputError: no such folder, none of the three kinds, or damaged files.
@@ -276,12 +276,12 @@ def _interval(data: dict[str, Any]) -> Interval:
 
 
 def _number(value: Any) -> float:
-    """JSON's null stands for what is not known."""
+    """A number of JSON; null is NaN."""
     return math.nan if value is None else float(value)
 
 
 def arms(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
-    """The runs, those together that differ in the learner's seed alone, by seed."""
+    """Group runs that differ in the learner's seed alone, sorted by seed."""
     groups: dict[tuple[str, str], list[TrainingRun]] = {}
     for run in runs:
         groups.setdefault(run.arm, []).append(run)

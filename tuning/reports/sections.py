@@ -1,4 +1,4 @@
-"""The sections of a report: what is said of training runs, evaluations, sweeps and the traffic of an episode."""
+"""Sections of a report on training runs, evaluations, sweeps and the replay of an episode."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _FEW_SEEDS = 5
 
 
 def overview(runs: Sequence[Run]) -> Section:
-    """Every run, with what it is."""
+    """List every run and its kind."""
     rows = [[str(run.path), *_about(run)] for run in runs]
     table = Table(caption="What this report is made from.", header=["run", "kind", "scenario", "what"], rows=rows, names=4)
     return Section(title="Runs", blocks=[table])
@@ -69,7 +69,7 @@ def _about(run: Run) -> list[str]:
 
 
 def reading() -> Section:
-    """What the intervals are."""
+    """Explain the intervals."""
     texts = [
         f"Figures of evaluations are means over episodes, one for each seed, ± half of their {CONFIDENCE:.0%} interval "
         "(Student's t). All routers meet the same episodes, and differences are taken within seeds before they are averaged.",
@@ -122,7 +122,7 @@ def _training_section(scenario: str, load: str, runs: list[TrainingRun], file: P
 
 
 def _named_arms(runs: Sequence[TrainingRun]) -> list[tuple[str, list[TrainingRun]]]:
-    """Arms by what tells them apart: the options that differ between them, or the algorithm."""
+    """Name arms by what differs between them: options, or the algorithm."""
     groups = arms(runs)
     keys = sorted({key for group in groups for key in group[0].options} - {"seed"})
     differing = [key for key in keys if len({repr(group[0].options.get(key)) for group in groups}) > 1]
@@ -391,7 +391,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def replay_sections(replay: EpisodeReplay, out: Path) -> list[Section]:
-    """The traffic of an episode, and how far what the router expected came true.
+    """The replay of an episode, and how accurate the router's predictions were.
 
     Args:
         replay: the episode.

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, flushed to the disk, renamed into place."""
+"""Atomic file writes: files are staged, flushed to the disk, then renamed into place."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rllib_envs.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it to ``path``; folders are made as needed.
+    """Let ``write`` fill a staged file beside ``path``, then rename it to ``path``; folders are made as needed.
 
-    Whatever ``write`` raises goes on to the caller, and ``path`` is as it was before.
+    Errors of ``write`` go on to the caller, and ``path`` stays as it was.
 
     Raises:
         InputError: the operating system refuses (rights, no space, a folder in the way).
@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_secret(path: Path, secret: bytes) -> None:
-    """Write a file that no other user can read, unless there is one: of several processes that do so, one succeeds.
+    """Create a file that no other user can read, unless it exists; of several processes one succeeds.
 
     Raises:
         OSError: the operating system refuses.

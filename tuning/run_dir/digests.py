@@ -1,4 +1,4 @@
-"""Digests of files and of our own source code, by which results are known to be of the same making."""
+"""Digests of files and of our own source code: equal digests mean comparable results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[2]  # of a checkout, or of what is installed
 _PACKAGES = ("rllib_envs", "models")  # the world and the routers: all of them counts
 _PART_BYTES = 1 << 20
-_RUNS = "tuning.evaluation.matrix"  # what else it takes to run a cell is what this module imports
+_RUNS = "tuning.evaluation.matrix"  # everything else that a cell needs is imported by this module
 
 
 def content_digest(paths: Sequence[Path]) -> str:
-    """Digest of files, and of all files in folders: it changes whenever a byte or a name in a folder does."""
+    """Hash files and all files in folders. It changes with every byte and every name in a folder."""
     digest = hashlib.sha256()
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -30,7 +30,7 @@ def content_digest(paths: Sequence[Path]) -> str:
 
 @cache
 def code_digest() -> str:
-    """Digest of the source code that determines results: the same in every process, from a checkout as installed.
+    """Hash the source code that determines results. Equal in every process, from a checkout or installed.
 
     Raises:
         ImportError: a module that is imported has no source file.
@@ -43,7 +43,7 @@ def code_digest() -> str:
 
 
 def result_sources(root: Path = _ROOT) -> dict[str, Path]:
-    """Name and source file of every module that results depend on, found by following imports, those within functions too.
+    """Find the source file of every module that results depend on, by following imports, also those within functions.
 
     Args:
         root: folder that our packages are in.
@@ -68,7 +68,7 @@ def result_sources(root: Path = _ROOT) -> dict[str, Path]:
 
 
 def _imported(root: Path, name: str, file: Path) -> list[str]:
-    """Our modules that a module imports, and the packages that they are in. What only type checkers import is left out."""
+    """Our modules that a module imports, with their packages, without imports for type checkers."""
     tree = _WithoutTypes().visit(ast.parse(file.read_bytes()))
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     modules = [name]

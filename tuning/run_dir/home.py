@@ -1,4 +1,4 @@
-"""Files in the user's home folder, which there need not be."""
+"""Paths in the user's home folder, which may not exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def in_home(path: Path) -> Path:
     """The path with ``~`` replaced by the user's home folder.
 
     Raises:
-        InputError: the user has none, as in a container that runs with a mere number for a user.
+        InputError: the user has no home, as in a container whose user is only a number.
     """
     try:
         return path.expanduser()

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Lock a folder: one run at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LOCK = "run.lock"
 
 @contextmanager
 def run_lock(folder: Path) -> Generator[None]:
-    """Keep other processes, on other hosts too where they share the folder's file system, from running in the folder.
+    """Keep other processes from running in the folder, also on other hosts that share its file system.
 
-    The folder is made where it is missing, and goes again if nothing was put into it.
+    A missing folder is created, and removed again if it stays empty.
 
     Raises:
-        InputError: a process runs there, which is named; the folder cannot be written to.
+        InputError: another process runs there (the message names it); the folder cannot be written to.
     """
     lock, new = FileLock(folder / LOCK, blocking=False), not folder.exists()
     try:
@@ -48,7 +48,7 @@ def run_lock(folder: Path) -> Generator[None]:
 
 
 def _own() -> dict[str, Any]:
-    """What another process is told of this one."""
+    """How other processes name this one."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now(UTC).isoformat(sep=" ", timespec="seconds")}
 
 

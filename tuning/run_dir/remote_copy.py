@@ -1,6 +1,6 @@
-"""A run directory kept in another place too: a shared folder, an object store, whatever fsspec has a driver for.
+"""The remote copy of a run directory: in a shared folder, an object store, or wherever fsspec has a driver.
 
-A reader never finds there a checkpoint that looks whole and is not: its ``checkpoint.json`` comes last and goes first.
+A reader never finds a partial checkpoint that looks whole: ``checkpoint.json`` is written last and deleted first.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tuning.run_dir.atomic import write_atomically
 from tuning.run_dir.lock import LOCK
 from tuning.run_dir.secret_urls import has_secret, told, without_secrets
 
-_PART = ".part"  # ends the name of what is on its way
+_PART = ".part"  # suffix of staged files
 _SMALL_BYTES = 2**24
 _Stamp = tuple[int, int]
 
 
 class RemoteCopy:
-    """The copy of a run directory at a URL, in a folder of the run directory's name.
+    """The remote copy of a run directory at a URL, in a folder of the same name.
 
     Args:
         url: folder that the copy is in; a path or a URL of fsspec's.
@@ -57,10 +57,10 @@ class RemoteCopy:
             self.filesystem.rm_file(probe)
 
     def put(self) -> None:
-        """Bring the copy up to date: new and changed files go there, checkpoints that are gone here go there too.
+        """Update the copy: upload new and changed files, and delete checkpoints that are gone here.
 
         Raises:
-            InputError: it cannot be done; what was there before is still whole, and the next call tries again.
+            InputError: it fails; what was there before is still whole, and the next call tries again.
         """
         with self._reported("cannot be brought up to date"):
             for path in self._files():
@@ -74,7 +74,7 @@ class RemoteCopy:
                     self._remove_checkpoint(name)
 
     def holds_run(self) -> bool:
-        """Whether there is a run there.
+        """Whether the copy holds a run.
 
         Raises:
             InputError: it cannot be told.
@@ -83,9 +83,9 @@ class RemoteCopy:
             return self.filesystem.exists(self._remote(self._run_dir / self._config))
 
     def fetch(self) -> None:
-        """Bring the run directory up to date with the copy, if that has a newer checkpoint than the newest whole one here.
+        """Update the run directory from the copy, if that has a newer checkpoint than the newest whole one here.
 
-        Checkpoints are written as they are there, for whoever reads them to check.
+        Checkpoints are fetched unchecked; whoever reads them checks them.
 
         Raises:
             InputError: the copy cannot be read, or is of another run.
@@ -107,7 +107,7 @@ class RemoteCopy:
                 self._fetch_files()
 
     def fetch_folder(self, name: str) -> None:
-        """Fetch a folder of the copy that others write there, as it is.
+        """Fetch a folder of the copy that other processes write.
 
         Raises:
             InputError: it cannot be read.
@@ -117,7 +117,7 @@ class RemoteCopy:
                 self._fetch_file(self._inner(path))
 
     def read(self, name: str, most: int) -> bytes | None:
-        """What a file of the copy holds that is written there directly, or its first bytes; None if there is none.
+        """Read a file of the copy that is written there directly, or its first bytes; None if there is none.
 
         Raises:
             InputError: it cannot be read.
@@ -126,7 +126,7 @@ class RemoteCopy:
             return self._read(self._run_dir / name, most)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file of the copy directly. Whatever is there is whole at any time.
+        """Write a file of the copy directly and atomically.
 
         Raises:
             InputError: it cannot be written.
@@ -137,10 +137,10 @@ class RemoteCopy:
             self.filesystem.mv(path + _PART, path)
 
     def shared(self, name: str) -> tuple[str, Any]:
-        """Path of a folder there, and fsspec's file system that it is on, for other processes too.
+        """Path of a folder of the copy and its fsspec file system, for other processes.
 
         Raises:
-            InputError: other processes would not see it, or its URL holds a secret, which Ray would write to its own files there.
+            InputError: other processes would not see it, or its URL holds a secret, which Ray would write to its files.
         """
         if "memory" in self.filesystem.protocol:
             raise InputError(f"storage {self.place}: other processes do not see it")
@@ -151,7 +151,7 @@ class RemoteCopy:
         return posixpath.join(self.root, name), self.filesystem
 
     def _files(self) -> list[Path]:
-        """What is copied beside checkpoints: files, no links, nothing hidden."""
+        """Files to copy beside checkpoints, without links and hidden files."""
         found: list[Path] = []
         for folder, folders, names in os.walk(self._run_dir):
             within = Path(folder) == self._run_dir
@@ -161,7 +161,7 @@ class RemoteCopy:
         return [path for path in found if path.is_file() and not path.is_symlink()]
 
     def _send(self, path: Path) -> None:
-        """Copy a file if it has changed since it was last sent. Whatever is there is whole at any time."""
+        """Upload a file atomically if it has changed since the last upload."""
         name, status = self._remote(path), path.stat()
         stamp = (status.st_size, status.st_mtime_ns)
         if self._sent.get(name) == stamp:
@@ -197,7 +197,7 @@ class RemoteCopy:
                 self.filesystem.get_file(path, str(local))
 
     def _fetch_files(self) -> None:
-        """All but checkpoints and what is never sent: hidden files, the lock, what is on its way."""
+        """Fetch all files but checkpoints and those never uploaded: hidden files, the lock, staged files."""
         for name in [self._inner(path) for path in self._found(self._run_dir)]:
             hidden = any(part.startswith(".") for part in name.parts)
             if not hidden and name.parts[0] not in (CHECKPOINTS, *self._leave_out) and name.suffix != _PART:
@@ -208,7 +208,7 @@ class RemoteCopy:
         write_atomically(local, lambda staged: self.filesystem.get_file(posixpath.join(self.root, name), str(staged)))
 
     def _inner(self, path: str) -> PurePosixPath:
-        """The name below the copy of what is found there. Storages may hold any key, such as one that leads out of a folder.
+        """The name of a file below the copy. Storages may hold any key, also one that leads out of a folder.
 
         Raises:
             InputError: it does not stay within the folder.
@@ -241,7 +241,7 @@ class RemoteCopy:
         return cast(list[str], self.filesystem.find(self._remote(folder)))
 
     def _read(self, path: Path, most: int = _SMALL_BYTES) -> bytes | None:
-        """What the copy of a small file holds, or its beginning if it is no small one; None if there is none."""
+        """Read the copy of a small file, or the beginning of a larger one; None if there is none."""
         try:
             return cast(bytes, self.filesystem.cat_file(self._remote(path), end=most))
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Whether a start goes on with a run or begins one."""
+"""Decide whether a command resumes a run or begins one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tuning.run_dir.remote_copy import RemoteCopy
 
 
 class Start(Protocol):
-    """What the options of a command say of that."""
+    """The options of a command that decide it."""
 
     @property
     def run_dir(self) -> Path:
@@ -20,17 +20,17 @@ class Start(Protocol):
 
     @property
     def resume(self) -> bool:
-        """There must be a run to go on with."""
+        """Resume; there must be a run."""
         ...
 
     @property
     def auto_resume(self) -> bool:
-        """Go on if there is one."""
+        """Resume if there is a run, else begin one."""
         ...
 
 
 def resumes(start: Start, remote_copy: RemoteCopy | None, what: str, exists: Callable[[], bool]) -> bool:
-    """Whether to go on; what there is to go on with is fetched from the storage, if that knows more of it than the folder.
+    """Decide whether to resume. Fetches the run from the storage first, if the copy there is newer.
 
     Args:
         start: what was asked for.
@@ -39,7 +39,7 @@ def resumes(start: Start, remote_copy: RemoteCopy | None, what: str, exists: Cal
         exists: whether the run directory holds one, asked after fetching.
 
     Raises:
-        InputError: the folder or the storage has one, and it was not asked to go on; the storage cannot be read.
+        InputError: the folder or the storage has a run, but the user did not ask to resume; the storage cannot be read.
     """
     asked = start.resume or start.auto_resume
     if asked and remote_copy is not None:

@@ -1,4 +1,4 @@
-"""URLs that hold secrets, and what may be said of them: nothing that is shown, written or tracked has a secret in it."""
+"""Remove secrets from URLs and error messages before anything is shown, written or tracked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _WORD, _SCHEME = re.compile(r"[a-z0-9_+-]+"), re.compile(r"[A-Za-z][A-Za-z0-9+.-
 
 
 def without_secrets(url: str) -> str:
-    """The URL as it may be shown: without user names, passwords, queries and fragments, in each part of a chain.
+    """The URL for display: without user names, passwords, queries and fragments, in each part of a chain.
 
-    A password may have any character in it, ``/ # ? @`` and ``::`` among them. Where it cannot be told where one ends, more is
-    hidden than must be.
+    A password may hold any character, also ``/ # ? @`` and ``::``. If its end is ambiguous, more is hidden than necessary.
     """
     if _LOCAL.match(url):
         return url
@@ -37,15 +36,15 @@ def without_secrets(url: str) -> str:
 
 
 def has_secret(url: str) -> bool:
-    """Whether a part of the URL is one that is not shown."""
+    """Whether a part of the URL must be hidden."""
     return without_secrets(url) != url
 
 
 def told(error: BaseException, url: str) -> str:
-    """What may be said of an error that came of using a URL, in one line.
+    """Describe an error from using a URL, in one line without secrets.
 
-    Drivers put the URL, or parts of it, changed or not, into their messages. So if there is a secret in it, no word of theirs is
-    said, but the kind of the error, and what the operating system calls it.
+    Drivers put the URL, or changed parts of it, into their messages. If it holds a secret, the line has only the kind of the
+    error and the operating system's name for it.
     """
     if has_secret(url):
         number = error.errno if isinstance(error, OSError) else None

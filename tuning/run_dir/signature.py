@@ -1,8 +1,7 @@
-"""Who wrote a checkpoint or began a sweep: signed with a secret key of the user.
+"""Sign checkpoints and sweeps with a secret key of the user, and check the signatures.
 
-What training goes on from holds pickles, and to load a pickle is to run what its author put there. So a run is resumed only if
-this user wrote it, or if the user says that whoever did is trusted. What is only read, such as the router of a checkpoint, holds
-no pickles and needs no signature.
+Training state holds pickles, and loading a pickle runs its author's code. So a run is resumed only if this user wrote it or says
+that its author is trusted. Files that are only read, such as the router of a checkpoint, hold no pickles and need no signature.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 
 _SIGNATURE = "signature"
 _KEY_BYTES, _MOST_KEY_BYTES = 32, 4096
-_ID_DIGITS = 12  # of the key's digest, which tells keys apart and nothing else about them
+_ID_DIGITS = 12  # of the key's digest, which identifies a key and reveals nothing else about it
 _DERIVED = b"edgeroute key 1\n"
 _PURPOSE = b"edgeroute signature 1\n"  # apart from whatever else the key may be used for
 
 
 def signed(contents: Mapping[str, Any], key: bytes | None = None) -> dict[str, Any]:
-    """The contents with a signature among them: HMAC-SHA256 over the others, with the user's key, or with another.
+    """Add a signature to the contents: HMAC-SHA256 over the others, with the user's key or another.
 
-    Where there can be no key they stay unsigned, which is said once.
+    If there can be no key they stay unsigned, with one warning.
     """
     key = _own_key() if key is None else key
     if key is None:
@@ -46,18 +45,18 @@ def signed(contents: Mapping[str, Any], key: bytes | None = None) -> dict[str, A
 
 
 def derived_key(nonce: str) -> bytes | None:
-    """A key for processes elsewhere, which tells nothing of the user's own; None where there can be no key."""
+    """Derive a key for processes elsewhere, which reveals nothing of the user's own; None if there can be no key."""
     key = _own_key()
     return None if key is None else hmac.new(key, _DERIVED + nonce.encode(), hashlib.sha256).digest()
 
 
 def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool, key: bytes | None = None) -> None:
-    """See that this user wrote it. To be called before anything is unpickled.
+    """Check that this user wrote the contents. Call it before unpickling anything.
 
     Args:
         contents: as ``signed`` gave them.
         where: file that they were read from.
-        trusted: the user trusts it, whoever wrote it.
+        trusted: the user trusts its author.
         key: that it was signed with; None for the user's.
 
     Raises:
@@ -84,7 +83,7 @@ def check_signature(contents: Mapping[str, Any], where: Path, *, trusted: bool, 
 
 
 def _own_key() -> bytes | None:
-    """The user's key, made where it is missing; None, which is said, where there can be none."""
+    """The user's key, created if missing; None, with a warning, if there can be none."""
     try:
         return _key(key_path(), make=True)
     except InputError as error:
@@ -105,7 +104,7 @@ def key_path() -> Path:
 
 
 def _key(path: Path, *, make: bool) -> bytes | None:
-    """The key in the file, made if it is to be; None where there is none.
+    """Read the key from the file, or create it on request; None if there is none.
 
     Raises:
         InputError: the file cannot be read or made, is too short for a key, or others could have written or read it.
@@ -126,12 +125,12 @@ def _key(path: Path, *, make: bool) -> bytes | None:
 
 
 def _refuse_shared(path: Path, status: os.stat_result) -> None:
-    """See that a key is the user's own, as ssh does.
+    """Check that a key file is private to the user, as ssh does.
 
-    One of root's is taken too, and its group may read it: so a mounted secret reaches a container.
+    A key of root is accepted too, and its group may read it, so that a mounted secret reaches a container.
 
     Raises:
-        InputError: it is not; the message says how to mend that.
+        InputError: it is not; the message says how to fix that.
     """
     folder, own, mode = path.resolve().parent, os.getuid(), stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
@@ -158,5 +157,5 @@ def _code(key: bytes, contents: Mapping[str, Any]) -> str:
 
 @cache
 def _warn(message: str) -> None:
-    """Say it once."""
+    """Warn once."""
     print(f"edgeroute: warning: {message}", file=sys.stderr)

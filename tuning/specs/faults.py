@@ -1,7 +1,7 @@
-"""Faults by name: ways in which the world differs from what the router was told, one at a time.
+"""Faults by name: one difference each between the actual world and what the router assumes.
 
-Requests, arrivals and rates stay those of the scenario without the fault, seed by seed: a rate that is a share of the capacity is
-one of the capacity that the stated figures promise.
+Requests, arrivals and rates stay those of the scenario without the fault, seed by seed. A rate that is a share of the capacity
+refers to the capacity of the nominal engines.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NO_FAULT = "none"
 
 FAULTS: dict[str, dict[str, float]] = {
     NO_FAULT: {},
-    "engine-fast": {"engine_factor": 0.75},  # iterations take 0.75 of the time that the router was told
+    "engine-fast": {"engine_factor": 0.75},  # iterations take 0.75 of the nominal time
     "engine-slow": {"engine_factor": 1.25},
     "engine-mixed": {"engine_expert_log_sd": 0.25},  # the same, but a log-normal factor for each expert and episode
     "engine-coefficients": {"engine_coefficient_factor": 1.4},  # each coefficient times or over 1.4, at random
-    "lengths-short": {"length_factor": 0.6},  # told lengths are 0.6 of the true ones in the median: answers run longer than told
+    "lengths-short": {"length_factor": 0.6},  # median ratio of predicted to true length: answers run longer
     "lengths-long": {"length_factor": 1.6},
-    "lengths-hidden": {"hidden_share": 0.3, "hidden_factor": 2.5},  # 3 requests in 10 run 2.5 times as long as told
-    "score-noise": {"score_sd": 0.2},  # twice the usual error of told scores
+    "lengths-hidden": {"hidden_share": 0.3, "hidden_factor": 2.5},  # 3 requests in 10 run 2.5 times as long as predicted
+    "score-noise": {"score_sd": 0.2},  # twice the usual error of predicted scores
     "late-telemetry": {"telemetry_delay_s": 0.5},
     "kv-tight": {
         "kv_factor": 0.35
@@ -36,7 +36,7 @@ _OF_FAULTS = {field.name for field in fields(Faults)}
 
 
 def parse_faults(texts: Iterable[str]) -> list[str]:
-    """Names in order, doubles left out; ``all`` stands for every fault but ``none``.
+    """Parse names in order, without duplicates; ``all`` stands for every fault but ``none``.
 
     Raises:
         InputError: unknown name, with the nearest ones.
@@ -50,7 +50,7 @@ def parse_faults(texts: Iterable[str]) -> list[str]:
 
 
 def with_fault(scenario: Scenario, name: str) -> Scenario:
-    """The scenario with the fault in every episode, whatever its ``variation`` would have drawn; ``none`` only ends that."""
+    """Put the fault into every episode, in place of the scenario's ``variation``; ``none`` only removes that."""
     values = FAULTS[name]
     return replace(
         scenario,
@@ -61,5 +61,5 @@ def with_fault(scenario: Scenario, name: str) -> Scenario:
 
 
 def describe_fault(name: str) -> str:
-    """The fields that it sets, with their values, for a report."""
+    """The fields that a fault sets, with their values, for a report."""
     return f"{name} ({', '.join(f'{key} = {value:g}' for key, value in FAULTS[name].items()) or 'the scenario as it is'})"

@@ -1,4 +1,4 @@
-"""The small language of the command line: ``name`` or ``name:key=value,key=value``."""
+"""The name grammar of the command line: ``name`` or ``name:key=value,key=value``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_SEED = 10**18 - 1
 def parse_spec(
     text: str, what: str, parameters: Mapping[str, Iterable[str]], *, given: str | None = None
 ) -> tuple[str, dict[str, float]]:
-    """Read a name with numeric parameters.
+    """Parse a name with numeric parameters.
 
     Args:
         text: what to read.
@@ -45,19 +45,19 @@ def parse_spec(
 
 
 def format_spec(name: str, values: Mapping[str, float]) -> str:
-    """The text that ``parse_spec`` reads back to this name and these values."""
+    """Format a name and its values so that ``parse_spec`` reads them back."""
     return name + (":" + ",".join(f"{key}={_shortest(value)}" for key, value in values.items()) if values else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to suggest instead of an unknown name."""
+    """Suggest the nearest known names for an unknown one."""
     names = list(known)
     matches = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, matches))}?" if matches else f"allowed are {', '.join(names)}"
 
 
 def check_limits(option: str, value: float | None, low: float, high: float) -> None:
-    """Refuse a number that is no sensible value of an option; None stands for its default, and is none.
+    """Check the limits of a numeric option; None stands for its default and always passes.
 
     Args:
         option: its name as a field.

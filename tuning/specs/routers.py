@@ -1,9 +1,9 @@
-"""Routers by name: what a user types, as something that decides.
+"""Parse routers by name, and build them.
 
 A router is written ``NAME`` or ``NAME:key=value,...`` (of ``rllib_envs.baselines``), ``checkpoint:PATH`` or ``bundle:PATH`` (a
 trained one), or ``python:FILE.py:FUNCTION`` (a user's own, whose file is run). ``all`` and ``best`` stand for several. ``tau`` of
 impact-greedy is not the function's own parameter but the scenario's ``observation.whatif_tau``: a router comes with the
-observation that it needs. From Python a function will do.
+observation that it needs. From Python, a function is a router too.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class RouterSpec:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it may be what others are compared with unasked: a heuristic that sees no more than a router may."""
+        """Whether it may be the default baseline: a heuristic without privileged information."""
         return self.heuristic is not None and self.heuristic not in REFERENCES
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a heuristic that looks at queues, work, memory or quality alone: one that predicts no impact."""
+        """Whether it is a heuristic on queues, work, memory or quality alone, which predicts no impact."""
         return self.heuristic is not None and not HEURISTICS[self.heuristic].needs
 
     @property
@@ -61,7 +61,7 @@ class RouterSpec:
 
 
 def parse_router(text: str) -> RouterSpec:
-    """Read one router. Of a user's own the file is run, for what it takes is known by that alone.
+    """Parse one router. A user's own file is run, as only that tells its parameters.
 
     Raises:
         InputError: unknown name or parameter (with the nearest ones), a value out of range, no such checkpoint or function.
@@ -86,7 +86,7 @@ def parse_router(text: str) -> RouterSpec:
 
 
 def _parse_numbers(text: str, typed: str, known: Mapping[str, Heuristic]) -> dict[str, float]:
-    """The parameters of what the user gave as ``text``, within their bounds."""
+    """Parse the numeric parameters of ``text`` and check their bounds."""
     taken = {name: heuristic.parameters for name, heuristic in known.items()}
     name, values = parse_spec(typed, "router", taken, given=text)
     for key, value in values.items():
@@ -101,7 +101,7 @@ def _sorted(values: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 
 def parse_routers(texts: Iterable[str]) -> list[RouterSpec]:
-    """Read routers in order, with ``all`` and ``best`` expanded and doubles left out.
+    """Parse routers in order, with ``all`` and ``best`` expanded and without duplicates.
 
     Raises:
         InputError: as ``parse_router``, or none given.
@@ -115,7 +115,7 @@ def parse_routers(texts: Iterable[str]) -> list[RouterSpec]:
 
 
 def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> RouterSpec:
-    """A heuristic asked for by its bare name gets its tuned parameters, where there are any; its name stays."""
+    """Give a heuristic with a bare name its tuned parameters, if there are any; its name stays."""
     if spec.heuristic is None or spec.parameters:
         return spec
     found = tuned.get(spec.heuristic, tuned.get(HEURISTICS[spec.heuristic].tuned_as or "", {}))
@@ -124,7 +124,7 @@ def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> Ro
 
 
 def build_router(router: RouterSpec | RoutingPolicy, observation: Observation) -> tuple[RoutingPolicy, Observation]:
-    """The router as a function, and the scenario's ``observation`` changed to what it needs.
+    """Build the router as a function, and adapt the scenario's ``observation`` to it.
 
     Args:
         router: as asked for, or a function of (simulation, generator), which ``rllib_envs.heuristic`` may have described.
@@ -146,7 +146,7 @@ def _with_needs(heuristic: Heuristic, values: dict[str, float], observation: Obs
     needs: dict[str, bool | float] = dict.fromkeys(heuristic.needs, True)
     if "tau" in values and "whatif" in heuristic.needs:
         needs["whatif_tau"] = values.pop("tau")
-    # Only what it needs: what-if results and counterfactuals are the dear part of a simulation.
+    # Only what it needs: what-if results and counterfactuals are the expensive part of a simulation.
     wanted = replace(observation, **({"whatif": False, "counterfactual": False, "calibrate": False} | needs))
     return partial(heuristic.decide, **values), wanted
 

@@ -1,4 +1,4 @@
-"""Workloads by name: loads, arrival processes, traces, catalogues and faults, as a user types them, on a scenario."""
+"""Build workloads from names on the command line: loads, arrival processes, traces, catalogues and faults."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TraceOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A scenario under one arrival process and load, and perhaps a fault."""
+    """A scenario under one arrival process and load, with or without a fault."""
 
     arrivals: str
     load: str
@@ -82,7 +82,7 @@ def make_workloads(
     requests: int | None,
     faults: Sequence[str] = (),
 ) -> list[Workload]:
-    """Every arrival process at every load with every fault; the scenario's own where none is given.
+    """Cross every arrival process, load and fault; the scenario's own if none is given.
 
     Raises:
         InputError: unknown load, process or fault, impossible parameters, no such trace.
@@ -109,17 +109,17 @@ def make_workloads(
 
 
 def is_process(text: str) -> bool:
-    """Whether a workload's ``arrivals`` names a process that can be drawn from it alone, as a trace's does not.
+    """Whether a workload's ``arrivals`` names a built-in process, which needs no other file, unlike a trace.
 
-    A user's own is none: such names are read from files too, which may not have code run.
+    A user's own process does not count: such names are also read from files, which must not run code.
     """
     return text.partition(":")[0] in PROCESSES
 
 
 def with_prompts(scenario: Scenario, path: Path) -> Scenario:
-    """The scenario with the prompts of a file (``rllib_envs.workload.catalogue``) instead of its catalogue.
+    """Replace the scenario's catalogue by the prompts of a file (``rllib_envs.workload.catalogue``).
 
-    A capacity that it states is of other prompts, and is measured anew.
+    A stated capacity is for other prompts, so it is measured again.
     """
     catalogue = Catalogue(kind="file", path=str(path))
     return replace(with_workload(scenario, catalogue=catalogue), capacity_rps=None)

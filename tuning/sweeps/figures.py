@@ -19,7 +19,7 @@ _FEWEST = 4  # trials below which importances mean nothing
 
 
 def draw_parallel(path: Path, space: Space, settings: Sequence[Settings], qos: Sequence[float], best: int | None) -> bool:
-    """A line a trial through its settings and its QoS, the best one in black.
+    """Draw each trial as a line through its settings and its QoS, the best one in black.
 
     Args:
         path: PNG file to write.
@@ -65,7 +65,7 @@ def draw_parallel(path: Path, space: Space, settings: Sequence[Settings], qos: S
 
 
 def draw_importance(path: Path, space: Space, settings: Sequence[Settings], qos: Sequence[float]) -> bool:
-    """How much each setting matters for being among the better trials, by PED-ANOVA (Watanabe et al., arXiv 2304.10255).
+    """Draw the importance of each setting for being among the better trials, by PED-ANOVA (arXiv 2304.10255).
 
     Args:
         path: PNG file to write.
@@ -89,7 +89,7 @@ def draw_importance(path: Path, space: Space, settings: Sequence[Settings], qos:
 
 
 def importances(space: Space, settings: Sequence[Settings], qos: Sequence[float]) -> dict[str, float]:
-    """Setting -> share of the importance; empty where there are too few trials, or all came to the same."""
+    """Setting -> share of the importance; empty for too few trials or equal results."""
     import optuna
 
     if len(settings) < _FEWEST or np.ptp(qos) == 0:
@@ -108,7 +108,7 @@ def importances(space: Space, settings: Sequence[Settings], qos: Sequence[float]
 
 
 def draw_pareto(path: Path, names: Sequence[str], gpu_s: Sequence[float], qos: Sequence[float]) -> bool:
-    """QoS against the GPU time that a request takes; trials that none beats in both are joined.
+    """Draw QoS against GPU time of a request, with the Pareto front of the trials.
 
     Args:
         path: PNG file to write.
@@ -137,7 +137,7 @@ def draw_pareto(path: Path, names: Sequence[str], gpu_s: Sequence[float], qos: S
 
 
 def pareto_front(cost: NDArray[np.float64], value: NDArray[np.float64]) -> list[int]:
-    """The points that no other beats in cost or value without being worse in the other, by rising cost.
+    """Indices of the Pareto front, by rising cost.
 
     Args:
         cost: (points,) less is better.

@@ -1,4 +1,4 @@
-"""What all trials of a sweep have in common, and what they report; without Ray."""
+"""The common definition of a sweep's trials, and the names of what they report; without Ray."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SCENARIO = "scenario.yaml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPlan:
-    """What all trials of a sweep have in common."""
+    """The common definition of a sweep's trials."""
 
     options: Options
     space: Space
     folder: Path  # each trial has its own in it, by its name
     key: bytes | None = field(default=None, repr=False)  # that trials sign their checkpoints with
-    trusted: bool = False  # whether checkpoints count whoever signed them
+    trusted: bool = False  # whether checkpoints count without a valid signature
 
 
 def written_experiment(plan: TrialPlan, settings: Settings, folder: Path) -> Options:
-    """The options of train for a trial; a scenario that the settings reach into is written to the folder and named by them."""
+    """The options of train for a trial. A scenario that the settings change is written to the folder, and the options name it."""
     options, scenario = experiment(plan.options, plan.space, settings)
     if not any(path.startswith("scenario.") for path in (*plan.space.base, *settings)):
         return options

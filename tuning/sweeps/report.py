@@ -1,4 +1,4 @@
-"""What a sweep came to: the ranking of its best trials on more episodes, tables, figures, and the settings to go on with."""
+"""Results of a sweep: its best trials ranked on more episodes, tables, figures, and the best settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SMOKE_REQUESTS, _REQUESTS = 20, 1500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What became of a trial."""
+    """The result of a trial."""
 
     name: str
     folder: Path
@@ -60,7 +60,7 @@ class Rank:
 
 
 def write_sweep(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> None:
-    """Compare the finalists, print what was found, and write sweep.json, sweep.md, best.yaml and the figures.
+    """Compare the finalists, print the result, and write sweep.json, sweep.md, best.yaml and the figures.
 
     Args:
         options: of the sweep.
@@ -102,7 +102,7 @@ def write_sweep(options: Options, plan: TrialPlan, trials: Sequence[Finding]) ->
 def _rank(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> tuple[list[Rank], Finding | None]:
     """The finalists, the best first, and the trial that differences are to."""
     ended = [trial for trial in trials if trial.checkpoint is not None and trial.status in ("finished", "stopped")]
-    ended.sort(key=lambda trial: (trial.status != "finished", -trial.qos))  # one that was stopped has been found wanting
+    ended.sort(key=lambda trial: (trial.status != "finished", -trial.qos))  # a stopped trial was among the worse ones
     chosen = ended[: options.finalists]
     usual = default_settings(plan.options, plan.space)
     reference = next((trial for trial in ended if trial.settings == usual), None)

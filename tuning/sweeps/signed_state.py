@@ -1,7 +1,7 @@
-"""The signed copy of Ray Tune's state: what a sweep goes on from is what this user's processes wrote, and nothing else.
+"""The signed copy of Ray Tune's state: a sweep resumes only from what this user's processes wrote.
 
-The state changes all the time and is several files, so that no signature beside them would fit them at every moment. The copy is
-one file, replaced as a whole before any of them changes.
+The state is several files that change all the time, so no signature beside them would always match. The copy is one file,
+replaced atomically before any of them changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_LEVELS = 2  # a trial's folder is in Tune's
 
 
 def own_state(folder: Path, remote_copy: RemoteCopy | None, *, resume: bool, trusted: bool) -> tuple[str, Any]:
-    """Path of Tune's folder, and the file system that it is on, by which Tune reads no state but what this user's sweep wrote.
+    """Path of Tune's folder and its file system, through which Tune reads only state that this user's sweep wrote.
 
     Args:
         folder: Tune's folder here.
@@ -72,7 +72,7 @@ def own_state(folder: Path, remote_copy: RemoteCopy | None, *, resume: bool, tru
 
 
 def _signed_state(file: Path, remote_copy: RemoteCopy | None) -> State | None:
-    """What the copy has, in the storage if there is one; None if there is no copy."""
+    """Read the copy, from the storage if there is one; None if there is no copy."""
     if remote_copy is not None:
         data, where = remote_copy.read(STATE, _MOST_BYTES), f"{remote_copy.place}/{STATE}"
         return None if data is None else unpacked(data, where)
@@ -80,15 +80,15 @@ def _signed_state(file: Path, remote_copy: RemoteCopy | None) -> State | None:
 
 
 def packed(state: State) -> bytes:
-    """The state, signed, as a file."""
+    """Pack and sign the state."""
     return json.dumps(signed({_FILES: {name: base64.b64encode(data).decode() for name, data in state.items()}})).encode()
 
 
 def unpacked(data: bytes, where: Path | str) -> State:
-    """The state that this user signed.
+    """Unpack the state and check the signature.
 
     Raises:
-        InputError: somebody else did, or nobody, or it is damaged.
+        InputError: somebody else signed it, or nobody, or it is damaged.
     """
     try:
         contents: dict[str, Any] = json.loads(data)
@@ -100,7 +100,7 @@ def unpacked(data: bytes, where: Path | str) -> State:
 
 
 def found_state(filesystem: Any, folder: str) -> State:
-    """Tune's state as it lies in its folder, whoever wrote it.
+    """Read Tune's state from its folder, without a check of its author.
 
     Raises:
         InputError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What a sweep varies: paths into an experiment, and what values each may take.
+"""Search spaces of sweeps: paths into an experiment, and the values that each may take.
 
 A space is a YAML file::
 
@@ -65,11 +65,11 @@ class Domain:
         return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
     def nearest(self, value: Any) -> Any:
-        """The value that it may take next to one that may be beyond its ends."""
+        """The allowed value nearest to the given one, which may lie outside."""
         return value if self.kind == "choice" else min(max(value, self.values[0]), self.values[1])
 
     def spread(self, count: int) -> list[Any]:
-        """So many values from the least to the greatest; of a choice, and of few integers, all."""
+        """Evenly spaced values from least to greatest; all values of a choice or of few integers."""
         if self.kind == "choice":
             return list(self.values)
         low, high = self.values
@@ -81,7 +81,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What a sweep varies, and what it does not."""
+    """A search space: what varies, and what is fixed."""
 
     name: str
     about: str
@@ -89,7 +89,7 @@ class Space:
     parameters: dict[str, Domain]
 
     def to_dict(self) -> dict[str, Any]:
-        """As a space file has it."""
+        """The content of a space file."""
         return {
             "about": self.about,
             "base": self.base,
@@ -103,7 +103,7 @@ def space_names() -> list[str]:
 
 
 def load_space(text: str) -> Space:
-    """A space by its name, or from a file.
+    """Load a space by name, or from a file.
 
     Raises:
         InputError: no such space, or a file that is not one.
@@ -115,10 +115,10 @@ def load_space(text: str) -> Space:
 
 
 def parse_space(data: Any, name: str, where: str) -> Space:
-    """A space from what YAML made of its file.
+    """Parse a space from the YAML data of its file.
 
     Raises:
-        InputError: it is not one, names a path that there is not, or is empty.
+        InputError: it is not a space, names an unknown path, or is empty.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"{where}: must be a mapping with parameters")
@@ -141,7 +141,7 @@ def parse_space(data: Any, name: str, where: str) -> Space:
 
 
 def check_space(space: Space, options: Options, where: str) -> None:
-    """Build the experiments at the corners and some way between, so that what cannot be built is known before anything starts.
+    """Build experiments at the corners and in between, so that invalid ones show before anything starts.
 
     Args:
         space: what varies.
@@ -160,7 +160,7 @@ def check_space(space: Space, options: Options, where: str) -> None:
 
 
 def experiment(options: Options, space: Space, settings: Settings) -> tuple[Options, Scenario]:
-    """The options of train for a trial, and its scenario: another than ``options.scenario`` where settings reach into it.
+    """The options of train for a trial, and its scenario, with the settings that change it applied.
 
     Raises:
         InputError: a value that its path does not take, or values that do not go together.
@@ -191,7 +191,7 @@ def _scenario(name: str) -> Scenario:
 
 
 def with_options(options: Options, changes: Mapping[str, Any], where: str) -> Options:
-    """The options with some of them changed, by name, as in a file of options.
+    """Change options by name, as in a file of options.
 
     Raises:
         InputError: an unknown name or a value that is not possible.
@@ -202,7 +202,7 @@ def with_options(options: Options, changes: Mapping[str, Any], where: str) -> Op
 
 
 def default_settings(options: Options, space: Space) -> Settings | None:
-    """The settings that stand for no change, None where the space does not hold them."""
+    """The settings that change nothing; None if the space does not hold them."""
     unchanged, scenario = experiment(options, replace(space, parameters={}), {})
     values: dict[str, Any] = to_mapping(unchanged) | {"lr": learning_rate(unchanged)}
     settings: Settings = {}

@@ -1,4 +1,4 @@
-"""The table of a sweep's trials, printed as they go on."""
+"""The table of a sweep's trials, printed while they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTERVAL_S = 20.0
 
 
 class SweepTable(Callback):
-    """Prints trials, the settings that vary, QoS, late requests, steps and time: now and then, and in the end.
+    """Prints trials, varied settings, QoS, late requests, steps and time, from time to time and at the end.
 
     Args:
         paths: of the settings.
@@ -27,7 +27,7 @@ class SweepTable(Callback):
         self._shown_s = 0.0
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Print it, if it was some time ago."""
+        """Print the table, unless it was printed recently."""
         if time.monotonic() - self._shown_s >= _INTERVAL_S:
             self._show(trials)
 

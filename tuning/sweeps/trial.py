@@ -1,4 +1,4 @@
-"""One trial of a sweep: a training run whose iterations Ray Tune asks for, in a process of its own."""
+"""One trial of a sweep: a training run in its own process, stepped by Ray Tune."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FIGURES = {QOS: "qos", LATE: "violation_rate", GPU_S: "gpu_s_per_request"}
 
 
 class Trial(tune.Trainable):
-    """Trains with the settings that Tune gives as ``config``; a step is an iteration, followed by validation."""
+    """Trains with the settings in Tune's ``config``; a step is an iteration, followed by validation."""
 
     def setup(self, config: Settings, plan: TrialPlan | None = None) -> None:
         """Build everything that the settings ask for."""
@@ -45,7 +45,7 @@ class Trial(tune.Trainable):
         self._options, self._settings, self._track = options, dict(config), None
 
     def reset_config(self, new_config: Settings) -> bool:
-        """Begin another trial in this process: importing torch and RLlib takes longer than a short trial."""
+        """Reuse this process for another trial: importing torch and RLlib takes longer than a short trial."""
         self.cleanup()
         self.setup(new_config)  # Tune adds the plan
         return True
@@ -65,15 +65,15 @@ class Trial(tune.Trainable):
         return {**figures, STEPS: record.steps, SECONDS: self._elapsed_s}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write what training goes on from, with the router in it, signed with the sweep's own key."""
+        """Write the training state and the router, signed with the sweep's own key."""
         about = {**self._about, "iteration": self._iterations, "steps": self._steps, "elapsed_s": self._elapsed_s}
         sign = dict if self._plan.key is None else partial(signed, key=self._plan.key)
         save_checkpoint(Path(checkpoint_dir), self._algorithm, about, sign)
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Go on from a checkpoint of Tune's, or rather from a private copy of what the sweep signed.
+        """Restore a checkpoint of Tune from a private copy of the files that the sweep signed.
 
-        Tune unpickles a file that it may find beside ours, before it asks ``load_checkpoint``; in the copy there is none.
+        Tune would unpickle another file beside ours before it calls ``load_checkpoint``; the copy has none.
 
         Raises:
             InputError: it is damaged, or the sweep did not write it.
@@ -89,13 +89,13 @@ class Trial(tune.Trainable):
                 super().restore(result)
 
     def load_checkpoint(self, checkpoint: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (a folder, as it was saved)
-        """Go on from there, as ``restore`` asks."""
+        """Load the training state, as ``restore`` asks."""
         about = self._vouched
         restore_checkpoint(Path(checkpoint), about, self._algorithm)
         self._iterations, self._steps, self._elapsed_s = about["iteration"], about["steps"], about["elapsed_s"]
 
     def _tracker(self) -> Tracker:
-        """The trial's run, begun with its first step: Tune sets up processes for trials that others turn out to be free for."""
+        """The trial's tracker, begun with its first step, as Tune sets up processes that it may not use."""
         if self._track is None:
             config = {"settings": self._settings, "options": to_mapping(self._options), **self._about, **provenance()}
             folder = self._plan.folder / self.trial_name

@@ -1,6 +1,6 @@
-"""A file system for Ray Tune that gives back of Tune's state only what this process wrote or knew at first.
+"""A file system for Ray Tune that returns only Tune state that this process wrote or started with.
 
-Tune's state is pickles, and Tune keeps it beside the trials, where others may be able to write.
+Tune's state is pickles. Tune keeps it beside the trials, where others may be able to write.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ State = Mapping[str, bytes]
 
 
 class OwnState(FSSpecHandler):
-    """Wraps a file system of fsspec's. Other files than those of the state are as they are there.
+    """Wraps an fsspec file system. Files other than Tune's state pass through unchanged.
 
-    Processes elsewhere that it is sent to get the file system as it is: they read no state.
+    A copy in another process is the bare file system, as only this process reads state.
 
     Args:
         fs: fsspec's file system.
         folder: Tune's folder on it.
         known: the state that Tune may read at first.
-        keep: is given the state before every change of it. What it raises, Tune is told.
+        keep: is called with the state before every change. Its errors reach Tune.
     """
 
     def __init__(self, fs: Any, folder: str, known: State, keep: Callable[[State], None]) -> None:
@@ -42,11 +42,11 @@ class OwnState(FSSpecHandler):
         return self
 
     def get_file_info(self, paths: list[str]) -> Any:
-        """What is known of the state's files: others are not there."""
+        """File info; unknown files of the state do not exist."""
         return [self._info(info) for info in super().get_file_info(paths)]
 
     def get_file_info_selector(self, selector: Any) -> Any:
-        """The same of all that is in a folder."""
+        """File info of all files in a folder."""
         found = [info for info in super().get_file_info_selector(selector) if self._info(info) is info]
         if posixpath.normpath(selector.base_dir) == self._folder:
             paths = [posixpath.join(self._folder, name) for name in self._known if "/" not in name]
@@ -54,7 +54,7 @@ class OwnState(FSSpecHandler):
         return found
 
     def open_input_stream(self, path: str) -> Any:
-        """A file to read, from memory if it is of the state."""
+        """Open a file to read, from memory if it is part of the state."""
         return self._open(path, super().open_input_stream)
 
     def open_input_file(self, path: str) -> Any:
@@ -62,7 +62,7 @@ class OwnState(FSSpecHandler):
         return self._open(path, super().open_input_file)
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:
-        """A file to write, which is remembered if it is of the state."""
+        """Open a file to write; one of the state is kept in memory too."""
         name = self._state(path)
         if name is None:
             return super().open_output_stream(path, metadata)
@@ -72,12 +72,12 @@ class OwnState(FSSpecHandler):
         with self._lock:
             if self._known.get(name) != data:
                 known = {**self._known, name: data}
-                self._keep(known)  # first: a sweep can go on from whatever is there
+                self._keep(known)  # first: a sweep can resume from any state there
                 self._known = known
         self.fs.pipe_file(path, data)
 
     def _state(self, path: str) -> str | None:
-        """The name in Tune's folder of a file that is of the state; None of another."""
+        """The name in Tune's folder of a file of the state; None for others."""
         path = posixpath.normpath(path)
         name = path.removeprefix(f"{self._folder}/")
         return name if name != path and is_state(name) else None
@@ -99,7 +99,7 @@ class OwnState(FSSpecHandler):
 
 
 def is_state(name: str) -> bool:
-    """Whether a file in Tune's folder is of its state: all but those in trials' folders, and there what may be unpickled."""
+    """Whether a file belongs to Tune's state: all outside trials' folders, and what may be unpickled inside them."""
     return "/" not in name or name.endswith(".pkl")
 
 

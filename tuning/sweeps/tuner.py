@@ -1,4 +1,4 @@
-"""A sweep as Ray Tune takes it: its searcher, its scheduler, its trials."""
+"""Build Ray Tune's searcher, scheduler and trials for a sweep."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PBT_PERIODS = 4  # times that a population's settings change
 
 
 def tuner_of(options: Options, plan: TrialPlan, remote_copy: RemoteCopy | None) -> Tuner:
-    """A new sweep for Ray Tune, or the one in the folder or the storage, as far as its state had been written.
+    """Build Ray Tune's tuner: for a new sweep, or for the one in the folder or the storage in its last written state.
 
     Raises:
-        InputError: Tune's state there is not what this user signed, and whoever wrote it is not trusted.
+        InputError: this user did not sign Tune's state there, and its author is not trusted.
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -115,12 +115,12 @@ def _scheduler(options: Options, space: Space) -> Any:
 
 
 def within(space: Space, settings: Settings) -> Settings:
-    """Settings that PBT has changed, by factors that know no ends, within the space."""
+    """Clip settings that PBT has scaled to the space."""
     return {path: space.parameters[path].nearest(value) for path, value in settings.items()}
 
 
 def to_tune(domain: Domain, search: str) -> Any:
-    """A domain in Tune's terms."""
+    """Convert a domain to Tune's type."""
     from ray import tune
 
     if search == "grid":

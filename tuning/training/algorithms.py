@@ -21,24 +21,24 @@ _SMOKE: dict[str, dict[str, Any]] = {
 
 
 def learning_rate(options: Options) -> float | None:
-    """The rate that the options stand for; None where it is one of several that only the algorithm knows."""
+    """The learning rate; None if only the algorithm knows its several rates."""
     if options.lr is not None or options.preset == "paper":
         return options.lr
     return _LEARNING_RATES[options.algo]
 
 
 def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec:
-    """What the router is made of."""
+    """The specification of the router's network."""
     if options.preset == "paper":
         return PaperSpec(experts=scenario.n_experts)
     return options.spec
 
 
 def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | PaperSpec, *, seed: int) -> Any:
-    """The configuration, an ``AlgorithmConfig`` to build from; the options are complete, and Ray has been started.
+    """Build the ``AlgorithmConfig``; the options are complete, and Ray has been started.
 
     Raises:
-        InputError: a GPU is asked for that is not there.
+        InputError: the options ask for a missing GPU.
     """
     workers = options.num_env_runners or 0
     environments = options.envs_per_runner * max(workers, 1)

@@ -1,4 +1,4 @@
-"""The learning curve of a run as a picture."""
+"""Draw the learning curve of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9")
 
 
 def draw_curve(path: Path, records: Sequence[Iteration], title: str) -> None:
-    """Draw QoS, late and dropped shares over the steps, and the differences to the best heuristic where there are any.
+    """Draw QoS, late and dropped shares over the steps, and differences to the best heuristic if there are any.
 
     Each iteration is faint, the mean over the last ten strong; differences have bars that span their 95 % confidence intervals.
     """

@@ -1,6 +1,6 @@
-"""What a training run reports: a record an iteration, a line for the reader, TensorBoard's event file.
+"""Log a training run: a record an iteration, a printed line, TensorBoard's event file.
 
-Training does not end for want of space: what cannot be written is kept in memory and written when it can be.
+A full disk does not end training: records that cannot be written stay in memory and are written later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Iteration:
     qos: float  # mean reward of a decision: of the QoS it led to, and nothing else, in the default worlds
     late_share: float  # of the requests that finished or were dropped
     drop_share: float
-    learner: dict[str, float] = field(default_factory=dict[str, float])  # what the learner says of itself
+    learner: dict[str, float] = field(default_factory=dict[str, float])  # metrics of the learner
     # load -> mean and error of the difference to the best heuristic, and figures of the router (``validation.Difference``)
     validation: dict[str, dict[str, float]] | None = None
 
@@ -44,7 +44,7 @@ class Iteration:
 def summarise(
     result: dict[str, Any], iteration: int, elapsed_s: float, seconds: float, validation: Mapping[str, Difference] | None
 ) -> Iteration:
-    """The record of an iteration from what RLlib returned for it."""
+    """Build the record of an iteration from RLlib's result."""
     sampled = result["env_runners"]
     decided = max(float(sampled["finished"] + sampled["dropped"] + sampled["rejected"]), 1.0)
     return Iteration(
@@ -61,7 +61,7 @@ def summarise(
 
 
 def describe(record: Iteration, steps_per_s: float, left_s: float) -> str:
-    """One line on an iteration; ``left_s`` is the time that is likely left."""
+    """One line on an iteration; ``left_s`` is the estimated time left."""
     minutes, seconds = divmod(round(max(left_s, 0.0)), 60)
     line = (
         f"iteration {record.iteration:4d}  steps {record.steps:9,d}  QoS {record.qos:.3f}  late {record.late_share:5.1%}  "
@@ -79,7 +79,7 @@ class RunLog:
     """The records of a run: in ``metrics.jsonl``, in TensorBoard's event file with all that RLlib reports, and tracked."""
 
     def __init__(self, run_dir: Path, records: Sequence[Iteration], tracker: Tracker = NO_TRACKER) -> None:
-        """Go on after ``records``; what the file held beyond is dropped.
+        """Resume after ``records``; later records in the file are dropped.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -96,7 +96,7 @@ class RunLog:
         self._events.close()
 
     def add(self, record: Iteration, result: dict[str, Any]) -> None:
-        """Take up an iteration: its record, and what RLlib returned for it."""
+        """Add an iteration: its record, and RLlib's result."""
         before = self.records[-1].steps if self.records else 0
         self.records.append(record)
         if self._written:
@@ -110,7 +110,7 @@ class RunLog:
         self._tracker.log(tracked(record, (record.steps - before) / record.seconds), record.steps)
 
     def sync(self) -> None:
-        """See that all records are on the disk, as a checkpoint needs that is to outlive a loss of power.
+        """Flush all records to the disk, so that a checkpoint survives a loss of power.
 
         Raises:
             InputError: they cannot be written.
@@ -140,7 +140,7 @@ class _Events:
 
     Args:
         folder: of the event files.
-        purge_step: what TensorBoard knows of this step and later ones is void.
+        purge_step: TensorBoard drops this step and later ones.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
@@ -148,7 +148,7 @@ class _Events:
         self._writer: Any = None
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers, if that can be; after an error a new file is begun, as the old one may end in half an event."""
+        """Write numbers if possible; after an error begin a new file, as the old one may end in half an event."""
         scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
         try:
             writer = self._open()

@@ -1,4 +1,4 @@
-"""The loop of a training run: iterations until a limit, with what is reported and saved on the way."""
+"""The loop of a training run: iterate until a limit, log, validate and save."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Diverged(Exception):
 
 
 class _Overdue(BaseException):
-    """The iteration under way takes too long to wait for. No error that anything on the way should handle."""
+    """The current iteration takes too long to wait for. No code below should handle this as an error."""
 
 
 @dataclass(slots=True)
 class _Asked:
-    """What the outside has asked for."""
+    """Signals that have arrived."""
 
     to_stop: signal.Signals | None = None
     overdue: bool = False  # the time to stop in is up
@@ -54,11 +54,11 @@ class Trainer:
     """Iterates, reports, saves.
 
     Args:
-        algorithm: in the state to go on from.
-        log: what has been recorded and where to record more.
+        algorithm: in the state to continue from.
+        log: the log so far, to extend.
         limits: when to end.
         steps_per_iteration: nominal.
-        validator: what to compare the router with.
+        validator: compares the router with a heuristic.
         validate_every: iterations from one comparison to the next; 0 for none.
         save: writes a checkpoint of so many iterations and steps and returns its folder, or raises an ``InputError``.
     """
@@ -83,10 +83,10 @@ class Trainer:
         self.saved: Path | None = None
 
     def train(self) -> signal.Signals | None:
-        """Iterate until a limit is reached or a signal asks to stop, which is returned. Ends with a checkpoint.
+        """Iterate until a limit or a signal, which is returned. Ends with a checkpoint.
 
-        SIGTERM and SIGHUP wait for the iteration under way for some seconds, and give it up then. A checkpoint on the way that
-        cannot be written is reported, and tried again after the usual interval.
+        SIGTERM and SIGHUP wait some seconds for the current iteration, then abandon it. A failed checkpoint on the way is
+        reported and tried again after the usual interval.
 
         Raises:
             Diverged: a loss or gradient is not finite; the state before that iteration is saved, if it can be.
@@ -134,7 +134,7 @@ class Trainer:
         return (self._log.records[-1].steps - self._began_at) / (time.monotonic() - self._start_s)
 
     def _left_s(self) -> float:
-        """Seconds until the first of the limits, as far as can be told."""
+        """Estimated seconds until the first of the limits."""
         limits, records = self._limits, self._log.records
         last: Iteration | None = records[-1] if records else None
         steps = last.steps if last else 0
@@ -165,9 +165,9 @@ class Trainer:
 
 @contextmanager
 def _deferred_signals() -> Generator[_Asked]:
-    """SIGINT, SIGTERM and SIGHUP are kept in mind, to be looked at between iterations; a second one takes effect at once.
+    """Defer SIGINT, SIGTERM and SIGHUP until the end of the iteration; a second one takes effect at once.
 
-    Outside the main thread, where signals cannot be caught, there is nothing to defer.
+    Outside the main thread signals cannot be caught, so nothing is deferred.
     """
     asked = _Asked()
     if threading.current_thread() is not threading.main_thread():

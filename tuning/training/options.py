@@ -140,7 +140,7 @@ class Options:
 
     @property
     def spec(self) -> RouterSpec:
-        """What the router is made of."""
+        """The specification of the router's network."""
         return self.router if self.correction else replace(self.router, impact_hidden=0)
 
     @property
@@ -194,12 +194,12 @@ _ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
 
 
 def preset(name: PresetName) -> Options:
-    """The options that a preset stands for."""
+    """The options of a preset."""
     return _PAPER if name == "paper" else Options()
 
 
 def defaults(arguments: Sequence[str]) -> Options:
-    """What options are where the command line does not say: those of the preset, changed as the file says that it names.
+    """Defaults for the command line: the preset's options, overridden by the file that ``--config`` names.
 
     Raises:
         InputError: the file cannot be read or is not one of options.
@@ -214,7 +214,7 @@ def defaults(arguments: Sequence[str]) -> Options:
 
 
 def options_from(path: Path, preset_name: str = "ours") -> Options:
-    """The options of a file, where it does not say those of the preset that it names, or else of this one.
+    """Read the options of a file; those that it lacks are the preset's that it names, or this one's.
 
     Raises:
         InputError: the file cannot be read or is not one of options.
@@ -223,13 +223,13 @@ def options_from(path: Path, preset_name: str = "ours") -> Options:
 
 
 def option_names() -> list[str]:
-    """The names of all options, those of the parts among them."""
+    """The names of all options, including those of nested records."""
     own = [f.name for f in fields(Options) if f.name not in _PARTS]
     return own + [f.name for kind in _PARTS.values() for f in fields(kind)]
 
 
 def parse_options(data: Mapping[str, Any], where: str) -> Options:
-    """Options from a mapping by their names; those that are missing are the preset's.
+    """Parse options from a mapping by name; missing ones are the preset's.
 
     Raises:
         InputError: an unknown name or a value that is not possible.
@@ -256,21 +256,21 @@ def _own(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 
 def to_mapping(options: Options) -> dict[str, Any]:
-    """Options by name, those of the parts among them; ``parse_options`` reads it back."""
+    """Options by name, including those of nested records; ``parse_options`` reads them back."""
     flat = asdict(options)
     parts = [flat.pop(part) for part in _PARTS]
     return {**flat, **{key: value for part in parts for key, value in part.items()}}
 
 
 def definition(options: Options) -> dict[str, Any]:
-    """Those that define the run, in YAML's types."""
+    """The options that define the run, in YAML's types."""
     others = (*_OF_ONE_START, *(f.name for f in fields(TrackOptions)))
     kept = {key: value for key, value in to_mapping(options).items() if key not in others}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
 def complete(options: Options) -> Options:
-    """The options with what is left open filled in.
+    """Fill in options that were left open, and check their limits.
 
     Raises:
         InputError: one is out of range, or two do not go together.
@@ -296,7 +296,7 @@ def complete(options: Options) -> Options:
 
 
 def resumed(options: Options, own: Mapping[str, Any], where: str) -> Options:
-    """The options of a run to go on with: its own, with what each start has for itself as given now.
+    """The options of a resumed run: its own, with those that each start has for itself as given now.
 
     Raises:
         InputError: an option is given that would change the run, or the run's own are not valid.

@@ -1,4 +1,4 @@
-"""What a training run consists of, built from its options: worlds, algorithm, validation."""
+"""Build a training run from its options: environment variants, algorithm, validation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _VALIDATION = {"seeds": 4, "requests": 1200}
 
 
 def world_options(options: Options) -> WorldOptions:
-    """What its worlds are made of."""
+    """The options of its environment variants."""
     observation = Observation(
         whatif=options.spec.impact,
         whatif_tau=SOFT_DEADLINE,
@@ -53,7 +53,7 @@ def world_options(options: Options) -> WorldOptions:
 
 
 def needs_of(options: Options) -> Needs:
-    """What a run wants of a cluster, as far as its options say."""
+    """The resources that a run needs on a cluster, as far as its options say."""
     return Needs(
         cpus=(options.num_env_runners or 0) + options.num_learners,
         gpus=max(options.num_learners, 1) * (options.gpus_per_learner or 0),
@@ -63,7 +63,7 @@ def needs_of(options: Options) -> Needs:
 
 @contextmanager
 def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], starts: int) -> Generator[Algorithm]:
-    """The learning algorithm, ready to iterate, in its first state; stopped in the end.
+    """Build the algorithm in its initial state; stop it at the end of the context.
 
     Args:
         options: complete.
@@ -88,12 +88,12 @@ def validator_of(options: Options, scenario: Scenario) -> Validator:
 
 
 def envelope_of(groups: Sequence[Group]) -> Envelope:
-    """What the worlds of a run are like (``training_worlds.training_groups``)."""
+    """The training range of a run's environment variants (``training_worlds.training_groups``)."""
     return Envelope.of([measure([worlds] if isinstance(worlds, Scenario) else list(worlds)) for worlds, _ in groups])
 
 
 def about_run(options: Options, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
-    """What the checkpoints of a run say of it."""
+    """Metadata for the checkpoints of a run."""
     return {
         TRAINED_ON: envelope_of(groups).to_json(),
         "starts": starts,
@@ -106,7 +106,7 @@ def about_run(options: Options, scenario: Scenario, groups: Sequence[Group], sta
 
 
 def _with_workers(options: Options) -> Options:
-    """The options with as many rollout workers as the cluster that this process uses has cores, where it is not said."""
+    """Set the number of rollout workers, if not given, to the number of cores of the cluster."""
     if options.num_env_runners is not None:
         return options
     import ray
@@ -116,7 +116,7 @@ def _with_workers(options: Options) -> Options:
 
 
 def _check_sample(options: Options, simulation: Simulation) -> None:
-    """See that the machine can hold the observations of an iteration.
+    """Check that the machine can hold the observations of an iteration.
 
     Raises:
         InputError: it cannot.

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: SIGTERM, and SIGHUP, which comes when the terminal or the connection goes."""
+"""Signals that end a run: SIGTERM, and SIGHUP from a lost terminal or connection."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _STREAMS = (1, 2)
 
 
 def endings() -> list[signal.Signals]:
-    """Those that are not ignored. Under ``nohup`` SIGHUP is, and stays so."""
+    """The ending signals that are not ignored. Under ``nohup`` SIGHUP stays ignored."""
     return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def leave_lost_streams() -> None:
-    """Give up stdout and stderr where nobody reads them any more: what is printed must not end a run before it has saved."""
+    """Close stdout and stderr if nobody reads them any more: a failed print must not end a run before it has saved."""
     for stream in _STREAMS:
         poll = select.poll()
         poll.register(stream, 0)  # errors and hang-ups are reported unasked

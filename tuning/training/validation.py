@@ -1,4 +1,4 @@
-"""How a router in training compares with the best heuristic: a short paired simulation, good for a rough idea alone."""
+"""Validate a router in training against the best heuristic, in a short paired simulation: a rough estimate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FIGURES = ("qos", "violation_rate", "drop_rate", "rejected_rate", "latency_per_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """QoS of a router over that of the heuristic on the same requests."""
+    """QoS of a router less that of the heuristic on the same requests."""
 
     mean: float
     error: float  # half width of the 95 % confidence interval, from the episodes' spread
@@ -42,14 +42,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Episodes:
-    """What became of the W workloads, S seeds each."""
+    """Results on W workloads with S seeds each."""
 
     qos: NDArray[np.float64]  # (W, S)
     figures: list[dict[str, float]]  # of each workload
 
 
 def validation_workloads(scenario: Scenario, load: str, requests: int) -> list[Workload]:
-    """What a router trained under a load is validated on; mixed stands for light, moderate and heavy.
+    """The validation workloads for a training load; mixed stands for light, moderate and heavy.
 
     Raises:
         InputError: no such load.
@@ -62,7 +62,7 @@ class Validator:
     """Compares routers with tuned impact-greedy on episodes that no evaluation uses.
 
     Args:
-        scenario: the world trained in, without what varies.
+        scenario: the training scenario, without variation.
         load: the load trained under; mixed stands for light, moderate and heavy.
         seeds: episodes for each load.
         requests: requests in an episode.
@@ -76,7 +76,7 @@ class Validator:
         self._baseline: NDArray[np.float64] | None = None
 
     def compare(self, router: nn.Module) -> dict[str, Difference]:
-        """Load -> difference to the heuristic, of the router taking the action that it scores highest."""
+        """Compare the greedy router with the heuristic: load -> difference."""
         if self._baseline is None:
             self._baseline = np.stack([self._heuristic(workload) for workload in self._workloads])
         episodes = self._run(router)
@@ -118,7 +118,7 @@ class Validator:
 
 
 def _look(router: nn.Module, observation: dict[str, Any]) -> tuple[torch.Tensor, NDArray[np.float32]]:
-    """(B, N + 1) scores, and (B, N) the impact that the router expects of each expert; NaN from a kind that tells none."""
+    """(B, N + 1) scores, and (B, N) predicted impact for each expert; NaN from a router without an estimator."""
     if isinstance(router, Router):
         parts = router.parts(observation)
         return router.scores(observation, parts), parts.impact.numpy()
@@ -127,7 +127,7 @@ def _look(router: nn.Module, observation: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 def _told(simulation: Simulation, actions: NDArray[np.int64], impact: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(2, B) impact that the router expects of its actions, and true marginal QoS; NaN for drops and where an episode is over."""
+    """(2, B) predicted impact of its actions, and true marginal QoS; NaN for drops and finished episodes."""
     told = np.full((2, len(actions)), math.nan)
     sent = np.flatnonzero(~simulation.over & (actions < impact.shape[-1]))
     told[0, sent], told[1, sent] = impact[sent, actions[sent]], simulation.marginal[sent, actions[sent]]
@@ -145,7 +145,7 @@ def _figures(scenario: Scenario, records: Sequence[Records]) -> dict[str, float]
 
 
 def _calibration(expected: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, float]:
-    """How well the router knows what its actions change, in QoS of a request: means, root mean square error, correlation."""
+    """Accuracy of the impact estimate, in QoS of a request: means, root mean square error, correlation."""
     known = np.isfinite(expected)
     if not known.any():
         return {}

@@ -1,4 +1,4 @@
-"""The worlds that a router is trained in: one scenario for each environment, which keeps it for the whole run."""
+"""Environment variants for training (domain randomisation): each environment keeps one scenario for the whole run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BURSTS = Variation(fault_share=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldOptions:
-    """What the worlds are made of."""
+    """Options of the environment variants."""
 
     scenario: str
     load: str
@@ -48,7 +48,7 @@ def base_world(options: WorldOptions) -> Scenario:
 
 
 def training_groups(own: Scenario, options: WorldOptions, environments: int) -> list[Group]:
-    """The worlds of a rollout worker's environments: most in the scenario itself, an eighth in each of the other fleets.
+    """Assign scenarios to a worker's environments: most the scenario itself, an eighth each of the other fleets.
 
     Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``. Where
     the scenario has Poisson arrivals, they give way to bursts in some episodes, and some environments have the arrivals and long
@@ -79,7 +79,7 @@ def _dressed(world: Scenario, options: WorldOptions) -> Scenario:
 
 
 def _spread(world: Scenario, count: int, options: WorldOptions) -> Scenario | tuple[Scenario, ...]:
-    """The worlds of the environments of one cluster: one for all, or under mixed load one for each."""
+    """Scenarios of the environments of one cluster: one for all, or one for each under mixed load."""
     poisson = world.workload.arrivals.kind == "poisson"
     if options.load != MIXED:
         return _varied(world, options, bursts=False)
@@ -103,6 +103,6 @@ def _over_loads(world: Scenario, count: int) -> list[Scenario]:
     """The world at loads spaced evenly in logarithm over its ``mixed_range`` of what it carries with these arrivals."""
     low, high = world.workload.mixed_range
     shares = np.geomspace(low, high, count) if count > 1 else [np.sqrt(low * high)]
-    brings_prompts = world.workload.arrivals.kind in _TRACES  # longer ones: a capacity that was stated or measured is of others
+    brings_prompts = world.workload.arrivals.kind in _TRACES  # longer prompts: a stated or measured capacity is for others
     capacity = capacity_rps(replace(world, capacity_rps=None) if brings_prompts else world)
     return [with_workload(world, load=float(share * capacity)) for share in shares]

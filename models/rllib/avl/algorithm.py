@@ -1,8 +1,8 @@
 """AVL, impact-guided afterstate value learning: its configuration and its training step.
 
-A decision is worth what it does to those present, which the impact estimator predicts, and what its afterstate is worth to
-those to come. The first is learned by regression on the true marginal QoS of all actions, a training target that the simulator
-knows. The second is learned from returns, in steps small enough to stay where they hold (``AVLLearner``).
+The value of a decision has two parts: its impact on in-flight requests, which the impact estimator predicts, and the value of its
+afterstate for later requests. The first is learned by regression on the true marginal QoS of all actions, a training target from
+the simulator. The second is learned from returns, in clipped steps (``AVLLearner``).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
 class AVLConfig(ColumnConfig):
     """RLlib's settings and, as attributes of the same names, those of ``AVLSettings``.
 
-    Of RLlib's settings of training ``lr`` counts, a number or a schedule.
+    Of RLlib's training settings only ``lr`` has an effect, a number or a schedule.
 
     Attributes:
-        marginal_weight: of the marginal QoS in the reward of the scenarios, as ``validate`` finds it.
+        marginal_weight: weight of the marginal QoS in the scenarios' reward, set by ``validate``.
 
     Example:
         >>> algorithm = AVLConfig().environment(env_config={"scenario": "edge6"}).build_algo()
@@ -74,10 +74,10 @@ class AVLConfig(ColumnConfig):
         search_requests: int = NOT_GIVEN,
         **kwargs: Any,
     ) -> Self:
-        """Set some of ``AVLSettings``, which explains them, and of RLlib's settings.
+        """Set some of ``AVLSettings`` (documented there) and of RLlib's settings.
 
         Raises:
-            InputError: one of RLlib's does not count here.
+            InputError: one of RLlib's has no effect here.
         """
         self._take({
             "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "warmup": warmup, "clip": clip,
@@ -91,7 +91,7 @@ class AVLConfig(ColumnConfig):
         """Check the settings.
 
         Raises:
-            InputError: one is not valid (``AVLSettings``), or would be passed over.
+            InputError: one is not valid (``AVLSettings``), or would have no effect.
         """
         AVLSettings(**{field.name: getattr(self, field.name) for field in fields(AVLSettings)})
         super().validate()
@@ -113,7 +113,7 @@ class AVLConfig(ColumnConfig):
 
 
 class AVL(ColumnAlgorithm):
-    """Sample once from every worker, learn from all of it, hand out the weights."""
+    """Samples once from every worker, learns from the whole sample, and sends the weights to the workers."""
 
     @classmethod
     @override(Algorithm)
@@ -174,12 +174,12 @@ def avl_config(
         lr: learning rate at first; it falls linearly to a tenth at ``total_steps``, if given.
         total_steps: environment steps of the whole run.
         env_runners: worker processes that step environments; 0 steps them in this process.
-        learners: processes that learn, together; 0 learns in this process.
+        learners: number of learner processes; 0 learns in this process.
         gpus_per_learner: 0 or 1.
         rows: steps of each environment in an iteration.
-        router: what the router is made of.
+        router: specification of the router.
         temperature: QoS that a difference of 1 in the logits stands for.
-        settings: how it learns; None for the usual ones.
+        settings: settings of AVL; None for the defaults.
     """
     config = (
         AVLConfig()

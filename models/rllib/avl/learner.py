@@ -1,4 +1,4 @@
-"""What AVL learns from a sample of columns."""
+"""The learner of AVL: its losses, its baselines and its price search."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GRADIENT_NORM = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Baselines:
-    """Running statistics of each of B environments: their loads differ, and so do the sizes of rewards and errors."""
+    """Running statistics of each of B environments, whose loads, rewards and errors differ in scale."""
 
     reward: NDArray[np.float64]  # mean of what a decision earns more than usual
     return_variance: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Baselines:
         return Baselines(reward=zero, return_variance=one, impact_error=one.copy(), advantage_variance=one.copy())
 
     def update_ema(self, name: str, seen: NDArray[np.float64], gain: float) -> NDArray[np.float64]:
-        """Move a statistic towards what a sample shows, (B,), at first all the way; the new value."""
+        """Update a statistic's moving average with a sample's value, (B,); the first value replaces it. Returns the new value."""
         value = getattr(self, name)
         value = value + max(gain, 1 / (self.samples + 1)) * (seen - value)
         setattr(self, name, value)
@@ -54,24 +54,24 @@ class Baselines:
 
 
 class AVLLearner(FragmentLearner):
-    """Three regressions and a cautious improvement, from one sample of columns; and, at first, a search for the price.
+    """Three regressions and a clipped policy improvement from one sample; at first also the price search.
 
     With ``I`` the estimated impact, ``pi`` the router, ``m`` the true marginal QoS:
 
     - impact estimator: ``I(s, a)`` on ``m(s, a)``, all actions of every decision;
-    - usual quality ``b``: on ``r = sum_a pi(a|s) I(s, a)``, what a decision is expected to earn. The reward of a decision is
-      ``r - b - mean``: rid of the luck of the draw and of the request's own quality, both of which are many times what a
-      decision costs those to come; the mean is that of its environment. Where the reward has other terms than marginal QoS, what
-      they came to since the decision before is added, and what is estimated of marginal QoS has its weight;
+    - usual quality ``b``: on ``r = sum_a pi(a|s) I(s, a)``, the expected reward of a decision. The reward is
+      ``r - b - mean``, with the mean of its environment. That removes the noise of the action draw and of the request's own
+      quality, which both are many times the opportunity cost of a decision. If the reward has terms beside marginal QoS, their
+      sum since the last decision is added, and the estimated marginal QoS has its weight;
     - state value ``V``: on the lambda-returns ``G`` of the afterstate (``afterstate_returns``);
     - future part of the scores: a clipped step (Schulman et al., arXiv 1707.06347) along the advantage
-      ``I(s, a) - r + G - V(s)``. To act greedily on differences of ``V`` goes wrong: the values are those of a router that
-      avoids overload, and say little about what happens to one that does not.
+      ``I(s, a) - r + G - V(s)``. Acting greedily on differences of ``V`` fails: these are values of a router
+        that avoids overload, and say little about one that does not.
 
-    Errors and advantages are scaled environment by environment: else the heaviest load would be all that counts.
+    Errors and advantages are scaled per environment; otherwise the heaviest load would dominate.
 
-    While the price of congestion is being searched for (``PriceSearch``), the future part rests, and the router does without its
-    graph encoder, which costs more than all else; it joins then, through weights that are 0.
+    During the search for the congestion price (``PriceSearch``) the future part rests, and the router runs without its graph
+    encoder, its most expensive part. Both join afterwards, through weights that are 0.
     """
 
     def build(self) -> None:
@@ -88,13 +88,13 @@ class AVLLearner(FragmentLearner):
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
 
     def candidates(self) -> NDArray[np.float64] | None:
-        """(K, P) prices to try, with the number of their generation as ``search.generation``; None when there are none to try."""
+        """(K, P) candidate prices, of generation ``search.generation``; None when the search is over."""
         if self._router.price is None or self._samples < self.config.warmup or not self._searching:
             return None
         return self.search.ask()
 
     def report_fitness(self, qos: NDArray[np.float64]) -> None:
-        """Take up what became of the candidates, (K, W)."""
+        """Report the fitness of the candidates, (K, W)."""
         self.search.tell(qos)
         price = self._router.price
         assert price is not None
@@ -110,7 +110,7 @@ class AVLLearner(FragmentLearner):
         return self.unwrapped.router
 
     def update(self, *, training_data: Any = None, timesteps: Any = None, **kwargs: Any) -> Any:  # pyright: ignore
-        """Learn from fragments, as every learner of them does, and move the router that is served."""
+        """Learn from fragments, then update the moving average of the router."""
         self._router.enable_encoder(self._router.price is None or not self._searching)
         self._kl = 0.0
         self._improving = self._router.future is not None and self._samples >= self.config.warmup and not self._searching
@@ -125,7 +125,7 @@ class AVLLearner(FragmentLearner):
         Returns:
             ``observation``, each (R, ...); ``action`` (R, 1); ``log_policy`` (R, N+1) of the router that sampled; ``impact``
             (R, N), its estimate; ``marginal`` (R, N), the true marginal QoS, and ``known`` (R, N), 1 where there is one;
-            ``baseline`` (R,), what ``ActionIndependentBaseline`` is regressed on; ``returns``, ``advantage``, ``value_weight``
+            ``baseline`` (R,), the target of ``ActionIndependentBaseline``; ``returns``, ``advantage``, ``value_weight``
             and ``impact_weight``, (R,) each.
         """
         environments = fragment.actions.shape[1]
@@ -140,7 +140,7 @@ class AVLLearner(FragmentLearner):
             return x.sum(axis=0, where=continues, dtype=np.float64) / learned_from
 
         if self._samples < self.config.warmup:
-            baselines.samples = 0  # while everything still changes, the past tells little
+            baselines.samples = 0  # while everything still changes, the past says little
         weight = self.config.marginal_weight
         excess = weight * (expected - usual).astype(np.float64)
         excess[1:] += self._other_terms(fragment, continues)
@@ -205,20 +205,20 @@ class AVLLearner(FragmentLearner):
         return torch.stack(list(losses.values())).sum()
 
     def clip_gradients(self) -> float:
-        """Bound those of the future part alone."""
+        """Clip the gradients of the future part alone."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.unwrapped.parameters() if p.grad is not None])
         if self._router.future is not None:
             torch.nn.utils.clip_grad_norm_(self._router.future.parameters(), _GRADIENT_NORM)
         return norm.item()
 
     def update_figures(self, figures: dict[str, float]) -> None:
-        """Let the future part rest once the router has moved far enough from the one that sampled."""
+        """Stop updates of the future part once the router has moved far enough from the sampling one."""
         if self._improving:
             self._kl = 0.8 * self._kl + 0.2 * figures["kl"]
             self._improving = self._kl < self.config.kl_stop
 
     def figures_of(self, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """What is logged of a sample."""
+        """Metrics of a sample to log."""
         advantage = torch.cat([rows["advantage"] for rows in samples])
         returns = torch.cat([rows["returns"] for rows in samples])
         entropy = -sum(float((rows["log_policy"].exp() * rows["log_policy"]).sum()) for rows in samples) / len(returns)
@@ -252,7 +252,7 @@ class AVLLearner(FragmentLearner):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave."""
+        """Restore the result of ``get_state``."""
         super().set_state(state)
         if BASELINES in state:
             self._samples, self.baselines = state[BASELINES]["samples"], state[BASELINES]["environments"]
@@ -260,9 +260,9 @@ class AVLLearner(FragmentLearner):
             self.search.set_state(state[SEARCH])
 
     def _other_terms(self, fragment: Fragment, continues: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """(T, B) what the reward holds beside the marginal QoS of the action: nothing, by default.
+        """(T, B) terms of the reward beside the marginal QoS of the action; 0 by default.
 
-        It came after the decision, so that it belongs to the interval that the next one ends.
+        They arise after the decision, so they belong to the interval that the next one ends.
         """
         assert fragment.marginal is not None
         marginal = np.take_along_axis(fragment.marginal, fragment.actions[..., None], axis=-1)[..., 0]
@@ -275,6 +275,6 @@ def _with_common(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _weights(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B,) weights of the environments, 1 on average: the smaller their usual squared error, the more an error counts."""
+    """(B,) weights of the environments, 1 on average, larger where the usual squared error is smaller."""
     weights = 1 / np.maximum(_with_common(x), 1e-8)
     return weights / weights.mean()

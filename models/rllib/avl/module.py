@@ -1,4 +1,4 @@
-"""Router, critic and baseline of AVL as RLlib sees them."""
+"""RLModule of AVL: router, critic and baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.router import Parts, Router
 
 
 class AVLModule(BaselineModule):
-    """A ``BaselineModule`` whose critic reads the encoder's embedding too, and a slow copy of the router that is to serve."""
+    """A ``BaselineModule`` whose critic also reads the encoder's embedding, with an EMA copy of the router for export."""
 
     def setup(self) -> None:
         """Build the networks."""
@@ -23,23 +23,23 @@ class AVLModule(BaselineModule):
 
     @property
     def embedding(self) -> int:
-        """Width of the encoder's embedding of each expert as it is."""
+        """Width of the encoder's embedding of each expert without the request."""
         return self.router.embedding // 2 if self.router.spec.encoder == "han" else self.router.embedding
 
     def router_to_serve(self) -> Router:
-        """The slow copy."""
+        """The EMA copy."""
         return self.ema_router
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What rollout workers do without."""
+        """Attributes that rollout workers do not need."""
         return [*super().get_non_inference_attributes(), "served"]
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        """(B,) values of the states that are observed."""
+        """(B,) values of the observed states."""
         return self.state_value(self.router.parts(batch[Columns.OBS]))
 
     def state_value(self, parts: Parts) -> Tensor:
-        """(B,) value of the state that the router's parts are of."""
+        """(B,) value of the state, from the router's parts."""
         embedding = parts.embedding
         if embedding is not None and self.router.spec.encoder == "han":
             embedding = embedding[..., : embedding.shape[-1] // 2]  # the experts as they are
@@ -47,7 +47,7 @@ class AVLModule(BaselineModule):
 
     @torch.no_grad()
     def update_ema(self, keep: float) -> None:
-        """Move the slow copy: ``ema_router <- keep * ema_router + (1 - keep) * router``."""
+        """Update the EMA copy: ``ema_router <- keep * ema_router + (1 - keep) * router``."""
         for slow, fast in zip(self.ema_router.parameters(), self.router.parameters(), strict=True):
             slow.lerp_(fast, 1 - keep)
         for slow, fast in zip(self.ema_router.buffers(), self.router.buffers(), strict=True):

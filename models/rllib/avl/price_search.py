@@ -1,7 +1,7 @@
-"""Search for the price of congestion: an evolution strategy on whole episodes, the same for every candidate.
+"""Search for the congestion price: an evolution strategy on whole episodes, the same for every candidate.
 
-What a price is worth shows in what becomes of all who come later. Gradients from single decisions hardly see that through the
-noise; whole episodes that differ in the price alone show it well, and the price has few parameters (``models.price``).
+The value of a price shows in all later requests. Gradients of single decisions hardly detect it through the noise. Whole episodes
+that differ in the price alone show it well, and the price has few parameters (``models.price``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MIN_WORLDS = 2
 
 
 class PriceSearch:
-    """Candidates out, their QoS in: mean and spread of a normal distribution follow the best of them.
+    """Ask-and-tell search: mean and spread of a normal distribution follow the best candidates.
 
     An evolution strategy with antithetic candidates and weighted recombination, its spread adapted for each parameter on its own
     (Hansen and Ostermeier 2001, without the covariances; Salimans et al., arXiv 1703.03864, for the antithetic draws).
@@ -45,9 +45,9 @@ class PriceSearch:
 
     Attributes:
         mean: (P,) of the distribution that candidates are drawn from, in the order of ``TERMS``.
-        settled: (P,) the parameters that the search has come to: the moving average of the means, since a mean follows the luck
-            of its generation too (Polyak and Juditsky 1992), and of where they began, which other searches have found.
-        generation: how many have been told.
+        settled: (P,) the result of the search: a moving average of the means (Polyak and Juditsky 1992), as each mean also
+            follows the noise of its generation. The average includes the initial values, the result of earlier searches.
+        generation: number of generations told.
     """
 
     def __init__(self, population: int, seed: int) -> None:
@@ -62,10 +62,10 @@ class PriceSearch:
         return self.mean + self.spread * self._draws()
 
     def tell(self, qos: Array) -> None:
-        """Take up what became of the candidates: (K, W) mean QoS of each in each of W worlds.
+        """Report the fitness of the candidates: (K, W) mean QoS of each in W environment variants.
 
-        A world where the price matters more counts more, by the root of how much QoS varies there: in proportion, floods would
-        drown the others, and were all alike, the search would be deaf to them.
+        A variant is weighted by the root of how much its QoS varies with the price. In proportion, overload would dominate; with
+        equal weights, the search would ignore it.
         """
         scale = (qos.var(axis=0) + _QOS_FLOOR**2) ** 0.25
         order = np.argsort(-((qos - qos.mean(axis=0)) / scale).mean(axis=1), kind="stable")
@@ -83,7 +83,7 @@ class PriceSearch:
         return {"mean": self.mean, "settled": self.settled, "spread": self.spread, "generation": self.generation}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the result of ``get_state``."""
         self.mean, self.settled = state["mean"], state["settled"]
         self.spread, self.generation = state["spread"], state["generation"]
 
@@ -93,9 +93,9 @@ class PriceSearch:
 
 
 def try_candidates(runner: ColumnRunner, candidates: Array, generation: int, worlds: int, requests: int) -> Array:
-    """(K, W) mean QoS of a rollout worker's router with each candidate's price, in some of the worker's worlds.
+    """(K, W) mean QoS of a worker's router with each candidate's price, in some of the worker's scenarios.
 
-    Every candidate meets the same episodes; each generation meets others, in other worlds.
+    All candidates of a generation meet the same episodes; each generation meets new ones.
 
     Args:
         runner: whose module and scenarios count.
@@ -119,7 +119,7 @@ def try_candidates(runner: ColumnRunner, candidates: Array, generation: int, wor
 
 
 def _plain(world: Scenario, requests: int) -> Scenario:
-    """The world without what only learners need, and without faults, which blur what a price is worth."""
+    """The scenario without learner-only data and without faults, which blur the value of a price."""
     observation = replace(world.observation, counterfactual=False)
     variation = None if world.variation is None else replace(world.variation, fault_share=0.0)
     return replace(with_workload(world, requests=requests), observation=observation, reward=Reward(), variation=variation)

@@ -1,4 +1,4 @@
-"""Settings of AVL, for who configures it without RLlib."""
+"""Settings of AVL, importable without RLlib."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AVLSettings:
-    """How AVL learns."""
+    """Hyperparameters of AVL."""
 
     lam: float = 0.998
     """avl: lambda of the returns, 0 to 1. It mixes horizons."""
@@ -52,7 +52,7 @@ class AVLSettings:
     """avl: requests of an episode of that search."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
+        """Refuse invalid settings.
 
         Raises:
             InputError: a setting is out of range.

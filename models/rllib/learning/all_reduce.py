@@ -1,4 +1,4 @@
-"""The learners that take an update together: each goes through its part of the rows, and all come to the same weights."""
+"""Data-parallel all-reduce between learners: each processes its part of the rows, and all get the same weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import distributed as dist
 class DataParallel:
     """The ``count`` learners of a run, of which this one has the number ``index``.
 
-    What they add up or gather is the same for all of them, bit for bit, and so is what each makes of it: weights, statistics and
-    decisions such as to stop early. One alone leaves everything as it is, bit for bit.
+    Sums and gathered values are bitwise equal on all of them, and so are weights, statistics and decisions such as early
+    stopping. A single learner changes nothing.
 
     Args:
         device: where the learner's tensors are.
@@ -26,11 +26,11 @@ class DataParallel:
         self._device = device
 
     def part(self, rows: int) -> slice:
-        """This learner's part of so many rows; all parts together are all rows, each once."""
+        """This learner's part of the rows; the parts partition all rows."""
         return slice(rows * self.index // self.count, rows * (self.index + 1) // self.count)
 
     def gather(self, part: Tensor, rows: int) -> Tensor:
-        """(rows, ...) what all learners have found for their parts of so many rows, from this one's."""
+        """Gather (rows, ...) results of all learners' parts."""
         if self.count == 1:
             return part
         whole = part.new_zeros(rows, *part.shape[1:])
@@ -39,9 +39,9 @@ class DataParallel:
         return whole
 
     def add(self, parameters: Iterable[nn.Parameter], figures: Sequence[float]) -> Sequence[float]:
-        """Put the sums of the learners' gradients in place of their own.
+        """Replace gradients by their sum over the learners.
 
-        A parameter has a gradient if it has one for any of them: an optimizer treats none and zero differently.
+        A parameter has a gradient if it has one on any learner, as an optimizer treats none and zero differently.
 
         Returns:
             The sums of their ``figures``.

@@ -1,4 +1,4 @@
-"""What AVL and PPO have in common: learning from the fragments of one sample, by minibatches of their rows."""
+"""The common learner of AVL and PPO: minibatch updates on the rows of one sample's fragments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Batch = list[tuple[dict[str, Any], float]]
 
 
 class FragmentLearner(StatefulLearner):
-    """Turns each fragment into rows, and takes optimizer steps on minibatches of the rows of all.
+    """Turns fragments into rows, and takes optimizer steps on minibatches of all rows.
 
     A subclass says what the rows are (``rows_of``), what is minimised (``compute_loss_for_module``) and how gradients are
     bounded (``clip_gradients``). A subclass of that may add a term to its loss:
@@ -36,8 +36,8 @@ class FragmentLearner(StatefulLearner):
     ...         loss = super().compute_loss_for_module(module_id=module_id, config=config, batch=batch, fwd_out=fwd_out)
     ...         return loss + 1e-4 * my_term(self.module[module_id]) / self.parallel.count
 
-    Several learners take the same fragments, and each its part of the rows (``DataParallel``). Their gradients and figures are
-    summed: they come to what one learner comes to, but for rounding.
+    Several learners get the same fragments, and each takes its part of the rows (``DataParallel``). Gradients and metrics are
+    summed, so the result is that of one learner, up to rounding.
 
     Attributes:
         parallel: the learners that take an update together.
@@ -88,19 +88,19 @@ class FragmentLearner(StatefulLearner):
         raise NotImplementedError
 
     def update_figures(self, figures: dict[str, float]) -> None:
-        """Take up the figures of a minibatch, summed over the learners, before the optimizers step."""
+        """Process the metrics of a minibatch, summed over the learners, before the optimizer step."""
 
     def figures_of(self, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """What else is to be logged of a sample."""
+        """Further metrics of a sample to log."""
         return {}
 
     @property
     def unwrapped(self) -> Any:
-        """The module, without what several learners wrap it in."""
+        """The module, without the wrapper of several learners."""
         return self.module[DEFAULT_MODULE_ID].unwrapped()
 
     def look(self, fragment: Fragment, read: Callable[[dict[str, Tensor]], Sequence[Tensor]]) -> list[NDArray[np.float32]]:
-        """What ``read`` says of every observation: (T+1, B, ...) each. It is given (R, ...) of each part, and has no gradient."""
+        """Apply ``read`` to every observation without gradient: from (R, ...) parts to (T+1, B, ...) results."""
         shape = fragment.obs["action_mask"].shape[:2]
         count = shape[0] * shape[1]
         columns = {key: x.reshape(count, *x.shape[2:]) for key, x in fragment.obs.items()}
@@ -140,12 +140,12 @@ class FragmentLearner(StatefulLearner):
 
 
 def clipped_gain(log_policy: Tensor, rows: dict[str, Any], clip: float) -> Tensor:
-    """(R,) what is gained by moving the chances of the actions taken, bounded (Schulman et al., arXiv 1707.06347, eq. 7).
+    """(R,) clipped surrogate objective (Schulman et al., arXiv 1707.06347, eq. 7).
 
     Args:
         log_policy: (R, N+1) of the router that learns.
         rows: ``action`` (R, 1), ``advantage`` (R,), and ``log_policy`` (R, N+1) of the router that sampled.
-        clip: bound on how far the chance of an action may move, as a ratio.
+        clip: bound on the probability ratio of an action.
     """
     moved = log_policy.gather(-1, rows["action"]) - rows["log_policy"].gather(-1, rows["action"])
     ratio = moved.squeeze(-1).exp()

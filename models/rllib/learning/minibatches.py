@@ -1,4 +1,4 @@
-"""Rows of columns to learn from, and minibatches of them."""
+"""Flatten fragments into rows, and draw minibatches of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def take(rows: Rows, index: Tensor) -> dict[str, Any]:
 def minibatches(
     samples: Sequence[Rows], sizes: Sequence[int], count: int, generator: torch.Generator, parallel: DataParallel
 ) -> Iterator[list[tuple[dict[str, Any], float]]]:
-    """So many minibatches, which together hold every row once; each holds its share of every sample.
+    """Split all rows into minibatches, each with its share of every sample.
 
     Yields:
         (rows, their share of the minibatch) for each sample: of several learners, to each its part.

@@ -1,4 +1,4 @@
-"""Returns of a fragment: discounted by time, mixed over horizons."""
+"""Lambda-returns and generalised advantages of a fragment, discounted by time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[np.floating[Any]]
 def afterstate_returns(
     reward: Array, value: Array, dt_s: Array, continues: NDArray[np.bool_], *, beta_per_s: float, lam: float
 ) -> NDArray[np.float64]:
-    """Lambda-returns of T afterstates: what the requests to come earn, the one just routed left out.
+    """Lambda-returns of T afterstates: rewards of later requests, without the one just routed.
 
     ``G_t = exp(-beta*dt_t) * (r_{t+1} + (1 - lambda) * V_{t+1} + lambda * G_{t+1})``, with ``G_T = V_T`` for the last one
     (Sutton and Barto 2018, eq. 12.20, with a discount by time as decision epochs differ in length). Where an episode does not

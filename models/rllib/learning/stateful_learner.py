@@ -1,4 +1,4 @@
-"""What all learners have in common."""
+"""The base class of all learners."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 
 class StatefulLearner(TorchLearner):
-    """Takes up the state it is given, also an older one than its own, so that an iteration that went wrong can be taken back.
+    """Restores any given state, also one older than its own, so that a failed iteration can be undone.
 
-    RLlib would keep the newer weights; and it would let the optimizers of all learners on a machine write to the memory in which
-    the state came, which they share.
+    RLlib would keep the newer weights. It would also let the optimizers of all learners on a machine write to the shared memory
+    of the state.
     """
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave, copied."""
+        """Restore a copy of what ``get_state`` returned."""
         if COMPONENT_RL_MODULE in state:
             self._weights_seq_no = -1  # older than any
         super().set_state(copy.deepcopy(state))

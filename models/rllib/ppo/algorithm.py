@@ -21,11 +21,11 @@ class RouterPPOConfig(ColumnConfig):
 
     Attributes:
         lam: lambda of the generalised advantages.
-        beta_per_s: discount rate. A request stays for some ten seconds, and what it costs others comes in that time.
+        beta_per_s: discount rate, 1/s. A request stays for some ten seconds and costs others in that time.
         epochs: passes over a sample.
         minibatch: decisions in a gradient step.
-        clip: bound on how far the chance of an action may move in an iteration, as a ratio.
-        warmup_steps: environment steps before the actor learns; as many again until it does so at its full rate.
+        clip: bound on the probability ratio of an action in an iteration.
+        warmup_steps: environment steps before the actor learns; its rate then rises over as many steps.
     """
 
     def __init__(self, algo_class: Any = None) -> None:
@@ -52,7 +52,7 @@ class RouterPPOConfig(ColumnConfig):
         """Set some of the own settings, see above, and of RLlib's.
 
         Raises:
-            InputError: one of RLlib's does not count here.
+            InputError: one of RLlib's has no effect here.
         """
         self._take({
             "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "clip": clip,
@@ -64,7 +64,7 @@ class RouterPPOConfig(ColumnConfig):
         """Check the settings.
 
         Raises:
-            InputError: one is not valid, or would be passed over.
+            InputError: one is not valid, or would have no effect.
         """
         for name in ("lr", "epochs", "minibatch", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -87,7 +87,7 @@ class RouterPPOConfig(ColumnConfig):
 
 
 class RouterPPO(ColumnAlgorithm):
-    """Samples once from every worker, learns from all of it, hands out the weights."""
+    """Samples once from every worker, learns from the whole sample, and sends the weights to the workers."""
 
     @classmethod
     def get_default_config(cls) -> RouterPPOConfig:
@@ -114,14 +114,14 @@ def ppo_config(
     """Configuration of PPO on scenarios with counterfactuals.
 
     Args:
-        scenarios: the worlds to train in, which may differ in the number of experts, and the environments of each in a worker.
+        scenarios: the training scenarios, which may differ in the number of experts, each with its environments in a worker.
         seed: seed of weights, episodes and exploration.
         lr: learning rate of actor and critic.
         env_runners: worker processes that step environments; 0 steps them in this process.
-        learners: processes that learn, together; 0 learns in this process.
+        learners: number of learner processes; 0 learns in this process.
         gpus_per_learner: 0 or 1.
         rows: steps of each environment in an iteration.
-        router: what the router is made of.
+        router: specification of the router.
         temperature: QoS that a difference of 1 in the logits stands for.
     """
     config = (

@@ -1,4 +1,4 @@
-"""What PPO learns from a sample of columns."""
+"""The learner of PPO: its losses and its noise-reduced rewards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOSSES = ("policy_loss", "value_loss", "baseline_loss")
 
 
 class PPOLearner(FragmentLearner):
-    """Clipped policy steps (Schulman et al., arXiv 1707.06347) on rewards that are rid of most of their noise.
+    """Clipped policy steps (Schulman et al., arXiv 1707.06347) on rewards with most of their noise removed.
 
     Of a decision with reward ``m(s, a)``, its true marginal QoS, the learner makes
     ``m(s, a) - sum_a' pi(a'|s) (m(s, a') - I(s, a')) - b(s) - c``: the policy's mean over all actions is that of the PREDICTED
@@ -62,7 +62,7 @@ class PPOLearner(FragmentLearner):
 
         Returns:
             ``observation``, each (R, ...); ``action`` (R, 1); ``log_policy`` (R, N+1) of the router that sampled; ``expected``
-            (R,), what ``ActionIndependentBaseline`` is regressed on; ``returns`` and ``advantage`` (R,); ``weight`` (R,) of the
+            (R,), the target of ``ActionIndependentBaseline``; ``returns`` and ``advantage`` (R,); ``weight`` (R,) of the
             value's error.
         """
         assert fragment.marginal is not None
@@ -114,11 +114,11 @@ class PPOLearner(FragmentLearner):
         return torch.stack([total[name] for name in _LOSSES]).sum()
 
     def clip_gradients(self) -> float:
-        """Bound those of the router."""
+        """Clip the gradients of the router."""
         return torch.nn.utils.clip_grad_norm_(self.unwrapped.router.parameters(), _GRADIENT_NORM).item()
 
     def figures_of(self, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """What is logged of a sample."""
+        """Metrics of a sample to log."""
         return {"returns_sd": float(torch.cat([rows["returns"] for rows in samples]).std())}
 
     def _fit(self, samples: list[dict[str, Any]]) -> dict[str, float]:
@@ -140,7 +140,7 @@ class PPOLearner(FragmentLearner):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave."""
+        """Restore the result of ``get_state``."""
         super().set_state(state)
         if MEANS in state:
             self._samples, self.means = state[MEANS]["samples"], state[MEANS]["environments"]

@@ -1,4 +1,4 @@
-"""What training on columns has in common: sample from every worker, ask the learners, give the workers new weights."""
+"""Common training steps of our algorithms: sample from every worker, update the learners, send weights to the workers."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ C = TypeVar("C", bound=AlgorithmConfig)
 
 
 class ColumnAlgorithm(Algorithm):
-    """An algorithm whose workers are ``ColumnRunner``, and may fail.
+    """An algorithm with ``ColumnRunner`` workers that may fail.
 
     Attributes:
-        rollout_workers: to be asked.
+        rollout_workers: fault-tolerant calls to the rollout workers.
     """
 
     config: Any
 
     def setup(self, config: Any) -> None:
-        """Set up what every algorithm has, all workers with the learners' weights."""
+        """Set up the algorithm; all workers get the learners' weights."""
         super().setup(config)
         assert self.env_runner_group is not None
         self.rollout_workers = Workers(self.env_runner_group, self.config.sample_timeout_s)
         share_weights(self)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Take back workers that were started anew; what they need to know comes with the next request."""
+        """Take back restarted workers; they get their state with the next request."""
         return self.rollout_workers.restore()
 
     def cleanup(self) -> None:
@@ -59,12 +59,12 @@ class ColumnAlgorithm(Algorithm):
 
 
 def with_processes(config: C, *, env_runners: int, learners: int, gpus_per_learner: int) -> C:
-    """Add the numbers of processes to a configuration.
+    """Add process counts and fault tolerance to a config.
 
     Args:
-        config: to extend.
+        config: the config to extend.
         env_runners: worker processes that step environments; 0 steps them in this process.
-        learners: processes that learn, together; 0 learns in this process.
+        learners: number of learner processes; 0 learns in this process.
         gpus_per_learner: 0 or 1.
     """
     config.env_runners(num_env_runners=env_runners)
@@ -73,7 +73,7 @@ def with_processes(config: C, *, env_runners: int, learners: int, gpus_per_learn
 
 
 def collect(algorithm: ColumnAlgorithm) -> list[Fragment]:
-    """One sample of each ``ColumnRunner`` that does not fail; their metrics are taken in.
+    """Collect a sample from each ``ColumnRunner`` that does not fail, and log their metrics.
 
     Returns:
         A fragment for each worker and scenario; of one worker at least.
@@ -93,7 +93,7 @@ def steps_sampled(algorithm: Algorithm) -> int:
 
 
 def share_weights(algorithm: Algorithm) -> None:
-    """Give the local worker the weights of the learners, of which it takes what it acts with; others ask it when they act."""
+    """Copy the learners' weights to the local worker; other workers fetch them from there."""
     assert algorithm.env_runner_group is not None
     assert algorithm.learner_group is not None
     with algorithm.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
@@ -104,7 +104,7 @@ def share_weights(algorithm: Algorithm) -> None:
 
 
 def ask_learners(algorithm: Algorithm, function: Callable[..., T], **arguments: Any) -> list[T]:
-    """What the function returns for each learner.
+    """Call a function on each learner, and return the results.
 
     Raises:
         FloatingPointError: from the function.
@@ -123,7 +123,7 @@ def ask_learners(algorithm: Algorithm, function: Callable[..., T], **arguments: 
 
 
 def update_learners(algorithm: Algorithm, data: TrainingData, **arguments: Any) -> None:
-    """Learn from the data, which go to every learner; what the first says of it is taken in, as all come to the same.
+    """Update every learner with the data, and log the first one's metrics, as all are equal.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite.
@@ -138,7 +138,7 @@ def update_learners(algorithm: Algorithm, data: TrainingData, **arguments: Any) 
 
 
 def learn_from_sample(algorithm: ColumnAlgorithm) -> None:
-    """A training step that learns from what it has just sampled, once; the learner takes fragments as episodes."""
+    """One on-policy training step: sample, then learn once. The learner takes fragments as episodes."""
     update_learners(algorithm, TrainingData(episodes=collect(algorithm)))  # pyright: ignore[reportArgumentType] (columns for episodes)
     share_weights(algorithm)
 
@@ -149,7 +149,7 @@ def _sample(runner: ColumnRunner) -> tuple[list[Fragment], Any]:
 
 
 def _guarded(learner: Any, *, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The result; or the error, if it is one of numbers: to Ray a learner that raises is one that is lost."""
+    """The result, or a FloatingPointError as a value, as Ray counts a learner that raises as lost."""
     try:
         return function(learner, **arguments)
     except FloatingPointError as error:

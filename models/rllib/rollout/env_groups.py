@@ -20,7 +20,7 @@ Group = tuple[Scenario | Sequence[Scenario], int]
 
 
 class EnvGroups(VectorEnv[Any, Any, Any]):
-    """Groups of environments; what a vector environment takes or gives as one array is a list with an entry for each group.
+    """Groups of vector environments. Where one takes or gives an array, this has a list with an entry for each group.
 
     Observations are the environments' own buffers, which the next call overwrites. The spaces are those of the first group.
 
@@ -62,14 +62,14 @@ class EnvGroups(VectorEnv[Any, Any, Any]):
         return list(observations), list(rewards), list(terminated), list(truncated), list(infos)
 
     def stagger(self) -> None:
-        """Cut the episodes just begun to lengths spread evenly, so that later ones do not begin and end all together."""
+        """Cut the new episodes to evenly spread lengths, so that later ones do not begin and end together."""
         for group in self.groups:
             total = group.simulation.workload.total
             total[:] = np.maximum(total * np.arange(1, group.num_envs + 1) // group.num_envs, 1)
 
 
 def groups_of(env_config: Mapping[str, Any], num_envs: int) -> list[Group]:
-    """The groups that an ``env_config`` asks for: ``scenarios``, a list of ``Group``, or ``scenario``.
+    """Build the groups of an ``env_config``: from ``scenarios``, a list of ``Group``, or from ``scenario``.
 
     Args:
         env_config: with one of the two; a scenario is a value, a preset's name or a file.

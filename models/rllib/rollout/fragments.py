@@ -1,4 +1,4 @@
-"""What a rollout worker returns: columns of T steps of B environments, time first, each observation once."""
+"""Rollout fragments: columns of T steps of B environments, time first, each observation once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fragment:
     Next-step autoreset leaves one row an episode that is no decision: the action is ignored, nothing is earned, no time passes,
     and the observation goes from the end of one episode to the beginning of the next. ``valid`` is False there.
 
-    RLlib takes it for a sample: it has a length and counts its steps, invalid rows left out.
+    RLlib accepts it as a sample: it has a length and counts its steps, without invalid rows.
     """
 
     obs: dict[str, NDArray[np.float32]]  # each (T+1, B, ...); the last is what the values of the last step bootstrap from
@@ -49,7 +49,7 @@ class Fragment:
 
 
 class Recorder:
-    """Columns in the making: begins with an observation, takes a step at a time, grows when it is full.
+    """Records a fragment: begins with an observation, adds a step at a time, grows when full.
 
     Args:
         rows: steps that there is room for at first.
@@ -74,7 +74,7 @@ class Recorder:
 
     @property
     def observation(self) -> dict[str, NDArray[np.float32]]:
-        """What the next action is decided on, each (B, ...), contiguous."""
+        """The observation for the next action, each (B, ...), contiguous."""
         return {key: value[self.rows] for key, value in self._obs.items()}
 
     def add(
@@ -85,7 +85,7 @@ class Recorder:
         ended: NDArray[np.bool_],
         info: Info,
     ) -> None:
-        """Take a step: the actions on the last observation and what came of them."""
+        """Add a step: the actions on the last observation, and their results."""
         if self.rows == self._room:
             self._grow()
         row, columns = self.rows, self._columns

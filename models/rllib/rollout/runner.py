@@ -1,4 +1,4 @@
-"""A rollout worker that steps whole columns: the vector environments and the module in one loop, and no episode objects."""
+"""A rollout worker that steps vector environments and module in one loop, without episode objects."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class ColumnRunner(SingleAgentEnvRunner):
     """Samples ``Fragment`` columns, one for each scenario, instead of episodes.
 
     ``env_config`` holds ``scenario``, or ``scenarios``: (scenario, number of environments) pairs. With ``staggered`` (default
-    True) the first episode of training environment i of B is cut to (i + 1) / B of its requests, so that later ones do not go
-    through their empty and their full hours together; evaluation sees whole episodes.
+    True) the first episode of training environment i of B is cut to (i + 1) / B of its requests, so that episodes do not fill and
+    empty in step; evaluation sees whole episodes.
 
     The module gives logits (``Columns.ACTION_DIST_INPUTS``), from which actions are drawn when exploring, the largest one taken
-    otherwise. Connectors and the callbacks of single episodes and steps are passed over. Episodes and draws are fixed by
-    ``config.seed``, the worker's index and the steps that were sampled before it began: a worker that is restarted does not
-    meet the same episodes again. Evaluation always does.
+    otherwise. Connectors and callbacks of single episodes and steps are ignored. Episodes and draws are fixed by
+    ``config.seed``, the worker's index and the steps that were sampled before it began: a restarted worker does not repeat
+    episodes. Evaluation always repeats them.
 
     Metrics beside RLlib's own: the sums of ``STEP_COLUMNS`` and of ``reward`` over the sample, and ``qos_mean``, QoS per valid
     step, which is there even when no episode has ended.
 
     Attributes:
-        broken: whether something has failed here.
+        broken: whether a call has failed here.
     """
 
     env: Any
@@ -51,7 +51,7 @@ class ColumnRunner(SingleAgentEnvRunner):
     _ended: list[NDArray[np.bool_]]
 
     def make_env(self) -> None:
-        """Build the environments, anew if there are some."""
+        """Build or rebuild the environments."""
         if self.env is not None:
             self.env.close()
         context = EnvContext(self.config.env_config, worker_index=self.worker_index or 0, num_workers=self.num_workers)
@@ -67,14 +67,14 @@ class ColumnRunner(SingleAgentEnvRunner):
         )
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave; other weights than RLlib, which keeps those with the greater number, in any case."""
+        """Restore the result of ``get_state``. Unlike RLlib it always takes the weights, also older ones."""
         if COMPONENT_RL_MODULE in state:
             self._weights_seq_no = -1
         super().set_state(state)
         self._weights_seq_no = max(self._weights_seq_no, 0)
 
     def prepare(self, state: dict[str, Any]) -> None:
-        """Take up a state, after a failure with new environments: those there are may be in any state."""
+        """Restore a state, after a failure with new environments, as the old ones may be in any state."""
         if self.broken:
             self.make_env()
             self.broken = False
@@ -89,7 +89,7 @@ class ColumnRunner(SingleAgentEnvRunner):
         random_actions: bool = False,
         force_reset: bool = False,
     ) -> list[Fragment]:
-        """At least so many valid steps, going on where the last call ended, or so many whole episodes from a reset."""
+        """Sample at least this many valid steps from where the last call ended, or this many whole episodes from a reset."""
         if force_reset or num_episodes is not None or self._needs_initial_reset:
             self._reset(staggered=num_episodes is None)
         recorders = self._recorders(num_timesteps)

@@ -1,4 +1,4 @@
-"""The rollout workers of a training run, of which some may die, hang or fail: what is asked of them, and what is made of that."""
+"""Fault-tolerant calls to rollout workers that may die, hang or raise."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What a worker says that could not do what it was asked."""
+    """The answer of a worker that failed."""
 
     error: str  # kind and message
 
 
 @dataclass(slots=True, kw_only=True)
 class _Round(Generic[T]):
-    """What became of a request."""
+    """The state of one request to all workers."""
 
     answers: dict[int, T] = field(default_factory=dict[int, T])  # by the workers' numbers
     failures: list[str] = field(default_factory=list[str])
 
 
 class Workers:
-    """Asks all rollout workers for something at once and does without those that fail.
+    """Calls all rollout workers at once, and continues without those that fail.
 
-    - One that died is started anew by Ray, on another node if need be, and takes part again as soon as it is there.
+    - Ray restarts one that died, on another node if necessary; it takes part again when it is up.
     - One whose environment raises builds its environments anew.
-    - One that takes much longer than the others is not waited for, and is asked for nothing until it has answered. That answer is
-      thrown away, as it comes from weights of the past. While there is no answer from anybody, it is asked again at once.
+    - One that takes much longer than the others is not waited for, and gets no request until it has answered. That answer is
+      dropped, as it comes from old weights. As long as nobody has answered a round, it joins that round.
 
-    With each request go the weights to act with, and the steps sampled so far: a worker that was started anew, unnoticed, neither
-    acts with weights that nobody has learned nor meets the episodes of the beginning again.
+    Each request carries the weights and the number of steps sampled so far. So a restarted worker neither acts with initial
+    weights nor repeats the first episodes.
 
     Args:
-        group: the workers. A local one alone is asked directly: it has nobody to stand in for it.
+        group: the workers. A single local one is called directly, as nothing can replace it.
         patience_s: how much longer than twice the time of the first one another may take.
     """
 
@@ -67,14 +67,14 @@ class Workers:
         logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)  # it reports what is reported here
 
     def ask(self, function: Callable[[ColumnRunner], T], *, steps: int) -> list[T]:
-        """What the function returns for each worker, in the order of their numbers; those that fail are left out.
+        """Call a function on each worker; results in the order of their numbers, without failed ones.
 
         Args:
             function: what to do, in the worker's process.
             steps: environment steps that all workers together have sampled.
 
         Raises:
-            WorkersFailed: there is no answer at all, however often all were asked.
+            WorkersFailed: no worker has answered, also after repeated calls.
         """
         if not self._manager.num_actors():
             return [_alone(cast(ColumnRunner, self._group.local_env_runner), function)]
@@ -87,14 +87,14 @@ class Workers:
         raise WorkersFailed(f"every rollout worker failed, {_ROUNDS} times in a row; the last time: {'; '.join(failures)}")
 
     def restore(self) -> list[int]:
-        """Take back workers that Ray has started anew since they died; their numbers. Hardly waits for them."""
+        """Take back workers that Ray has restarted, almost without waiting; returns their numbers."""
         back: list[int] = self._group.probe_unhealthy_env_runners() if self._manager.num_actors() else []
         for number in back:
             _log.warning("rollout worker %d is back", number)
         return back
 
     def abandon(self) -> None:
-        """End the processes of those that do not answer: they would not hear that all is over."""
+        """End the processes of workers that do not answer."""
         for number in self._unanswered:
             ray.kill(self._manager.remove_actor(number))
         self._unanswered.clear()

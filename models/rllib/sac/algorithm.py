@@ -33,15 +33,15 @@ _UPDATES_A_CALL = 8  # some 25 MB of observations: fewer calls gain nothing, mor
 
 
 class RouterSACConfig(ColumnConfig):
-    """What ``RouterSAC`` needs beside RLlib's own, of which it uses ``lr`` (actor and critics), ``gamma`` and ``minibatch_size``.
+    """Settings of SAC beside RLlib's ``lr`` (actor and critics), ``gamma`` and ``minibatch_size``.
 
     It learns from the scenarios' rewards.
 
     Attributes:
         alpha_lr: learning rate of the temperature.
-        polyak: share of the slow critics that stays in an update.
+        polyak: EMA weight of the target critics.
         beta: discount rate of time, 1/s.
-        twins: ``mean`` or ``min``, how the critics are joined.
+        twins: ``mean`` or ``min``: how to combine the critics.
         q_clip: bound of the clipped critic loss, None for the plain one.
         target_entropy_share: target entropy over that of the uniform policy on the possible actions.
         steps_per_update: environment steps for each optimizer step.
@@ -87,7 +87,7 @@ class RouterSACConfig(ColumnConfig):
         """Set some of the own settings, see above, and of RLlib's.
 
         Raises:
-            InputError: one of RLlib's does not count here.
+            InputError: one of RLlib's has no effect here.
         """
         self._take({
             "alpha_lr": alpha_lr, "polyak": polyak, "beta": beta, "twins": twins, "q_clip": q_clip,
@@ -100,7 +100,7 @@ class RouterSACConfig(ColumnConfig):
         """Check the settings.
 
         Raises:
-            InputError: one is not valid, or would be passed over.
+            InputError: one is not valid, or would have no effect.
         """
         for name in ("lr", "alpha_lr", "steps_per_update", "replay_capacity", "minibatch_size"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -188,7 +188,7 @@ class RouterSAC(ColumnAlgorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave."""
+        """Restore the result of ``get_state``."""
         super().set_state(state)
         if COMPONENT_REPLAY in state:
             self.replay.set_state(state[COMPONENT_REPLAY])
@@ -218,10 +218,10 @@ def sac_config(
         scenarios: worlds to train in, which may differ in the number of experts, and the environments of each in a worker.
         seed: seed of weights, episodes and exploration.
         env_runners: worker processes that step environments; 0 steps them in this process.
-        learners: processes that learn, together; 0 learns in this process.
+        learners: number of learner processes; 0 learns in this process.
         gpus_per_learner: 0 or 1.
         rows: steps of each environment between two rounds of learning.
-        router: what the router is made of. That of the paper comes with its hyperparameters (``PAPER``) instead of ours, and has
+        router: specification of the router. That of the paper comes with its hyperparameters (``PAPER``) instead of ours, and has
             no temperature: its logits begin near 0.
         temperature: QoS that a difference of 1 in the logits stands for.
         lr: learning rate of actor and critics, if not the usual one.

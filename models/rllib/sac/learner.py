@@ -1,4 +1,4 @@
-"""The losses of discrete SAC, and one optimizer step on all of them."""
+"""The learner of discrete SAC: its losses, and one optimizer step on all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTOR, CRITIC, ALPHA = "actor", "critic", "alpha"
 
 
 class SACLearner(StatefulLearner):
-    """Soft actor-critic for discrete actions (Christodoulou, arXiv 1910.07207), with what makes it work.
+    """Soft actor-critic for discrete actions (Christodoulou, arXiv 1910.07207), with these changes.
 
     - ``log_softmax`` of masked logits: the usual ``softmax().log()`` is NaN where an action is not possible.
     - The twins' mean instead of their minimum, which underestimates, and the clipped critic loss of arXiv 2209.10081.

@@ -1,4 +1,4 @@
-"""Actor, twin critics and temperature of discrete SAC as RLlib sees them."""
+"""RLModule of discrete SAC: actor, twin critics and temperature."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Q, TARGET_Q, NEXT_TARGET_Q, NEXT_LOGITS = "q", "target_q", "next_target_q", "nex
 
 
 class SACModule(TorchRLModule, InferenceOnlyAPI):
-    """An actor, two critics, their slow copies, and the temperature alpha: a parameter too.
+    """An actor, two critics, their target copies, and the learned temperature alpha.
 
     ``model_config`` may hold ``temperature`` and ``router``, as for a ``RouterModule``, or ``paper``, the fields of a
     ``PaperSpec``, instead of ``router``; and ``initial_alpha``, if it is not ``temperature``. Before training critics rank
@@ -55,11 +55,11 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
         self.action_dist_cls = MaskedCategorical
 
     def router_to_serve(self) -> nn.Module:
-        """What training has come to."""
+        """The router to export."""
         return self.policy
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What rollout workers do without."""
+        """Attributes that rollout workers do not need."""
         return ["critics", "target_critics", "log_alpha"]
 
     def logits(self, observation: dict[str, Tensor]) -> Tensor:
@@ -81,7 +81,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
 
     @torch.no_grad()
     def update_targets(self, polyak: float) -> None:
-        """Move the slow copies: ``target <- polyak * target + (1 - polyak) * critic``."""
+        """Update the target critics: ``target <- polyak * target + (1 - polyak) * critic``."""
         for slow, fast in zip(self.target_critics.parameters(), self.critics.parameters(), strict=True):
             slow.lerp_(fast, 1 - polyak)
 

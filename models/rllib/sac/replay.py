@@ -1,4 +1,4 @@
-"""A ring of past steps in columns, time first: an observation is stored once, and the next one is in the next row."""
+"""Replay buffer: a ring of past steps in columns, time first. The next observation is in the next row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Replay(Checkpointable):
         self.rings[fragment.group].add(fragment)
 
     def shares(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """(groups,) how many of ``n`` draws fall on each scenario, drawn in proportion to the steps that it has.
+        """(groups,) number of ``n`` draws on each scenario, sampled in proportion to its stored steps.
 
         Raises:
             ValueError: nothing is stored.
@@ -52,7 +52,7 @@ class Replay(Checkpointable):
         return {"rings": [ring.get_state() for ring in self.rings]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave."""
+        """Restore the result of ``get_state``."""
         for ring, own in zip(self.rings, state["rings"], strict=True):
             ring.set_state(own)
 
@@ -141,7 +141,7 @@ class Ring:
         return {"ready": self._ready, "last": self._last, **{_KEY + key: column for key, column in self._columns.items()}}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what ``get_state`` gave, copied."""
+        """Restore a copy of what ``get_state`` returned."""
         self._ready, self._last = cast(NDArray[np.bool_], state["ready"]).copy(), state["last"]
         self._columns = {key.removeprefix(_KEY): column.copy() for key, column in state.items() if key.startswith(_KEY)}
         self._cells = np.flatnonzero(self._ready)
@@ -159,7 +159,7 @@ class Ring:
         self._ready = np.zeros((rows, batch), np.bool_)
 
     def _goes_on(self, fragment: Fragment) -> bool:
-        """Whether the fragment begins with the observation that the last one ended with."""
+        """Whether the fragment continues the last one."""
         return self._last >= 0 and all(
             np.array_equal(self._columns[_OBS + key][self._last], value[0]) for key, value in fragment.obs.items()
         )
