@@ -116,7 +116,7 @@ def _tally(sums, request, output, remaining, used, elapsed_slo, step_slo):
     )
 
 
-@kernel
+@kernel_inlined
 def _observe_expert(telemetry, engine, b, e, slo_s, rows):
     """Fill everything about expert e of cluster b; returns the mask bit: whether it can take one more.
 

@@ -46,6 +46,7 @@ def pytest_ignore_collect(collection_path):
 def pytest_collection_modifyitems(items):
     """With an empty cache one worker of pytest compiles the kernels: the other has something else to do meanwhile."""
     rank = {Path(__file__).parent / name: i for i, name in enumerate(_FIRST)}
+    assert all(path.is_file() for path in rank), "a file of _FIRST has another name now"
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 

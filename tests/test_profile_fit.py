@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
-from rllib_envs.profiles.fit import SERVER_MIXED_MS, SERVER_OVERHEAD, FittedProfile, Limits, compare_run, fit_profile
+from rllib_envs.profiles.fit import SERVER_MIXED_MS, SERVER_OVERHEAD, EngineLimits, FittedProfile, compare_run, fit_profile
 from rllib_envs.profiles.measurements import Batches, MeasuredRun, measured_batches, read_run
 from rllib_envs.sim.profile import EngineProfile
 from tests.draws import examples
@@ -68,7 +68,7 @@ def made(tmp_path: Path) -> Path:
     return make(tmp_path)
 
 
-def fit_made(folder: Path, *, kv_tokens: int = 1_000_000, **limits: Unpack[Limits]) -> FittedProfile:
+def fit_made(folder: Path, *, kv_tokens: int = 1_000_000, **limits: Unpack[EngineLimits]) -> FittedProfile:
     return fit_profile(folder, layers=LAYERS, kv_tokens=kv_tokens, kv_bytes_per_token=1, server_mixed_ms=0.0, **limits)
 
 
@@ -132,7 +132,7 @@ def test_gzipped_files_read_the_same(made: Path) -> None:
 
 
 def test_limits_reach_the_profile_and_leave_the_fit_alone(made: Path) -> None:
-    limits = Limits(max_num_seqs=7, max_model_len=512, max_num_batched_tokens=99)
+    limits = EngineLimits(max_num_seqs=7, max_model_len=512, max_num_batched_tokens=99)
     profile = fit_made(made, **limits).profile
     assert {name: getattr(profile, name) for name in limits} == limits
     assert profile.c0_ms == fit_made(made).profile.c0_ms

@@ -30,8 +30,8 @@ from tuning.evaluation.tuned import Choice, Tuned, read_tuned, shipped_tuned
 from tuning.output.tracking import TrackOptions, provenance, tracker
 from tuning.specs.faults import NO_FAULT, describe_fault
 from tuning.specs.grammar import MOST_SEED, check_limits
-from tuning.specs.routers import RouterSpec, parse_router, parse_routers, with_tuned
-from tuning.specs.workloads import TraceOptions, Workload, make_workloads, with_prompts
+from tuning.specs.routers import NamedRouter, parse_router, parse_routers, with_tuned
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_prompts
 
 _SMOKE = {"seeds": 2, "requests": 50}
 
@@ -124,7 +124,7 @@ def run(options: Options) -> None:
         track_evaluation(track, comparisons, baseline, figures_since(options.out, began_s))
 
 
-def _tracked(options: Options, scenario: Scenario, workloads: Sequence[Workload]) -> dict[str, Any]:
+def _tracked(options: Options, scenario: Scenario, workloads: Sequence[NamedWorkload]) -> dict[str, Any]:
     """The configuration of a tracked evaluation."""
     return {
         "options": asdict(options),
@@ -158,7 +158,7 @@ def _with_prompts(scenario: Scenario, options: Options) -> tuple[Scenario, list[
     return chosen, [f"Prompts: {catalogue.path}, split {options.split}."]
 
 
-def _routers(options: Options) -> tuple[list[RouterSpec], str | None]:
+def _routers(options: Options) -> tuple[list[NamedRouter], str | None]:
     """The routers to run, and the name of the baseline among them, where one is asked for."""
     routers = parse_routers(options.routers)
     if options.baseline is None:
@@ -168,14 +168,14 @@ def _routers(options: Options) -> tuple[list[RouterSpec], str | None]:
     return (routers, same[0].name) if same else ([*routers, asked], asked.name)
 
 
-def _notes_on_faults(workloads: Sequence[Workload]) -> list[str]:
+def _notes_on_faults(workloads: Sequence[NamedWorkload]) -> list[str]:
     names = [name for name in dict.fromkeys(w.fault for w in workloads) if name != NO_FAULT]
     if not names:
         return []
     return [f"Faults, on the same requests at the same rates: {', '.join(map(describe_fault, names))}."]
 
 
-def _notes_on_tuned(tuned: Tuned | None, choices: Mapping[str, Choice], workloads: Sequence[Workload]) -> list[str]:
+def _notes_on_tuned(tuned: Tuned | None, choices: Mapping[str, Choice], workloads: Sequence[NamedWorkload]) -> list[str]:
     """What parameters the heuristics have; ``choices`` by the names of the workloads without faults."""
     if tuned is None:
         return ["Heuristics have their default parameters: none were tuned for this scenario (edgeroute tune-heuristics)."]

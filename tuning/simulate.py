@@ -31,8 +31,8 @@ from tuning.output.literal import printable
 from tuning.output.tables import markdown_table, metric_title, show
 from tuning.run_dir.atomic import write_atomically, write_json
 from tuning.specs.grammar import MOST_SEED, check_limits
-from tuning.specs.routers import RouterSpec, parse_router
-from tuning.specs.workloads import TraceOptions, Workload, make_workloads
+from tuning.specs.routers import NamedRouter, parse_router
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 
 _SMOKE_REQUESTS = 50
 _FORMATS = {".csv": csv.write_csv, ".parquet": parquet.write_table}
@@ -123,7 +123,7 @@ def request_table(records: Records, scenario: Scenario) -> Any:
     )
 
 
-def summarise(simulation: Simulation, router: RouterSpec, workload: Workload, seed: int) -> dict[str, Any]:
+def summarise(simulation: Simulation, router: NamedRouter, workload: NamedWorkload, seed: int) -> dict[str, Any]:
     """Summarise the episode: ``METRICS``, and each expert's share of the requests and of busy time."""
     shares = routing_shares(workload.scenario, simulation.records(0))
     metrics = episode_metrics(simulation, 0)
@@ -155,7 +155,7 @@ def _write_table(path: Path, table: Any) -> None:
     write_atomically(path, write)
 
 
-def _workload(options: Options) -> Workload:
+def _workload(options: Options) -> NamedWorkload:
     if options.trace.trace is not None and options.arrivals is not None:
         raise InputError(f"arrivals {options.arrivals!r} with a trace: a trace has its own; give one of the two")
     loads = () if options.load is None else (options.load,)

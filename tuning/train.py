@@ -47,7 +47,7 @@ from tuning.run_dir.secret_urls import without_secrets
 from tuning.run_dir.signature import check_signature, signed
 from tuning.training.curve import draw_curve
 from tuning.training.log import LOG, Iteration, RunLog, read_log
-from tuning.training.loop import Diverged, Limits, Trainer
+from tuning.training.loop import Diverged, StopLimits, Trainer
 from tuning.training.options import HELP, Options, complete, defaults, definition, resumed
 from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, world_options
 from tuning.training.worlds import base_world, training_groups
@@ -213,7 +213,7 @@ def _trainer(
     return Trainer(
         algorithm,
         log,
-        Limits(steps=options.steps, iterations=options.iterations, minutes=start.minutes),
+        StopLimits(steps=options.steps, iterations=options.iterations, minutes=start.minutes),
         steps_per_iteration=options.steps_in_iteration,
         validator=validator_of(options, start.scenario),
         validate_every=options.validate_every,

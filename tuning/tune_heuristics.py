@@ -30,7 +30,7 @@ from tuning.run_dir.atomic import write_json
 from tuning.run_dir.digests import code_digest
 from tuning.specs.grammar import format_spec
 from tuning.specs.routers import parse_router
-from tuning.specs.workloads import TraceOptions, Workload, make_workloads, with_prompts
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_prompts
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 
@@ -72,7 +72,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class ParameterTrial:
     """One router with parameters on one workload."""
 
     router: str
@@ -124,7 +124,7 @@ def run(options: Options) -> None:
     print(f"\nWritten: {options.out}")
 
 
-def _entry(workload: Workload, best: Sequence[Trial]) -> dict[str, Any]:
+def _entry(workload: NamedWorkload, best: Sequence[ParameterTrial]) -> dict[str, Any]:
     return {
         "arrivals": workload.arrivals,
         "share_of_capacity": workload.share_of_capacity,
@@ -134,8 +134,8 @@ def _entry(workload: Workload, best: Sequence[Trial]) -> dict[str, Any]:
 
 
 def _try(
-    options: Options, workloads: Sequence[Workload], points: Mapping[_Key, Sequence[dict[str, float]]], label: str
-) -> dict[_Key, list[Trial]]:
+    options: Options, workloads: Sequence[NamedWorkload], points: Mapping[_Key, Sequence[dict[str, float]]], label: str
+) -> dict[_Key, list[ParameterTrial]]:
     """Run every point of every workload and router."""
     worlds = {w.name: w.scenario for w in workloads}
     flat = [(key, parameters) for key, combinations in points.items() for parameters in combinations]
@@ -145,13 +145,13 @@ def _try(
         for (name, router), parameters in flat
     ]
     results = run_cells(cells, options.out.parent / "cells", options.jobs, label)
-    trials: dict[_Key, list[Trial]] = {key: [] for key in points}
+    trials: dict[_Key, list[ParameterTrial]] = {key: [] for key in points}
     for (key, parameters), result in zip(flat, results, strict=True):
-        trials[key].append(Trial(router=key[1], parameters=parameters, result=result))
+        trials[key].append(ParameterTrial(router=key[1], parameters=parameters, result=result))
     return trials
 
 
-def _best(trials: Sequence[Trial]) -> Trial:
+def _best(trials: Sequence[ParameterTrial]) -> ParameterTrial:
     """The first trial with the greatest mean QoS."""
     return max(trials, key=lambda trial: trial.qos)
 
@@ -179,7 +179,7 @@ def _with_middles(value: float, values: Sequence[float], *, whole: bool) -> list
     return sorted({value, *(float(math.floor(m)) if whole else round(m, 6) for m in middles)})
 
 
-def _report(best: Mapping[_Key, Trial], default: Mapping[_Key, Trial]) -> str:
+def _report(best: Mapping[_Key, ParameterTrial], default: Mapping[_Key, ParameterTrial]) -> str:
     rows = [
         [
             workload,

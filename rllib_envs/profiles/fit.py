@@ -35,7 +35,7 @@ _PLAUSIBLE_MS = (0.1, 1e5)
 """Iteration times outside are in another unit than the files' microseconds."""
 
 
-class Limits(TypedDict, total=False):
+class EngineLimits(TypedDict, total=False):
     """Fields of ``EngineProfile`` that no layer file tells."""
 
     overhead: float
@@ -70,7 +70,7 @@ def fit_profile(
     kv_tokens: int,
     kv_bytes_per_token: int,
     server_mixed_ms: float = SERVER_MIXED_MS,
-    **limits: Unpack[Limits],
+    **limits: Unpack[EngineLimits],
 ) -> FittedProfile:
     """Fit ``EngineProfile``'s coefficients to the layer files in ``folder``.
 

@@ -119,7 +119,7 @@ def as_it_is(workload, b, r, e, arrival_s):
     )
 
 
-@kernel
+@kernel_inlined
 def marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s):
     """True marginal QoS of sending request r to expert e; 0 where the expert cannot take it.
 

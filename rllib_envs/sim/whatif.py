@@ -278,7 +278,7 @@ def _load(telemetry, b, e, scratch, engine, slo_s):
     return n
 
 
-@kernel
+@kernel_inlined
 def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effects):
     """Fill ``effects[e]`` (WHATIF_ROW) with what sending the arrived request to expert e now is predicted to do.
 

@@ -247,7 +247,7 @@ def test_a_term_can_be_added_to_the_loss(config, learner):
 
     plain, zero, pulled = trained(None), trained(with_term(0.0)), trained(with_term(100.0))
     assert all(np.array_equal(value, zero[key]) for key, value in plain.items())
-    assert pulled["usual.pooled.2.bias"] > plain["usual.pooled.2.bias"]
+    assert pulled["baseline.pooled.2.bias"] > plain["baseline.pooled.2.bias"]
 
 
 def test_an_algorithm_is_found_by_its_configuration():

@@ -9,7 +9,7 @@ import pytest
 
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluate import _note_on_choice
-from tuning.evaluation.likeness import ALIKE, replay
+from tuning.evaluation.likeness import ALIKE, traffic_profile
 from tuning.evaluation.tuned import shipped_tuned
 from tuning.specs.workloads import TraceOptions, make_workloads
 
@@ -85,7 +85,9 @@ def world(arrivals, load="moderate"):
 
 
 def test_the_distance_of_two_workloads_has_no_direction_and_is_one_to_itself():
-    found = [replay(world(arrivals)) for arrivals in ("poisson", "mmpp", "gamma:cv=3", "azure-conversation", "azure-code")]
+    found = [
+        traffic_profile(world(arrivals)) for arrivals in ("poisson", "mmpp", "gamma:cv=3", "azure-conversation", "azure-code")
+    ]
     assert [one.distance(one) for one in found] == [1] * len(found)
     for one, other in itertools.combinations(found, 2):
         assert one.distance(other) == pytest.approx(other.distance(one))
@@ -93,6 +95,6 @@ def test_the_distance_of_two_workloads_has_no_direction_and_is_one_to_itself():
 
 
 def test_too_few_requests_say_nothing_of_bursts(tmp_path):
-    own = replay(csv(tmp_path, [1.0, 2.0, 4.0]).scenario)
+    own = traffic_profile(csv(tmp_path, [1.0, 2.0, 4.0]).scenario)
     assert math.isnan(own.dispersion)
     assert own.gap_variation == pytest.approx(1 / 3)

@@ -12,7 +12,7 @@ from rllib_envs.errors import InputError
 from tuning.training import loop as training_loop
 from tuning.training.curve import draw_curve
 from tuning.training.log import EVENTS, LOG, RunLog, describe, read_log, summarise, to_line
-from tuning.training.loop import Diverged, Limits, Trainer
+from tuning.training.loop import Diverged, StopLimits, Trainer
 from tuning.training.validation import Difference
 
 
@@ -70,7 +70,7 @@ def train(tmp_path):
 
         with RunLog(tmp_path, []) as log:
             trainer = Trainer(
-                algorithm, log, Limits(**limits), steps_per_iteration=100, validator=None, validate_every=0, save=save
+                algorithm, log, StopLimits(**limits), steps_per_iteration=100, validator=None, validate_every=0, save=save
             )
             try:
                 return trainer.train(), saved

@@ -14,13 +14,13 @@ from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.replay import episode_requests, recorded
 from rllib_envs.workload.traces import cached_trace
-from tuning.specs.workloads import Workload
+from tuning.specs.workloads import NamedWorkload
 
 _DRAWS = 4000  # of prompts, where they are drawn
 _RARE = 1e-3  # no note below this share of such prompts: a handful of thousands
 
 
-def notes_on_arrivals(workloads: Sequence[Workload]) -> list[str]:
+def notes_on_arrivals(workloads: Sequence[NamedWorkload]) -> list[str]:
     """Write a sentence or two for each arrival process that needs a note.
 
     Raises:
@@ -35,7 +35,7 @@ def notes_on_arrivals(workloads: Sequence[Workload]) -> list[str]:
     return notes
 
 
-def _on_replay(process: Arrivals, group: Sequence[Workload]) -> str:
+def _on_replay(process: Arrivals, group: Sequence[NamedWorkload]) -> str:
     assert process.trace is not None
     trace, rows = cached_trace(process.trace), recorded(process).arrival_s.size
     name, requests = Path(process.trace.path).name, episode_requests(group[0].scenario.workload)

@@ -14,8 +14,8 @@ from tuning.metrics.episode import METRICS
 from tuning.metrics.statistics import Interval, mean_interval, paired_difference, relative_difference
 from tuning.output.literal import code, markdown
 from tuning.output.tables import ABSENT, columns_with_figures, markdown_table, metric_title, show_interval, show_percent
-from tuning.specs.routers import RouterSpec
-from tuning.specs.workloads import Workload
+from tuning.specs.routers import NamedRouter
+from tuning.specs.workloads import NamedWorkload
 
 _COLUMNS = (
     "violation_rate",
@@ -35,7 +35,7 @@ NO_INTERVAL = Interval(mean=math.nan, half_width=math.nan)
 class Row:
     """One router."""
 
-    router: RouterSpec  # with the parameters it had here
+    router: NamedRouter  # with the parameters it had here
     result: CellResult
     metrics: dict[str, Interval]  # over seeds
     difference: Interval  # of its QoS to the baseline's, paired by seed
@@ -51,7 +51,7 @@ class Row:
 class Comparison:
     """Routers on one workload, the best mean QoS first."""
 
-    workload: Workload
+    workload: NamedWorkload
     baseline: str  # name of the router that differences are to
     chosen: bool  # whether it was taken because it came out best, rather than asked for
     plain: str | None  # name of the best heuristic that predicts no impact; None where none ran
@@ -62,7 +62,9 @@ class Comparison:
         return next(row for row in self.rows if row.router.name == name)
 
 
-def compare(workload: Workload, routers: Sequence[RouterSpec], results: Sequence[CellResult], baseline: str | None) -> Comparison:
+def compare(
+    workload: NamedWorkload, routers: Sequence[NamedRouter], results: Sequence[CellResult], baseline: str | None
+) -> Comparison:
     """Put the results of a workload side by side.
 
     Args:

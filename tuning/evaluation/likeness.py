@@ -26,7 +26,7 @@ _LEAST = 1e-2  # figures below are equal: arrivals at fixed intervals have a var
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeReplay:
+class TrafficProfile:
     """Statistics of a workload's requests; NaN if there are too few."""
 
     gap_variation: float  # coefficient of variation of the gaps between arrivals; 1 for a Poisson process
@@ -42,7 +42,7 @@ class EpisodeReplay:
             f"prompts {self.prompt_tokens:.0f} tokens, answers {self.output_tokens:.0f}"
         )
 
-    def distance(self, other: EpisodeReplay) -> float:
+    def distance(self, other: TrafficProfile) -> float:
         """The largest factor by which two workloads differ, over the known figures."""
         names = [field.name for field in fields(self) if field.name != "rate_rps"]
         pairs = [(getattr(self, name), getattr(other, name)) for name in names]
@@ -51,7 +51,7 @@ class EpisodeReplay:
         return max((max(ratio, 1 / ratio) for ratio in ratios), default=math.inf)
 
 
-def replay(scenario: Scenario) -> EpisodeReplay:
+def traffic_profile(scenario: Scenario) -> TrafficProfile:
     """Measure the requests of a scenario's workload on episodes that no comparison uses.
 
     Raises:
@@ -59,7 +59,7 @@ def replay(scenario: Scenario) -> EpisodeReplay:
     """
     world, capacity = with_workload(scenario, requests=_REQUESTS), capacity_rps(scenario)
     episodes = [draw_episode(world, capacity, seed) for seed in TUNING_SEEDS[:_EPISODES]]
-    return EpisodeReplay(
+    return TrafficProfile(
         gap_variation=_mean([_gap_variation(episode.arrival_s) for episode in episodes]),
         dispersion=_mean([_dispersion(episode.arrival_s) for episode in episodes]),
         prompt_tokens=_geometric_mean([episode.prompt for episode in episodes]),

@@ -34,7 +34,7 @@ from tuning.output.progress import Progress
 from tuning.run_dir.atomic import write_json
 from tuning.run_dir.digests import code_digest, content_digest
 from tuning.specs.grammar import check_limits
-from tuning.specs.routers import RouterSpec, build_router
+from tuning.specs.routers import NamedRouter, build_router
 
 EVALUATION_SEEDS = range(1_000_000, 2_000_000)
 TUNING_SEEDS = range(2_000_000, 3_000_000)
@@ -48,7 +48,7 @@ _ROUTER_STREAM = 7  # keeps a router's own draws apart from every episode's
 class Cell:
     """One router on one workload."""
 
-    router: RouterSpec
+    router: NamedRouter
     scenario: Scenario
     seeds: tuple[int, ...]
 
@@ -82,7 +82,7 @@ class CellResult:
     ttft_quantiles_s: list[float]  # the same of the time to first token
 
 
-def start_simulation(router: RouterSpec | RoutingPolicy, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
+def start_simulation(router: NamedRouter | RoutingPolicy, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
     """Run one whole episode for each seed.
 
     Args:

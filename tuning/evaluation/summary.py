@@ -17,7 +17,7 @@ from tuning.metrics.statistics import Interval, mean_interval, paired_difference
 from tuning.output.literal import code, markdown
 from tuning.output.tables import ABSENT, markdown_table, metric_title, show_interval, show_percent
 from tuning.specs.faults import NO_FAULT
-from tuning.specs.routers import RouterSpec
+from tuning.specs.routers import NamedRouter
 
 _GPU = "qos_per_gpu_s"
 
@@ -26,7 +26,7 @@ _GPU = "qos_per_gpu_s"
 class SummaryRow:
     """One router over all workloads, each counting alike."""
 
-    router: RouterSpec  # as on the first workload; its parameters may differ on the others
+    router: NamedRouter  # as on the first workload; its parameters may differ on the others
     qos: Interval  # over seeds, of the mean over workloads
     qos_per_gpu_s: Interval
     difference: Interval  # of that mean to the baseline's

@@ -8,12 +8,12 @@ from typing import Any
 
 from rllib_envs.scenario import Scenario, TraceFile
 from rllib_envs.workload.traces import EMPTY, FAILED, cached_trace
-from tuning.specs.workloads import Workload
+from tuning.specs.workloads import NamedWorkload
 
 _REASONS = {FAILED: "failed (0 output tokens)", EMPTY: "empty (0 prompt tokens)"}
 
 
-def notes_on_traces(workloads: Sequence[Workload]) -> list[str]:
+def notes_on_traces(workloads: Sequence[NamedWorkload]) -> list[str]:
     """Write a sentence for each difference between the replay and the file.
 
     Raises:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from models.envelope import Envelope, Measured, Outside, measure
 from rllib_envs.scenario import Scenario
 from tuning.output.literal import printable
-from tuning.specs.routers import RouterSpec, bundle_of
-from tuning.specs.workloads import Workload
+from tuning.specs.routers import NamedRouter, bundle_of
+from tuning.specs.workloads import NamedWorkload
 
 UNKNOWN = "this bundle does not say what it was trained on"
 
 
-def envelope_of_router(router: RouterSpec) -> Envelope | None:
+def envelope_of_router(router: NamedRouter) -> Envelope | None:
     """The training range of a trained router; None if its bundle has none.
 
     Raises:
@@ -26,7 +26,7 @@ def envelope_of_router(router: RouterSpec) -> Envelope | None:
     return load_bundle(folder).trained_on
 
 
-def notes_on_training(routers: Iterable[RouterSpec], workloads: Sequence[Workload]) -> list[str]:
+def notes_on_training(routers: Iterable[NamedRouter], workloads: Sequence[NamedWorkload]) -> list[str]:
     """Write a line for each trained router without a training range, or with a workload outside it.
 
     Raises:

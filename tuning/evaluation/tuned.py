@@ -18,13 +18,12 @@ from rllib_envs.baselines import HEURISTICS
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
-from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Predictions, Scenario
-from rllib_envs.scenario import Workload as WorkloadSpec
-from tuning.evaluation.likeness import ALIKE, replay
+from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Predictions, Scenario, Workload
+from tuning.evaluation.likeness import ALIKE, traffic_profile
 from tuning.run_dir.digests import content_digest
 from tuning.specs.grammar import format_spec, nearest
 from tuning.specs.routers import parse_router
-from tuning.specs.workloads import TraceOptions, Workload, is_process, make_workloads
+from tuning.specs.workloads import NamedWorkload, TraceOptions, is_process, make_workloads
 
 FORMAT = 1
 
@@ -57,7 +56,7 @@ class Tuned:
     fingerprint: str
     entries: dict[str, Entry]  # one or more
 
-    def choose(self, workload: Workload) -> Choice:
+    def choose(self, workload: NamedWorkload) -> Choice:
         """Choose the parameters of a workload: its own, else those for the same arrivals, else for similar arrivals.
 
         Similarity counts burstiness, prompt lengths and answer lengths (``tuning.evaluation.likeness``). Among entries with the
@@ -71,8 +70,8 @@ class Tuned:
             return self._choice(workload.clean_name)
         if any(entry.arrivals == workload.arrivals for entry in self.entries.values()):
             return self._choice(self._at_nearest_load(workload, workload.arrivals))
-        own = replay(_without_faults(workload.scenario))
-        found = {name: own.distance(replay(world)) for name, world in self._worlds(workload).items()}
+        own = traffic_profile(_without_faults(workload.scenario))
+        found = {name: own.distance(traffic_profile(world)) for name, world in self._worlds(workload).items()}
         best = min(found, key=lambda name: found[name], default=None)
         if best is None or found[best] > ALIKE:
             nearest = "" if best is None else f"; the nearest, {best}, differs by a factor of {found[best]:.2g}"
@@ -82,7 +81,7 @@ class Tuned:
     def _choice(self, name: str, why: str = "") -> Choice:
         return Choice(entry=name, parameters=self.entries[name].parameters, why=why)
 
-    def _at_nearest_load(self, workload: Workload, arrivals: str) -> str:
+    def _at_nearest_load(self, workload: NamedWorkload, arrivals: str) -> str:
         moderate = LOAD_FRACTIONS["moderate"]
         share = _share_of_capacity(workload)
 
@@ -91,7 +90,7 @@ class Tuned:
 
         return min((name for name, entry in self.entries.items() if entry.arrivals == arrivals), key=distance)
 
-    def _worlds(self, workload: Workload) -> dict[str, Scenario]:
+    def _worlds(self, workload: NamedWorkload) -> dict[str, Scenario]:
         """For each arrival process, the entry at the nearest load with the workload's scenario under those arrivals.
 
         Entries for traces are left out, as their files are not known here.
@@ -107,11 +106,11 @@ class Tuned:
         return worlds
 
 
-def _share_of_capacity(workload: Workload) -> float:
+def _share_of_capacity(workload: NamedWorkload) -> float:
     """The load as a share of the capacity; for a trace at its own rate, the measured one."""
     share, rate_rps = workload.share_of_capacity, math.nan
     if share is None and workload.load == "native":
-        rate_rps = replay(_without_faults(workload.scenario)).rate_rps
+        rate_rps = traffic_profile(_without_faults(workload.scenario)).rate_rps
     if share is not None:
         return share
     return LOAD_FRACTIONS["moderate"] if math.isnan(rate_rps) else rate_rps / capacity_rps(workload.scenario)
@@ -130,7 +129,7 @@ def world_fingerprint(scenario: Scenario) -> str:
     measured; a file of prompts counts by its content, wherever it lies.
     """
     catalogue = replace(scenario.workload.catalogue, split="train")
-    capacity = capacity_rps(replace(scenario, workload=WorkloadSpec(catalogue=catalogue)))
+    capacity = capacity_rps(replace(scenario, workload=Workload(catalogue=catalogue)))
     prompts = None if catalogue.path is None else content_digest([Path(catalogue.path)])
     world = {
         "experts": [asdict(expert) for expert in scenario.experts],

@@ -21,7 +21,7 @@ from rllib_envs.sim.state import FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.specs.grammar import check_limits
-from tuning.specs.workloads import TraceOptions, Workload, make_workloads
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -73,7 +73,7 @@ class EpisodeReplay:
     """
 
     question: Question
-    workload: Workload
+    workload: NamedWorkload
     choice: NDArray[np.int64]
     predicted: Explanation
     future: Floats
@@ -206,7 +206,7 @@ def _joined(chunks: Iterable[Explanation]) -> Explanation:
     return Explanation(**{f.name: torch.cat([getattr(chunk, f.name) for chunk in every]) for f in fields(Explanation)})
 
 
-def _workload(question: Question) -> Workload:
+def _workload(question: Question) -> NamedWorkload:
     """The load on the scenario, with as many requests as the minute needs where there is a nominal rate."""
     world = replace(question.scenario, variation=None)
     (workload,) = make_workloads(world, (question.load,), (), TraceOptions(), None)

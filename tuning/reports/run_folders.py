@@ -113,7 +113,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class TrialRecord:
     """One trial of a sweep; figures that it did not reach are NaN."""
 
     id: str
@@ -145,7 +145,7 @@ class Sweep:
     space: dict[str, str]  # option -> what it is drawn from
     scheduler: str
     search: str
-    trials: list[Trial]
+    trials: list[TrialRecord]
     ranking: list[Ranked]
     ranking_seeds: int  # episodes that its intervals are over
     reference: str | None  # trial that differences are to
@@ -257,11 +257,11 @@ def _read_sweep(path: Path) -> Sweep:
     )
 
 
-def _trial(data: dict[str, Any]) -> Trial:
+def _trial(data: dict[str, Any]) -> TrialRecord:
     figures = {
         name: _number(data.get(name)) for name in ("iterations", "steps", "seconds", "qos", "late_share", "gpu_s_per_request")
     }
-    return Trial(id=str(data["id"]), settings=dict(data["settings"]), status=str(data["status"]), **figures)
+    return TrialRecord(id=str(data["id"]), settings=dict(data["settings"]), status=str(data["status"]), **figures)
 
 
 def _of_format(path: Path) -> dict[str, Any]:

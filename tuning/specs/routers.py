@@ -31,7 +31,7 @@ _CHECKPOINT, _BUNDLE = "checkpoint:", "bundle:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouterSpec:
+class NamedRouter:
     """One router, as asked for."""
 
     name: str  # as tables show it: a heuristic's name, with the parameters that were given; or checkpoint:PATH
@@ -60,7 +60,7 @@ class RouterSpec:
         return self.name.startswith((_CHECKPOINT, _BUNDLE))
 
 
-def parse_router(text: str) -> RouterSpec:
+def parse_router(text: str) -> NamedRouter:
     """Parse one router. A user's own file is run, as only that tells its parameters.
 
     Raises:
@@ -70,19 +70,19 @@ def parse_router(text: str) -> RouterSpec:
         path = Path(text.partition(":")[2])
         if not path.exists():
             raise InputError(f"router {text!r}: no such file or folder: {path}")
-        return RouterSpec(name=text, heuristic=None, path=path)
+        return NamedRouter(name=text, heuristic=None, path=path)
     if text.startswith(PREFIX):
         own = parse_own(text, "router")
         typed = own.function if own.rest is None else f"{own.function}:{own.rest}"
         values = _parse_numbers(text, typed, {own.function: _load_own(own.text)})
-        return RouterSpec(name=format_spec(own.text, values), heuristic=None, parameters=_sorted(values), path=own.file)
+        return NamedRouter(name=format_spec(own.text, values), heuristic=None, parameters=_sorted(values), path=own.file)
     if text.partition(":")[0] not in HEURISTICS:
         raise InputError(
             f"router {text!r}: unknown; {nearest(text, HEURISTICS)} (or bundle:PATH, checkpoint:PATH, {PREFIX}FILE.py:FUNCTION)"
         )
     values = _parse_numbers(text, text, HEURISTICS)
     name = text.partition(":")[0]
-    return RouterSpec(name=format_spec(name, values), heuristic=name, parameters=_sorted(values))
+    return NamedRouter(name=format_spec(name, values), heuristic=name, parameters=_sorted(values))
 
 
 def _parse_numbers(text: str, typed: str, known: Mapping[str, Heuristic]) -> dict[str, float]:
@@ -100,7 +100,7 @@ def _sorted(values: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(values.items()))
 
 
-def parse_routers(texts: Iterable[str]) -> list[RouterSpec]:
+def parse_routers(texts: Iterable[str]) -> list[NamedRouter]:
     """Parse routers in order, with ``all`` and ``best`` expanded and without duplicates.
 
     Raises:
@@ -114,7 +114,7 @@ def parse_routers(texts: Iterable[str]) -> list[RouterSpec]:
     return list({spec.text: spec for spec in map(parse_router, singles)}.values())
 
 
-def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> RouterSpec:
+def with_tuned(spec: NamedRouter, tuned: Mapping[str, Mapping[str, float]]) -> NamedRouter:
     """Give a heuristic with a bare name its tuned parameters, if there are any; its name stays."""
     if spec.heuristic is None or spec.parameters:
         return spec
@@ -123,7 +123,7 @@ def with_tuned(spec: RouterSpec, tuned: Mapping[str, Mapping[str, float]]) -> Ro
     return replace(spec, parameters=parameters)
 
 
-def build_router(router: RouterSpec | RoutingPolicy, observation: Observation) -> tuple[RoutingPolicy, Observation]:
+def build_router(router: NamedRouter | RoutingPolicy, observation: Observation) -> tuple[RoutingPolicy, Observation]:
     """Build the router as a function, and adapt the scenario's ``observation`` to it.
 
     Args:
@@ -134,7 +134,7 @@ def build_router(router: RouterSpec | RoutingPolicy, observation: Observation) -
         InputError: a checkpoint that cannot be loaded.
         TypeError: a function that does not take what a router takes.
     """
-    if not isinstance(router, RouterSpec):
+    if not isinstance(router, NamedRouter):
         return _with_needs(as_heuristic(router), {}, observation)
     if router.is_trained:
         return _load_trained(router)
@@ -161,7 +161,7 @@ def _load_own(text: str) -> Heuristic:
         raise InputError(f"router {own.text!r}: {error}") from None
 
 
-def bundle_of(spec: RouterSpec) -> Path | None:
+def bundle_of(spec: NamedRouter) -> Path | None:
     """The folder of a trained router's bundle; None for a heuristic.
 
     Raises:
@@ -176,7 +176,7 @@ def bundle_of(spec: RouterSpec) -> Path | None:
     return find_checkpoint(spec.path) / BUNDLE
 
 
-def _load_trained(spec: RouterSpec) -> tuple[RoutingPolicy, Observation]:
+def _load_trained(spec: NamedRouter) -> tuple[RoutingPolicy, Observation]:
     import torch  # here: who compares heuristics need not wait for torch
 
     from models.export.bundle import bundle_router

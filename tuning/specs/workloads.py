@@ -49,7 +49,7 @@ class TraceOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class NamedWorkload:
     """A scenario under one arrival process and load, with or without a fault."""
 
     arrivals: str
@@ -81,7 +81,7 @@ def make_workloads(
     trace: TraceOptions,
     requests: int | None,
     faults: Sequence[str] = (),
-) -> list[Workload]:
+) -> list[NamedWorkload]:
     """Cross every arrival process, load and fault; the scenario's own if none is given.
 
     Raises:
@@ -125,12 +125,12 @@ def with_prompts(scenario: Scenario, path: Path) -> Scenario:
     return replace(with_workload(scenario, catalogue=catalogue), capacity_rps=None)
 
 
-def _make(world: Scenario, process: Arrivals, load: str) -> Workload:
+def _make(world: Scenario, process: Arrivals, load: str) -> NamedWorkload:
     what = f"arrivals {_arrivals_name(process)!r} at load {load!r}"
     scenario = _changed(world, what, arrivals=process, load=1.0)  # a process that brings its own prompts has its own capacity
     capacity = capacity_rps(scenario)
     scenario = _changed(replace(scenario, capacity_rps=capacity), what, load=_parse_load(load, capacity))
-    return Workload(
+    return NamedWorkload(
         arrivals=_arrivals_name(process),
         load=load,
         fault=NO_FAULT,

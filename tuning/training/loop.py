@@ -26,7 +26,7 @@ _PATIENCE_S = 10  # after SIGTERM or SIGHUP: who sends it soon sends SIGKILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class StopLimits:
     """When a run ends: at the first of those that are given."""
 
     steps: int | None = None  # environment steps since the run began
@@ -67,7 +67,7 @@ class Trainer:
         self,
         algorithm: Algorithm,
         log: RunLog,
-        limits: Limits,
+        limits: StopLimits,
         *,
         steps_per_iteration: int,
         validator: Validator,

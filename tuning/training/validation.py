@@ -19,7 +19,7 @@ from tuning.evaluation.matrix import TUNING_SEEDS, start_simulation
 from tuning.evaluation.tuned import shipped_tuned
 from tuning.metrics.episode import mean_qos, request_metrics, routing_shares
 from tuning.specs.routers import parse_router, with_tuned
-from tuning.specs.workloads import TraceOptions, Workload, make_workloads
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 from tuning.training.worlds import MIXED, OWN
 
 _BASELINE = "impact-greedy"
@@ -48,7 +48,7 @@ class _Episodes:
     figures: list[dict[str, float]]  # of each workload
 
 
-def validation_workloads(scenario: Scenario, load: str, requests: int) -> list[Workload]:
+def validation_workloads(scenario: Scenario, load: str, requests: int) -> list[NamedWorkload]:
     """The validation workloads for a training load; mixed stands for light, moderate and heavy.
 
     Raises:
@@ -86,7 +86,7 @@ class Validator:
             for workload, row, figures in zip(self._workloads, differences, episodes.figures, strict=True)
         }
 
-    def _heuristic(self, workload: Workload) -> NDArray[np.float64]:
+    def _heuristic(self, workload: NamedWorkload) -> NDArray[np.float64]:
         tuned = shipped_tuned(workload.scenario)
         spec = with_tuned(parse_router(_BASELINE), tuned.choose(workload).parameters if tuned else {})
         simulation = start_simulation(spec, workload.scenario, self._seeds)
