@@ -1,7 +1,7 @@
-"""A reward term of your own, around the Gymnasium environment: a price for each token that an expert is told to write.
+"""A reward term of your own, around the Gymnasium environment: a price for each token that an expert is predicted to write.
 
-What it does: the wrapper below subtracts ``price * told output tokens * billions of parameters / 1000`` of the expert that is
-chosen, a rough cost of its energy. The script plays two rules, the best told score and the best told score less
+What it does: the wrapper below subtracts ``price * predicted output tokens * billions of parameters / 1000`` of the expert that is
+chosen, a rough cost of its energy. The script plays two rules, the best predicted score and the best predicted score less
 the charge, and prints what each earns with and without the term.
 
 Run it:
@@ -31,39 +31,39 @@ from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.rows import ARRIVED_FEATURES
 
 PREDICTED_LENGTH, PREDICTED_SCORE = ARRIVED_FEATURES.index("predicted_length"), ARRIVED_FEATURES.index("predicted_score")
-TOKENS = 256  # of a told length of 1
+TOKENS = 256  # of a predicted length of 1
 
 
 class PricedTokens(gym.Wrapper[Any, Any, Any, Any]):
-    """Charges each request for the tokens that it is told to get, by the size of the model."""
+    """Charges each request for the tokens that it is predicted to get, by the size of the model."""
 
     def __init__(self, env: gym.Env[Any, Any], price: float) -> None:
         super().__init__(env)
         experts = env.unwrapped.scenario.experts  # type: ignore[attr-defined]
         self.charges = price * TOKENS * np.array([expert.params_b for expert in experts]) / 1000
-        self._told = np.zeros(len(experts))
+        self._predicted = np.zeros(len(experts))
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(**options)
-        self._told = observation["arrived"][:, PREDICTED_LENGTH]
+        self._predicted = observation["arrived"][:, PREDICTED_LENGTH]
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a decision; ``info["cost"]`` is what it was charged."""
-        cost = float(self.charges[action] * self._told[action]) if action < self.charges.size else 0.0
+        cost = float(self.charges[action] * self._predicted[action]) if action < self.charges.size else 0.0
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._told = observation["arrived"][:, PREDICTED_LENGTH]
+        self._predicted = observation["arrived"][:, PREDICTED_LENGTH]
         return observation, float(reward) - cost, terminated, truncated, {**info, "cost": cost}
 
 
 def best_score(observation: Any, env: PricedTokens) -> int:
-    """The best told score among the experts that can take the request."""
+    """The best predicted score among the experts that can take the request."""
     return int(np.where(observation["action_mask"][:-1] > 0, observation["arrived"][:, PREDICTED_SCORE], -np.inf).argmax())
 
 
 def best_value(observation: Any, env: PricedTokens) -> int:
-    """The best told score less the charge."""
+    """The best predicted score less the charge."""
     value = observation["arrived"][:, PREDICTED_SCORE] - env.charges * observation["arrived"][:, PREDICTED_LENGTH]
     return int(np.where(observation["action_mask"][:-1] > 0, value, -np.inf).argmax())
 

@@ -1,7 +1,7 @@
 """The training range of a router: the range of each input over the training scenarios, stored with the weights.
 
-Far from its training data a network's scores are arbitrary; it may silently drop every request. The inputs here are those that no
-decision influences. They are read from observations in episodes whose requests are all dropped. A scenario is outside if an input
+Far from its training data a network's scores are arbitrary; it may silently drop every request. The inputs here are those that
+actions do not influence. They are read from observations in episodes whose requests are all dropped. A scenario is outside if an
 leaves its range by more than a share of the range's width (``INPUTS``).
 """
 
@@ -24,7 +24,7 @@ from rllib_envs.simulation import Simulation
 
 Floats = NDArray[np.float64]
 Measured = dict[str, Floats]
-"""Name of an input -> its values, (..., N) or, where it is of the whole cluster, (..., 1)."""
+"""Name of an input -> its values, (..., N), or (..., 1) for the whole cluster."""
 
 _FIRST_SEED = 5_000_000  # of the episodes: neither for training nor for comparisons
 _EPISODES, _REQUESTS = 4, 300
@@ -62,8 +62,8 @@ def _ratio(value: float) -> str:
 class Input(NamedTuple):
     """How to compare and show an input."""
 
-    slack: float = 1.0  # how far a world may leave the range, in widths of it
-    least: float = 0.1  # the width counts as this at least: training may have had one value alone
+    slack: float = 1.0  # how far a scenario may leave the range, in widths of it
+    least: float = 0.1  # smallest width to assume: training may have had only one value
     show: Callable[[float], str] = _plain
 
 
@@ -76,14 +76,14 @@ _TOLD: dict[str, Input] = {
     "max_running": Input(least=0.5),
     "mean_score": Input(),
 }
-"""Columns of EXPERT_FEATURES, as the router is told them."""
+"""Columns of EXPERT_FEATURES, as given to the router."""
 
 _OTHERS: dict[str, Input] = {
     "step_drift": Input(least=0.5),  # log of the actual over the nominal iteration time
     "length_drift": Input(least=0.5),  # log of true over predicted output tokens, the mean over requests
     "prompt": Input(least=0.25, show=_prompt),  # mean over requests of log(1 + feature)
     "predicted_length": Input(least=0.25, show=_length),
-    # Prompts of which the task alone is known are 1.9 and 1.4 widths off, and the router holds there (docs/results.md).
+    # Prompts of which only the task is known are 1.9 and 1.4 widths off; the router works well there (docs/results.md).
     "score_spread": Input(slack=2.0, least=0.05),  # standard deviation of the predicted scores of an expert
     "score_noise": Input(slack=2.0, least=0.05),  # spread of the predicted scores of one request, beyond the means
     "experts": Input(least=0.5, show=_count),  # logarithm of their number
@@ -102,8 +102,8 @@ class Outside:
     value: str
     low: str
     high: str
-    excess: float  # how far, in what is allowed
-    expert: int | None  # the expert it is of; None where it is of the whole cluster
+    excess: float  # excess in units of the allowed slack
+    expert: int | None  # the expert concerned; None: the whole cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +205,7 @@ def _loads(world: Scenario, rates_rps: Floats) -> Floats:
         return np.array(world.workload.mixed_range)[:, None]
     if load in LOAD_FRACTIONS:
         return np.array([[LOAD_FRACTIONS[cast(str, load)]]])
-    rate_rps = float(np.mean(rates_rps)) if isinstance(load, str) else load  # a trace's own, or as it is given
+    rate_rps = float(np.mean(rates_rps)) if isinstance(load, str) else load  # a trace's own rate, or the given one
     return np.array([[rate_rps / capacity_rps(replace(world, capacity_rps=None))]])
 
 

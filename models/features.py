@@ -1,7 +1,7 @@
-"""What the networks read of an observation: columns for each expert, as it is, as it would be, and as a choice.
+"""The networks' inputs from an observation: columns for each expert's state, its state with the request, and the choice.
 
-All of it is computed from the observation alone (``EdgeRoutingEnv``), for any number of experts, and in the same order for each:
-permuting the experts permutes the columns. Unbounded quantities go through ``squash``.
+All columns are computed from the observation alone (``EdgeRoutingEnv``). They work for any number of experts. Permuting the
+experts permutes the columns. Unbounded quantities go through ``squash``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rllib_envs.sim.rows import (
 
 Observation = Mapping[str, Tensor]
 
-_STEADY = ("running", "kv_used", "step_time", "max_budget_used", "mean_budget_used")  # as they are, whoever is sent there
+_STEADY = ("running", "kv_used", "step_time", "max_budget_used", "mean_budget_used")  # no action changes them
 _GROWING = ("waiting", "kv_reserved", "prefill_backlog", "decode_backlog", "score_present", "score_at_risk")
 _ROLLED = ("soft_before", "drain_before_s", "stay_1_before", "stay_4_before", "stay_16_before")
 _ROLLED_AFTER = ("drain_s", "stay_1", "stay_4", "stay_16")
@@ -36,12 +36,12 @@ _ENGINE = (
 )  # fmt: skip
 _ROLLED_SCALE = (0.25, 0.1, 0.25, 0.25, 0.25)
 _LN_CAPACITY = math.log(2 ** EXPERT_TABLE["kv_capacity"].scale)  # exp2 has no counterpart in ONNX
-_BOUND = 20.0  # no request is worth more than 1; what ruins twenty others need not look worse still
+_BOUND = 20.0  # no request is worth more than 1, so the loss of more than twenty requests is cut off here
 
-_PACE = 4  # columns of the cluster that say how much arrives, whatever was decided
+_PACE = 4  # columns of the cluster that describe the offered load, which no action changes
 _POOLED = 6  # columns of ``_pooled``
 _CHANGING = len(_GROWING) + len(_ROLLED)
-_UNBOUNDED = [len(_STEADY), _CHANGING, _CHANGING, len(ARRIVED_FEATURES), len(_EFFECT), 2]  # columns that are squashed, as one
+_UNBOUNDED = [len(_STEADY), _CHANGING, _CHANGING, len(ARRIVED_FEATURES), len(_EFFECT), 2]  # columns to squash, in one call
 _CONTEXT = len(_ENGINE) + len(CLUSTER_FEATURES)
 
 STATE_COLUMNS = len(_STEADY) + _CHANGING + _CONTEXT
@@ -57,16 +57,16 @@ REQUEST_COLUMNS = _TOLD + _CONTEXT - (len(CLUSTER_FEATURES) - _PACE)
 
 
 class FeatureColumns(NamedTuple):
-    """What the networks read, for each of N experts."""
+    """The networks' inputs, for each of N experts."""
 
-    state: Tensor  # (B, N, STATE_COLUMNS) the expert as it is: load, what the roll-out predicts of it, engine, the cluster's load
-    choice: Tensor  # (B, N, CHOICE_COLUMNS) sending the request there: the expert before and after, and what that does
-    request: Tensor  # (B, N, REQUEST_COLUMNS) what no decision has an influence on: request, engine, rate of arrivals
-    marginal: Tensor  # (B, N) the roll-out's estimate of the marginal QoS; 0 where there are no what-if results
+    state: Tensor  # (B, N, STATE_COLUMNS) the expert's present state: load, roll-out predictions, engine, cluster load
+    choice: Tensor  # (B, N, CHOICE_COLUMNS) sending the request there: the expert before and after, and the effects
+    request: Tensor  # (B, N, REQUEST_COLUMNS) columns that no action influences: request, engine, arrival rate
+    marginal: Tensor  # (B, N) the roll-out's estimate of the marginal QoS; 0 without what-if results
 
 
 def squash(x: Tensor) -> Tensor:
-    """``sign(x) * log(1 + |x|)``: near the identity around 0, so that outliers stay tame."""
+    """``sign(x) * log(1 + |x|)``: close to the identity near 0; it limits outliers."""
     return x.sign() * x.abs().log1p()
 
 
@@ -91,7 +91,7 @@ def arrived_quantity(observation: Observation, name: str) -> Tensor:
 
 
 def whatif_column(observation: Observation, name: str) -> Tensor:
-    """(B, N) one of WHATIF_FEATURES; 0 where the observation has no what-if results."""
+    """(B, N) one of WHATIF_FEATURES; 0 if the observation has no what-if results."""
     if "whatif" not in observation:
         return torch.zeros_like(observation["experts"][..., 0])
     return observation["whatif"][..., WHATIF_FEATURES.index(name)]
@@ -140,10 +140,10 @@ def read_columns(observation: Observation) -> FeatureColumns:
 
 
 def units(observation: Observation) -> tuple[Tensor, Tensor]:
-    """What the request would use up at each expert, both (B, N), in units of 100 SLO.
+    """The resources that the request would use at each expert, both (B, N), in units of 100 SLO.
 
-    Its share of the batch's time while it is there; and the share of the KV memory that it would hold, times how long it would
-    stay at the present pace.
+    The first is the request's share of the batch time over its stay. The second is its share of the KV memory times its length of
+    stay at the current pace.
     """
     prompt, length = (arrived_quantity(observation, name) for name in ("prompt", "predicted_length"))
     sequence, context, prefill = (expert_quantity(observation, f"{name}_time") for name in ("sequence", "context", "prefill"))
@@ -153,20 +153,20 @@ def units(observation: Observation) -> tuple[Tensor, Tensor]:
 
 
 def congestion(observation: Observation) -> Tensor:
-    """(B, N) time times the share of the KV memory that those present will need: what ``impact_greedy`` prices (baselines)."""
+    """(B, N) time times the reserved share of the KV memory: the quantity that ``impact_greedy`` prices (baselines)."""
     return units(observation)[0] * expert_column(observation, "kv_reserved")
 
 
 def kv_tokens(observation: Observation) -> Tensor:
-    """(B, N) tokens that each expert's KV memory holds."""
+    """(B, N) KV capacity of each expert, tokens."""
     return KV_UNIT_TOKENS * torch.exp(_LN_CAPACITY * expert_column(observation, "kv_capacity"))
 
 
 def _pooled(score: Tensor, surprise: Tensor, length: Tensor) -> Tensor:
-    """(B, N, 6) what is told of the request for all experts together, to each of them.
+    """(B, N, 6) the predictions for all experts together, given to each expert.
 
-    Scores and lengths that are told for different experts err independently, and the truths have much in common (how hard the
-    request is): what is told for the others says what to believe of what is told for one.
+    Prediction errors of different experts are independent, while the true values are correlated through the request's difficulty.
+    So the predictions for the other experts help to correct that for one.
     """
     spread = (score * score).mean(dim=-1)
     columns = [
@@ -186,7 +186,7 @@ def _take(x: Tensor, known: Sequence[str], names: Sequence[str]) -> Tensor:
 
 
 def _cluster(observation: Observation) -> Tensor:
-    """(B, N, cluster) the cluster's features, told to each expert; gaps between arrivals times N: what one expert sees."""
+    """(B, N, cluster) the cluster's features, copied to each expert; gaps between arrivals times N: the gaps at one expert."""
     experts, cluster = observation["experts"], observation["cluster"]
     n = torch.full_like(cluster[..., :2], experts.shape[-2]).log()
     cluster = torch.cat([cluster[..., :2] + n, cluster[..., 2:]], dim=-1)

@@ -1,4 +1,4 @@
-"""The action impact estimator: what sending the arrived request to an expert does to everyone's quality of service.
+"""The action impact estimator: the effect of sending the arrived request to an expert on the QoS of all requests.
 
 The roll-out (``rllib_envs.sim.whatif``) gives a first estimate; a small network corrects it.
 """
@@ -24,30 +24,30 @@ from rllib_envs.sim.rows import REQUEST_TABLE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Why the estimator thinks what it thinks of each action; all (B, N), a column for each expert."""
+    """The estimate for each action and its parts; all (B, N), a column for each expert."""
 
     latency: Tensor  # predicted latency per token of the request, in units of the SLO (at most 10)
-    in_time: Tensor  # predicted chance that it is in time
-    quality: Tensor  # its told score
-    own: Tensor  # quality * in_time: QoS to expect of it
-    others: Tensor  # change of the soft QoS of those present
-    newly_late: Tensor  # how many of those present are expected to miss the SLO because of it
-    lost: Tensor  # their told scores: the QoS that goes with them
-    correction: Tensor  # what was learned on top
+    in_time: Tensor  # predicted probability that it meets the SLO
+    quality: Tensor  # its predicted score
+    own: Tensor  # quality * in_time: its expected QoS
+    others: Tensor  # change of the soft QoS of in-flight requests
+    newly_late: Tensor  # expected number of in-flight requests that miss the SLO because of it
+    lost: Tensor  # their predicted scores: the QoS that is lost with them
+    correction: Tensor  # the learned correction
     marginal: Tensor  # predicted marginal QoS: own + others + correction
 
 
 class ImpactEstimator(nn.Module):
     """Predicted marginal QoS of sending the request to each expert: the roll-out's estimate plus a learned correction.
 
-    The marginal QoS of an action is the change in the QoS that the cluster will have realised if the action is taken and nobody
-    else arrives. The roll-out says ``told score * P(in time) + change of the soft QoS of those present``, with the lengths and
-    scores that were told and the engines as they are believed. The correction is regressed on the marginal QoS that follows with
-    the truth, of ALL actions, which the simulator knows; it is 0 before training.
+    The marginal QoS of an action is the change that it makes to the cluster's realised QoS, with no further arrivals. The
+    roll-out predicts ``predicted score * P(in time) + change of the soft QoS of in-flight requests``, with predicted lengths
+    and scores and nominal engines. The correction is fitted by regression to the true marginal QoS of ALL actions, which the
+    simulator computes. It is 0 before training.
 
     Args:
         hidden: width of the correction's layers; 0 for none.
-        embedding: width of an encoder's embedding of each choice that the correction may use (``GatedMLP``); 0 for none.
+        embedding: width of an encoder's embedding of each choice, an optional input of the correction (``GatedMLP``); 0 for none.
 
     Shapes:
         - columns: ``read_columns`` of the observation; embedding: (B, N, embedding)
@@ -69,7 +69,7 @@ class ImpactEstimator(nn.Module):
         return self.correction(columns.choice, embedding).squeeze(-1)
 
     def explain(self, observation: Observation, columns: FeatureColumns, embedding: Tensor | None = None) -> Explanation:
-        """The estimate of every action and what it is made of."""
+        """The estimate of every action and its parts."""
         in_time, quality = whatif_column(observation, "own_success"), arrived_column(observation, "predicted_score")
         others, correction = whatif_column(observation, "soft_change"), self.correct(columns, embedding)
         return Explanation(
@@ -86,9 +86,9 @@ class ImpactEstimator(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Two hidden layers on given columns, the first of which also hears an embedding: through weights that are 0 before training.
+    """Two hidden layers with an embedding as side input to the first, through weights that are 0 before training.
 
-    So the network begins as if there were no embedding, and whatever the embedding adds has to earn its place.
+    So the network starts as if it had no embedding. Training adds the embedding's effect.
 
     Args:
         columns: width of the input.
@@ -111,7 +111,7 @@ class GatedMLP(nn.Module):
 
 
 def zero_linear(width: int, out: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer that gives 0 before training."""
+    """A linear layer that returns 0 before training."""
     layer = nn.Linear(width, out, bias=bias)
     nn.init.zeros_(layer.weight)
     if bias:
@@ -120,12 +120,12 @@ def zero_linear(width: int, out: int, *, bias: bool = True) -> nn.Linear:
 
 
 def paper_impact(observation: Observation) -> Tensor:
-    """(B, N) the closed form of arXiv 2508.00234: told QoS of the running requests that the newcomer would push past the SLO.
+    """(B, N) the closed form of arXiv 2508.00234: predicted QoS of running requests that the newcomer would push past the SLO.
 
     ``sum_j s_j * 1[l_now,j + D_j > L]``, ``D_j = (k1*p_i + k2*sum_{k=1..min(d_j - o_j, d_i)-1} (p_i + k)) / d_j``: see
-    ``rllib_envs.reward.paper_impact``, which has the true lengths; here they are as told, and requests beyond the slots do not
+    ``rllib_envs.reward.paper_impact``, which uses the true lengths. Here they are predicted, and requests beyond the slots do not
     count. k1 and k2 are the engine's prefill time per token and its decode time per context token. Requests without a token yet
-    have no latency per token and are left out, as in the paper; one that computes its context anew after a preemption counts
+    have no latency per token; they are left out, as in the paper. A request that recomputes its context after a preemption counts
     here, but not there.
     """
     columns = zip(REQUEST_TABLE.items(), observation["running"].unbind(dim=-1), strict=True)

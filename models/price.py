@@ -1,7 +1,7 @@
 """The congestion price: the opportunity cost of sending a request to an expert, as a formula with few parameters.
 
-``rllib_envs.baselines.impact_greedy`` has the simplest form of it, with one parameter tuned for each load. Here the price follows
-the load and the engine's figures, so that one set of parameters serves any cluster at any load. ``models.rllib.avl.price_search``
+``rllib_envs.baselines.impact_greedy`` has its simplest form, with one parameter tuned for each load. This price depends on the
+load and the engine's figures, so one set of parameters serves any cluster at any load. ``models.rllib.avl.price_search``
 finds the parameters by direct search.
 """
 
@@ -25,28 +25,28 @@ class Term(NamedTuple):
 
 
 TERMS: dict[str, Term] = {
-    # The logarithm of the price of a unit, as a sum:
+    # The logarithm of the price per unit, as a sum:
     "level": Term(-0.35, 0.1),
     "load": Term(1.02, 0.1),  # times log(offered load / .5)
     "rise": Term(0.6, 0.075),  # times log(recent / long-run offered load)
     "experts": Term(-0.44, 0.075),  # times log(experts / 6): the fewer there are, the less the others can take over
     "reserved": Term(-0.09, 0.15),  # times the mean reserved share of the KV memory, less .5
-    "kv_capacity": Term(-0.09, 0.1),  # times the expert's own figures, about 0 in the middle
+    "kv_capacity": Term(-0.09, 0.1),  # times the expert's own figures, about 0 at typical values
     "base_time": Term(0.86, 0.25),
     "sequence_time": Term(4.01, 0.3),
     "context_time": Term(0.01, 0.1),
     "prefill_time": Term(0.29, 0.15),
     "mean_score": Term(0.57, 0.15),
-    # Units: what the request takes of the engine
+    # Units: the request's use of the engine
     "memory": Term(0.27, 0.06),  # weight of KV memory beside time
-    "size": Term(-0.2, 0.04),  # exponent beyond 1: large requests cost more or less than in proportion
-    # times how scarce it is there:
+    "size": Term(-0.2, 0.04),  # exponent beyond 1: nonlinear cost of large requests
+    # times the scarcity there:
     "power": Term(1.42, 0.1),  # exponent of the expert's reserved share of KV memory
-    "floor": Term(0.35, 0.025),  # what an idle expert costs
+    "floor": Term(0.35, 0.025),  # cost of an idle expert
     "queue": Term(-0.01, 0.1),  # weight of 32 waiting requests
     # Weight of softened deadlines, from 0 to 1:
     "softening": Term(0.67, 0.075),  # times |log(recent / long-run offered load)| beyond its value at steady load
-    # What overload adds to some of these, times the logarithm of the recent offered load above capacity
+    # Additions to some of these under overload, times the logarithm of the recent offered load above capacity
     "overload_level": Term(0.17, 0.05),
     "overload_reserved": Term(0.17, 0.075),
     "overload_kv_capacity": Term(0.1, 0.05),
@@ -65,11 +65,11 @@ _OVERLOADED = {name.removeprefix(_OVERLOAD) for name in TERMS if name.startswith
 _CHANGES = [[float(name == _OVERLOAD + usual) for usual in _USUAL] for name in TERMS if name.startswith(_OVERLOAD)]
 
 _LOG_BOUND = 5.0
-_LOG_LOADS = (math.log(0.02), 0.0)  # a price goes by the load from here to there: nobody carries more for long
+_LOG_LOADS = (math.log(0.02), 0.0)  # the price uses the load within these bounds; sustained load stays below capacity
 _LOG_LOADS_RECENT = (math.log(0.02), math.log(8.0))  # overload
 _LOG_TYPICAL_LOAD, _LOG_TYPICAL_EXPERTS, _TYPICAL_UNITS = math.log(0.5), math.log(6), 0.1
 _STEADY = 0.3  # difference of the logarithms of recent and long-run load at steady load
-_FIGURES = {  # of an expert: what is taken off, and the scale
+_FIGURES = {  # of an expert: the offset to subtract, and the scale
     "kv_capacity": (0.0, 1.0),
     "base_time": (0.4, 1.0),
     "sequence_time": (0.025, 10.0),
@@ -106,7 +106,7 @@ class Price(nn.Module):
         """(B, N) costs; ``terms`` (B, len(TERMS)) are other parameters for each cluster of the batch."""
         term, figures = self._terms_now(observation, terms)
         slow, fast = _loads(observation)
-        count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # no constant of an exported graph
+        count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # not a constant of an exported graph
         log_price = (
             term["level"]
             + term["load"] * (slow - _LOG_TYPICAL_LOAD)
@@ -138,7 +138,7 @@ class Price(nn.Module):
         usual, changes = (self.terms if terms is None else terms).split([len(_USUAL), len(_CHANGES)], dim=-1)
         overload = _loads(observation)[1].clamp(min=0)
         values = usual + overload * (changes @ changes.new_tensor(_CHANGES))
-        # Those that overload does not change are constants of a traced graph: the fewer small operations, the sooner it decides.
+        # Parameters that overload does not change are constants of a traced graph: fewer small operations, faster decisions.
         term = {name: (values if name in _OVERLOADED else usual)[..., i, None] for i, name in enumerate(_USUAL)}
         return term, values[..., _FIRST_FIGURE : _FIRST_FIGURE + len(_FIGURES)]
 

@@ -81,10 +81,10 @@ class RouterSpec:
 
 
 def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
-    """Check that an observation has the router's inputs. Otherwise every impact would be 0 and every request dropped.
+    """Check that an observation has the router's inputs. Without them every impact is 0 and every request is dropped.
 
     Args:
-        spec: what the router is made of.
+        spec: the router's specification.
         parts: names of the observation's parts.
 
     Raises:
@@ -115,15 +115,15 @@ class Router(nn.Module):
     first. So an untrained router is impact-greedy with a congestion price that rises with the offered load. l softens deadlines
     when load fluctuates (``Price``). A drop changes nothing, now or later: its score is 0, plus a learned u.
 
-    Weights are shared by the experts, so any number of them will do; permuting them permutes their scores and leaves that of
-    drop. Where an expert is loaded is seen from that expert's own columns and embedding.
+    Weights are shared by the experts, so any number of experts works. Permuting the experts permutes their scores and leaves that
+    of drop. The router sees the load of an expert in that expert's own columns and embedding.
 
     Args:
-        spec: what it is made of.
+        spec: the network's specification.
 
     Shapes:
         - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
-        - output: (B, N + 1), ``MASKED_SCORE`` where the action is not possible
+        - output: (B, N + 1), ``MASKED_SCORE`` for impossible actions
     """
 
     def __init__(self, spec: RouterSpec) -> None:

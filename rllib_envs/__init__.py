@@ -1,4 +1,4 @@
-"""The world: scenarios, simulator, workloads, environments, heuristic routers. Importing it registers the environments."""
+"""The simulated world: scenarios, simulator, workloads, environments, heuristics. Importing it registers the environments."""
 
 import gymnasium as gym
 

@@ -1,8 +1,8 @@
-"""Heuristic routers: one function each, from what a router may see to an action for each cluster.
+"""Heuristic routers: one function each, from a router's view to an action for each cluster.
 
-A function here under ``@heuristic`` is all that a new heuristic is: names, help, checks and tuning follow from it. It takes the
-simulation and a generator, and returns (B,) actions. It reads the observation only; the one exception is
-``impact_greedy_true``, the reference with true information. Where no expert can take the request, it is dropped.
+A new heuristic is one function here under ``@heuristic``; names, help, checks and tuning follow from it. It takes the
+simulation and a generator, and returns (B,) actions. It reads only the observation. The one exception is
+``impact_greedy_true``, the reference with true information. If no expert can take the request, it is dropped.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _SHRINK = Parameter(low=0.0, high=10.0, grid=(0.75, 1.0, 1.25, 1.5))
 
 @heuristic()
 def random(simulation: Simulation, rng: np.random.Generator) -> Actions:
-    """Any expert that can take the request, all equally likely."""
+    """A random expert that can take the request, all equally likely."""
     mask = available(simulation.view)
     return best_expert(rng.random(mask.shape), mask)
 
 
 @heuristic()
 def round_robin(simulation: Simulation, rng: np.random.Generator) -> Actions:
-    """The experts in turn, skipping those that cannot take the request."""
+    """The experts in turn; skips those that cannot take the request."""
     mask = available(simulation.view)
     n = mask.shape[1]
     return best_expert(-((np.arange(n) - simulation.cursor[:, None]) % n).astype(float), mask)
@@ -68,7 +68,7 @@ def power_of_two(simulation: Simulation, rng: np.random.Generator) -> Actions:
 
 @heuristic(best=True)
 def least_work(simulation: Simulation, rng: np.random.Generator) -> Actions:
-    """The expert with the least predicted work, this request included: tokens left times the engine's time for one."""
+    """The expert with the least predicted work, this request included: tokens left times the engine's time per token."""
     view = simulation.view
     decode = expert_quantity(view, "decode_backlog") + arrived_quantity(view, "predicted_length")
     prefill = expert_quantity(view, "prefill_backlog") + arrived_quantity(view, "prompt")
@@ -96,7 +96,7 @@ def lmetric(simulation: Simulation, rng: np.random.Generator) -> Actions:
     parameters={"cap": Parameter(low=1.0, grid=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 512), whole=True)},
 )
 def quality_greedy(simulation: Simulation, rng: np.random.Generator, *, cap: float = np.inf) -> Actions:
-    """The best told score among the experts with fewer than ``cap`` requests; the shortest queue where there is none."""
+    """The best predicted score among the experts with fewer than ``cap`` requests; the shortest queue if there is none."""
     view = simulation.view
     mask = available(view)
     free = mask & (present(view) < cap)
@@ -106,13 +106,13 @@ def quality_greedy(simulation: Simulation, rng: np.random.Generator, *, cap: flo
 
 @heuristic(best=True, needs=("whatif",), parameters={"shrink": _SHRINK, "price": _PRICE})
 def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: float = 0.0, shrink: float = 0.75) -> Actions:
-    """The best predicted marginal QoS: own chance to be in time times told score, plus the change for those present.
+    """The best predicted marginal QoS: P(in time) times predicted score, plus the change for in-flight requests.
 
-    Deadlines are soft, with the scale ``observation.whatif_tau`` of the scenario, since predictions err. Told scores are shrunk
-    towards the expert's mean score (or spread, ``shrink`` > 1, against a high price). ``price`` charges for what the request
-    costs those to come (``_congestion``). Drops what would do more harm than good.
+    Deadlines are soft, with the scale ``observation.whatif_tau`` of the scenario, since predictions err. Predicted scores are
+    shrunk towards the expert's mean score; ``shrink`` > 1 spreads them, against a high price. ``price`` is the congestion price:
+    it charges for the opportunity cost of the request (``_congestion``). Drops requests of negative value.
 
-    The scenario must ask for the what-if results (``observation.whatif``).
+    The scenario must provide the what-if results (``observation.whatif``).
     """
     view = simulation.view
     means = np.array([expert.mean_score for expert in simulation.scenario.experts])
@@ -124,7 +124,7 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
 
 @heuristic(needs=("whatif",), parameters={"shrink": _SHRINK})
 def myopic_impact_greedy(simulation: Simulation, rng: np.random.Generator, *, shrink: float = 0.75) -> Actions:
-    """``impact_greedy`` without a price: the best for those present, whoever may come."""
+    """``impact_greedy`` without a price: the best action for in-flight requests, without regard to later ones."""
     return impact_greedy(simulation, rng, price=0.0, shrink=shrink)
 
 
@@ -137,19 +137,19 @@ def myopic_impact_greedy(simulation: Simulation, rng: np.random.Generator, *, sh
 def calibrated_impact_greedy(
     simulation: Simulation, rng: np.random.Generator, *, price: float = 0.0, shrink: float = 0.75
 ) -> Actions:
-    """``impact_greedy`` that learns, while it works, how far told lengths and engine figures are off.
+    """``impact_greedy`` with online calibration: it learns the errors of predicted lengths and engine figures.
 
-    The scenario must ask for the what-if results and for their calibration (``observation.whatif``, ``observation.calibrate``):
-    it is there that this router differs.
+    The scenario must provide the what-if results and their calibration (``observation.whatif``, ``observation.calibrate``). Only
+    these inputs differ from ``impact_greedy``.
     """
     return impact_greedy(simulation, rng, price=price, shrink=shrink)
 
 
 @heuristic(needs=("counterfactual",))
 def impact_greedy_true(simulation: Simulation, rng: np.random.Generator) -> Actions:
-    """The best TRUE marginal QoS: what impact-greedy without a price would do if predictions were true; no router, and no bound.
+    """The best TRUE marginal QoS: impact-greedy without a price and with perfect predictions; no router, and no upper bound.
 
-    It is myopic and never drops: a price on congestion is worth more than the truth under load. The scenario must ask for the
+    It is myopic and never drops: under load a congestion price is worth more than the truth. The scenario must provide the
     counterfactual.
     """
     mask = available(simulation.view)
@@ -157,10 +157,10 @@ def impact_greedy_true(simulation: Simulation, rng: np.random.Generator) -> Acti
 
 
 def _congestion(view: View) -> Values:
-    """(B, N) what the request costs those to come.
+    """(B, N) the opportunity cost of the request.
 
-    Its share of the batch's time while it is there, in units of 100 SLO, times the share of the KV memory that those present will
-    need: the fuller the dearer. Of some twenty forms tried on edge6 the best.
+    Its share of the batch time over its stay, in units of 100 SLO, times the reserved share of the KV memory. The cost rises as
+    the memory fills. This was the best of some twenty forms tried on edge6.
     """
     prompt, length = arrived_quantity(view, "prompt"), arrived_quantity(view, "predicted_length")
     per_token = expert_quantity(view, "sequence_time") + expert_quantity(view, "context_time") * (prompt + length / 2)

@@ -1,4 +1,4 @@
-"""What a cluster can carry: the figure that named loads are fractions of."""
+"""The capacity of a cluster: named loads are fractions of it."""
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
@@ -22,12 +22,12 @@ from rllib_envs.workload.replay import recorded
 IN_TIME = 0.9
 """Share of the requests that must finish within the SLO for a rate to count as carried."""
 _REPEATS, _REQUESTS = 4, 1000
-_HALVINGS = 20  # of the logarithm of an interval that spans a million; the draws leave several per cent
+_HALVINGS = 20  # of the logarithm of an interval that spans a million; sampling noise of several per cent remains
 _SEED = 20_250_801
 
 
 def capacity_rps(scenario: Scenario) -> float:
-    """The scenario's ``capacity_rps``, measured where it is not given (``expert_capacities`` summed)."""
+    """The scenario's ``capacity_rps``; if it is not given, the measured one (sum of ``expert_capacities``)."""
     if scenario.capacity_rps is not None:
         return scenario.capacity_rps
     return float(expert_capacities(scenario).sum())
@@ -36,9 +36,9 @@ def capacity_rps(scenario: Scenario) -> float:
 def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     """(N,) largest Poisson rate, requests/s, at which each expert, alone, finishes 90 % of its requests within the SLO.
 
-    Found by halving an interval of rates on fixed draws of the scenario's catalogue, with the prompts and output lengths of its
-    arrival process where that brings its own (of a trace, rows from all over its window). The sum over experts is the capacity
-    of the cluster: it knows nothing of a router, so that loads of different clusters compare.
+    Found by bisection of an interval of rates, on fixed draws of the scenario's catalogue. If the arrival process has its own
+    prompts and output lengths, these are used (for a trace, rows from its whole window). The sum over experts is the capacity of
+    the cluster. It does not depend on a router, so loads of different clusters are comparable.
 
     Raises:
         InputError: the catalogue or the trace cannot be read.
@@ -47,7 +47,7 @@ def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
     workload = Workload(
         catalogue=scenario.workload.catalogue, arrivals=arrivals if arrivals.brings_prompts else Arrivals(), load=1.0
     )
-    # What the figure does not depend on is left out, so that scenarios which differ in it share one measurement.
+    # Fields without influence on the figure are left out, so that scenarios which differ only in them share one measurement.
     return _measure(
         Scenario(name="capacity", experts=scenario.experts, slo_s_per_token=scenario.slo_s_per_token, workload=workload)
     )
@@ -82,7 +82,7 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
 
 
 def _brought(arrivals: Arrivals, rng: np.random.Generator) -> ArrivalBatch:
-    """What the arrival process brings: prompts and lengths of as many requests, drawn together from all that it has."""
+    """Prompts and lengths from the arrival process for that many requests, drawn together from all of its rows."""
     batch = recorded(arrivals) if arrivals.kind == "trace" else draw_arrivals(arrivals, 1.0, _REQUESTS, rng)
     prompt, lengths = batch.prompt_tokens, batch.lengths
     if prompt is None and lengths is None:
@@ -97,9 +97,9 @@ def _brought(arrivals: Arrivals, rng: np.random.Generator) -> ArrivalBatch:
 
 @kernel
 def _run_alone(state, workload, slo_s, step, late):
-    """Send every request of each one-expert cluster to its expert; share that was late or rejected, (B,).
+    """Send every request of each one-expert cluster to its expert; returns the share that was late or rejected, (B,).
 
-    Prompts that the expert can never hold do not count: no rate is low enough for them.
+    Prompts that the expert can never hold do not count, since they fail at any rate.
     """
     cursor = np.zeros(late.size, np.int32)
     now_s = np.zeros(late.size)

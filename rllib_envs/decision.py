@@ -1,18 +1,18 @@
-"""A decision's way through the world of B clusters: its phases, in order.
+"""The phases of one decision in B clusters, in order.
 
 ========================  =====================================================================================================
-``marginal_qos``          counterfactual of the action taken, where the reward asks for it
-``route``                 the request goes to an expert's queue, or to none
-``advance_to_next``       time passes to the next arrival; what finishes is credited to the step
-``sync_telemetry``        the cluster as the router sees it then, which may be late
-``update_calibration``    the router corrects its figures by what it sees (calibration)
+``marginal_qos``          counterfactual of the action taken, if the reward uses it
+``route``                 the request goes to an expert's queue, or is dropped
+``advance_to_next``       time advances to the next arrival; requests that finish are credited to the step
+``sync_telemetry``        the router's view of the cluster at that time, possibly delayed
+``update_calibration``    the router corrects its figures by its observations (calibration)
 ``observe``               rows of the experts, their requests and the cluster
-``predict``               what-if result of each action, as far as the router knows
-``true_marginals``        counterfactual of each action, with the truth: a target for training
+``predict``               predicted what-if result of each action, from the router's information
+``true_marginals``        true counterfactual of each action: a training target
 ========================  =====================================================================================================
 
-``decide`` goes through the first three, ``write_observation`` through the rest. A phase takes what those before it left and
-writes its own records; none reaches back.
+``decide`` runs the first three phases, ``write_observation`` the rest. A phase reads the records of earlier phases and writes its
+own. No phase changes those of an earlier one.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -43,11 +43,11 @@ from rllib_envs.view import ObservationRows
 
 
 class World(NamedTuple):
-    """Everything that the compiled step touches."""
+    """All data that the compiled step uses."""
 
     state: State
-    late: State  # what telemetry shows, where it is late; else the state itself
-    nominal: NDArray[np.void]  # (B, N) ENGINE, as the router was told, corrected by the calibration where that is asked for
+    late: State  # the state that delayed telemetry shows; without a delay, the state itself
+    nominal: NDArray[np.void]  # (B, N) ENGINE, the nominal engines, corrected by the calibration if it is on
     calibration: Calibration
     workload: RequestTable
     cursor: NDArray[np.int32]  # (B,) number of the request to route
@@ -67,12 +67,12 @@ class Rules(NamedTuple):
     tau: float
     predict: bool  # write the what-if results
     track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
-    calibrate: bool  # learn from telemetry how far the figures are off
+    calibrate: bool  # learn the errors of the figures from telemetry
 
 
 @kernel_inlined
 def decide(world, rules, b, action, step):
-    """Carry out one decision of cluster b (an expert's index, or N = drop), up to the next arrival; ``step``: what came of it."""
+    """Carry out one decision of cluster b (an expert's index, or N = drop), up to the next arrival; ``step`` gets the results."""
     state, workload, r, now_s = world.state, world.workload, world.cursor[b], world.now_s[b]
     marginal = 0.0
     if rules.track_future > 0 and action < state.experts.shape[1] and not fits_none(state.engines, b, workload.prompt[b, r]):
@@ -88,7 +88,7 @@ def decide(world, rules, b, action, step):
 
 @kernel_inlined
 def write_observation(world, rules, b):
-    """Write the observation of cluster b, the what-if results and the counterfactuals where asked for."""
+    """Write the observation of cluster b, and the what-if results and counterfactuals if they are on."""
     workload, nominal, rows = world.workload, world.nominal, world.rows
     telemetry = sync_telemetry(
         world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, b, rules.slo_s

@@ -28,24 +28,24 @@ _BOUND = 1e6
 class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     """Route each request of a workload to one of N LLM experts, or drop it.
 
-    A decision epoch is an arrival: time passes from one arrival to the next, and after the last one until the cluster is empty.
+    A decision epoch is an arrival. Time advances from one arrival to the next, and after the last one until the cluster is empty.
 
-    Action: ``Discrete(N + 1)``: an expert's index, or N = drop. An expert whose queue is full or that cannot hold the request is
-    masked; a request sent there all the same is rejected and earns 0. A request that no expert could ever hold is too long: it
-    goes to none, whatever the action, and costs nothing.
+    Action: ``Discrete(N + 1)``: an expert's index, or N = drop. An expert is masked if its queue is full or it cannot hold the
+    request. A request sent to a masked expert is rejected and earns 0. A request that no expert could ever hold is too long. It
+    is not routed, whatever the action, and costs nothing.
 
-    Observation: a dict of float32 arrays, zero where there is nothing, never anything true about lengths or scores:
+    Observation: a dict of float32 arrays, zero where there is no request. It never contains true lengths or scores:
 
     ================  ==========================  =====================================================================
-    ``arrived``       (N, 3)                      the arrived request as told for each expert (ARRIVED_FEATURES)
+    ``arrived``       (N, 3)                      the arrived request as predicted for each expert (ARRIVED_FEATURES)
     ``experts``       (N, 23)                     each expert: load, KV, backlog, its engine (EXPERT_FEATURES)
     ``running``       (N, running_slots, 8)       running requests, by admission (REQUEST_FEATURES)
-    ``waiting``       (N, waiting_slots, 8)       waiting requests, by queue position; those beyond are in ``experts``
+    ``waiting``       (N, waiting_slots, 8)       waiting requests, by queue position; ``experts`` counts those beyond the slots
     ``running_mask``  (N, running_slots)          1 where there is a request
     ``waiting_mask``  (N, waiting_slots)          1 where there is a request
     ``cluster``       (8,)                        the cluster as a whole (CLUSTER_FEATURES)
     ``action_mask``   (N + 1,)                    1 where the action is possible; drop always is
-    ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario asks for it
+    ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario sets it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights
@@ -54,8 +54,8 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     Termination: after the last request of the episode, whose step drains the cluster. Never truncated.
 
     Info: ``dt`` (seconds from this decision to the next), then ``qos``, ``finished``, ``late``, ``dropped``, ``rejected`` and
-    ``too_long`` in that time, and ``marginal_qos`` (N + 1,), the true marginal QoS of every action for the request just shown, if
-    the scenario asks for it (a training target: a router must not see it).
+    ``too_long`` in that time. If the scenario sets it, also ``marginal_qos`` (N + 1,): the true marginal QoS of every action for
+    the current request. It is a training target that a router must not see.
 
     Example:
         >>> env = gym.make("EdgeRouting-v0", scenario="edge6")
@@ -81,12 +81,12 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
         self.action_space = spaces.Discrete(self.scenario.n_experts + 1)
         self._history = None
         if render_mode:
-            from rllib_envs.viewer import History  # here: only who draws pays for importing matplotlib
+            from rllib_envs.viewer import History  # here: matplotlib is imported only for rendering
 
             self._history = History(self.scenario)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observations, dict[str, Any]]:
-        """Begin an episode; ``seed`` fixes it and, through the generator it seeds, all that follow without one."""
+        """Begin an episode; ``seed`` fixes it and seeds the generator of all later episodes without a seed."""
         super().reset(seed=seed)
         self._simulation.start(0, _episode_seed(self.np_random))
         if self._history is not None:
@@ -134,12 +134,12 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
     ) -> None:
         """Set up B = ``num_envs`` environments.
 
-        ``copy=False`` hands out the internal buffers, which the next call overwrites. ``worlds`` has a scenario for each
-        environment, where their episodes are drawn differently (``Simulation``).
+        ``copy=False`` returns the internal buffers, which the next call overwrites. ``worlds`` has a scenario for each
+        environment, if their episodes are drawn differently (``Simulation``).
 
         Raises:
             InputError: no such scenario, or not a valid one.
-            ValueError: num_envs < 1, or a render mode is asked for.
+            ValueError: num_envs < 1, or a render mode is given.
         """
         if render_mode is not None:
             raise ValueError(f"render_mode = {render_mode!r}: the vector environment has none; render a single one")

@@ -1,4 +1,4 @@
-"""The one error a user can cause: it says what is wrong, where, and what is allowed."""
+"""The error for bad user input: it says what is wrong, where, and what is allowed."""
 
 
 class InputError(ValueError):

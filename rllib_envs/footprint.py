@@ -1,4 +1,4 @@
-"""What a simulation takes of the memory, known before it is taken."""
+"""Memory use of a simulation, computed before it is allocated."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rllib_envs.sim.state import RECORD, REQUEST
 _GIB = 2**30
 _WHATIF_BYTES = 4 * 32  # of an expert's what-if results, at most
 _SHOWN_BYTES = 4 * 9  # of a slot: eight features and the mask
-_TOLD_BYTES = 4 * 4  # of a request at one expert: true and told, score and length
+_TOLD_BYTES = 4 * 4  # of a request at one expert: true and predicted, score and length
 
 
 def machine_bytes() -> int:
-    """Memory of this machine."""
+    """Memory of this machine, bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def simulation_bytes(scenario: Scenario, batch: int, requests: int) -> dict[str, int]:
-    """Bytes of the arrays of ``batch`` clusters with so many requests each, by the fields that they grow with.
+    """Bytes of the arrays of ``batch`` clusters with ``requests`` requests each, by the fields that they grow with.
 
-    They are within a tenth of what is taken.
+    The estimate is within a tenth of the actual use.
     """
     n, seen = scenario.n_experts, scenario.observation
     engines = [expert.engine for expert in scenario.experts]
@@ -37,10 +37,10 @@ def simulation_bytes(scenario: Scenario, batch: int, requests: int) -> dict[str,
 
 
 def check_footprint(scenario: Scenario, batch: int, requests: int) -> None:
-    """See that the machine has the memory for ``batch`` clusters with so many requests each.
+    """Check that the machine has the memory for ``batch`` clusters with ``requests`` requests each.
 
     Raises:
-        InputError: it has not; names the fields that ask for most of it, and the bytes.
+        InputError: it has not; names the fields that need most of it, and the bytes.
     """
     parts = simulation_bytes(scenario, batch, requests)
     total, machine = sum(parts.values()), machine_bytes()

@@ -1,6 +1,6 @@
-"""What a heuristic router is: a function, what it must be shown, and the numbers that it takes.
+"""A heuristic router: a function, the observation parts that it needs, and its numeric parameters.
 
-``rllib_envs.baselines`` has those that are shipped. Here is what they are made with: the decorator, and readers of the view.
+``rllib_envs.baselines`` has the built-in ones. This module has the decorator and readers of the view.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class RoutingPolicy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A number that a heuristic takes."""
+    """A numeric parameter of a heuristic."""
 
     low: float = -math.inf
     high: float = math.inf
-    grid: tuple[float, ...] = ()  # values that tune-heuristics tries first, ascending; () = it is not tuned
-    whole: bool = False  # it counts something
+    grid: tuple[float, ...] = ()  # values that tune-heuristics tries first, ascending; () = not tuned
+    whole: bool = False  # whether it is an integer
 
 
 TAU = Parameter(low=1e-3, high=1e3, grid=(0.02, 0.05, 0.1, 0.2))
@@ -48,13 +48,13 @@ TAU = Parameter(low=1e-3, high=1e3, grid=(0.02, 0.05, 0.1, 0.2))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heuristic:
-    """A heuristic router with what else is to be known of it. Called, it decides."""
+    """A heuristic router and its metadata. A call returns its decisions."""
 
     decide: Callable[..., Actions]
-    needs: frozenset[Need]  # what its scenario must show
+    needs: frozenset[Need]  # fields that its scenario must provide
     parameters: Mapping[str, Parameter]  # by name, those of the function and ``tau``
-    best: bool  # whether the group ``best`` has it
-    tuned_as: str | None  # heuristic whose tuned parameters it has, where it has none of its own
+    best: bool  # whether it belongs to the group ``best``
+    tuned_as: str | None  # heuristic whose tuned parameters it uses, if it has none of its own
 
     def __call__(self, simulation: Simulation, rng: np.random.Generator, **parameters: float) -> Actions:
         """(B,) actions for the arrived requests."""
@@ -62,12 +62,12 @@ class Heuristic:
 
     @property
     def sees_truth(self) -> bool:
-        """Whether it is shown true lengths and scores, as no router is."""
+        """Whether it sees true lengths and scores, which a router never does."""
         return "counterfactual" in self.needs
 
     @property
     def grid(self) -> dict[str, tuple[float, ...]]:
-        """Values to tune by parameter; empty where there is nothing to tune."""
+        """Values to tune by parameter; empty if there are none."""
         if self.tuned_as is not None:
             return {}
         return {name: parameter.grid for name, parameter in self.parameters.items() if parameter.grid}
@@ -83,13 +83,13 @@ def heuristic(
     """Make a heuristic of a function of (simulation, generator) and keyword-only numbers with defaults.
 
     Args:
-        needs: fields of ``Observation`` that it needs; with ``whatif`` it takes ``tau`` besides.
-        parameters: bounds, and values to tune, of its numbers; those that are not named may be any.
-        best: whether it is one of ``best`` on the command line.
-        tuned_as: name of the heuristic whose tuned parameters it has.
+        needs: fields of ``Observation`` that it needs; with ``whatif`` it also takes ``tau``.
+        parameters: bounds of its numbers, and values to tune; a number that is not named has no bounds.
+        best: whether it belongs to ``best`` on the command line.
+        tuned_as: name of the heuristic whose tuned parameters it uses.
 
     Raises:
-        TypeError: the function does not take this, or a parameter is named that it does not take.
+        TypeError: the function has other arguments, or a named parameter does not exist.
     """
 
     def make(function: Callable[..., Actions]) -> Heuristic:
@@ -109,16 +109,16 @@ def heuristic(
 
 
 def as_heuristic(router: Callable[..., Actions]) -> Heuristic:
-    """A heuristic as it is; a plain function as one that needs nothing beyond the usual view.
+    """Return a heuristic unchanged; wrap a plain function as one that needs only the default view.
 
     Raises:
-        TypeError: it does not take what a router takes.
+        TypeError: it does not take a router's arguments.
     """
     return router if isinstance(router, Heuristic) else heuristic()(router)
 
 
 def best_expert(value: Values, allowed: NDArray[np.bool_]) -> Actions:
-    """(B,) the allowed expert of greatest value, both (B, N); drop where none is allowed."""
+    """(B,) the allowed expert of greatest value, both (B, N); drop if none is allowed."""
     best = np.where(allowed, value, -np.inf).argmax(axis=1)
     return np.where(allowed.any(axis=1), best, allowed.shape[1])
 
@@ -129,12 +129,12 @@ def available(view: View) -> NDArray[np.bool_]:
 
 
 def expert_feature(view: View, name: str) -> NDArray[np.float32]:
-    """(B, N) a figure of each expert, of ``EXPERT_FEATURES``, scaled as networks read it."""
+    """(B, N) a figure of each expert, of ``EXPERT_FEATURES``, as scaled for networks."""
     return view.experts[..., EXPERT_FEATURES.index(name)]
 
 
 def arrived_feature(view: View, name: str) -> NDArray[np.float32]:
-    """(B, N) a figure of the arrived request as told for each expert, of ``ARRIVED_FEATURES``, scaled as networks read it."""
+    """(B, N) a predicted figure of the arrived request at each expert, of ``ARRIVED_FEATURES``, as scaled for networks."""
     return view.arrived[..., ARRIVED_FEATURES.index(name)]
 
 

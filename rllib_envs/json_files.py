@@ -1,4 +1,4 @@
-"""The JSON that users give, and that is read back: whole, in UTF-8, without what JSON does not have."""
+"""Strict JSON for user files and files read back: complete, UTF-8, no extensions of JSON."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, where: str, first_line: int | None = None) -> Any:
-    """The value that a text in JSON stands for.
+    """Parse a JSON text.
 
     Args:
-        text: the whole of it.
+        text: the complete text.
         where: where it was read, for messages.
-        first_line: number of its first line there, where it is a part of a file.
+        first_line: number of its first line in the file, if it is only part of the file.
 
     Raises:
         InputError: it is not JSON, nested too deeply, has a key twice in one object, or a number that is not finite or too long.

@@ -1,9 +1,9 @@
-"""Cluster state -> padded graph arrays: the one place where a router's view is made.
+"""Cluster state -> padded graph arrays: the only place that builds a router's view.
 
-The simulator fills the state from its engines; anything else that fills the same records (live telemetry) gets the same view.
-All entries are float32 of order one. Requests are shown in the engines' own order, running ones by admission and waiting ones
-by queue position; those beyond the slots are counted and summed in the expert's features. Nothing here depends on a true
-length or score: what a request has left is what its prediction leaves.
+The simulator fills the state from its engines. Any other source of the same records (live telemetry) gives the same view. All
+entries are float32 of order one. Requests are shown in the engines' order: running ones by admission, waiting ones by queue
+position. Requests beyond the slots are counted and summed in the expert's features. Nothing here depends on a true length or
+score; remaining tokens come from the predicted length.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -53,22 +53,22 @@ PACE_GAINS = (0.005, 0.05)
 
 _SLOW, _FAST = 0, 1
 
-_GUESS_WEIGHT = 8  # gaps that the guess counts for which a cluster begins with
+_GUESS_WEIGHT = 8  # weight of the initial guess of a cluster, in gaps
 
 
 class Pace(NamedTuple):
-    """How much comes to B clusters: moving averages, slow and fast."""
+    """Offered load of B clusters: moving averages, slow and fast."""
 
     gaps: NDArray[np.float64]  # (B, 2) of the gaps between arrivals, seconds
-    work: NDArray[np.float64]  # (B, 2) of what a request asks of an engine, seconds
-    counted: NDArray[np.int32]  # (B,) number of requests whose work is in them
+    work: NDArray[np.float64]  # (B, 2) of the engine time per request, seconds
+    counted: NDArray[np.int32]  # (B,) number of requests whose work is included
 
 
 @kernel
 def describe_engines(nominal, calibration, b, slo_s, rows):
-    """Write the fields that describe the engines of cluster b themselves, as ``nominal`` (B, N) has them.
+    """Write the fields that describe the engines of cluster b, from ``nominal`` (B, N).
 
-    Without calibration they do not change within an episode. ``calibration`` (B, N): what has been learnt (CALIBRATION).
+    Without calibration they are constant within an episode. ``calibration`` (B, N): the learned corrections (CALIBRATION).
     ``rows`` (B, N): EXPERT_ROW records.
     """
     for e in range(nominal.shape[1]):
@@ -118,9 +118,9 @@ def _tally(sums, request, output, remaining, used, elapsed_slo, step_slo):
 
 @kernel_inlined
 def _observe_expert(telemetry, engine, b, e, slo_s, rows):
-    """Fill everything about expert e of cluster b; returns the mask bit: whether it can take one more.
+    """Fill all features of expert e of cluster b; returns the mask bit: whether it can take one more.
 
-    The loop over the decoding requests is the hot one: 32-bit arithmetic halves its time.
+    The loop over the decoding requests dominates the run time; 32-bit arithmetic halves it.
     """
     source, actual, now_s = telemetry.source, telemetry.actual, telemetry.now_s
     first_pending = telemetry.first_pending
@@ -160,7 +160,7 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
         else:
             decode_beyond += remaining
         sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
-    # Cached already: of the prompts in the iteration under way, or of the one that the last iteration left half computed.
+    # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
     shown_wait = 0
     for i in range(n_dec, n_known + telemetry.arrived - first_pending):
@@ -196,7 +196,7 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
             decode_beyond += remaining
         prefill += request.prompt + generated
         sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
-    for i in range(n_run, slots_run):  # empty what the last observation had shown
+    for i in range(n_run, slots_run):  # clear the entries of the last observation
         if mask_run[i] == 0:
             break
         mask_run[i] = 0
@@ -228,9 +228,9 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
 
 @kernel
 def update_gap_ema(pace, b, seen, gap_s):
-    """Take a gap between arrivals into the moving averages of cluster b, which has ``seen`` so many, this one included.
+    """Update the moving averages of cluster b with a gap between arrivals; ``seen``: gaps so far, this one included.
 
-    The first ones count for more than the gains say: what the averages begin with is a guess.
+    The first gaps have more weight than the gains give, since the initial value is a guess.
     """
     for i in range(len(PACE_GAINS)):
         pace.gaps[b, i] += max(PACE_GAINS[i], 1.0 / (seen + _GUESS_WEIGHT)) * (gap_s - pace.gaps[b, i])
@@ -238,12 +238,12 @@ def update_gap_ema(pace, b, seen, gap_s):
 
 @kernel
 def update_work_ema(pace, nominal, workload, b, r):
-    """Take the work of request r into the moving averages of cluster b: seconds of an engine's time, the mean over experts.
+    """Update the moving averages of cluster b with the work of request r: seconds of engine time, the mean over experts.
 
-    Once, however often one looks.
+    Repeated calls count a request once.
 
-    What a request asks of an engine is its share of the batch's time: ``b*d + c*d*(p + d/2) + a*p`` for p prompt tokens and d
-    output tokens, as told (see ``EngineProfile``). What an iteration costs whoever is in it is shared by the batch and left out.
+    The work of a request is its share of the batch time: ``b*d + c*d*(p + d/2) + a*p`` for p prompt tokens and d output tokens,
+    as predicted (see ``EngineProfile``). The fixed cost of an iteration is shared by the batch and left out.
     """
     if not pace.counted[b] <= r < workload.total[b]:
         return
@@ -251,7 +251,7 @@ def update_work_ema(pace, nominal, workload, b, r):
     n_experts = nominal.shape[1]
     prompt = workload.prompt[b, r]
     mean_s = 0.0
-    for e in range(0 if fits_none(nominal, b, prompt) else n_experts):  # what fits nowhere asks nothing
+    for e in range(0 if fits_none(nominal, b, prompt) else n_experts):  # a request that fits nowhere needs no work
         engine = nominal[b, e]
         length = workload.predicted_tokens[b, r, e] * engine.length_factor
         mean_s += (length * (engine.b_s + engine.c_s * (prompt + 0.5 * length)) + engine.a_s * prompt) / n_experts
@@ -263,8 +263,8 @@ def update_work_ema(pace, nominal, workload, b, r):
 def observe(telemetry, nominal, workload, pace, b, slo_s, rows):
     """Write the observation of cluster b for its arrived request.
 
-    ``nominal`` holds the engine figures that the router goes by. After the last request the arrived part is zero, and only drop
-    is allowed.
+    ``nominal`` has the engine figures that the router uses. After the last request the arrived part is zero, and only drop is
+    allowed.
     """
     update_work_ema(pace, nominal, workload, b, telemetry.arrived)
     n_experts = nominal.shape[1]

@@ -1,7 +1,7 @@
-"""Functions of a user's own, named as ``python:FILE.py:FUNCTION``: routers and arrival processes that no package has.
+"""User functions named as ``python:FILE.py:FUNCTION``: routers and arrival processes outside the package.
 
-Reading such a function runs the file. The name is therefore taken from the command line and from Python alone: scenario files
-and other data that hold one are refused where they are read.
+Loading such a function runs the file. So the name is accepted only on the command line and from Python. Scenario files and other
+data that contain one are refused when they are read.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _FORM = re.compile(r"python:(?P<file>.+?\.py):(?P<function>[^\W\d]\w*)(?::(?P<re
 
 
 class OwnName(NamedTuple):
-    """A function in a file, and what stands behind it."""
+    """A function in a file, and the text after it."""
 
     file: Path
     function: str
-    rest: str | None  # after a further colon; None: there is none
+    rest: str | None  # text after a further colon; None: no further colon
 
     @property
     def text(self) -> str:
-        """The name, without the rest."""
+        """The name, without ``rest``."""
         return f"{PREFIX}{self.file}:{self.function}"
 
 
 def parse_own(text: str, what: str) -> OwnName:
-    """Read a name, and run nothing.
+    """Parse a name without running any code.
 
     Args:
-        text: what the user gave.
+        text: the user's input.
         what: what it names, for messages.
 
     Raises:
@@ -55,16 +55,16 @@ def parse_own(text: str, what: str) -> OwnName:
 
 
 def load_own(name: OwnName, what: str) -> Callable[..., Any]:
-    """Run the file, once for each content that it has, and return its function.
+    """Run the file, once for each version of its content, and return its function.
 
-    The folder of the file is not searched for what it imports: it imports what any script could, and nothing beside it.
+    The file's folder is not added to the import path: the file can import installed packages, but not its neighbours.
 
     Args:
         name: of the function.
         what: what it is, for messages.
 
     Raises:
-        InputError: no such file, it fails as it is read, or it has no such function.
+        InputError: no such file, an error while it runs, or no such function in it.
     """
     where = f"{what} {name.text!r}"
     if not name.file.is_file():

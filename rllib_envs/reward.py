@@ -1,4 +1,4 @@
-"""The tailored reward: what a step earns, term by term, with the scenario's weights."""
+"""The reward of a step: its terms, with the scenario's weights."""
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
@@ -20,7 +20,7 @@ def paper_impact(state, b, e, now_s, slo_s, prompt, output):
     The sum of the scores s_j of the running requests j that the newcomer i would push past the SLO:
     ``s_j * 1[l_now,j + D_j > L]`` with ``D_j = (k1*p_i + k2*sum_{k=1..min(d_j - o_j, d_i)-1} (p_i + k)) / d_j``, where l_now,j is
     the time since arrival over o_j, the tokens so far; d are true lengths; k1 and k2 are the engine's prefill time per token and
-    decode time per context token. A request that has no token yet has no latency per token and is left out, as in the paper.
+    decode time per context token. A request without a token yet has no latency per token; it is left out, as in the paper.
     """
     expert = state.experts[b, e]
     engine = state.engines[b, e]
@@ -41,7 +41,7 @@ def paper_impact(state, b, e, now_s, slo_s, prompt, output):
 
 @kernel
 def paper_impact_all(state, workload, cursor, now_s, actions, slo_s, out):
-    """``paper_impact`` of each cluster's action, (B,); 0 for a drop, what fits nowhere, and where the episode is over."""
+    """``paper_impact`` of each cluster's action, (B,); 0 for a drop, a request that fits nowhere, and after the episode's end."""
     for b in range(actions.size):
         e, r = actions[b], cursor[b]
         out[b] = 0.0

@@ -22,7 +22,7 @@ from rllib_envs.yaml_files import dump_yaml
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # strict: true and "1" are no numbers, 1.0 is no integer
 
-# The bounds are far beyond what any cluster has, and such that no product of figures overflows.
+# The bounds are far beyond any real cluster, and no product of figures overflows.
 Positive = Annotated[float, Field(ge=1e-6, le=1e9)]
 NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -42,7 +42,7 @@ TRACE = "trace"
 """The kind of arrivals that replays a trace."""
 
 DEFAULT_REQUESTS = 2000
-"""Arrivals in an episode where ``Workload.requests`` does not say and nothing is replayed."""
+"""Arrivals in an episode if ``Workload.requests`` is not set and no trace is replayed."""
 
 
 def _printable(name: str) -> str:
@@ -52,12 +52,12 @@ def _printable(name: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
-"""What tables, figures, file names and terminals show."""
+"""Characters that tables, figures, file names and terminals can show."""
 
 
 def _known_kind(kind: str) -> str:
     if kind.startswith(PREFIX):
-        if parse_own(kind, "arrivals").rest is not None:  # its file is run when it is drawn, not here
+        if parse_own(kind, "arrivals").rest is not None:  # its file runs when arrivals are drawn, not here
             raise ValueError(f"{kind!r}: numbers are given in parameters")
         return kind
     if kind not in (*PROCESSES, TRACE):
@@ -66,7 +66,7 @@ def _known_kind(kind: str) -> str:
 
 
 def _pairs(given: Any) -> Any:
-    """Numbers by name as a value that can be hashed, whether they come as a mapping or, in JSON, as a list of pairs."""
+    """Numbers by name as a hashable value, given as a mapping or, in JSON, as a list of pairs."""
     if isinstance(given, Mapping):
         return tuple(sorted(cast(Mapping[str, Any], given).items()))
     if isinstance(given, list):
@@ -93,14 +93,14 @@ class TraceFile:
 
     path: str
     format: Literal["auto", "azure", "mooncake", "burstgpt", "csv"] = (
-        "auto"  # auto: known by its columns; csv where some are named
+        "auto"  # auto: detected from the columns; csv if columns are named
     )
     time_column: str = "timestamp"  # for format csv: seconds or ISO time
     prompt_column: str | None = None  # for format csv: prompt tokens
     output_column: str | None = None  # for format csv: output tokens
     start_s: NonNegative = 0.0  # window within the trace
     duration_s: Positive | None = None  # None: to its end
-    jitter: bool | None = None  # spread each arrival uniformly within the trace's own tick; None: where its times are quantised
+    jitter: bool | None = None  # spread each arrival uniformly within the trace's own tick; None: if its times are quantised
 
     @property
     def names_columns(self) -> bool:
@@ -122,7 +122,7 @@ class Arrivals:
     """The arrival process.
 
     ``kind`` is one of ``rllib_envs.workload.arrival_processes``, or trace, a replay of ``trace``. From Python it may also be
-    ``python:FILE.py:FUNCTION``, a process of one's own (``rllib_envs.own_code``): it brings times alone.
+    ``python:FILE.py:FUNCTION``, a user's own process (``rllib_envs.own_code``), which has only times.
     """
 
     kind: Annotated[str, AfterValidator(_known_kind)] = "poisson"
@@ -133,25 +133,25 @@ class Arrivals:
     period_s: Positive = 86_400.0  # diurnal: length of a day (compress it for short episodes)
     amplitude: Fraction = 0.6  # diurnal: peak over mean is 1 + amplitude
     trace: TraceFile | None = None
-    # Output lengths, of trace and azure-*: the trace's own (where the file has them; rllib_envs.workload.lengths), or drawn like
-    # those of any other request.
+    # Output lengths, for trace and azure-*: the trace's own (if the file has them; rllib_envs.workload.lengths), or drawn from
+    # the catalogue like those of any other request.
     lengths: Literal["trace", "catalogue"] = "trace"
-    # Numbers of processes that have no field above, as a mapping.
+    # Parameters without a field above, as a mapping.
     parameters: Annotated[tuple[tuple[str, float], ...], BeforeValidator(_pairs)] = ()
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a function of a user's own."""
+        """Whether it is a user's own function."""
         return self.kind.startswith(PREFIX)
 
     @property
     def brings_prompts(self) -> bool:
-        """Whether its requests may have prompts that are not the catalogue's."""
+        """Whether its requests may have prompts that are not from the catalogue."""
         return self.kind == TRACE or (not self.is_own and PROCESSES[self.kind].brings_prompts)
 
     @property
     def has_own_rate(self) -> bool:
-        """Whether it can come at a rate of its own."""
+        """Whether it can run at its own rate."""
         return self.kind == TRACE or (not self.is_own and PROCESSES[self.kind].own_rate_rps is not None)
 
     @model_validator(mode="after")
@@ -174,7 +174,7 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Catalogue:
-    """What is asked: prompts with each expert's true score and output length.
+    """The requests: prompts with each expert's true score and output length.
 
     synthetic: score and length of all experts drawn jointly (shared difficulty, failures longer). file: JSONL of real
     prompts in the format of the ZeroEval extract; experts are matched by ``Expert.model``.
@@ -196,39 +196,39 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Predictions:
-    """What the router is told instead of the truth (it never sees true scores or lengths)."""
+    """The router's predictions instead of the truth (it never sees true scores or lengths)."""
 
     score_sd: NonNegative = 0.1  # additive noise on scores, then clipped to [0, 1]
     score_bias: Weight = 0.0
     length_log_sd: LogDeviation = 0.3  # noise on log length
-    length_factor: Positive = 1.0  # told length = factor * true length * noise
-    hidden_share: Fraction = 0.0  # share of requests of a kind that runs longer than told, at every expert
+    length_factor: Positive = 1.0  # predicted length = factor * true length * noise
+    hidden_share: Fraction = 0.0  # share of requests whose answers are longer than predicted, at every expert
     hidden_factor: AtLeastOne = 2.0  # by how much
     length_buckets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=2**30)], ...], Field(max_length=1000)
-    ] = ()  # told lengths are rounded to these (ascending), () = exact
+    ] = ()  # predicted lengths are rounded to these (ascending), () = exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Faults:
-    """How the world differs from the figures the router was given. All off by default."""
+    """Differences between the actual world and the router's figures. All off by default."""
 
-    engine_factor: Positive = 1.0  # true iteration time over the profile's, every expert
+    engine_factor: Positive = 1.0  # actual iteration time over the profile's, every expert
     engine_expert_log_sd: LogDeviation = 0.0  # the same, drawn per expert and episode: log-normal
     engine_coefficient_factor: AtLeastOne = 1.0  # each coefficient multiplied or divided by it, drawn per episode
-    telemetry_delay_s: NonNegative = 0.0  # the router sees the engines as they were so long ago (and knows what it sent since)
-    kv_factor: Share = 1.0  # share of its KV blocks that an engine has, as the router knows; one longest request fits always
+    telemetry_delay_s: NonNegative = 0.0  # age of the engine states that the router sees (it knows what it sent since)
+    kv_factor: Share = 1.0  # share of the KV blocks that an engine has, known to the router; one longest request always fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Variation:
-    """What each episode draws anew (``rllib_envs.workload.variation``), so that one router meets many worlds.
+    """Random draws per episode (``rllib_envs.workload.variation``), so that one router meets many environment variants.
 
-    A range (low, high) is drawn from log-uniformly where it is of a factor or a ratio, else uniformly. What is not drawn stays as
-    the scenario has it.
+    A range (low, high) of a factor or a ratio is drawn log-uniformly, other ranges uniformly. Fields that are not drawn keep the
+    scenario's value.
     """
 
-    fault_share: Fraction = 0.5  # probability that an episode has faults: one at least of the kinds from engine_factor on
+    fault_share: Fraction = 0.5  # probability that an episode has faults: at least one of the kinds from engine_factor on
     each: Fraction = 0.2  # probability of each kind in such an episode, independently
     burst_share: Fraction = 0.25  # probability that arrivals are mmpp, faults or not
     burst_ratio: tuple[AtLeastOne, AtLeastOne] = (2.0, 6.0)
@@ -239,7 +239,7 @@ class Variation:
     telemetry_delay_s: tuple[NonNegative, NonNegative] = (0.0, 0.6)
     length_factor: tuple[Positive, Positive] = (0.55, 1.7)
     length_log_sd: tuple[LogDeviation, LogDeviation] = (0.1, 0.5)
-    hidden_share: tuple[Fraction, Fraction] = (0.0, 0.4)  # one kind with hidden_factor
+    hidden_share: tuple[Fraction, Fraction] = (0.0, 0.4)  # one kind of fault, together with hidden_factor
     hidden_factor: tuple[AtLeastOne, AtLeastOne] = (1.5, 3.0)
     score_sd: tuple[NonNegative, NonNegative] = (0.05, 0.2)
 
@@ -254,7 +254,7 @@ class Variation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Workload:
-    """How requests come: process, load, length of an episode."""
+    """How requests arrive: process, load, length of an episode."""
 
     arrivals: Arrivals = Field(default_factory=Arrivals)
     load: Rate | Literal["light", "moderate", "heavy", "mixed", "native"] = "moderate"
@@ -286,24 +286,24 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Observation:
-    """What an observation holds beyond the experts and the arrived request."""
+    """Parts of an observation beyond the experts and the arrived request."""
 
     running_slots: Slots = 16  # running requests shown one by one, per expert
     waiting_slots: Slots = 8  # waiting requests shown one by one, per expert
     whatif: bool = False  # key "whatif": the predicted effect of each action
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
-    calibrate: bool = False  # correct told lengths and engine figures by what the episode has shown so far (sim/calibration.py)
+    calibrate: bool = False  # correct predicted lengths and engine figures by the episode's observations (sim/calibration.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Scenario:
-    """Everything that defines the world a router lives in."""
+    """The complete definition of the router's world."""
 
     name: Name
     experts: Annotated[tuple[Expert, ...], Field(min_length=2, max_length=256)]
     slo_s_per_token: Positive  # L: bound on (finish - arrival) / output tokens
-    capacity_rps: Rate | None = None  # what named loads are fractions of; None: measured when first needed
+    capacity_rps: Rate | None = None  # named loads are fractions of it; None: measured when first needed
     workload: Workload = Field(default_factory=Workload)
     predictions: Predictions = Field(default_factory=Predictions)
     faults: Faults = Field(default_factory=Faults)
@@ -344,13 +344,13 @@ class Scenario:
         return json.loads(json.dumps(self._plain()))
 
     def to_yaml(self) -> str:
-        """The scenario as YAML, which ``load_scenario`` reads."""
+        """The scenario as YAML for ``load_scenario``."""
         return dump_yaml(self.to_dict())
 
     def _plain(self) -> dict[str, Any]:
         data = asdict(self)
         parameters = dict(data["workload"]["arrivals"].pop("parameters"))
-        if parameters:  # scenarios that have none are written, and known, as before there were any
+        if parameters:  # without parameters, text and fingerprint stay the same as before this field existed
             data["workload"]["arrivals"]["parameters"] = parameters
         return data
 

@@ -1,4 +1,4 @@
-"""What a function that plugs in takes: positional arguments by convention, and keyword-only numbers of its own."""
+"""Signatures of plug-in functions: positional arguments by convention, and keyword-only numbers of their own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""B simulated clusters of one scenario: episodes in, one decision for each cluster a call, observations and records out.
+"""B simulated clusters of one scenario: takes episodes and one decision per cluster and call; returns observations and records.
 
-The Gymnasium environments, the heuristic routers and the evaluation all drive this one class.
+The Gymnasium environments, the heuristic routers and the evaluation all use this class.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STATUS_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """What became of the M requests of an episode, in order of arrival. Times in seconds, NaN where it never came to that."""
+    """Outcomes of the M requests of an episode, in order of arrival. Times in seconds, NaN if the event never happened."""
 
     arrival_s: NDArray[np.float64]
     route: NDArray[np.int32]  # expert index, N = dropped or too long
@@ -95,15 +95,15 @@ class Simulation:
     Attributes:
         rows: the observations as named records, overwritten by every ``start`` and ``step``.
         view: the same memory as float32 columns, which networks read.
-        marginal: (B, N+1) true marginal QoS of every action, where the scenario's ``observation.counterfactual`` asks for it.
+        marginal: (B, N+1) true marginal QoS of every action, if ``observation.counterfactual`` is set.
         now_s: (B,) time of the present decision; after the last one, of the end of the drain.
     """
 
     def __init__(self, scenario: Scenario, batch: int, *, show: bool = True, worlds: Sequence[Scenario] = ()) -> None:
         """Set up empty clusters; ``show=False`` skips the observations (for routers that need none).
 
-        ``worlds`` has a scenario for each cluster, where their episodes are drawn differently: from other arrivals, loads,
-        predictions, faults or variations. In all else they are as ``scenario``.
+        ``worlds`` has a scenario for each cluster, if their episodes are drawn differently. They may differ in arrivals, loads,
+        predictions, faults or variations. All else must equal ``scenario``.
 
         Raises:
             ValueError: batch < 1, or not one world for each cluster.
@@ -158,19 +158,19 @@ class Simulation:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without ``view``, which would come out as memory of its own."""
+        """For copies and pickles: without ``view``, which would become separate memory."""
         return {name: value for name, value in vars(self).items() if name != "view"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a copied state."""
+        """Restore a copied state."""
         vars(self).update(state)
         self.view = view_of(self.rows)
 
     def start(self, cluster: int, seed: int | np.random.SeedSequence) -> None:
-        """Begin the episode that ``seed`` fixes in one cluster, and show its first arrival.
+        """Begin the episode fixed by ``seed`` in one cluster, and show its first arrival.
 
         Raises:
-            InputError: a trace or catalogue that cannot be read; answers of more tokens than iterations can be counted.
+            InputError: a trace or catalogue cannot be read; the answers have more tokens than the iteration counter can hold.
         """
         episode = draw_episode(self.worlds[cluster], self.capacity_rps, seed)
         _check_length(episode)
@@ -186,14 +186,14 @@ class Simulation:
         self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
-        self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap is seen
+        self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap
         self.world.pace.counted[cluster] = 0
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True
         write_observations(only, self.world, self.rules)
 
     def _start_telemetry(self, cluster: int, delay_s: float) -> None:
-        """Telemetry of a new episode in one cluster; the first one that is late makes room for what it shows."""
+        """Set up telemetry of a new episode in one cluster; the first delayed one allocates its state."""
         if delay_s > 0 and self.world.late is self.state:
             self.world = self.world._replace(late=allocate(self.state.engines, self._requests))
         if self.world.late is not self.state:
@@ -212,9 +212,9 @@ class Simulation:
         return self.cursor >= self.workload.total
 
     def step(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Take one decision in every cluster, (B,) expert indices or N = drop; the rewards (B,).
+        """Take one decision in every cluster, (B,) expert indices or N = drop; returns the rewards (B,).
 
-        Details of the step are in ``steps`` (STEP records), the next observations in ``view``.
+        ``steps`` (STEP records) has the details of the step, ``view`` the next observations.
 
         Raises:
             ValueError: not one action for each cluster, or an action that does not exist.
@@ -229,7 +229,7 @@ class Simulation:
         return combine(weights, self.steps, self._impact)
 
     def _check(self, actions: NDArray[np.int64]) -> None:
-        """Refuse what the compiled code would take for an address outside its arrays."""
+        """Refuse actions that would be addresses outside the arrays of the compiled code."""
         drop = self.scenario.n_experts
         if actions.shape != (self.batch,):
             raise ValueError(f"actions of shape {actions.shape}: must be ({self.batch},), one for each cluster")
@@ -238,7 +238,7 @@ class Simulation:
             raise ValueError(f"action {wrong}: must be an expert's index or {drop} = drop, from 0 to {drop}")
 
     def records(self, cluster: int) -> Records:
-        """What became of the requests of the cluster's episode so far."""
+        """Outcomes of the requests of the cluster's episode so far."""
         count = self.workload.total[cluster]
         requests, records = self.state.requests[cluster, :count], self.state.records[cluster, :count]
         finished = records["status"] == FINISHED
@@ -263,7 +263,7 @@ class Simulation:
 
 
 def _check_length(episode: Episode) -> None:
-    """An expert's iterations are counted in 32 bits, and every answer may go to the same one."""
+    """Check the token count: an expert counts iterations in 32 bits, and may get every request."""
     longest = [engine.max_model_len for engine in episode.engines]
     tokens = int(np.minimum(episode.output, longest).max(axis=1).sum(dtype=np.int64))
     if tokens > _MOST_TOKENS:

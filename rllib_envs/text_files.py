@@ -1,4 +1,4 @@
-"""Text files that users give: read whole, in UTF-8, and never more than is sensible."""
+"""Text files from users: read whole, in UTF-8, up to a size limit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """The text of a regular file in UTF-8, whatever the locale; a byte order mark at its beginning is left out.
+    """The text of a regular UTF-8 file, independent of the locale, without a leading byte order mark.
 
     Args:
         path: file, or a link to one.
-        most_bytes: a file with more is refused before it is read.
+        most_bytes: size limit; a larger file is refused before it is read.
 
     Raises:
-        InputError: no such file, no right to read it, no regular file, too large, or no text in UTF-8.
+        InputError: no such file, no permission, not a regular file, too large, or not UTF-8 text.
     """
     data = _read_bytes(path, most_bytes)
     if data.startswith(_UTF16):
@@ -43,7 +43,7 @@ def read_text(path: Path, most_bytes: int) -> str:
 def _open(path: str, flags: int) -> int:
     if stat.S_ISDIR(os.stat(path).st_mode):
         raise InputError(f"{path}: is a folder, not a file")
-    return os.open(path, flags | os.O_NONBLOCK)  # or a pipe that nobody writes to is waited for
+    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe without a writer blocks
 
 
 def _read_bytes(path: Path, most_bytes: int) -> bytes:
@@ -57,5 +57,5 @@ def _read_bytes(path: Path, most_bytes: int) -> bytes:
             return file.read(most_bytes)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a zero character in the path
+    except ValueError as error:  # a NUL character in the path
         raise InputError(f"{str(path)!r}: cannot be read: {error}") from None

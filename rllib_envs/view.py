@@ -1,4 +1,4 @@
-"""The arrays of an observation: named records, which compiled code fills, and float32 columns in the same memory for networks."""
+"""The arrays of an observation: named records, filled by compiled code, and float32 columns in the same memory for networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ObservationRows(NamedTuple):
     waiting_mask: NDArray[np.float32]  # (B, N, waiting_slots)
     cluster: NDArray[np.void]  # (B,) CLUSTER_ROW
     action_mask: NDArray[np.float32]  # (B, N+1); drop is always allowed
-    whatif: NDArray[np.void]  # (B, N) WHATIF_ROW, or (B, 0) where not asked for
+    whatif: NDArray[np.void]  # (B, N) WHATIF_ROW, or (B, 0) if the scenario does not set it
 
 
 class View(NamedTuple):
@@ -37,11 +37,11 @@ class View(NamedTuple):
     waiting_mask: NDArray[np.float32]  # (B, N, waiting_slots)
     cluster: NDArray[np.float32]  # (B, 8)
     action_mask: NDArray[np.float32]  # (B, N+1)
-    whatif: NDArray[np.float32]  # (B, N, 18), or (B, N, 0) where not asked for
+    whatif: NDArray[np.float32]  # (B, N, 18), or (B, N, 0) if the scenario does not set it
 
 
 def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> ObservationRows:
-    """Buffers for the observations of B clusters, zero but for the experts' mean scores, which never change."""
+    """Buffers for the observations of B clusters, zero except for the experts' mean scores, which are constant."""
     shape = batch, len(experts)
     rows = ObservationRows(
         arrived=np.zeros(shape, ARRIVED_ROW),
@@ -59,7 +59,7 @@ def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> O
 
 
 def view_of(rows: ObservationRows) -> View:
-    """The rows as networks read them."""
+    """The rows as float32 columns for networks."""
     return View(
         arrived=_columns(rows.arrived, rows.arrived.shape),
         experts=_columns(rows.experts, rows.experts.shape),

@@ -1,4 +1,4 @@
-"""One picture of a cluster over time: who runs, who waits, how full the KV memory is, what was late."""
+"""A plot of a cluster over time: running and waiting requests, KV memory in use, late requests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _DRAWN = ("running", "waiting", "kv_used")  # expert features drawn over time
 
 
 class History:
-    """What an episode looked like at each decision."""
+    """History of an episode: its state at each decision."""
 
     def __init__(self, scenario: Scenario) -> None:
-        """Start empty."""
+        """Create an empty history."""
         self.names = [expert.name for expert in scenario.experts]
         self.title = f"{scenario.name}: SLO {scenario.slo_s_per_token * 1e3:g} ms per token"
         self.last_arrival_s = 0.0
@@ -31,7 +31,7 @@ class History:
         self.turned_away: list[int] = []  # dropped or rejected so far
 
     def restart(self, simulation: Simulation) -> None:
-        """Forget the last episode and record the first observation of the next."""
+        """Clear the history and record the first observation of the new episode."""
         for entries in (self.times_s, self.experts, self.late, self.turned_away):
             entries.clear()
         self._add(simulation, 0)
@@ -74,7 +74,7 @@ class History:
         axes[3].set_xlim(self.times_s[0], max(self.last_arrival_s, self.times_s[0] + 1))  # the drain is one long step: not drawn
         figure.suptitle(f"{self.title}; {late[-1].sum()} finished late, {self.turned_away[-1]} dropped or rejected")
         handles, labels = axes[3].get_legend_handles_labels()
-        shown = min(len(self.names), 8)  # more names than that fill the picture
+        shown = min(len(self.names), 8)  # more names do not fit in the picture
         figure.legend(
             handles[:shown] + handles[-1:], labels[:shown] + labels[-1:], loc="outside lower center", ncols=4, fontsize=8
         )

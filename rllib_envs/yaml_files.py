@@ -1,9 +1,9 @@
-"""The YAML that users give, and that is written for them: plain data, read in one way wherever it stands.
+"""YAML from users and for users: plain data, parsed in the same way everywhere.
 
-What is read is mappings, lists, text, numbers, true, false and null, in the core schema of YAML 1.2 without its octal and
-hexadecimal integers. So ``1e-4`` is a number; ``yes``, ``010``, ``1:30``, ``1_000`` and ``2025-01-01`` are text, which a field
-that wants anything else refuses. Keys are text, each once in its mapping. Tags (``!!int``) are refused. Aliases and merge keys
-(``<<``) may repeat what stands above them, within the bound on the values of a file.
+The parser accepts mappings, lists, text, numbers, true, false and null, in the core schema of YAML 1.2 without its octal and
+hexadecimal integers. So ``1e-4`` is a number. ``yes``, ``010``, ``1:30``, ``1_000`` and ``2025-01-01`` are text; fields of other
+types refuse them. Keys are text, unique within their mapping. Tags (``!!int``) are refused. Aliases and merge keys (``<<``) may
+repeat earlier values, within the limit on the values of a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_BYTES = 2**19
 """Largest file that is read. A scenario of 256 experts has 130,000 bytes."""
 
 MOST_VALUES = 40_000
-"""Most values and keys in a file, what aliases stand for counted each time. A scenario of 256 experts has 25,000."""
+"""Most values and keys in a file; each use of an alias counts its values again. A scenario of 256 experts has 25,000."""
 
 MOST_LEVELS = 50
 """Deepest nesting."""
@@ -41,10 +41,10 @@ def read_mapping(path: Path, of: str) -> dict[str, Any]:
 
     Args:
         path: file.
-        of: what it is a mapping of, for messages.
+        of: contents of the mapping, for messages.
 
     Raises:
-        InputError: it cannot be read, is not the YAML that is read here, or no mapping; names file, and line and column.
+        InputError: it cannot be read, is not accepted YAML, or is not a mapping; names file, and line and column.
     """
     data = parse_yaml(read_text(path, MOST_BYTES), str(path))
     if not isinstance(data, dict):
@@ -53,10 +53,10 @@ def read_mapping(path: Path, of: str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from one YAML document; ``where`` says where it was read, for messages.
+    """Parse one YAML document to plain data; ``where`` says where it was read, for messages.
 
     Raises:
-        InputError: it is not the YAML that is read here.
+        InputError: it is not accepted YAML.
     """
     try:
         loader = _Loader(text)
@@ -73,30 +73,30 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """Plain data as YAML, in the order of its keys; ``parse_yaml`` reads it back to the same values."""
+    """Write plain data as YAML, in the order of its keys; ``parse_yaml`` reads it back to the same values."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that is not read here."""
+    """YAML that the parser does not accept."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(problem=problem, problem_mark=mark)
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes within the bounds. They are turned into values by ``_value``, not by PyYAML's constructors."""
+    """Composes nodes within the limits. ``_value`` turns them into values, not PyYAML's constructors."""
 
     yaml_implicit_resolvers: Any = {}  # noqa: RUF012 (PyYAML's own declaration)
 
     def __init__(self, text: str) -> None:
         self._level = 0
         self._count = 0
-        self._counts: dict[int, int] = {}  # values in each node that is complete, by its identity
+        self._counts: dict[int, int] = {}  # number of values in each complete node, by its identity
         super().__init__(text)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node, which an alias may stand for."""
+        """The next node; an alias may stand for it."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
@@ -123,9 +123,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that is a number here, or by the rules of YAML 1.1, and repeats rather than to use aliases.
+    """Quotes text that is a number here or by the rules of YAML 1.1, and writes no aliases.
 
-    PyYAML writes the line breaks beyond ASCII as they are, and reads a space in their place: they are escaped, in double quotes.
+    PyYAML writes line breaks beyond ASCII unescaped and reads them as spaces. So text with them is escaped, in double quotes.
     """
 
     def choose_scalar_style(self) -> str:
@@ -142,7 +142,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLO
 
 def _value(node: Any) -> Any:
     if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style else _scalar(node)  # what is quoted is text
+        return node.value if node.style else _scalar(node)  # quoted scalars are text
     if isinstance(node, yaml.SequenceNode):
         return [_value(item) for item in node.value]
     return {key: _value(value) for key, value in _pairs(node).items()}
@@ -168,7 +168,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def _pairs(node: Any) -> dict[str, Any]:
-    """Key -> node of a mapping; what it merges gives way to what it says itself, and an earlier merge goes before a later one."""
+    """Key -> node of a mapping; its own keys override merged ones, and an earlier merge overrides a later one."""
     own: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key, value in node.value:

@@ -1,4 +1,4 @@
-"""Fit an engine's cost coefficients to measured layer times, and hold a simulated run against a measured one."""
+"""Fit an engine's cost coefficients to measured layer times, and compare a simulated run with a measured one."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Floats = NDArray[np.float64]
 
 SERVER_OVERHEAD = 1.0
 """Step time of a server over the sum of its kernels' times. The measured layer times, interpolated and replayed, need .99 on an
-RTX 4090; on an RTX PRO 6000 they need 1.00 beside ``SERVER_MIXED_MS``, and 1.025 without it."""
+RTX 4090. On an RTX PRO 6000 they need 1.00 together with ``SERVER_MIXED_MS``, and 1.025 without it."""
 
 SERVER_MIXED_MS = 5.0
-"""What an iteration with prefill takes a server beyond the times of its kernels, ms (part of ``EngineProfile.c0_mixed_ms``). A
-measured run on an RTX PRO 6000 shows single iterations, from one first token to the next: 4 ms more than the kernels in the
-median, nearly the same for chunks of 300 and of 1,500 tokens. With 5 ms that run's latencies agree best."""
+"""Server time of an iteration with prefill beyond its kernels' times, ms (part of ``EngineProfile.c0_mixed_ms``). A measured
+run on an RTX PRO 6000 shows single iterations, from one first token to the next. Their median is 4 ms above the kernels, nearly
+the same for chunks of 300 and of 1,500 tokens. With 5 ms that run's latencies agree best."""
 
 MAX_CONTEXT_TOKENS = 4096
-"""Longest context per sequence among the fitted batches: what engines at the edge serve, and where the form holds best."""
+"""Longest context per sequence among the fitted batches: typical of edge engines, and where the formula holds best."""
 
-_FOLDS = 5  # parts of the batches, each held out of one fit
+_FOLDS = 5  # parts of the batches; each is left out of one fit
 
 _PLAUSIBLE_MS = (0.1, 1e5)
-"""Iteration times outside are in another unit than the files' microseconds."""
+"""Iteration times outside this range have another unit than the files' microseconds."""
 
 
 class EngineLimits(TypedDict, total=False):
-    """Fields of ``EngineProfile`` that no layer file tells."""
+    """Fields of ``EngineProfile`` that layer files do not contain."""
 
     overhead: float
     max_num_seqs: int
@@ -47,7 +47,7 @@ class EngineLimits(TypedDict, total=False):
 
 
 class FitError(NamedTuple):
-    """How far the kernel times of a fit are from those measured, relative."""
+    """Relative errors of the kernel times of a fit."""
 
     mape: float  # mean absolute error
     bias: float  # mean error
@@ -55,7 +55,7 @@ class FitError(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedProfile:
-    """A profile and how far its kernel times (without what a server adds) are from the measured ones."""
+    """A profile and the errors of its kernel times (without server time) against the measured ones."""
 
     profile: EngineProfile
     mape_decode: float  # mean absolute relative error over the decode-only batches
@@ -74,22 +74,22 @@ def fit_profile(
 ) -> FittedProfile:
     """Fit ``EngineProfile``'s coefficients to the layer files in ``folder``.
 
-    Least squares in milliseconds with coefficients >= 0, in two stages: c0, b, c on the decode-only batches, where an engine
-    spends most of its iterations; then c0_mixed, a, q, c_mixed and the hinge n0 (best of 0, 16 .. 512) on those with prefill.
-    The errors are not relative: a run's latency is a sum of iteration times, so what a fit gets wrong counts by the time it
-    takes, and most rows of the files are small chunks. Only batches that the KV capacity can hold take part.
+    Least squares in milliseconds with coefficients >= 0, in two stages. First c0, b, c on the decode-only batches, where an
+    engine spends most of its iterations. Then c0_mixed, a, q, c_mixed and the hinge n0 (best of 0, 16 .. 512) on those with
+    prefill. The errors are absolute: a run's latency is a sum of iteration times, so an error counts by its time. Besides, most
+    rows of the files are small chunks. Only batches that the KV capacity can hold are fitted.
 
     Args:
         folder: holds the layer files (see ``rllib_envs.profiles.measurements``).
         layers: decoder layers of the model (Llama-3.1-8B: 32), >= 1.
         kv_tokens: KV capacity as the engine reports it, tokens.
         kv_bytes_per_token: 2 * layers * KV heads * head size * bytes of a number.
-        server_mixed_ms: what an iteration with prefill takes the server beyond its kernels; 0 = the profile has kernel times.
+        server_mixed_ms: server time of an iteration with prefill beyond its kernels; 0 = the profile has kernel times.
         limits: further fields of the profile; those not given keep its defaults.
 
     Raises:
-        InputError: a file is missing or wrong, the batches do not tell the coefficients apart, or the profile would be one
-            that no engine can have.
+        InputError: a file is missing or wrong, the batches do not determine the coefficients, or the profile would be that of an
+            impossible engine.
     """
     decode, mixed = _fitted_batches(folder, layers, kv_tokens)
     decode_ms, best = _coefficients(folder, decode, mixed)
@@ -123,11 +123,11 @@ def fit_profile(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldOut:
-    """The fitted batches, each priced by a fit to others; arrays (M,)."""
+    """The fitted batches, each predicted by a fit to others; arrays (M,)."""
 
     chunk: Floats  # new prompt tokens; 0 = decode only
     measured_ms: Floats  # iteration time
-    fitted_ms: Floats  # by the fit that has not seen it
+    fitted_ms: Floats  # by a fit without this batch
 
     @property
     def by_chunk(self) -> dict[int, FitError]:
@@ -136,15 +136,15 @@ class HeldOut:
 
 
 def held_out(folder: Path, *, layers: int, kv_tokens: int) -> HeldOut:
-    """Price a fifth of the batches at a time by a fit to the others, until each was priced once. Shares are drawn at random.
+    """Predict a fifth of the batches at a time by a fit to the others, until all are predicted. The parts are drawn at random.
 
     Args:
-        folder: as of ``fit_profile``, and so are the next two.
+        folder: as for ``fit_profile``, and so are the next two.
         layers: decoder layers of the model.
         kv_tokens: KV capacity, tokens.
 
     Raises:
-        InputError: as of ``fit_profile``; what a fit leaves out may be what tells two coefficients apart.
+        InputError: as for ``fit_profile``; a batch that a fit leaves out may be needed to tell two coefficients apart.
     """
     kinds = _fitted_batches(folder, layers, kv_tokens)
     rng = np.random.default_rng(0)
@@ -173,7 +173,7 @@ class RunErrors:
 
 
 def compare_run(run: MeasuredRun, first_token_s: Floats, finish_s: Floats) -> RunErrors:
-    """Hold simulated times, (R,) each, in s from the first arrival, against those measured."""
+    """Compare simulated times, (R,) each, in s from the first arrival, with the measured ones."""
     measured_decode_s = np.where(run.output_tokens > 1, run.last_token_s - run.first_token_s, np.nan)
     return RunErrors(
         e2e=(finish_s - run.arrival_s) / (run.last_token_s - run.arrival_s) - 1,
@@ -186,7 +186,7 @@ _Hinge = tuple[int, Floats]  # n0, and c0_mixed, a, q and c_mixed
 
 
 def _fitted_batches(folder: Path, layers: int, kv_tokens: int) -> tuple[Batches, Batches]:
-    """The decode-only and the mixed batches that take part in a fit."""
+    """The decode-only and the mixed batches for a fit."""
     every = measured_batches(folder, layers=layers)
     fits = every.context + every.cached + every.chunk <= kv_tokens
     short = (every.context <= MAX_CONTEXT_TOKENS * every.decodes) & (every.cached <= MAX_CONTEXT_TOKENS)
@@ -200,7 +200,7 @@ def _fitted_batches(folder: Path, layers: int, kv_tokens: int) -> tuple[Batches,
 
 
 def _coefficients(folder: Path, decode: Batches, mixed: Batches) -> tuple[Floats, _Hinge]:
-    """c0, b and c, and the best hinge with what belongs to it."""
+    """c0, b and c, and the best hinge with its coefficients."""
     decode_ms = _nonnegative_fit(_decode_terms(decode), decode.ms)
     if decode_ms is None:
         raise InputError(_too_few(folder, "decode-only", decode, ("n_decode", "kv_decode"), "c0, b and c"))
@@ -248,11 +248,11 @@ def _check_times(folder: Path, name: str, batches: Batches) -> None:
 
 
 def _nonnegative_fit(terms: Floats, ms: Floats) -> Floats | None:
-    """Coefficients >= 0 with the least squared error of ``terms @ coefficients``; None if the batches do not tell them apart."""
+    """Coefficients >= 0 with the least squared error of ``terms @ coefficients``; None if the batches do not determine them."""
     scale = terms.max(axis=0)
     if not (scale > 0).all() or np.linalg.matrix_rank(terms / scale) < terms.shape[1]:
         return None
-    solution: Floats = nnls(terms / scale, ms)[0] / scale  # the solver needs columns of like size
+    solution: Floats = nnls(terms / scale, ms)[0] / scale  # the solver needs columns of similar size
     return solution
 
 

@@ -36,7 +36,7 @@ _PER_LAYER = ("layernorm", "layernorm", "qkv_proj", "rotary_emb", "o_proj", "gat
 _PER_ITERATION = ("embedding", "final_layernorm")
 _PER_SEQUENCE = ("lm_head", "sampler")
 _MOST = 1e12
-"""No size or time in these files comes near; sums and products of such numbers stay finite."""
+"""Far above any size or time in these files; sums and products of such numbers stay finite."""
 _ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
 
 
@@ -52,14 +52,14 @@ class Batches:
 
 
 class LayerTimes:
-    """The layer times of one GPU and model, and what an iteration takes by them.
+    """The layer times of one GPU and model, and the iteration times computed from them.
 
     Iteration = embedding + layers * (2 layernorm + qkv_proj + [qk_norm] + rotary_emb + attention + o_proj + gate_up_proj +
     act_fn + down_proj) + final_layernorm + lm_head + sampler.
 
     Attributes:
         attention: the columns of ``attention.csv``, (5, M).
-        reach: most tokens, and most sequences, that the other files were measured with.
+        reach: largest number of tokens, and of sequences, measured in the other files.
     """
 
     def __init__(self, folder: Path, *, layers: int) -> None:
@@ -78,7 +78,7 @@ class LayerTimes:
         self.reach = self._dense.reach, self._per_sequence.reach
 
     def iteration_ms(self, tokens: Floats, sequences: Floats, attention_us: Floats) -> Floats:
-        """Iteration times of batches with so many tokens and sequences, whose attention takes so long in one layer; (M,) each."""
+        """Iteration times of batches from their tokens, sequences and attention time in one layer; (M,) each."""
         per_layer = (*_PER_LAYER, "qk_norm") if self._dense.has("qk_norm") else _PER_LAYER
         us = self._layers * (attention_us + self._dense.total_us(per_layer, tokens))
         us += self._dense.total_us(_PER_ITERATION, tokens) + self._per_sequence.total_us(_PER_SEQUENCE, sequences)
@@ -86,7 +86,7 @@ class LayerTimes:
 
 
 def measured_batches(folder: Path, *, layers: int) -> Batches:
-    """Iteration times of the batches in ``attention.csv``. Those larger than the other files reach are left out.
+    """Iteration times of the batches in ``attention.csv``. Batches beyond the range of the other files are left out.
 
     Raises:
         InputError: as ``LayerTimes``.
@@ -118,7 +118,7 @@ class MeasuredRun:
 
 
 def read_run(folder: Path, name: str) -> MeasuredRun:
-    """The run ``name`` (say ``RTXPRO6000_Llama-3.1-8B``) in ``folder``.
+    """Read the run ``name`` (for example ``RTXPRO6000_Llama-3.1-8B``) in ``folder``.
 
     Raises:
         InputError: a file, a column or a setting is missing, or a value is impossible.
@@ -147,13 +147,13 @@ class _Curves:
         for line, row in _rows(path, ("layer", size, "time_us")):
             points.setdefault(row["layer"], []).append((_number(path, line, row, size), _number(path, line, row, "time_us")))
         self._curves = {layer: np.array(sorted(curve)) for layer, curve in points.items()}
-        self.reach = min(curve[-1, 0] for curve in self._curves.values())  # largest size that all operators were measured at
+        self.reach = min(curve[-1, 0] for curve in self._curves.values())  # largest size that was measured for all operators
 
     def has(self, layer: str) -> bool:
         return layer in self._curves
 
     def total_us(self, layers: Sequence[str], size: Floats) -> Floats:
-        """Summed time of ``layers``, one for each time it is named; shape of ``size``."""
+        """Summed time of ``layers``, one for each time a name occurs; shape of ``size``."""
         for layer in layers:
             if layer not in self._curves:
                 raise InputError(f"{self._path}: layer = {', '.join(sorted(self._curves))}: {layer!r} is missing")
@@ -161,7 +161,7 @@ class _Curves:
 
 
 def _check_layout(folder: Path) -> None:
-    """Refuse, with what to do about it, folders of layer times in other layouts than the one read here."""
+    """Refuse folders of layer times in other layouts, and say what to do about it."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     wanted = ("dense.csv", "per_sequence.csv", "attention.csv")
     if not any(name in names or f"{name}.gz" in names for name in wanted):

@@ -1,1 +1,1 @@
-"""Scenarios by name: presets as YAML files, generated fleets, and how a user's own file is read."""
+"""Scenarios by name: presets as YAML files, generated fleets, and the reader of a user's own file."""

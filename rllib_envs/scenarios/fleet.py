@@ -1,4 +1,4 @@
-"""Generated scenarios ``edgeN``: a heterogeneous fleet of N experts, built by scaling rules instead of measurements.
+"""Generated scenarios ``edgeN``: a heterogeneous fleet of N experts, from scaling rules instead of measurements.
 
 The rules, for a model with ``p`` billion fp16 parameters (2 bytes each) on a GPU:
 
@@ -6,16 +6,15 @@ The rules, for a model with ``p`` billion fp16 parameters (2 bytes each) on a GP
 - ``b = 0.002 * c0``: the measured pairs have .0017 to .0026;
 - ``c = KV bytes per token / memory bandwidth``, KV bytes = 2 * layers * KV heads * head size * 2;
 - ``q = 3.8e-9 * a_rate * layers * heads * head size``. A pair of tokens costs 4 * heads * head size floating-point
-  operations a layer and a parameter 2 per token, so at equal efficiency the factor would be 2e-9: attention runs at about
+  operations a layer and a parameter 2 per token. At equal efficiency the factor would be 2e-9, so attention runs at about
   half the efficiency of the linear layers. Measured: 3.7e-9 (RTX 4090, Llama-3.1-8B), 3.9e-9 (A30, Qwen2-7B), and 5.2e-9 to
-  5.7e-9 on the RTX PRO 6000, which this rule therefore flatters;
-- ``n0``: measured on RTX 4090, A30 and RTX PRO 6000, 64 assumed on T4 and L4, else the token count where arithmetic
-  overtakes the transfer of the weights, ``c0_rate / a_rate``;
-- KV tokens = 0.75 * (0.9 * memory - weights - 1 GiB) / KV bytes: the plain formula overstates what engines report by up
-  to 31 %, hence the 0.75.
+  5.7e-9 on the RTX PRO 6000, for which this rule is too optimistic;
+- ``n0``: measured on RTX 4090, A30 and RTX PRO 6000, 64 assumed on T4 and L4, else the token count above which arithmetic
+  takes longer than the transfer of the weights, ``c0_rate / a_rate``;
+- KV tokens = 0.75 * (0.9 * memory - weights - 1 GiB) / KV bytes: the plain formula exceeds the figures that engines report
+  by up to 31 %, hence the 0.75.
 
-Quality and length of a model's answers are its ZeroEval means. That one measurement's quality goes with another's GPU is an
-assumption of every scenario here.
+Quality and length of a model's answers are its ZeroEval means. Every scenario here assumes that they hold on any GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from rllib_envs.sim.profile import EngineProfile
 GIB = 2**30
 ATTENTION_FACTOR = 3.8e-9
 KV_SHARE = 0.75
-OVERHEAD = 1.05  # step time over kernel time: what the measured pair of edge6 needs to replay a run of its server
+OVERHEAD = 1.05  # step time over kernel time: edge6's measured pair needs it to replay a run of its server
 MAX_MODEL_LEN = 4096
 SLO_S_PER_TOKEN = 0.06
 SLOWEST_STEP_SHARE = 0.75  # an expert whose idle iteration takes more of the SLO could hardly ever meet it
@@ -39,7 +38,7 @@ SLOWEST_STEP_SHARE = 0.75  # an expert whose idle iteration takes more of the SL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU and what a model costs on it."""
+    """A GPU and the cost of a model on it."""
 
     name: str
     memory_gib: int
@@ -99,7 +98,7 @@ def _model(
     )
 
 
-MODELS = (  # strong and weak in turn, so that every beginning of the list is a mixed pool
+MODELS = (  # strong and weak in turn, so that every prefix of the list is a mixed pool
     _model("gemma-2-9b", "gemma-2-9b-it", 9.24, (42, 16, 8, 256), (0.585, 246.0)),
     _model("gemma-2-2b", "gemma-2-2b-it", 2.61, (26, 8, 4, 256), (0.312, 373.1)),
     _model("llama-3.1-8b", "Meta-Llama-3.1-8B-Instruct", 8.03, (32, 32, 8, 128), (0.559, 520.1)),
@@ -111,11 +110,10 @@ MODELS = (  # strong and weak in turn, so that every beginning of the list is a 
 
 
 def generate_fleet(n: int) -> Scenario:
-    """The scenario ``edge{n}``: deterministic, and the experts of a smaller fleet are the first of a larger one.
+    """The scenario ``edge{n}``: deterministic; the experts of a smaller fleet are the first ones of a larger fleet.
 
-    GPUs and models are walked along diagonals, so neighbours differ in both. Pairs that cannot work are left out: weights
-    that leave no room for one longest request, or an idle iteration too slow for the SLO. Once every pair that works is
-    there, replicas follow.
+    GPUs and models are walked along diagonals, so neighbours differ in both. Infeasible pairs are left out: weights that leave no
+    room for one longest request, or an idle iteration too slow for the SLO. After every feasible pair, replicas follow.
 
     Raises:
         InputError: ``n`` is outside 2 to 256.
@@ -156,7 +154,7 @@ def _kv_tokens(gpu: Gpu, model: Model) -> int:
 
 def _works(gpu: Gpu, model: Model) -> bool:
     idle_step_s = OVERHEAD * gpu.c0_ms_per_b * model.params_b * 1e-3
-    room = _kv_tokens(gpu, model) >= MAX_MODEL_LEN + 2 * 16  # beside the server's null block and a block begun
+    room = _kv_tokens(gpu, model) >= MAX_MODEL_LEN + 2 * 16  # besides the server's null block and a partly filled block
     return room and idle_step_s <= SLOWEST_STEP_SHARE * SLO_S_PER_TOKEN
 
 
@@ -174,5 +172,5 @@ def _expert(gpu: Gpu, model: Model, replica: int) -> Expert:
 
 
 def _round(value: float) -> float:
-    """Three significant digits: no rule is better than that."""
+    """Three significant digits, the accuracy of the rules."""
     return float(f"{value:.3g}")

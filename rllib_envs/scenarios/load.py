@@ -1,4 +1,4 @@
-"""Scenarios by name: a preset, a generated fleet or a user's YAML file, and what is wrong with one that is refused."""
+"""Scenarios by name: a preset, a generated fleet or a user's YAML file, and the messages for one that is refused."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def parse_scenario(data: Any, where: str) -> Scenario:
 
     Raises:
         InputError: unknown key, wrong type or impossible value; one line for each, with the field's path. Arrivals of a user's
-            own code: who reads a file has not asked for code to be run.
+            own code: a user who loads a file has not agreed to run code.
     """
     try:
-        scenario = _ADAPTER.validate_json(json.dumps(data, default=str))  # in JSON a list is a tuple, and nothing else gives way
+        scenario = _ADAPTER.validate_json(json.dumps(data, default=str))  # JSON lists are read as tuples; other types stay strict
     except ValidationError as error:
         raise InputError("\n".join(explain(error, where, "scenario"))) from None
     if scenario.workload.arrivals.is_own:
@@ -47,10 +47,10 @@ def explain(error: ValidationError, where: str, whole: str, place: Callable[[Loc
     """A line for each mistake: where it was read, the field, what is allowed, and what was given.
 
     Args:
-        error: of pydantic.
+        error: from pydantic.
         where: file or other source.
-        whole: what to call it all, where no field is to blame.
-        place: where the user gave the field, of where the record has it.
+        whole: name for the whole input, if no field is to blame.
+        place: maps a field's location in the record to that in the user's input.
     """
     return [
         f"{where}: {'.'.join(map(str, place(e['loc']))) or whole}: {e['msg']}{_HINTS.get(e['type'], '')} "
@@ -68,7 +68,7 @@ def _short(value: object) -> str:
 
 
 def load_scenario(name_or_path: str | os.PathLike[str]) -> Scenario:
-    """Load a preset (``edge6``, ``paper3``, generated ``edgeN``) or a YAML file. A path object is a file, whatever its name.
+    """Load a preset (``edge6``, ``paper3``, generated ``edgeN``) or a YAML file. A path object is always a file.
 
     Raises:
         InputError: no such preset or file, or its content is not a scenario.
@@ -94,7 +94,7 @@ def load_scenario(name_or_path: str | os.PathLike[str]) -> Scenario:
 
 
 def as_scenario(scenario: Scenario | str | os.PathLike[str]) -> Scenario:
-    """A scenario as it is, or loaded from what names it; errors as of ``load_scenario``."""
+    """Return a scenario unchanged, or load it by name; errors as for ``load_scenario``."""
     return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
 
 

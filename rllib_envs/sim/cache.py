@@ -1,4 +1,4 @@
-"""Where compiled code is kept: a folder that nobody else can write to, for the cache holds pickles, which are code."""
+"""The folder for compiled code. Nobody else can write to it, since the cache holds pickles, which run code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PRIVATE = 0o700
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder for compiled code, made if need be; None where the file system has no place for one.
+    """A folder for compiled code, created if necessary; None if the file system has no place for one.
 
-    It is in NUMBA_CACHE_DIR, else in the user's cache folder. A user who can write to neither gets one among the temporary files,
-    and a line on stderr. Processes that this one starts use the same.
+    It is in NUMBA_CACHE_DIR, else in the user's cache folder. A user who can write to neither gets a temporary folder, and a line
+    on stderr. Child processes use the same folder.
 
     Args:
         name: of the folder, in that place.
@@ -30,7 +30,7 @@ def cache_folder(name: str) -> Path | None:
     except OSError as error:
         fault = error.strerror or str(error)
     instead = _temporary(name)
-    if multiprocessing.parent_process() is None:  # the first process has said it
+    if multiprocessing.parent_process() is None:  # only the first process prints it
         what = f"it is kept in {instead.parent}" if instead else "every start compiles anew"
         print(
             f"edgeroute: warning: {place}: cannot keep compiled code: {fault}: {what}; {_VARIABLE} names another folder",
@@ -45,13 +45,13 @@ def _usual_place() -> Path:
     if named := os.environ.get(_VARIABLE):
         return Path(named)
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # then it counts as not set, says the XDG specification
+    if not os.path.isabs(cache):  # the XDG specification ignores relative paths
         cache = os.path.join(os.path.expanduser("~"), ".cache")
     return Path(cache, "edgeroute")
 
 
 def _temporary(name: str) -> Path | None:
-    """The user's own folder among the temporary files. Where somebody else has taken its name: one for this process."""
+    """The user's own temporary folder. If somebody else owns a folder of its name: a new one for this process."""
     try:
         place = Path(tempfile.gettempdir())
         try:
@@ -67,10 +67,10 @@ def _temporary(name: str) -> Path | None:
 
 
 def _private(folder: Path) -> Path:
-    """The folder, without links in its path; made if need be.
+    """The folder, created if necessary, without links in its path.
 
     Raises:
-        OSError: it cannot be written to, or by others too, or others can put another in its place.
+        OSError: it is not writable, others can write to it, or others can replace it.
     """
     if not folder.is_absolute() and str(folder).startswith("~"):
         raise OSError("the user has no home folder")

@@ -1,13 +1,14 @@
-"""Online calibration: what a router learns, while it works, of how far the figures it was given are off.
+"""Online calibration: the router learns the errors of its figures while it works.
 
-For each expert two moving averages. ``length_log``: log of actual over told output tokens, one sample for each completion.
-``step_log``: log of observed over told time of an iteration, one sample a look for the last complete iteration of the plan under
-way, where nothing but decoding is in it (what a prompt costs is not seen apart from the batch it is in, and is scaled alike).
-Their exponentials correct what is predicted: told lengths at the expert, and the time coefficients of its engine.
+Each expert has two moving averages. ``length_log``: log of actual over predicted output tokens, one sample for each completion.
+``step_log``: log of observed over nominal iteration time, at most one sample per observation. It is of the last complete
+iteration of the current plan, if that iteration only decodes. Prefill cost cannot be separated from the rest of its batch; it is
+scaled alike. The exponentials of the averages correct predicted lengths at the expert, and the time coefficients of its engine.
 
-The k-th sample moves an average by ``max(1 / (prior + k), floor)`` of its distance: from 0 to the posterior mean of a fault that
-is expected to be 0, ``sum of samples / (prior + k)``, and from ``1 / floor`` samples on a moving average that forgets, since
-faults may drift. Only what telemetry shows at ``view_s`` counts. A live gateway keeps the same records with the same functions.
+The k-th sample moves an average by ``max(1 / (prior + k), floor)`` of its distance. So the average starts at 0 and is the
+posterior mean of a fault with prior mean 0, ``sum of samples / (prior + k)``. From ``1 / floor`` samples on it is an exponential
+moving average, since faults may drift. Only what telemetry shows at ``view_s`` counts. A live gateway keeps the same records with
+the same functions.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -27,23 +28,23 @@ from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.state import ENGINE, FINISHED, ROUTED, engine_records
 
 LENGTH_PRIOR, LENGTH_FLOOR = 3.0, 0.02
-"""One told length errs by some .3 in the log, a fault by as much or more: a weight of few samples on there being none is enough.
+"""A predicted length errs by some .3 in the log, a fault by as much or more. So a prior weight of few samples is enough.
 
 With errors of .3 the average settles within .3 * sqrt(floor / (2 - floor)) = .03 of the truth. Impact-greedy on edge6 at moderate
-load, change of mean QoS by calibration (8 episodes of 1000 requests): clean -.0002 +- .0005, lengths told at .6 of what they are
+load, change of mean QoS by calibration (8 episodes of 1000 requests): clean -.0002 +- .0005, lengths predicted at .6 of the truth
 +.0028, at 1.6 +.0087; with a prior of 10 -.0003 +- .0010, +.0026, +.0079.
 """
 STEP_PRIOR, STEP_FLOOR = 1.0, 0.1
-"""Iteration times come by the dozen and without noise: what errs is that they are read off one batch and used for another.
+"""Iteration times are frequent and free of noise. Their error comes from applying one batch's times to another batch.
 
 As above, engines slower by 1.25 +.022, coefficients off by 1.4 either way +.009; with 3 and .05 instead +.021 and +.008, with 1
-and .2 +.023 and +.010. Where the figures are right the samples are exactly 0, so nothing is lost by being quick; measured times
-of real engines do scatter, and a floor of .1 averages over some 20 of them.
+and .2 +.023 and +.010. If the figures are right, the samples are exactly 0, so fast updates lose nothing. Measured times of real
+engines do scatter; a floor of .1 averages over some 20 of them.
 """
 
 CALIBRATION = np.dtype(
     [
-        ("length_log", "f8"), ("step_log", "f8"),  # moving averages of log(actual / told tokens), log(observed / told time)
+        ("length_log", "f8"), ("step_log", "f8"),  # averages of log(actual / predicted tokens), log(observed / nominal time)
         ("lengths", "i8"), ("steps", "i8"),  # samples so far in each
     ],
     align=True,
@@ -51,16 +52,16 @@ CALIBRATION = np.dtype(
 
 
 class Calibration(NamedTuple):
-    """What has been learnt of the experts of B clusters, and what it is measured against."""
+    """The learned corrections for the experts of B clusters, and their reference figures."""
 
     records: NDArray[np.void]  # (B, N) CALIBRATION
-    told: NDArray[np.void]  # (B, N) ENGINE, the figures that the router was given
+    told: NDArray[np.void]  # (B, N) ENGINE, the figures given to the router
     first: NDArray[np.int32]  # (B,) every request before this one has been counted, or never will be
-    seen_s: NDArray[np.float64]  # (B,) telemetry has been learnt from up to this time
+    seen_s: NDArray[np.float64]  # (B,) telemetry up to this time has been used
 
 
 def allocate_calibration(batch: int, n_experts: int) -> Calibration:
-    """Room for B clusters."""
+    """Allocate the records of B clusters."""
     return Calibration(
         records=np.zeros((batch, n_experts), CALIBRATION),
         told=np.zeros((batch, n_experts), ENGINE),
@@ -70,7 +71,7 @@ def allocate_calibration(batch: int, n_experts: int) -> Calibration:
 
 
 def reset_calibration(calibration: Calibration, cluster: int, told: Sequence[EngineProfile]) -> None:
-    """Begin anew in one cluster, with the figures (N,) that the router is given."""
+    """Reset one cluster to the figures (N,) given to the router."""
     calibration.records[cluster] = np.zeros((), CALIBRATION)
     calibration.told[cluster] = engine_records(told)
     calibration.first[cluster] = 0
@@ -79,7 +80,7 @@ def reset_calibration(calibration: Calibration, cluster: int, told: Sequence[Eng
 
 @kernel
 def note_length(record, output_tokens, predicted_tokens):
-    """Count a completion in a CALIBRATION record: so many tokens came where so many were told."""
+    """Count a completion in a CALIBRATION record: actual and predicted output tokens."""
     record.lengths += 1
     gain = max(1.0 / (LENGTH_PRIOR + record.lengths), LENGTH_FLOOR)
     record.length_log += gain * (math.log(output_tokens / predicted_tokens) - record.length_log)
@@ -87,7 +88,7 @@ def note_length(record, output_tokens, predicted_tokens):
 
 @kernel
 def note_step(record, observed_s, told_s):
-    """Count an iteration in a CALIBRATION record: it took so long where the figures give so long."""
+    """Count an iteration in a CALIBRATION record: observed and nominal time."""
     record.steps += 1
     gain = max(1.0 / (STEP_PRIOR + record.steps), STEP_FLOOR)
     record.step_log += gain * (math.log(observed_s / told_s) - record.step_log)
@@ -109,7 +110,7 @@ def calibrate(record, told, nominal):
 
 @kernel
 def _learn_lengths(calibration, telemetry, b):
-    """Count the completions after ``seen_s`` among the requests that telemetry knows of, in order of arrival."""
+    """Count the completions after ``seen_s`` among the requests that telemetry shows, in order of arrival."""
     source, actual = telemetry.source, telemetry.actual
     settled = True
     for r in range(calibration.first[b], telemetry.first_pending):
@@ -118,9 +119,9 @@ def _learn_lengths(calibration, telemetry, b):
             if shown.finish_s > calibration.seen_s[b]:
                 e = actual.records[b, r].route
                 request = source.requests[b, r]
-                room = np.float32(calibration.told[b, e].max_model_len - request.prompt)  # more would have been cut off
+                room = np.float32(calibration.told[b, e].max_model_len - request.prompt)  # longer answers would have been cut off
                 note_length(calibration.records[b, e], request.output, min(request.predicted_tokens, room))
-        elif status in (ROUTED, FINISHED):  # it will finish, or has and does not show it yet
+        elif status in (ROUTED, FINISHED):  # it will finish, or has finished and does not show it yet
             settled = False
         if settled:
             calibration.first[b] = r + 1
@@ -134,7 +135,7 @@ def _learn_step(record, told, expert, view_s):
     grown = steps_begun(expert, view_s) - 2  # at view_s the iteration after that one is under way
     if grown < 0:
         return
-    # In the very operations of the engine: where the figures are right the ratio is 1 to the last bit.
+    # The same operations as in the engine: with correct figures the ratio is 1 to the last bit.
     step_s = told.c0_s + told.b_s * expert.n_dec + told.c_s * expert.context
     growth_s = told.c_s * expert.n_dec
     note_step(record, expert.step_s + grown * expert.growth_s, step_s + grown * growth_s)
@@ -142,9 +143,9 @@ def _learn_step(record, told, expert, view_s):
 
 @kernel_inlined
 def update_calibration(calibration, nominal, telemetry, b):
-    """Take in what telemetry shows of cluster b, and correct ``nominal`` (B, N) by it.
+    """Update the records with what telemetry shows of cluster b, and correct ``nominal`` (B, N) with them.
 
-    Telemetry of a time that has been learnt from already changes nothing.
+    Telemetry of a time that was already used changes nothing.
     """
     if telemetry.view_s <= calibration.seen_s[b]:
         return

@@ -1,4 +1,4 @@
-"""B clusters driven through their workloads: what a decision does to one of them (``rllib_envs.decision`` has the order)."""
+"""B clusters driven through their workloads: the effects of a decision (``rllib_envs.decision`` has the order)."""
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
@@ -18,17 +18,17 @@ STEP = np.dtype(
     [
         ("dt_s", "f8"),  # from this decision to the next, or to the end of the drain after the last
         ("qos", "f8"),  # QoS of the requests that finished in that time
-        ("finished", "i4"), ("late", "i4"),  # how many, and how many of them missed the SLO
+        ("finished", "i4"), ("late", "i4"),  # their number, and the number that missed the SLO
         ("dropped", "i4"), ("rejected", "i4"),  # 1: dropped by the router; refused by the expert, full or too small
-        ("too_long", "i4"),  # 1: neither, for no expert could ever hold it
-        ("marginal_qos", "f8"),  # true marginal QoS of the action, where asked for
+        ("too_long", "i4"),  # 1: neither, since no expert could ever hold it
+        ("marginal_qos", "f8"),  # true marginal QoS of the action, if the scenario asks for it
     ],
     align=True,
 )  # fmt: skip
 
 
 class RequestTable(NamedTuple):
-    """What comes, with the truth about it and what the router is told; M requests at most in each of B clusters."""
+    """The requests with true values and the router's predictions; M requests at most in each of B clusters."""
 
     total: NDArray[np.int32]  # (B,) requests in the episode
     arrival_s: NDArray[np.float64]  # (B, M) ascending
@@ -40,7 +40,7 @@ class RequestTable(NamedTuple):
 
 
 def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
-    """Room for the workloads of B clusters."""
+    """Allocate the workloads of B clusters."""
     table = (batch, max_requests, n_experts)
     return RequestTable(
         total=np.zeros(batch, np.int32),
@@ -55,7 +55,7 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
 
 @kernel
 def advance_all(state, b, slo_s, time_s):
-    """Let every expert of cluster b work until ``time_s``."""
+    """Advance every expert of cluster b to ``time_s``."""
     for e in range(state.experts.shape[1]):
         expert = state.experts[b, e]
         if expert.plan_steps > 0:
@@ -68,7 +68,7 @@ def advance_all(state, b, slo_s, time_s):
 
 @kernel
 def clear_step(step):
-    """A step in which nothing happens."""
+    """Clear a step record."""
     step.dt_s = 0.0
     step.qos = 0.0
     step.finished = 0
@@ -81,7 +81,7 @@ def clear_step(step):
 
 @kernel
 def begin(state, workload, cursor, now_s, b, slo_s):
-    """Bring an empty cluster to its first arrival."""
+    """Advance an empty cluster to its first arrival."""
     cursor[b] = 0
     for r in range(workload.total[b]):
         request = state.requests[b, r]
@@ -108,7 +108,7 @@ def accepts(engine, expert, prompt):
 
 @kernel
 def as_it_is(workload, b, r, e, arrival_s):
-    """Request r of cluster b as expert e would get it, with the truth about it."""
+    """Request r of cluster b as expert e would get it, with true values."""
     return Arrived(
         arrival_s,
         workload.prompt[b, r],
@@ -123,8 +123,7 @@ def as_it_is(workload, b, r, e, arrival_s):
 def marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s):
     """True marginal QoS of sending request r to expert e; 0 where the expert cannot take it.
 
-    The change in the QoS that the cluster will have realised if it is sent there and nobody else arrives, with true lengths and
-    scores.
+    It is the change that this makes to the cluster's realised QoS, with no further arrivals and with true lengths and scores.
     """
     if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
         return 0.0
@@ -134,10 +133,10 @@ def marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s):
 
 @kernel_inlined
 def route(state, workload, b, r, action, now_s, marginal, step):
-    """Hand request r of cluster b to an expert (its index, or N = drop); ``step`` (STEP) begins anew and says where that fails.
+    """Send request r of cluster b to an expert (its index, or N = drop); clears ``step`` (STEP), then records a failure there.
 
-    A request that no expert could ever hold goes to none, whatever the decision, and is not counted as dropped. ``marginal`` is
-    the true marginal QoS of the action, where anybody asks for it, else 0.
+    A request that no expert could ever hold is not routed, whatever the decision, and does not count as dropped. ``marginal`` is
+    the true marginal QoS of the action if it is in use, else 0.
     """
     clear_step(step)
     step.marginal_qos = marginal
@@ -168,7 +167,7 @@ def route(state, workload, b, r, action, now_s, marginal, step):
 
 @kernel_inlined
 def advance_to_next(state, workload, cursor, now_s, b, slo_s, step):
-    """Let time pass in cluster b to the next arrival; ``step`` (STEP) is credited with what finishes until then.
+    """Advance cluster b to the next arrival; ``step`` (STEP) is credited with the requests that finish until then.
 
     After the last request the cluster is drained: everything finishes and is credited to this step.
     """
@@ -202,7 +201,7 @@ def advance_to_next(state, workload, cursor, now_s, b, slo_s, step):
 
 @kernel_inlined
 def sync_telemetry(state, late, cursor, late_cursor, delay_s, now_s, b, slo_s):
-    """What telemetry shows of cluster b now; where it is late, of ``late``, which is brought up to ``delay_s`` before now."""
+    """Telemetry of cluster b now. If it is delayed, it shows ``late``, advanced to ``delay_s`` before now."""
     r, at_s = cursor[b], now_s[b]
     if delay_s[b] > 0.0:
         view_s = max(at_s - delay_s[b], 0.0)
@@ -213,7 +212,7 @@ def sync_telemetry(state, late, cursor, late_cursor, delay_s, now_s, b, slo_s):
 
 @kernel
 def _follow(state, late, late_cursor, b, arrived, slo_s, time_s):
-    """Bring the replica of cluster b to ``time_s`` <= now, with the requests before ``arrived`` that were sent by then."""
+    """Advance the replica of cluster b to ``time_s`` <= now, with the requests before ``arrived`` sent by then."""
     r = late_cursor[b]
     while r < arrived and state.requests[b, r].arrival_s <= time_s:
         record = state.records[b, r]

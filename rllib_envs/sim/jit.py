@@ -1,4 +1,4 @@
-"""The decorator of every compiled function, with an on-disk cache that can never serve stale machine code."""
+"""The decorator of every compiled function, with an on-disk cache that never serves stale machine code."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _sources_digest() -> str:
-    """Name of the folder for compiled code: a digest of the sources that go into it.
+    """Name of the folder for compiled code: a digest of its sources.
 
-    numba re-compiles a function when its own file changes, not when a file it calls into does; a folder per state of the
-    sources closes that hole. Every worker process of a run shares it, so each kernel is compiled once.
+    numba re-compiles a function when its own file changes, but not when a file that it calls into changes. A folder per state of
+    the sources solves this. All worker processes of a run share it, so each kernel is compiled once.
     """
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(_PACKAGE.rglob("*.py")):
@@ -37,7 +37,7 @@ _FOLDER = cache_folder(_sources_digest())
 
 
 class _ByContent(UserProvidedCacheLocator):
-    """Finds compiled code by what the sources are, not by where they lie: a copy of the project compiles nothing anew.
+    """Finds compiled code by the content of the sources, not by their path: a copy of the project compiles nothing again.
 
     Every job on a cluster runs such a copy.
     """
@@ -54,18 +54,18 @@ class _ByContent(UserProvidedCacheLocator):
 
 
 class _InFolder(CompileResultCacheImpl):
-    """Keeps compiled code in the given folder or nowhere: numba's other places are not ours to use."""
+    """Keeps compiled code in the given folder or nowhere: numba's other locations are not used."""
 
     _locator_classes: ClassVar[list[Any]] = [_ByContent]
 
 
 class _Cache(FunctionCache):
-    """A cache that is never needed: a full disk or a damaged file costs the time to compile, not the command."""
+    """An optional cache: a full disk or a damaged file costs compile time, but the command still works."""
 
     _impl_class = _InFolder
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with suppress(Exception):  # what a damaged pickle raises has no common base
+        with suppress(Exception):  # errors of a damaged pickle have no common base class
             return super().load_overload(sig, target_context)
         self._discard()
         return None
@@ -77,7 +77,7 @@ class _Cache(FunctionCache):
             self.disable()
 
     def _discard(self) -> None:
-        """Begin the function's cache anew, or do without."""
+        """Recreate the function's cache, or work without it."""
         try:
             self.flush()
         except OSError:
@@ -89,9 +89,9 @@ def kernel(function: Callable[..., Any], *, inlined: bool = False) -> Any:
     compiled: Any = numba.njit(nogil=True, error_model="numpy", forceinline=inlined)(function)
     config: Any = numba.core.config
     before = config.CACHE_DIR
-    config.CACHE_DIR = str(_FOLDER or "")  # read once, here; put back so that other users of numba keep theirs
+    config.CACHE_DIR = str(_FOLDER or "")  # read once, here; restored afterwards for other users of numba
     try:
-        with suppress(RuntimeError):  # the folder is not there any more, or there is none
+        with suppress(RuntimeError):  # the folder was removed, or there is none
             compiled._cache = _Cache(function)
     finally:
         config.CACHE_DIR = before
@@ -99,17 +99,17 @@ def kernel(function: Callable[..., Any], *, inlined: bool = False) -> Any:
 
 
 def kernel_inlined(function: Callable[..., Any]) -> Any:
-    """A ``kernel`` that becomes a part of those that call it.
+    """A ``kernel`` that is inlined into its callers.
 
-    It is for a phase that is called in one place with many arrays: their hundreds of words take as long to pass on as its work.
+    Use it for a phase with many arrays that is called in one place: passing its hundreds of words takes as long as its work.
     """
     return kernel(function, inlined=True)
 
 
 def _borrow(typing_context: Any, arrays: Any) -> Any:
-    """The same array, or tuple of arrays and of such tuples, without reference counting, for use inside the kernel given it.
+    """The same array, or tuple of arrays and of such tuples, without reference counting, for use inside the kernel.
 
-    Views of an array and records in it cost no atomic operations then, which are a fifth of the time of the small kernels here.
+    Views of an array and records in it then cost no atomic operations, which are a fifth of the time of the small kernels here.
     The caller of the outermost kernel keeps the arrays alive.
     """
 
@@ -120,7 +120,7 @@ def _borrow(typing_context: Any, arrays: Any) -> Any:
 
 
 def _uncounted(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """The value of a numba type without the owner of the memory that it points to."""
+    """The value of a numba type without the owner of its memory."""
     if isinstance(kind, types.Array):
         struct = context.make_array(kind)(context, builder, value)
         struct.meminfo = struct.meminfo.type(None)

@@ -1,12 +1,12 @@
 """The compiled engine: vLLM V1's scheduler on the iteration-time model, stepped from event to event.
 
-Between two events (arrival, completion, block exhaustion, admission) a decode-only batch repeats the same iteration with its
-context growing by B tokens each time, so k iterations take ``k*T + c*B*k*(k-1)/2``: the plan of an expert is such a leap, or one
-iteration that holds prefill. A plan is cut short when an arrival could change it. Rules, in the words of ``reference.py``,
-which steps every iteration and must give the same times.
+Events are arrival, completion, block exhaustion and admission. Between two events a decode-only batch repeats one iteration, and
+its context grows by B tokens each time. So k iterations take ``k*T + c*B*k*(k-1)/2``. The plan of an expert is such a leap, or
+one iteration with prefill. A plan is cut short when an arrival could change it. The rules are those of ``reference.py``, which
+steps every iteration and must give the same times.
 
-Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks reused while nobody has
-taken them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead,
+Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks are reused until another
+request takes them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead,
 asynchronous scheduling, the time from the router to the engine's queue.
 Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory,
 priorities, failures of an engine.
@@ -96,15 +96,15 @@ def cut_at(expert, time_s):
 
 @kernel
 def queued_s(engine, request):
-    """When the request reaches the engine's queue."""
+    """Time at which the request reaches the engine's queue."""
     return request.arrival_s + engine.handoff_s
 
 
 @kernel
 def _cut_for(engine, expert, time_s):
-    """End the plan where the step composed next knows of a request queued at ``time_s``.
+    """End the plan so that the next composed step includes a request queued at ``time_s``.
 
-    That is the end of the iteration under way then, or, where steps are composed ahead, of the one after it.
+    That is the end of the iteration under way then, or, if steps are composed ahead, of the one after it.
     """
     if engine.ahead == 0:
         cut_at(expert, time_s)
@@ -152,15 +152,15 @@ def _preempt_last(expert, work):
 
 @kernel
 def _run_under_pressure(expert, work, chunk):
-    """The RUNNING loop when blocks run out: in order of admission, each takes its block or the last ones make room."""
-    asking = expert.phase[-expert.iteration & _MASK]  # this many need a block, less those who are evicted
+    """The RUNNING loop when blocks run out: in order of admission, each takes its block; the last requests are preempted."""
+    asking = expert.phase[-expert.iteration & _MASK]  # number of requests that need a block, less the preempted ones
     i = 0
     while i < expert.n_dec and asking > 0:
         request = work.requests[work.running[i]]
         if (request.prompt + expert.iteration - request.start - 1) & _MASK == 0:
             while expert.freed == expert.taken:
                 _preempt_last(expert, work)
-                if expert.n_run == i:  # it was the asker itself: the loop ends
+                if expert.n_run == i:  # it preempted itself: the loop ends
                     return
             expert.taken += 1
             asking -= 1
@@ -175,16 +175,16 @@ def _run_under_pressure(expert, work, chunk):
 
 @kernel
 def _reusable_blocks(expert, work, record, tokens):
-    """Take a preempted request's surviving blocks out of the middle of the free queue; how many they are.
+    """Take a preempted request's surviving blocks out of the middle of the free queue; returns their number.
 
-    Its tail block was freed first, so what is left is the longest prefix. At least one token must remain to be computed.
+    Its tail block was freed first, so the longest prefix remains. At least one token must remain to be computed.
     """
     waiting = work.waiting
     blocks = min(record.cache_blocks, record.cache_end - expert.taken, (tokens - 1) // _BLOCK)
     if blocks <= 0:
         return 0
     expert.freed -= blocks
-    for i in range(expert.n_wait):  # whoever lies behind in the free queue moves up
+    for i in range(expert.n_wait):  # requests behind it in the free queue move up
         other = work.records[waiting[(expert.wait_head + i) & (waiting.size - 1)]]
         if other.cache_end > record.cache_end:
             other.cache_end -= blocks
@@ -193,7 +193,7 @@ def _reusable_blocks(expert, work, record, tokens):
 
 @kernel
 def _release(expert):
-    """Free what the requests hold that have left."""
+    """Free the seats and blocks of requests that have left."""
     expert.freed += expert.leaving_blocks
     expert.leaving = 0
     expert.leaving_blocks = 0
@@ -201,21 +201,21 @@ def _release(expert):
 
 @kernel
 def _schedule(engine, expert, work):
-    """Compose the step that starts at ``clock`` for somebody to serve, and plan how often it repeats."""
+    """Compose the step that starts at ``clock``, if there is a request to serve, and plan how often it repeats."""
     held = expert.leaving
     if engine.ahead == 0:
         expert.known_s = expert.clock_s
     _compose(engine, expert, work, held)
-    if expert.n_run == 0:  # an empty iteration takes no time: the next one is composed with all that is known by now
+    if expert.n_run == 0:  # an empty iteration takes no time: the next one is composed with all requests known by now
         expert.known_s = expert.clock_s
         _compose(engine, expert, work, 0)
 
 
 @kernel
 def _compose(engine, expert, work, held):
-    """Compose a step and plan how often it repeats, by what is known at ``known_s``; ``held``: seats of those who leave.
+    """Compose a step and plan how often it repeats, from the state at ``known_s``; ``held``: seats of leaving requests.
 
-    Nobody who could be served: no plan.
+    Without a request to serve there is no plan.
     """
     requests, running, waiting = work.requests, work.running, work.waiting
     preempted = expert.preempted
@@ -308,7 +308,7 @@ def _compose(engine, expert, work, held):
 
 @kernel
 def _start_decoding(expert, work):
-    """At the end of an iteration with prefill: each completed prompt has yielded a token and decodes from now on."""
+    """At the end of an iteration with prefill: each completed prompt has generated a token and decodes from now on."""
     completed = expert.n_run - expert.partial
     for i in range(expert.n_dec, completed):
         index = work.running[i]
@@ -391,7 +391,7 @@ def _commit(engine, expert, work, slo_s):
 
 @kernel
 def next_event(engine, expert, work, slo_s):
-    """Let an expert that has somebody to serve work to the end of its plan, composing one first where there is none."""
+    """Run an expert with requests to serve to the end of its plan; composes a plan first if there is none."""
     if expert.plan_steps == 0:
         _schedule(engine, expert, work)
     _commit(engine, expert, work, slo_s)
@@ -399,9 +399,9 @@ def next_event(engine, expert, work, slo_s):
 
 @kernel
 def advance(engine, expert, work, slo_s, time_s):
-    """Let one expert work until ``time_s``: every iteration that ends by then is complete, the one under way is planned.
+    """Advance one expert to ``time_s``: every iteration that ends by then is complete, the one under way is planned.
 
-    A step that would start exactly at ``time_s`` is left open, so that an arrival at that instant is part of it.
+    A step that would start exactly at ``time_s`` stays open, so that an arrival at that instant is part of it.
     ``time_s`` = inf drains the expert.
     """
     while True:
@@ -416,14 +416,14 @@ def advance(engine, expert, work, slo_s, time_s):
 
 @kernel
 def push(engine, expert, work, index, time_s):
-    """Hand request ``index`` to the expert at ``time_s``, to which it has been advanced. False: its queue is full."""
+    """Send request ``index`` to the expert at ``time_s``, to which it has been advanced. False: its queue is full."""
     request = work.requests[index]
     if expert.n_wait >= engine.max_waiting or request.prompt >= engine.max_model_len:
         return False
     if expert.n_run + expert.n_wait == 0:
         expert.clock_s = time_s + engine.handoff_s
         expert.known_s = expert.clock_s
-    elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:  # else the newcomer waits for the head of the queue or for a seat
+    elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:  # else it waits for the head of the queue or for a seat
         _cut_for(engine, expert, time_s + engine.handoff_s)
     request.output = min(request.output, engine.max_model_len - request.prompt)
     work.waiting[(expert.wait_head + expert.n_wait) & (work.waiting.size - 1)] = index

@@ -1,4 +1,4 @@
-"""What one engine costs and what it can hold: the figures of an LLM on a GPU, and the iteration-time formula."""
+"""The costs and limits of one engine: figures of an LLM on a GPU, and the iteration-time formula."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "overhead": (0.1, 100), "handoff_s": (0.0, 60.0),
     "max_num_seqs": (1, 2**14), "max_num_batched_tokens": (1, _TOKENS), "max_model_len": (2, _TOKENS), "max_waiting": (1, 2**16),
 }  # fmt: skip
-"""The least and the greatest of each figure: far beyond any engine, and within what the state's 32 bits hold."""
+"""The smallest and the largest value of each figure: far beyond any engine, and within the state's 32 bits."""
 
 _TYPES: dict[str, tuple[str, Any]] = {
     "float": ("a number", Real),
@@ -26,7 +26,7 @@ _TYPES: dict[str, tuple[str, Any]] = {
 
 
 def within_limits(name: str, value: float) -> float:
-    """The figure of that name, or the end of its range that is nearest: a fault that is drawn makes no impossible engine."""
+    """Clip a figure to its range, so that a drawn fault gives a possible engine."""
     low, high = _LIMITS[name]
     return min(max(value, low), high)
 
@@ -40,14 +40,14 @@ class EngineProfile:
 
         T = overhead * (c0 + b*B + c*C + [P > 0] * (c0_mixed + a*max(0, P + B - n0) + q*sum_i P_i*(kv_i + P_i/2) + c_mixed*C))
 
-    The hinge: up to ``n0`` tokens the weights' transfer hides the arithmetic. The quadratic attention term is summed over the
-    prompts of the batch. Attention kernels read the context of decoding sequences more slowly in a batch that also holds
-    prefill: ``c_mixed``, where it was measured. So does the fixed cost: ``c0_mixed`` is other kernels, and what a server does
-    beside them, by much the same time whatever is in the batch. Fitted to measured layer times the form is within 1-2 % on
-    decode-only and 3-6 % on mixed batches (``benchmarks/fidelity.py``).
+    The hinge: up to ``n0`` tokens the transfer of the weights hides the arithmetic. The quadratic attention term is summed over
+    the prompts of the batch. Attention kernels read the context of decoding sequences more slowly in a batch that also has
+    prefill: ``c_mixed``, if it was measured. The fixed cost grows too: ``c0_mixed`` is other kernels, and server work that takes
+    much the same time whatever the batch contains. Fitted to measured layer times, the formula is within 1-2 % on decode-only and
+    3-6 % on mixed batches (``benchmarks/fidelity.py``).
 
     Raises:
-        ValueError: a figure is not finite or outside what its comment allows.
+        ValueError: a figure is not finite or outside the range in its comment.
     """
 
     c0_ms: float  # > 0: fixed cost of an iteration, ms (weights read once)
@@ -56,21 +56,21 @@ class EngineProfile:
     a_ms: float  # >= 0: per token beyond the hinge in a batch with prefill, ms
     n0_tokens: int  # >= 0: the hinge
     q_ms: float  # >= 0: attention within prefill, ms per token^2
-    c_mixed_ms: float = 0.0  # >= 0: what c grows by in an iteration with prefill, ms
-    c0_mixed_ms: float = 0.0  # >= 0: what c0 grows by in an iteration with prefill, ms
+    c_mixed_ms: float = 0.0  # >= 0: increase of c in an iteration with prefill, ms
+    c0_mixed_ms: float = 0.0  # >= 0: increase of c0 in an iteration with prefill, ms
     kv_tokens: int  # > 0: KV capacity; floor(kv_tokens / 16) blocks, of which one is the server's null block
     kv_bytes_per_token: int  # > 0
     overhead: float = 1.0  # > 0: measured step time over kernel time; see rllib_envs/profiles/fit.py
     max_num_seqs: int = 256  # >= 1: most requests running at once
     max_num_batched_tokens: int = 2048  # >= max_num_seqs: token budget of an iteration
     max_model_len: int = 4096  # >= 2 and within the KV capacity: longest prompt + output
-    max_waiting: int = 256  # >= 1: requests that may wait; one more is rejected, and the router sees the expert masked
-    reuse_preempted_blocks: bool = True  # a preempted request finds its own blocks that nobody has taken meanwhile
-    async_scheduling: bool = True  # an iteration is composed as the one before it begins, as vLLM V1 does by default
-    handoff_s: float = 0.0  # >= 0: from the router's decision until the engine's queue has the request, s
+    max_waiting: int = 256  # >= 1: waiting requests at most; one more is rejected, and the router sees the expert masked
+    reuse_preempted_blocks: bool = True  # a preempted request reuses its own blocks that no other has taken meanwhile
+    async_scheduling: bool = True  # compose an iteration while the one before it begins, as vLLM V1 does by default
+    handoff_s: float = 0.0  # >= 0: time from the router's decision to the engine's queue, s
 
     def __post_init__(self) -> None:
-        """Refuse figures that no engine can have."""
+        """Refuse impossible figures."""
         for field in fields(self):
             value: Any = getattr(self, field.name)
             allowed, kind = _TYPES[str(field.type)]
@@ -96,11 +96,11 @@ class EngineProfile:
 
     @property
     def usable_blocks(self) -> int:
-        """KV blocks that requests can hold."""
+        """KV blocks available to requests."""
         return self.kv_tokens // BLOCK_TOKENS - 1
 
     def iteration_s(self, decodes: int, context_tokens: int, prompts: tuple[tuple[int, int], ...] = ()) -> float:
-        """Seconds of one iteration; ``prompts`` holds (new tokens, tokens already cached) of each prompt in it."""
+        """Seconds of one iteration; ``prompts`` has (new tokens, tokens already cached) of each prompt in it."""
         ms = self.c0_ms + self.b_ms * decodes + self.c_ms * context_tokens
         new = sum(chunk for chunk, _ in prompts)
         if new:

@@ -1,16 +1,17 @@
 """The engine model in plain Python, one iteration at a time: the readable specification and the oracle of the compiled kernel.
 
 It follows the scheduler of vLLM V1 (``vllm/v1/core/sched/scheduler.py`` and ``kv_cache_manager.py``): a token budget per
-iteration, running requests first, paged KV, recomputation after preemption. Real block numbers in a real free queue; no leaps.
+iteration, running requests first, paged KV, recomputation after preemption. It has real block numbers in a real free queue, and
+no leaps.
 
-What the rules leave open is settled here: an arrival at the very moment an iteration starts is queued before that iteration
-admits, and a prompt whose last single token is still missing counts as prefill, not as decode.
+Two rules are set here. An arrival at the very moment an iteration starts is queued before that iteration admits. A prompt that
+lacks only its last token counts as prefill, not as decode.
 
-With asynchronous scheduling (V1's default; ``vllm/v1/engine/core.py``, ``step_with_batch_queue``) an iteration is composed as
-the one before it begins. A request that is queued while an iteration runs joins the one after the next, and a complete request
-keeps its seat and its blocks for one more composition, though no token is computed for it. A server that is told to stop at a
-length knows which token is the last; one that waits for an end-of-sequence token computes one more in vain, which is not
-modelled, nor that a request may be preempted after its last token.
+With asynchronous scheduling (V1's default; ``vllm/v1/engine/core.py``, ``step_with_batch_queue``) an iteration is composed when
+the one before it begins. A request that is queued while an iteration runs joins the one after the next. A complete request keeps
+its seat and its blocks for one more composition, though no token is computed for it. A server with a fixed output length knows
+which token is the last. A server that waits for an end-of-sequence token computes one more in vain; this is not modelled. Nor is
+the preemption of a request after its last token.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request as it reaches the engine."""
+    """A request at its arrival at the engine."""
 
     arrival_s: float  # finite
     prompt_tokens: int  # >= 1
-    output_tokens: int  # >= 1: tokens it would generate if max_model_len never cut it short
+    output_tokens: int  # >= 1: tokens that it would generate without the limit max_model_len
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a request; the times of a rejected one are NaN."""
+    """Outcome of a request; the times of a rejected one are NaN."""
 
     first_scheduled_s: float  # start of the iteration that first admitted it
-    first_token_s: float  # end of the iteration that yielded its first token
-    finish_s: float  # end of the iteration that yielded its last token
+    first_token_s: float  # end of the iteration that generated its first token
+    finish_s: float  # end of the iteration that generated its last token
     preemptions: int
     rejected: bool
 
@@ -58,8 +59,8 @@ class Request:
     """A request inside the engine. ``computed`` tokens of it have their KV cached, in ``blocks``."""
 
     prompt: int
-    output: int  # tokens it will generate, after the cut at max_model_len
-    queued_s: float  # when it reaches the engine's queue
+    output: int  # tokens that it will generate, after the cut at max_model_len
+    queued_s: float  # time at which it reaches the engine's queue
     generated: int = 0
     computed: int = 0
     prefilling: bool = True
@@ -77,7 +78,7 @@ class Request:
         return self.prompt + self.generated
 
     def outcome(self) -> Outcome:
-        """What became of it."""
+        """Its outcome."""
         return Outcome(
             first_scheduled_s=self.first_scheduled_s,
             first_token_s=self.first_token_s,
@@ -88,7 +89,7 @@ class Request:
 
 
 class Engine:
-    """One engine, stepped by its caller: ``arrive`` and ``step`` in the order of time.
+    """One engine; the caller calls ``arrive`` and ``step`` in the order of time.
 
     Attributes:
         running: admitted requests in order of admission; only the last can be partly prefilled.
@@ -113,17 +114,17 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to compute."""
+        """Whether it has nothing to compute."""
         return not self.running and not self.waiting
 
     def ready_s(self, now_s: float) -> float:
-        """When the next iteration can begin, at ``now_s`` or later; inf if the engine is idle."""
+        """Earliest start of the next iteration, at ``now_s`` or later; inf if the engine is idle."""
         if self.running:
             return now_s
         return max(now_s, self.waiting[0].queued_s) if self.waiting else math.inf
 
     def arrive(self, arrival: Arrival) -> Request:
-        """Queue a request, or reject it: no room to wait, or no room for a single token of output."""
+        """Queue a request, or reject it: the queue is full, or not even one output token fits."""
         room = self.profile.max_model_len - arrival.prompt_tokens
         request = Request(
             prompt=arrival.prompt_tokens,
@@ -149,8 +150,8 @@ class Engine:
     def compose(self, start_s: float) -> dict[Request, int]:
         """New tokens of each request in the iteration that starts at ``start_s``.
 
-        With asynchronous scheduling it is composed as the iteration before it begins, by what is known then. If that leaves
-        nobody to compute for, it takes no time, and the next one is composed with all that is known at ``start_s``.
+        With asynchronous scheduling it is composed when the iteration before it begins, from the state known then. If no request
+        has anything to compute, it takes no time, and the next one is composed with all that is known at ``start_s``.
         """
         scheduled = self._schedule(self._begun_s if self.profile.async_scheduling else start_s, start_s)
         if not scheduled:
@@ -161,7 +162,7 @@ class Engine:
         return scheduled
 
     def _schedule(self, known_s: float, start_s: float) -> dict[Request, int]:
-        """New tokens of each request, by what is known at ``known_s``."""
+        """New tokens of each request, from the state known at ``known_s``."""
         scheduled, preempted = self._schedule_running()
         if not preempted:
             self._admit(scheduled, known_s, start_s)
@@ -169,7 +170,7 @@ class Engine:
         return scheduled
 
     def _release(self) -> None:
-        """Free what the requests hold that have left."""
+        """Free the seats and blocks of requests that have left."""
         for request in self.leaving:
             self._free_blocks(request)
         self.leaving = []
@@ -215,7 +216,7 @@ class Engine:
         return self.profile.iteration_s(len(decodes), sum(request.computed for request in decodes), prompts)
 
     def _produce(self, scheduled: dict[Request, int], end_s: float) -> None:
-        """Account for the computed tokens; a request with nothing left to compute yields its next token."""
+        """Account for the computed tokens; a request with nothing left to compute generates its next token."""
         for request, new in scheduled.items():
             request.computed += new
             if request.computed < request.tokens:
@@ -232,7 +233,7 @@ class Engine:
             self._release()
 
     def _take_blocks(self, request: Request, tokens: int) -> bool:
-        """Give the request the blocks it lacks to hold ``tokens``, or none and False if too few are free."""
+        """Give the request the blocks that it lacks for ``tokens``; none and False if too few are free."""
         lacking = _blocks(tokens) - len(request.blocks)
         if lacking > len(self.free):
             return False
@@ -243,12 +244,12 @@ class Engine:
         return True
 
     def _free_blocks(self, request: Request) -> None:
-        """Return the blocks to the queue, tail first: the head of a sequence stays cached for longest."""
+        """Return the blocks to the queue, tail first, so that the head of a sequence stays cached for longest."""
         self.free.extend(reversed(request.blocks))
         request.blocks = []
 
     def _preempt_last(self) -> Request:
-        """Put the last admitted request back at the front of the queue; it keeps its tokens and loses their KV."""
+        """Move the last admitted request to the front of the queue; it keeps its tokens and loses their KV."""
         request = self.running.pop()
         if self.profile.reuse_preempted_blocks:
             request.left_behind = request.blocks[: request.computed // BLOCK_TOKENS]
@@ -261,7 +262,7 @@ class Engine:
         return request
 
     def _reuse_blocks(self, request: Request) -> None:
-        """Take back the longest prefix of its own blocks that nobody has taken; it never covers all tokens of the request."""
+        """Take back the longest prefix of its own blocks that no other has taken; it never covers all tokens of the request."""
         for block in request.left_behind:
             if self.cached.get(block) is not request:
                 break
@@ -284,11 +285,11 @@ def simulate(
     Args:
         profile: cost and limits of the engine.
         arrivals: the requests; those of equal time enter in the order given.
-        engine: an idle engine of this profile whose iterations are priced otherwise.
-        after_step: called with the engine after each iteration, to watch it.
+        engine: an idle engine of this profile with other iteration times.
+        after_step: called with the engine after each iteration, as an observer.
 
     Raises:
-        ValueError: an arrival is earlier than the one before it, or a figure of it is impossible.
+        ValueError: an arrival is earlier than the one before it, or has an impossible figure.
     """
     _check(arrivals)
     engine = engine or Engine(profile)

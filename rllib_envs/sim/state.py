@@ -1,8 +1,8 @@
 """The state of B clusters of N experts as NumPy arrays with a leading batch axis.
 
-Scalars of one expert, and of one request, lie together in a record: a kernel touches all of an expert's scalars in one or
-two cache lines and passes them on as one pointer, and NumPy code sees any field of all experts as a (B, N) view,
-``state.experts["n_run"]``. Lists of requests (running, waiting) are integer arrays beside them.
+The scalars of one expert, or of one request, form a record. A kernel touches all scalars of an expert in one or two cache lines,
+and passes them on as one pointer. NumPy code sees a field of all experts as a (B, N) view, ``state.experts["n_run"]``. Lists of
+requests (running, waiting) are integer arrays beside the records.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
-# What a request went through (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did.
+# Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did.
 PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG = range(6)
 
 ENGINE = np.dtype(
@@ -29,8 +29,8 @@ ENGINE = np.dtype(
         ("n0", "i4"),
         ("blocks", "i4"),  # usable KV blocks
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
-        ("reuse", "i4"),  # 1: preempted requests find their own untouched blocks
-        ("length_factor", "f4"),  # what the router multiplies told lengths by, once it has learnt that they are off (calibration)
+        ("reuse", "i4"),  # 1: preempted requests reuse their own untouched blocks
+        ("length_factor", "f4"),  # the router's factor on predicted lengths, learned by calibration
         ("ahead", "i8"),  # 1: an iteration is composed as the one before it begins (of a size that leaves no padding)
     ],
     align=True,
@@ -39,7 +39,7 @@ ENGINE = np.dtype(
 EXPERT = np.dtype(
     [
         # The plan: ``plan_steps`` iterations from ``clock`` to ``plan_end_s``, the r-th of which takes step_s + r*growth_s.
-        # plan_steps = 0: nothing is planned; the next step is composed at ``clock`` if there is anybody to serve.
+        # plan_steps = 0: nothing is planned; the next step is composed at ``clock`` if there is a request to serve.
         ("clock_s", "f8"), ("plan_end_s", "f8"), ("step_s", "f8"), ("growth_s", "f8"),
         ("known_s", "f8"),  # requests queued by then are known to the step composed at ``clock``
         ("plan_steps", "i4"),
@@ -54,25 +54,25 @@ EXPERT = np.dtype(
         ("cached", "i8"),  # cached tokens of the requests in prefill at ``clock``
         # The free blocks are a queue: ``freed`` counts blocks put in at its end, ``taken`` those taken from its front.
         ("freed", "i8"), ("taken", "i8"),
-        # Seats and blocks of those complete at ``clock``, until a step is composed that knows of their last token.
+        # Seats and blocks of those complete at ``clock``, until a step is composed after their last token is known.
         ("leaving", "i4"), ("leaving_blocks", "i4"),
-        # Decoding requests by (cached tokens - iteration) modulo the block size: who needs a new block in which iteration.
+        # Decoding requests by (cached tokens - iteration) modulo the block size: when each needs a new block.
         ("phase", "i4", (BLOCK_TOKENS,)),
         # Totals since the start.
         ("busy_s", "f8"), ("kv_token_s", "f8"), ("qos", "f8"),
         ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
-        ("future_qos", "f8"),  # QoS that everything sent here so far will have earned if nobody else comes (counterfactual)
+        ("future_qos", "f8"),  # QoS of all requests sent here so far, at their end, if no more arrive (counterfactual)
     ],
     align=True,
 )  # fmt: skip
 
 REQUEST = np.dtype(
     [
-        # What every step and every observation reads of a request: two of them fit in a cache line.
+        # Fields that every step and every observation reads: two requests fit in a cache line.
         ("arrival_s", "f8"),
         ("predicted_score", "f4"), ("predicted_tokens", "f4"),  # at the expert it was sent to
         ("start", "i4"),  # iteration of its expert minus tokens generated, while decoding
-        ("generated", "i4"),  # tokens generated when it last was preempted
+        ("generated", "i4"),  # tokens generated at its last preemption
         ("prompt", "i4"), ("output", "i4"),  # tokens; output: true, at the expert it was sent to, cut at max_model_len
     ],
     align=True,
@@ -80,9 +80,9 @@ REQUEST = np.dtype(
 
 RECORD = np.dtype(
     [
-        # What became of a request.
+        # The outcome of a request.
         ("first_scheduled_s", "f8"), ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
-        ("cache_end", "i8"), ("cache_blocks", "i4"),  # where its full blocks end in the free queue; how many
+        ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
         ("score", "f4"),  # true, at the expert it was sent to
         ("route", "i4"), ("status", "i4"),
@@ -104,7 +104,7 @@ class State(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The lists of one expert and the tables of its cluster: what a kernel needs beside the expert's own record."""
+    """The lists of one expert and the tables of its cluster: a kernel's inputs beside the expert's own record."""
 
     requests: NDArray[np.void]  # (M,) REQUEST
     records: NDArray[np.void]  # (M,) RECORD
@@ -114,12 +114,12 @@ class Work(NamedTuple):
 
 
 class Telemetry(NamedTuple):
-    """What is known of a cluster when a request arrives, and from when that is."""
+    """The known state of a cluster at an arrival, and the time of that state."""
 
     source: State  # the cluster as telemetry shows it, at ``view_s``
     actual: State  # the cluster as it is: where requests were sent
     first_pending: int  # requests from this one on, and before the arrived one, have been sent since ``view_s``
-    arrived: int  # number of the arrived request; how many there were where all have arrived
+    arrived: int  # number of the arrived request; the total number after all have arrived
     view_s: float
     now_s: float
 
@@ -129,8 +129,8 @@ class Arrived(NamedTuple):
 
     arrival_s: float
     prompt: int  # tokens
-    output: int  # tokens, true or to be expected
-    score: float  # true; 0 where it is not known
+    output: int  # tokens, true or expected
+    score: float  # true; 0 if not known
     predicted_score: float
     predicted_tokens: float
 
@@ -162,7 +162,7 @@ def allocate(engines: NDArray[np.void], max_requests: int) -> State:
     """An empty state for the engines (B, N), with room for ``max_requests`` requests in each cluster."""
     batch, n_experts = engines.shape
     slots = int(engines["max_seqs"].max())
-    queue = 1 << int(engines["max_waiting"].max() + slots - 1).bit_length()  # the preempted come back on top of max_waiting
+    queue = 1 << int(engines["max_waiting"].max() + slots - 1).bit_length()  # preempted requests come on top of max_waiting
     state = State(
         engines=engines,
         experts=np.zeros((batch, n_experts), EXPERT),

@@ -1,7 +1,7 @@
-"""What would happen: an expert rolled forward from its present state while nobody else arrives.
+"""What-if results: an expert rolled forward from its present state, with no further arrivals.
 
-The roll runs the engine's own kernels on a copy, so with true lengths and the true engine it ends as the simulator will,
-and with predicted ones it errs only by the predictions. The state itself is never touched.
+The roll-out runs the engine's own kernels on a copy. With true lengths and the actual engine it gives the simulator's result.
+With predicted ones, its only errors are those of the predictions. The state itself never changes.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -21,23 +21,23 @@ from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, allocate
 
 OVERRUN = 0.25
-"""A request is expected to go on for at least this share of the tokens it has generated, also beyond its prediction.
+"""The expected remaining output is at least this share of the tokens generated so far, also beyond the prediction.
 
-For log-normal prediction errors with a standard deviation of 0.2-0.4, what is left on average of a request that has reached 0.8
-to 1.3 times its predicted length is 0.2-0.4 of the tokens generated so far.
+For log-normal prediction errors with a standard deviation of 0.2-0.4, take requests at 0.8 to 1.3 times their predicted length.
+On average they have 0.2-0.4 of the tokens generated so far still to generate.
 """
 
 SOFTENED = 4.0
-"""How many times as soft loose deadlines are as the usual ones."""
+"""Softness of softened deadlines over that of the normal ones."""
 
 STAY_SCALES_S = (1.0, 4.0, 16.0)
 
-_MOST_LATENCY = 10.0  # in units of the SLO: what will never finish is not worse
+_MOST_LATENCY = 10.0  # in units of the SLO: an upper limit, also for requests that never finish
 _NO_EFFECT = np.zeros(1, WHATIF_ROW)
 
 
 class Scratch(NamedTuple):
-    """Room for one expert's copy and a newcomer; one per thread. S requests at most."""
+    """Memory for one expert's copy and a newcomer; one per thread. S requests at most."""
 
     state: State  # one cluster of one expert
     order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
@@ -46,9 +46,9 @@ class Scratch(NamedTuple):
 
 
 def scratch_for(state: State) -> Scratch:
-    """A scratch for copies of the state's experts.
+    """Allocate a scratch for copies of the state's experts.
 
-    It has room for all requests of an episode: where telemetry is late, many that come and go may have been sent since.
+    It has room for all requests of an episode: with delayed telemetry, many short ones may have been sent since.
     """
     slots, queue = state.running.shape[2], state.waiting.shape[2]
     size = 1 + state.requests.shape[1]
@@ -68,9 +68,9 @@ def on_its_way(record, e):
 
 @kernel
 def expected_output(predicted_tokens, generated, room):
-    """Output length, int32, to expect of a request that was told to have ``predicted_tokens`` and has generated ``generated``.
+    """Expected output length, int32, of a request with ``predicted_tokens`` predicted and ``generated`` tokens generated.
 
-    At most ``room``, what the prompt leaves of max_model_len.
+    At most ``room``, the part of max_model_len that the prompt leaves.
     """
     least = np.int32(generated + max(np.int32(1), np.int32(np.float32(OVERRUN) * np.float32(generated))))
     return np.int32(min(max(np.int32(predicted_tokens + np.float32(0.5)), least), room))
@@ -78,10 +78,10 @@ def expected_output(predicted_tokens, generated, room):
 
 @kernel
 def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
-    """Copy expert (b, e) as it is at ``time_s`` into the scratch; number of requests copied.
+    """Copy expert (b, e) at ``time_s`` into the scratch; returns the number of requests copied.
 
-    Requests are numbered anew: running ones first, then waiting ones, each in order. With ``believe`` their true lengths
-    are replaced by what the router may know.
+    Requests are renumbered: running ones first, then waiting ones, each in order. With ``believe`` their true lengths are
+    replaced by the router's expectations.
     """
     copy = scratch.state
     copy.experts[0, 0] = source.experts[b, e]
@@ -125,10 +125,10 @@ def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
 
 @kernel
 def _sort(scratch, n_sorted):
-    """Bring ``order`` up to date with the decoding requests; returns where in it they begin and end.
+    """Update ``order`` with the decoding requests; returns the start and end of their part of it.
 
-    Its first ``n_sorted`` entries stand from before: those complete by now are passed over, and whoever decodes since then is
-    at the tail of the running list and is inserted (batches are short, and mostly one is new).
+    Its first ``n_sorted`` entries are from an earlier roll. Those complete by now are skipped. New decoding requests are at the
+    tail of the running list and are inserted (batches are short, and usually one is new).
     """
     expert = scratch.state.experts[0, 0]
     running, finish_at = scratch.state.running[0, 0], scratch.state.finish_at[0, 0]
@@ -152,8 +152,8 @@ def _sort(scratch, n_sorted):
 def _sweep(engine, scratch, slo_s, first, last):
     """Finish times of a batch that only decodes: one leap from each completion to the next, as long as the blocks last.
 
-    ``order`` from ``first`` to ``last`` is the batch. Leaves the copied expert as it is. Returns whether the blocks surely
-    last to the end, the end of the last request, and the QoS of all.
+    ``order`` from ``first`` to ``last`` is the batch. Leaves the copied expert unchanged. Returns whether the blocks surely last
+    to the end, the end of the last request, and the QoS of all.
     """
     expert, order = scratch.state.experts[0, 0], scratch.order
     requests, records = scratch.state.requests[0], scratch.state.records[0]
@@ -180,17 +180,18 @@ def _sweep(engine, scratch, slo_s, first, last):
 
 @kernel
 def roll(scratch, engine, slo_s, n_sorted):
-    """Run the copy until it would be empty; finish times are then in ``scratch.state.requests[0]``.
+    """Run the copy until it is empty; finish times are then in ``scratch.state.requests[0]``.
 
-    ``n_sorted`` entries of ``order`` stand from an earlier roll of the same expert. Returns the time of the last completion, the
-    QoS of everything the expert has ever finished by then, how many entries of ``order`` stand for another roll, and whether the
-    copied expert is still as it was.
+    ``n_sorted`` entries of ``order`` are from an earlier roll of the same expert.
+
+    Returns four values: the time of the last completion; the QoS of all requests that the expert has ever finished by then; the
+    number of ``order`` entries valid for another roll; whether the copied expert is unchanged.
     """
     copy = scratch.state
     expert, work = copy.experts[0, 0], work_of(copy, 0, 0)
     preempted = expert.preempted
     untouched = True
-    crowd = NEVER  # with so many running a sweep is of no use
+    crowd = NEVER  # with this many running a sweep does not help
     while True:
         if expert.n_wait == 0 and expert.leaving == 0 and expert.n_run == expert.n_dec and expert.n_run < crowd:
             if expert.preempted > preempted:
@@ -207,7 +208,7 @@ def roll(scratch, engine, slo_s, n_sorted):
 
 @kernel
 def join(scratch, engine, slo_s, index, time_s):
-    """Hand request ``index`` of the scratch to the copy at ``time_s``; False where its queue is full."""
+    """Send request ``index`` of the scratch to the copy at ``time_s``; False if its queue is full."""
     expert, work = scratch.state.experts[0, 0], work_of(scratch.state, 0, 0)
     advance(engine, expert, work, slo_s, time_s)
     return push(engine, expert, work, index, time_s)
@@ -215,7 +216,7 @@ def join(scratch, engine, slo_s, index, time_s):
 
 @kernel
 def newcomer(scratch, index, slo_s, arrived):
-    """Write a request (``Arrived``) that has not been anywhere yet as number ``index`` of the scratch."""
+    """Write a new request (``Arrived``) as number ``index`` of the scratch."""
     scratch.per_slo[index] = 1.0 / (arrived.output * slo_s)
     request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
     request.arrival_s = arrived.arrival_s
@@ -234,19 +235,19 @@ def newcomer(scratch, index, slo_s, arrived):
 
 @kernel
 def _latency(scratch, index):
-    """Latency per token of a rolled request, in units of the SLO."""
+    """Latency per token of a rolled-out request, in units of the SLO."""
     return (scratch.state.records[0, index].finish_s - scratch.state.requests[0, index].arrival_s) * scratch.per_slo[index]
 
 
 @kernel
 def _soft(latency, tau):
-    """Soft deadline: chance to be in time, given that predictions err; latency per token in units of the SLO."""
+    """Soft deadline: probability to meet the SLO under prediction errors; latency per token in units of the SLO."""
     return 1.0 / (1.0 + math.exp(min((latency - 1.0) / tau, 700.0)))
 
 
 @kernel
 def _stay(scratch, n, now_s):
-    """The sums of t / (t + scale) over the first n rolled requests, for STAY_SCALES_S; t: the time until each leaves."""
+    """The sums of t / (t + scale) over the first n rolled-out requests, for STAY_SCALES_S; t: the time until each leaves."""
     records = scratch.state.records[0]
     one, four, sixteen = 0.0, 0.0, 0.0
     for i in range(n):
@@ -259,7 +260,7 @@ def _stay(scratch, n, now_s):
 
 @kernel
 def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens):
-    """A request with the length that is to be expected of it at an expert, with this nominal engine."""
+    """A request with its expected length at an expert with this nominal engine."""
     room = np.int32(engine.max_model_len - prompt)
     output = max(1, expected_output(predicted_tokens * engine.length_factor, np.int32(0), room))
     return Arrived(arrival_s, prompt, output, 0.0, predicted_score, predicted_tokens)
@@ -267,7 +268,7 @@ def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens):
 
 @kernel
 def _load(telemetry, b, e, scratch, engine, slo_s):
-    """Copy an expert with expected lengths, and send it what is on its way there (telemetry is late); count of both."""
+    """Copy an expert with expected lengths, and add the requests on their way there (delayed telemetry); count of both."""
     n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s, slo_s, True)
     for r in range(telemetry.first_pending, telemetry.arrived):
         if on_its_way(telemetry.actual.records[b, r], e):
@@ -280,9 +281,9 @@ def _load(telemetry, b, e, scratch, engine, slo_s):
 
 @kernel_inlined
 def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effects):
-    """Fill ``effects[e]`` (WHATIF_ROW) with what sending the arrived request to expert e now is predicted to do.
+    """Fill ``effects[e]`` (WHATIF_ROW) with the predicted effect of sending the arrived request to expert e now.
 
-    ``arrived``: the request ``as_expected``; ``engine``: the expert's, as expected.
+    ``arrived``: the request from ``as_expected``; ``engine``: the expert's nominal engine.
     """
     now_s = telemetry.now_s
     n = _load(telemetry, b, e, scratch, engine, slo_s)
@@ -293,7 +294,7 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effect
         end_s, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
         for i in range(n):
             scratch.before[i] = _latency(scratch, i)
-        effect.drain_before_s = max(end_s - now_s, 0.0)  # where telemetry is late, all may be over by now
+        effect.drain_before_s = max(end_s - now_s, 0.0)  # with delayed telemetry all may have finished by now
         effect.stay_1_before, effect.stay_4_before, effect.stay_16_before = _stay(scratch, n, now_s)
         if not untouched:
             n = _load(telemetry, b, e, scratch, engine, slo_s)
@@ -340,7 +341,7 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effect
 
 @kernel_inlined
 def predict(telemetry, nominal, workload, b, scratch, slo_s, tau, effects):
-    """Fill ``effects[b]`` (N,) with what each action is predicted to do; with nothing where all requests have arrived."""
+    """Fill ``effects[b]`` (N,) with the predicted effect of each action; with zeros after all requests have arrived."""
     r = telemetry.arrived
     for e in range(nominal.shape[1]):
         if r < workload.total[b]:
@@ -354,9 +355,9 @@ def predict(telemetry, nominal, workload, b, scratch, slo_s, tau, effects):
 
 @kernel
 def future_qos_with(state, b, e, arrived, scratch, slo_s):
-    """QoS that everything ever sent to expert (b, e) will have earned if a request joins as it arrives and nobody else does.
+    """QoS that all requests ever sent to expert (b, e) will have earned if one more joins and no further request arrives.
 
-    True lengths, true engine. NaN where its queue is full.
+    True lengths, actual engine. NaN if its queue is full.
     """
     engine = state.engines[b, e]
     n = copy_expert(state, b, e, scratch, engine, arrived.arrival_s, slo_s, False)

@@ -1,1 +1,1 @@
-"""What comes: arrivals, traces, the request catalogue, predictions, episodes."""
+"""Workloads: arrivals, traces, the request catalogue, predictions, episodes."""

@@ -1,6 +1,6 @@
-"""What an arrival process is: a function, what it reads of a scenario's ``arrivals``, and what it brings.
+"""An arrival process: a function, the fields of a scenario's ``arrivals`` that it reads, and its results.
 
-``rllib_envs.workload.arrival_processes`` has those that are shipped. This module knows no scenario.
+``rllib_envs.workload.arrival_processes`` has the built-in ones. This module does not depend on scenarios.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class ArrivalBatch:
     """The arrivals of an episode."""
 
     arrival_s: Times  # (n,) ascending (equal times may repeat), seconds from the start of the episode, >= 0
-    prompt_tokens: NDArray[np.int32] | None  # (n,) >= 1, where the process brings its own prompt lengths
-    lengths: GivenLengths | None = None  # of the n answers, where the process brings them and ``Arrivals.lengths`` wants them
+    prompt_tokens: NDArray[np.int32] | None  # (n,) >= 1, if the process has its own prompt lengths
+    lengths: GivenLengths | None = None  # of the n answers, if the process has them and ``Arrivals.lengths`` asks for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrivalProcess:
-    """An arrival process with what else is to be known of it."""
+    """An arrival process and its metadata."""
 
     draw: Callable[..., Times | ArrivalBatch]
-    own_rate_rps: float | None  # its rate where none is asked for; None: it has none
+    own_rate_rps: float | None  # its rate if none is given; None: it has none
     brings_prompts: bool  # whether it returns an ``ArrivalBatch`` with prompts
     fields: tuple[str, ...]  # fields of ``Arrivals`` that it reads
-    parameters: dict[str, float]  # its further numbers with their defaults, given as ``Arrivals.parameters``
+    parameters: dict[str, float]  # its other parameters with their defaults, given as ``Arrivals.parameters``
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Names of all its numbers, fields of ``Arrivals`` or not."""
+        """Names of all its parameters, fields of ``Arrivals`` or not."""
         return (*(name for name in self.fields if name != "lengths"), *self.parameters)
 
     def __call__(self, rate_rps: float, n: int, rng: np.random.Generator, **values: Any) -> ArrivalBatch:
@@ -54,14 +54,14 @@ def arrival_process(
     """Make an arrival process of a function of (rate_rps, n, rng) and keyword-only values.
 
     The function returns n ascending times in seconds, or an ``ArrivalBatch``. A keyword without a default is a field of
-    ``Arrivals``. One with a default is a number of its own, which a user gives in ``Arrivals.parameters``.
+    ``Arrivals``. One with a default is a parameter of its own, which a user sets in ``Arrivals.parameters``.
 
     Args:
-        own_rate_rps: rate of the process where none is asked for, requests/s.
+        own_rate_rps: rate of the process if none is given, requests/s.
         brings_prompts: whether its batches have prompts.
 
     Raises:
-        TypeError: the function does not take this.
+        TypeError: the function has other arguments.
     """
 
     def make(function: Callable[..., Times | ArrivalBatch]) -> ArrivalProcess:

@@ -1,7 +1,7 @@
-"""The arrival processes that are shipped: Poisson, Gamma, Markov-modulated, diurnal, and fits of the Azure traces.
+"""The built-in arrival processes: Poisson, Gamma, Markov-modulated, diurnal, and fits of the Azure traces.
 
-A function here under ``@arrival_process`` is all that a new process is: names, help and checks follow from it. It draws in whole
-arrays from the generator passed in: the same generator state gives the same bits. Replay of a trace is in ``replay.py``.
+A new process is one function here under ``@arrival_process``; names, help and checks follow from it. It draws whole arrays from
+the given generator: the same generator state gives the same bits. Replay of a trace is in ``replay.py``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rllib_envs.errors import InputError
 from rllib_envs.workload.arrival_process import ArrivalBatch, ArrivalProcess, Times, arrival_process
 from rllib_envs.workload.azure import AzureKind, azure_lengths, azure_prompt_tokens
 
-# Conversation: Gamma gaps times a log-normal pace that wanders from request to request. Fitted by simulated moments: over 100
+# Conversation: Gamma gaps times a log-normal pace that drifts from request to request. Fitted by simulated moments: over 100
 # simulated hours the mean index of dispersion of counts is 1.39 and 16.3 in windows of 1 s and 60 s (trace: 1.39, 16.1).
 _CONVERSATION_GAP_CV = 1.06  # of the gaps at constant pace, as of the trace's gaps in random order
 _CONVERSATION_PACE_LOG_SD = 0.24
-_CONVERSATION_PACE_MEMORY = 2000.0  # requests, about six minutes: where the autocorrelation has fallen to 1/e
+_CONVERSATION_PACE_MEMORY = 2000.0  # requests, about six minutes: the autocorrelation has fallen to 1/e there
 
 
 class _Regime(NamedTuple):
@@ -32,11 +32,11 @@ class _Regime(NamedTuple):
     pause_share: float  # of the gaps
 
 
-# Code: calm stretches with pauses, and floods of about 100 requests at 25/s. Shares and runs come from a hidden Markov model of
-# the trace's gaps, gap laws from moments of its gaps below 10 ms (batch), up to 1 s (paced) and above (pause); then the floods
+# Code: calm stretches with pauses, and bursts of about 100 requests at 25/s. Shares and runs come from a hidden Markov model of
+# the trace's gaps. Gap laws come from moments of its gaps below 10 ms (batch), up to 1 s (paced) and above (pause). Then bursts
 # were adjusted by simulated moments (gap CV, busiest second, index of dispersion in windows of 0.1 s to 120 s). Medians of 200
 # simulated hours: gap CV 12.9 (trace 13.2), busiest second 60 requests (67), index of dispersion 12.5 in 1 s (13.2), 142 in
-# 60 s (164); each figure of the trace lies between the 5 % and 95 % quantiles of those hours.
+# 60 s (164). Each figure of the trace lies between the 5 % and 95 % quantiles of those hours.
 _CODE_FLOOD_SHARE = 0.15  # of the requests
 _CODE_FLOOD_RUN = 100.0  # requests, mean
 _CODE_REGIMES = (
@@ -46,8 +46,8 @@ _CODE_REGIMES = (
 _CODE_BATCH_LOG_MEAN, _CODE_BATCH_LOG_SD = -6.8, 1.4  # log of seconds
 _CODE_PAUSE_MIN_S, _CODE_PAUSE_SHAPE, _CODE_PAUSE_SCALE_S = 1.0, 0.22, 81.0  # minimum + Gamma
 
-_MIN_CYCLE_ARRIVALS = 0.1  # keeps the work of mmpp in proportion to the arrivals
-_DAY_STEPS = 4096  # the diurnal curve's integral is exact at so many points of a day, linear between them
+_MIN_CYCLE_ARRIVALS = 0.1  # bounds the work of mmpp per arrival
+_DAY_STEPS = 4096  # the diurnal curve's integral is exact at this many points of a day, linear between them
 
 
 @arrival_process()
@@ -71,7 +71,7 @@ def gamma(rate_rps: float, n: int, rng: np.random.Generator, *, cv: float) -> Ti
 
 @arrival_process()
 def mmpp(rate_rps: float, n: int, rng: np.random.Generator, *, burst_ratio: float, burst_share: float, cycle_s: float) -> Times:
-    """A two-state Markov-modulated Poisson process, quiet and burst, from its stationary law on; ``cycle_s`` is real time.
+    """A two-state Markov-modulated Poisson process, quiet and burst, starting stationary; ``cycle_s`` is real time.
 
     Raises:
         InputError: ``cycle_s`` below 0.1 / rate.
@@ -84,7 +84,7 @@ def mmpp(rate_rps: float, n: int, rng: np.random.Generator, *, burst_ratio: floa
     rates = np.array([quiet_rps, quiet_rps * ratio])
     order = [1, 0] if starts_in_burst else [0, 1]
     cycles = int(work[-1] / (rate_rps * cycle_s)) + 16
-    time_s = change = np.zeros(1)  # instants of switching, and the integral of the rate up to them
+    time_s = change = np.zeros(1)  # switching times, and the integral of the rate up to them
     while change[-1] <= work[-1]:
         stays = rng.standard_exponential((cycles, 2)) * sojourn_s[order]
         time_s = np.concatenate([time_s, time_s[-1] + np.cumsum(stays)])
@@ -94,7 +94,7 @@ def mmpp(rate_rps: float, n: int, rng: np.random.Generator, *, burst_ratio: floa
 
 @arrival_process()
 def diurnal(rate_rps: float, n: int, rng: np.random.Generator, *, period_s: float, amplitude: float) -> Times:
-    """A Poisson process of rate ``rate * (1 + amplitude * sin(2 pi (t + offset) / period))``, from a uniform time of day on.
+    """A Poisson process of rate ``rate * (1 + amplitude * sin(2 pi (t + offset) / period))``; the start time of day is uniform.
 
     Raises:
         InputError: ``period_s`` below 0.1 / rate.
@@ -130,7 +130,7 @@ PROCESSES: dict[str, ArrivalProcess] = {
 
 
 def _poisson_work(n: int, rng: np.random.Generator) -> Times:
-    """Arrival times (n,) of a Poisson process of rate 1: what the integral of any other's rate must reach."""
+    """Arrival times (n,) of a Poisson process of rate 1: the values that the integral of another process's rate must reach."""
     return np.cumsum(rng.standard_exponential(n))
 
 
@@ -153,7 +153,7 @@ def _require_slower_than_gaps(field: str, length_s: float, rate_rps: float) -> N
 
 def _conversation_gaps(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Gaps (n,) of mean 1."""
-    from scipy.signal import lfilter  # here: importing it takes a second, and other processes do without
+    from scipy.signal import lfilter  # here: the import takes a second, and other processes do not need it
 
     keep = math.exp(-1 / _CONVERSATION_PACE_MEMORY)
     shocks = rng.standard_normal(n)
@@ -165,7 +165,7 @@ def _conversation_gaps(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _code_gaps(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Gaps (n,) of mean 1. The regime is drawn anew at random requests, which makes it a stationary two-state Markov chain."""
+    """Gaps (n,) of mean 1. The regime is redrawn at random requests, which gives a stationary two-state Markov chain."""
     anew = rng.random(n) * _CODE_FLOOD_RUN * (1 - _CODE_FLOOD_SHARE) < 1
     last_anew = np.maximum.accumulate(np.where(anew, np.arange(n), 0))
     flood = (rng.random(n) < _CODE_FLOOD_SHARE)[last_anew]

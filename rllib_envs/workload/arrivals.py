@@ -1,4 +1,4 @@
-"""When requests arrive: the process of a scenario, a user's own, or the replay of a trace, drawn."""
+"""Draws of arrivals: from a scenario's process, a user's own one, or the replay of a trace."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rllib_envs.workload.replay import replay
 
 
 def arrival_times(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> Times:
-    """Arrival times (n,) of ``draw_arrivals``, which see."""
+    """Arrival times (n,) of ``draw_arrivals``."""
     return draw_arrivals(arrivals, rate_rps, n, rng).arrival_s
 
 
 def draw_arrivals(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> ArrivalBatch:
-    """Draw n arrivals; a replayed trace gives all where it has no more.
+    """Draw n arrivals; a replayed trace with fewer requests gives all of them.
 
     ``rate_rps`` is the long-run mean rate, requests/s; None is a trace's own. The azure processes and a replayed trace reach
-    another rate by a change of the time scale, so that their burstiness in requests stays: the rows that are replayed come at
-    that rate, whatever the rate of the file. ``cycle_s`` and ``period_s`` of mmpp and diurnal are real time whatever the rate.
-    A replay of fewer requests than its window has starts at a uniformly random one of them. A replay of all starts with the
-    window, and draws nothing but the offsets within ticks of a trace whose times are quantised (``TraceFile.jitter``). Prompt
-    tokens, and output tokens for ``lengths: trace``, come with the azure processes and with a trace that has them.
+    another rate by a change of the time scale, which keeps their burstiness in requests. So the replayed rows arrive at that
+    rate, whatever the rate of the file. ``cycle_s`` and ``period_s`` of mmpp and diurnal are real time at any rate. A replay of
+    fewer requests than its window has starts at a uniformly random one of them. A replay of all starts with the window. It draws
+    only the offsets within ticks of a trace whose times are quantised (``TraceFile.jitter``). Prompt tokens, and output tokens
+    for ``lengths: trace``, come with the azure processes and with a trace that has them.
 
     Raises:
-        InputError: no rate for a process without one of its own, a rate or n that is not positive, a figure that the process
-            refuses, a trace that cannot be read, or one that has no rate to be rescaled; a function of one's own that cannot be
-            had, or does not return n ascending times.
+        InputError: no rate for a process without its own one, a rate or n that is not positive, or a figure that the process
+            refuses. A trace that cannot be read, or that has no rate to rescale. A user's function that cannot be loaded, or
+            does not return n ascending times.
     """
     if n < 1:
         raise InputError(f"n = {n}: an episode has at least 1 arrival")
@@ -54,10 +54,10 @@ def draw_arrivals(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.ra
 
 
 def process_of(kind: str) -> ArrivalProcess:
-    """The process of that name, or the function of a user's own, whose file is run.
+    """The process of that name, or a user's function, whose file is run.
 
     Raises:
-        InputError: such a function cannot be had, or does not take what a process takes.
+        InputError: a user's function cannot be loaded, or does not take a process's arguments.
     """
     if kind in PROCESSES:
         return PROCESSES[kind]
@@ -73,7 +73,7 @@ def process_of(kind: str) -> ArrivalProcess:
 
 
 def _check_times(times: object, n: int, kind: str) -> None:
-    """Refuse what the simulator would take for times."""
+    """Refuse values that the simulator would mistake for times."""
     given = np.asarray(times)
     if given.shape != (n,) or given.dtype != np.float64:
         raise InputError(f"arrivals {kind!r}: returned {given.dtype} of shape {given.shape}: must be float64 of shape ({n},)")

@@ -1,8 +1,9 @@
-"""Requests shaped like those of the Azure LLM inference traces of 2023: prompt lengths, and output lengths given the prompt.
+"""Requests similar to those of the Azure LLM inference traces of 2023: prompt lengths, and output lengths given the prompt.
 
-Both are interpolated quantiles. ``python -m benchmarks.fit_azure FILE_CONV FILE_CODE`` (docs/data.md) prints them anew, and fit
-against trace. Conversation outputs depend on the prompt though hardly correlated (short ones follow prompts of 372 to 710 tokens,
-long ones those of 984 to 1,190): there are quantiles for each of twelve ranges of prompts. Code outputs do not depend on it.
+Both are interpolated quantiles. ``python -m benchmarks.fit_azure FILE_CONV FILE_CODE`` (docs/data.md) prints them again, and the
+fit against the trace. Conversation outputs depend on the prompt, though the correlation is low. Short ones follow prompts of 372
+to 710 tokens, long ones those of 984 to 1,190. So there are quantiles for each of twelve ranges of prompts. Code outputs do not
+depend on the prompt.
 
 =================================  =============  ===========
 200,000 draws (trace)               conversation         code
@@ -100,6 +101,6 @@ def _output_tokens(kind: AzureKind, prompt_tokens: NDArray[np.integer[Any]], rng
 
 @lru_cache(maxsize=2)
 def _law(kind: AzureKind) -> NDArray[np.int32]:
-    """The marginal law as a large sample, always the same."""
+    """The marginal law as a large fixed sample."""
     rng = np.random.default_rng(0)
     return given_lengths(_output_tokens(kind, azure_prompt_tokens(kind, _LAW_DRAWS, rng), rng)).law

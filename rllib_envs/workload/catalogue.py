@@ -1,18 +1,18 @@
-"""What is asked: prompts with every expert's true score and output length, synthetic or from a file of real prompts.
+"""The request catalogue: prompts with every expert's true score and output length, synthetic or from a file of real prompts.
 
-Synthetic. A Gaussian copula with one shared factor, drawn per request ``i`` and MODEL ``m`` (experts that serve the same
-model give the same answer, as greedy decoding does)::
+Synthetic. A Gaussian copula with one shared factor, drawn per request ``i`` and MODEL ``m`` (experts with the same model
+give the same answer, as with greedy decoding)::
 
     correct_ie = 1[ theta_e + sqrt(v_z)*z_i + sqrt(v_e)*own_im + sqrt(v_r)*luck_im > 0 ]          v_z + v_e + v_r = 1
     log d_ie   = log mean_e - s^2/2 + s*( -lambda*z_i + gamma*g_i + sqrt(1-lambda^2-gamma^2)*w_im )
 
-``z`` is how easy the request is, ``own`` what only this model finds easy, ``g`` how long an answer the request asks for.
-The continuous score is the probability of a correct answer given ``z`` and ``own``, ``Phi((theta + ..)/sqrt(v_r))``, and
-the binary one a Bernoulli draw from it; ``theta_e = Phi^-1(mean_score)`` makes the mean of both exactly
+``z`` is the ease of the request, ``own`` the ease for this model alone, ``g`` the answer length that the request asks for.
+The continuous score is the probability of a correct answer given ``z`` and ``own``, ``Phi((theta + ..)/sqrt(v_r))``. The
+binary score is a Bernoulli draw from it. ``theta_e = Phi^-1(mean_score)`` makes the mean of both exactly
 ``Expert.mean_score``. The mean length is exactly ``Expert.mean_output_tokens`` (up to rounding to whole tokens).
 
 The constants were fitted to the ZeroEval results (GSM8K, CRUX, MATH level 5; 2,840 prompts) of its seven models of at
-most 9 billion parameters; ``benchmarks/fit_catalogue.py`` does it again from the public file. File against model:
+most 9 billion parameters; ``benchmarks/fit_catalogue.py`` repeats the fit from the public file. File against model:
 
 ===================================================  ======  ======
 mean correlation between two models' 0/1 scores       .531    .537
@@ -22,12 +22,12 @@ correlation of 0/1 score and length, in tokens       -.271   -.271
 standard deviation of log length                      .718    .718
 ===================================================  ======  ======
 
-Correlations of lengths are matched in TOKENS, the unit an engine spends. A log-normal law cannot match the log scale at
-the same time: there the file correlates .62 (this model .39), because 1-2 % of its answers are endless loops that come at
-random and hide the agreement of all others; for the same reason the file's coefficient of variation is 1.7 (this model
-.82). Scores and lengths depend on each other through ``z`` alone: in the file another model's failure says nearly as much
-about a length (-.24) as one's own (-.27). Prompt lengths are independent of both (in the file: -.05 with log length, -.23
-with the score).
+Correlations of lengths are matched in TOKENS, the unit of an engine's work. A log-normal law cannot match the log scale at
+the same time: there the file has .62 and this model .39. The reason is that 1-2 % of the file's answers are endless loops,
+which are random and hide the agreement of all others. For the same reason the file's coefficient of variation is 1.7 (this
+model .82). Scores and lengths depend on each other through ``z`` alone. In the file another model's failure correlates with a
+length nearly as much (-.24) as the model's own (-.27). Prompt lengths are independent of both (in the file: -.05 with log
+length, -.23 with the score).
 """
 
 from __future__ import annotations
@@ -53,31 +53,31 @@ from rllib_envs.workload.lengths import MAX_TOKENS, GivenLengths
 _Drawn = TypeVar("_Drawn", bound=np.generic)
 
 SHARED_VARIANCE = 0.768
-"""v_z: share of the latent score that all models have in common; fitted to pairwise correlation and oracle together."""
+"""v_z: share of the latent score that is common to all models; fitted to pairwise correlation and oracle together."""
 
 OWN_VARIANCE = (1 - SHARED_VARIANCE) / 2
-"""v_e: share particular to a model and knowable before it answers. An assumption: 0/1 results cannot tell it from luck
-(v_r, the rest). Half and half leaves an oracle over continuous scores about two thirds of the 0/1 oracle's lead."""
+"""v_e: share specific to a model and predictable before it answers. An assumption: 0/1 results cannot separate it from luck
+(v_r, the rest). At equal shares an oracle over continuous scores keeps about two thirds of the 0/1 oracle's lead."""
 
 LENGTH_LOG_SD = 0.718
 """s: standard deviation of log output length, mean over the seven models."""
 
 LENGTH_EASE = 0.451
-"""lambda: how much shorter answers to easy requests are; fitted to the correlation of 0/1 score and length in tokens."""
+"""lambda: shortening of answers to easy requests; fitted to the correlation of 0/1 score and length in tokens."""
 
 LENGTH_SHARED = 0.430
-"""gamma: what else lengths have in common; lambda^2 + gamma^2 is fitted to the correlation of lengths in tokens."""
+"""gamma: other common variation of lengths; lambda^2 + gamma^2 is fitted to the correlation of lengths in tokens."""
 
 TRAIN_SHARE = 0.7
-"""Share of a file's prompts that the train split gets."""
+"""Share of a file's prompts in the train split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestBatch:
-    """M requests with the truth about all N experts.
+    """M requests with the true values for all N experts.
 
-    ``probability`` is what a perfect predictor could know of ``score``: the score itself where it is continuous; for 0/1
-    scores the chance of a correct answer (the copula's, or for a file the expert's mean on the task's train split).
+    ``probability`` is the best possible prediction of ``score``: the score itself if it is continuous. For 0/1 scores it is the
+    probability of a correct answer: the copula's, or for a file the expert's mean on the task's train split.
     """
 
     prompt_tokens: NDArray[np.int32]  # (M,) >= 1
@@ -96,11 +96,11 @@ def draw_requests(
     """Draw ``n`` requests from the scenario's catalogue.
 
     Args:
-        scenario: its ``workload.catalogue`` says which; a file's score type is what the file holds, not ``scores``.
-        n: M, how many.
+        scenario: its ``workload.catalogue`` selects the catalogue; a file keeps its own score type and ignores ``scores``.
+        n: M, number of requests.
         rng: the catalogue's own stream.
-        prompt_tokens: (M,) prompt lengths of a trace; they replace the catalogue's and leave every other draw as it was.
-        lengths: of the answers, as a trace has them; scores are drawn jointly with them (``rllib_envs.workload.lengths``).
+        prompt_tokens: (M,) prompt lengths of a trace; they replace the catalogue's, and all other draws stay the same.
+        lengths: of the answers, from a trace; scores are drawn jointly with them (``rllib_envs.workload.lengths``).
 
     Raises:
         InputError: the file is missing or malformed, lacks an expert's model, or a given array is not (M,).
@@ -118,7 +118,7 @@ def _as_tokens(values: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _models(experts: Sequence[Expert]) -> tuple[int, list[int]]:
-    """How many different models there are, and the model of each expert."""
+    """The number of different models, and the model of each expert."""
     names = list(dict.fromkeys(expert.model for expert in experts))
     return len(names), [names.index(expert.model) for expert in experts]
 
@@ -134,7 +134,7 @@ def _draw_synthetic(scenario: Scenario, n: int, rng: np.random.Generator, length
     own = per_model(rng.standard_normal((n, models), dtype=np.float32))
     wordy = rng.standard_normal((n, 1), dtype=np.float32)
     rest = per_model(rng.standard_normal((n, models), dtype=np.float32))
-    if lengths is not None:  # the draw of the wordiness is free then, and settles the order within ties
+    if lengths is not None:  # the draw of the wordiness is unused then; it decides the order within ties
         ease = lengths.ease(ease, ndtr(wordy[:, 0].astype(np.float64)), LENGTH_EASE)
     score = probability = _probability(ndtri([expert.mean_score for expert in experts]), ease, own)
     if catalogue.scores == "binary":
@@ -185,11 +185,11 @@ class PromptFile:
 
 
 def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None) -> RequestBatch:
-    """Prompts of the file, uniformly, or those that go with given lengths.
+    """Prompts of the file, drawn uniformly, or chosen to match given lengths.
 
-    Of given lengths the file keeps the joint law with its scores: a request gets the prompt at which an expert drawn at random
-    has the rank that the request's length has among those given. Every prompt is as likely as before. Its scores are the
-    request's; its lengths only serve to find it, and count by the experts' means.
+    With given lengths the file's joint law of lengths and scores is kept. A request gets the prompt at which a randomly drawn
+    expert has the same rank of length as the request among the given lengths. Every prompt stays equally likely. The prompt's
+    scores become the request's. Its lengths only serve to find it, and enter through the experts' means.
     """
     catalogue = scenario.workload.catalogue
     pool = _pool(read_prompt_file(str(catalogue.path)), scenario.experts, catalogue.split)
@@ -253,7 +253,7 @@ def _column(file: PromptFile, expert: Expert) -> int:
 
 
 def _task_means(score: NDArray[np.float64], tasks: tuple[str, ...], train: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(P, N) each expert's mean score on the prompt's task, over train prompts and one more that has the overall mean."""
+    """(P, N) each expert's mean score on the prompt's task, over train prompts and one pseudo-prompt with the overall mean."""
     overall = (score[train].sum(axis=0) + 0.5) / (train.sum() + 1)
     means = np.empty_like(score)
     for task in set(tasks):
@@ -263,13 +263,13 @@ def _task_means(score: NDArray[np.float64], tasks: tuple[str, ...], train: NDArr
 
 
 def read_prompt_file(path: str) -> PromptFile:
-    """Read a JSONL file, plain or gzip; parsed once for as long as it is not modified.
+    """Read a JSONL file, plain or gzip; parsed once until it is modified.
 
     First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
     models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Other keys are ignored.
 
     Raises:
-        InputError: the file cannot be read, or a line is not as above: names file, line, column of bad JSON, and field.
+        InputError: the file cannot be read, or a line has another form: names file, line, column of bad JSON, and field.
     """
     try:
         mtime_ns = Path(path).stat().st_mtime_ns

@@ -1,6 +1,6 @@
-"""One episode: everything random about it, drawn from one seed through named streams.
+"""One episode: all its random values, drawn from one seed through named streams.
 
-Changing how one stream is used (more noise, another arrival process) leaves the draws of the others alone, so two scenarios
+A change in the use of one stream (more noise, another arrival process) does not change the draws of the others. So two scenarios
 that differ in one thing are compared on the same requests.
 """
 
@@ -21,14 +21,14 @@ from rllib_envs.workload.replay import episode_requests
 from rllib_envs.workload.variation import vary
 
 _STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation")
-_COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # that err on their own; c0_mixed_ms errs as c0_ms does
+_COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # each errs independently; c0_mixed_ms errs as c0_ms does
 _SCORE_GRID = 2.0**20
 """Scores are rounded to multiples of 2**-20, so that sums of them are exact in float64, in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """What happens in one episode of M requests on N experts."""
+    """The data of one episode of M requests on N experts."""
 
     arrival_s: NDArray[np.float64]  # (M,) ascending
     prompt: NDArray[np.int32]  # (M,)
@@ -36,19 +36,19 @@ class Episode:
     output: NDArray[np.int32]  # (M, N) true tokens
     predicted_score: NDArray[np.float32]  # (M, N)
     predicted_tokens: NDArray[np.float32]  # (M, N)
-    engines: tuple[EngineProfile, ...]  # (N,) as they truly are
-    nominal: tuple[EngineProfile, ...]  # (N,) as the router is told
+    engines: tuple[EngineProfile, ...]  # (N,) the actual engines
+    nominal: tuple[EngineProfile, ...]  # (N,) as given to the router
     telemetry_delay_s: float
 
 
 def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.SeedSequence) -> Episode:
-    """Draw one episode; ``capacity_rps`` is what named loads are fractions of.
+    """Draw one episode; named loads are fractions of ``capacity_rps``.
 
     Raises:
         InputError: a trace or catalogue file cannot be read.
     """
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    # Children by key rather than spawn(): the same sequence handed in twice gives the same episode.
+    # Children by key rather than spawn(): the same sequence passed twice gives the same episode.
     streams = {
         name: np.random.default_rng(np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, i)))
         for i, name in enumerate(_STREAMS)
@@ -87,7 +87,7 @@ def _rate_rps(scenario: Scenario, capacity_rps: float, rng: np.random.Generator)
 
 
 def _with_kv_share(engine: EngineProfile, share: float) -> EngineProfile:
-    """The engine with this share of its KV blocks, or as many as one longest request needs."""
+    """The engine with this share of its KV blocks, but at least as many as one longest request needs."""
     if share == 1:
         return engine
     blocks = max(int(share * engine.usable_blocks), math.ceil(engine.max_model_len / BLOCK_TOKENS))
@@ -95,7 +95,7 @@ def _with_kv_share(engine: EngineProfile, share: float) -> EngineProfile:
 
 
 def _true_engines(told: tuple[EngineProfile, ...], faults: Faults, rng: np.random.Generator) -> tuple[EngineProfile, ...]:
-    """The engines as they run, where the figures given to the router are wrong."""
+    """The actual engines, if the figures given to the router are wrong."""
     normal = rng.standard_normal(len(told))
     signs = rng.choice([-1.0, 1.0], size=(len(told), len(_COEFFICIENTS)))
     if (faults.engine_factor, faults.engine_expert_log_sd, faults.engine_coefficient_factor) == (1, 0, 1):

@@ -1,4 +1,4 @@
-"""What the router is told about a request instead of the truth."""
+"""The router's predictions for a request, in place of the true values."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Told:
 
 
 def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Generator) -> Told:
-    """Tell scores and lengths with the errors that ``predictions`` asks for.
+    """Predict scores and lengths with the errors that ``predictions`` sets.
 
-    Scores: ``clip(probability + score_bias + score_sd * N(0, 1), 0, 1)``. It is the probability and not the score, because
-    noise around a 0 or a 1 would give the outcome of the luck away; for continuous scores the two are the same.
-    Lengths: ``true * length_factor * exp(length_log_sd * N(0, 1))`` (right in the median), divided by ``hidden_factor`` for
+    Scores: ``clip(probability + score_bias + score_sd * N(0, 1), 0, 1)``. They use the probability rather than the score, because
+    noise around a 0 or a 1 would reveal the random outcome; for continuous scores the two are the same.
+    Lengths: ``true * length_factor * exp(length_log_sd * N(0, 1))`` (the median is unbiased), divided by ``hidden_factor`` for
     a ``hidden_share`` of the requests, at every expert alike; then rounded to the nearest bucket in ratio.
-    With every error off, exactly the probability and the true length.
+    With every error off, they are exactly the probability and the true length.
 
     The same ``rng`` gives the same underlying draws whatever the settings, so settings can be compared request by request.
     """
@@ -35,7 +35,7 @@ def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Gen
     length_noise = rng.standard_normal(shape, dtype=np.float32)
     hidden = rng.random((shape[0], 1)) < predictions.hidden_share
     score = requests.probability + predictions.score_bias + predictions.score_sd * score_noise.astype(np.float64)
-    log_noise = np.clip(predictions.length_log_sd * length_noise.astype(np.float64), -20, 20)  # a wild setting stays finite
+    log_noise = np.clip(predictions.length_log_sd * length_noise.astype(np.float64), -20, 20)  # keeps extreme settings finite
     tokens = requests.output_tokens.astype(np.float64) * predictions.length_factor * np.exp(log_noise)
     tokens /= np.where(hidden, predictions.hidden_factor, 1.0)
     if predictions.length_buckets:

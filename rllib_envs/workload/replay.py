@@ -17,10 +17,10 @@ from rllib_envs.workload.traces import Trace, cached_trace
 
 
 def replay(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Generator) -> ArrivalBatch:
-    """N consecutive requests of a trace's window, from a random one on, or all that it has (see ``draw_arrivals``).
+    """N consecutive requests of a trace's window, from a random one on, or all requests of the window (see ``draw_arrivals``).
 
     Raises:
-        InputError: the trace cannot be read, or has no rate to be changed.
+        InputError: the trace cannot be read, or has no rate to rescale.
     """
     trace, whole = _trace(arrivals), recorded(arrivals)
     times, prompt, lengths = whole.arrival_s, whole.prompt_tokens, whole.lengths
@@ -40,7 +40,7 @@ def replay(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Ge
 
 
 def _stretch(times: NDArray[np.float64], trace: Trace, rate_rps: float) -> float:
-    """What brings the times to another rate: by the reciprocal of their mean gap, or the window's where they are all the same."""
+    """Factor that rescales the times: by the reciprocal of their mean gap, or of the window's if they are all the same."""
     span_s = float(times[-1] - times[0])
     own_rps = (times.size - 1) / span_s if span_s > 0 else trace.rate_rps
     if math.isnan(own_rps):

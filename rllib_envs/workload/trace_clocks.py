@@ -1,4 +1,4 @@
-"""Times as traces write them, ISO 8601 or numbers, in seconds from the first row."""
+"""The time formats of traces, ISO 8601 or numbers, converted to seconds from the first row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ClockKind = Literal["iso", "s", "ms", "iso or s"]
-"""ISO 8601, seconds, milliseconds; ISO 8601 or seconds, as the first row has it."""
+"""ISO 8601, seconds, milliseconds; ISO 8601 or seconds, decided by the first row."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -20,17 +20,17 @@ _Times = TypeVar("_Times", float, NDArray[Any])
 
 
 class Clock:
-    """The times of one trace. As read they are whole microseconds since 1970 (ISO 8601; UTC without an offset) or numbers."""
+    """The times of one trace. Parsed times are whole microseconds since 1970 (ISO 8601; UTC without an offset) or numbers."""
 
     def __init__(self, kind: ClockKind) -> None:
-        self.origin: float | None = None  # the first time, as read
+        self.origin: float | None = None  # the first time, as parsed
         self.iso = kind == "iso"
         self.rule = "must be an ISO 8601 time" if self.iso else f"must be a finite number of {_UNITS[kind]}, at least 0"
         self._undecided = kind == "iso or s"
         self._scale = 1e-3 if kind == "ms" else 1.0
 
     def parse(self, cell: str) -> float | None:
-        """A time as read; None for what is none (``rule`` says what it must be). The first one is the origin."""
+        """Parse a time; None if the cell is not one (``rule`` says what it must be). The first one is the origin."""
         if self._undecided:
             self._undecided = False
             self.iso = number(cell) is None
@@ -44,7 +44,7 @@ class Clock:
         return time
 
     def are_valid(self, times: NDArray[Any]) -> bool:
-        """Whether all of these, as read by something else, are times."""
+        """Whether all of these values, parsed elsewhere, are times."""
         return self.iso or bool((np.isfinite(times) & (times >= 0)).all())
 
     def since_origin_s(self, time: _Times) -> _Times:
@@ -55,7 +55,7 @@ class Clock:
 
 
 def number(cell: str) -> float | None:
-    """A decimal number as files have it; None for what is none. Python's digits with underscores are none."""
+    """A decimal number as in data files; None for anything else. Python's digits with underscores are not accepted."""
     with suppress(ValueError):
         if "_" not in cell:
             return float(cell)

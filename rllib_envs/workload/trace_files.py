@@ -1,4 +1,4 @@
-"""A trace file as blocks of whole lines: opened, unpacked and refused without ever holding more of it than one block."""
+"""A trace file as blocks of whole lines: opened, unpacked and checked with at most one block in memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import BinaryIO, NamedTuple, cast
 from rllib_envs.errors import InputError
 
 BLOCK_BYTES = 1 << 20
-"""Bytes read at once, and the longest line of a trace."""
+"""Bytes per read, and the longest line of a trace."""
 
 _GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"  # byte-order mark, as some editors write
+_BOM = b"\xef\xbb\xbf"  # byte-order mark that some editors write
 _HEAD_BYTES = 4096
 
 _KINDS = {
@@ -69,17 +69,17 @@ class Block(NamedTuple):
 
 
 def read_blocks(path: str) -> Generator[Block]:
-    """The lines of a file, plain or gzip, about a MiB at a time; nothing behind the last block taken is unpacked.
+    """The lines of a file, plain or gzip, about a MiB at a time; nothing after the last block taken is unpacked.
 
     Raises:
-        InputError: no such file, not a regular file, something that is no text, damaged gzip data, a line longer than 1 MiB or
-            as many blank ones.
+        InputError: no such file, not a regular file, not a text, damaged gzip data, a line longer than 1 MiB or as many
+            blank ones.
     """
     try:
         with open(_open(path), "rb") as plain:
             packed = plain.read(len(_GZIP)) == _GZIP
             plain.seek(0)
-            # GzipFile reads like any binary file, and is none to the type checker
+            # GzipFile reads like any binary file, but the type checker does not know
             yield from _whole_lines(path, cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if packed else plain)
     except EOFError:
         raise InputError(f"{path}: the gzip data ends too early: download or copy the file again") from None
@@ -92,7 +92,7 @@ def read_blocks(path: str) -> Generator[Block]:
 
 
 def _open(path: str) -> int:
-    """A file descriptor. Nothing that is no regular file is ever waited for or read."""
+    """A file descriptor. It never waits for or reads anything but a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except ValueError as error:  # a NUL byte in the path
@@ -111,7 +111,7 @@ def _whole_lines(path: str, source: BinaryIO) -> Iterator[Block]:
     for fresh in _chunks(first, source):
         data = rest + fresh
         end = _end_of_lines(data)
-        if len(rest) + _first_line(fresh) > BLOCK_BYTES:  # the one line that reaches over chunks
+        if len(rest) + _first_line(fresh) > BLOCK_BYTES:  # the one line that spans several chunks
             raise InputError(f"{path}: line {line}: longer than 1 MiB: not a line of a trace")
         if len(data) >= BLOCK_BYTES and data.isspace():
             raise InputError(f"{path}: line {line}: 1 MiB of blank lines: not a trace")
@@ -131,7 +131,7 @@ def _chunks(first: bytes, source: BinaryIO) -> Iterator[bytes]:
 
 
 def _end_of_lines(data: bytes) -> int:
-    """Length of the whole lines in it. Lines may end in a lone carriage return; the last byte may be half of a line's end."""
+    """Length of the whole lines in it. Lines may end in a lone carriage return; the last byte may be half of a line end."""
     return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1
 
 
@@ -141,7 +141,7 @@ def _first_line(data: bytes) -> int:
 
 
 def _count_lines(data: bytes) -> int:
-    """Ends of lines in it: line feeds, carriage returns, or both together."""
+    """Number of line ends in it: line feeds, carriage returns, or both together."""
     returns = data.count(b"\r")
     return data.count(b"\n") + (returns - data.count(b"\r\n") if returns else 0)
 

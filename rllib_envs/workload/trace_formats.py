@@ -1,4 +1,4 @@
-"""The formats of public traces, recognised from what a file begins with."""
+"""The formats of public traces, recognised from the beginning of a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where the figures of a row are."""
+    """The positions of the figures in a row."""
 
     format: str  # azure, burstgpt, mooncake or csv
     clock: ClockKind
@@ -35,7 +35,7 @@ class Layout:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The columns to read: time, prompt, output, as far as there are such."""
+        """The columns to read: time, prompt, output, those that exist."""
         return tuple(name for name in (self.time, self.prompt, self.output) if name is not None)
 
 
@@ -43,8 +43,8 @@ def recognise(spec: TraceFile, first: Block) -> tuple[Layout, Block]:
     """The layout of a trace that begins with this block, and the block without the header.
 
     Raises:
-        InputError: nothing in it, another format than ``spec`` says, a column that is missing or comes twice, a file of
-            an unknown format.
+        InputError: an empty file, another format than ``spec`` says, a missing or repeated column, a file of an unknown
+            format.
     """
     if first.data.lstrip().startswith(b"{"):
         return _json_layout(spec, first), first
@@ -61,7 +61,7 @@ def recognise(spec: TraceFile, first: Block) -> tuple[Layout, Block]:
 
 
 def missing(name: str, present: Sequence[str]) -> str:
-    """What to say of a column that is not there once."""
+    """The message for a column that is not there exactly once."""
     if name in present:
         return f"column {name!r} comes {present.count(name)} times: it must come once"
     folded = {other.lower(): other for other in present}
@@ -85,7 +85,7 @@ def _json_layout(spec: TraceFile, first: Block) -> Layout:
 
 
 def _split_header(path: str, first: Block) -> tuple[list[str], Block]:
-    """The columns, and what comes behind their line."""
+    """The columns, and the rest of the block after their line."""
     lines = first.data.splitlines(keepends=True)
     skipped = next((i for i, line in enumerate(lines) if line.strip()), None)
     if skipped is None:
@@ -132,7 +132,7 @@ def _csv_format(spec: TraceFile, where: str, header: list[str]) -> str:
 
 
 def _known(header: Sequence[str]) -> str | None:
-    """The CSV format whose columns are all there."""
+    """The CSV format whose columns are all present."""
     return next((name for name in ("azure", "burstgpt") if set(_COLUMNS[name]) <= set(header)), None)
 
 

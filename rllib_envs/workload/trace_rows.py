@@ -1,6 +1,6 @@
-"""Rows of a trace, block by block: by Arrow where a block is as it should be, else one by one, up to what is wrong in it.
+"""Rows of a trace, block by block: by Arrow if the block is regular, else one by one, up to the first error.
 
-Both ways give the same figures. The second knows the line of each row, and looks at no row behind the window.
+Both ways give the same figures. The second knows the line of each row, and reads no row after the window.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rllib_envs.workload.trace_formats import Layout, decode, missing, short
 
 _MAX_TOKENS = np.iinfo(np.int32).max
 _TOKENS = f"must be a whole number of tokens from 0 to {_MAX_TOKENS}"
-_ROWS = 1 << 14  # at once, where they are read one by one
+_ROWS = 1 << 14  # at once, if they are read one by one
 
 
 class Rows(NamedTuple):
@@ -39,14 +39,14 @@ class Rows(NamedTuple):
 class RowReader:
     """The rows of a trace before ``stop_s``, checked. Rows from there on are neither read nor checked.
 
-    Iterating raises InputError with the file, line, column and value for a cell that is no time or token count, a time before
-    that of the row above, and whatever is no row of the format.
+    Iterating raises InputError with the file, line, column and value. The causes: a cell that is no time or token count, a
+    time before that of the row above, a row of another format.
     """
 
     def __init__(self, path: str, layout: Layout, blocks: Iterable[Block], stop_s: float) -> None:
-        self.last_s = 0.0  # time of the last row that was looked at; not before stop_s where the file has such a row
+        self.last_s = 0.0  # time of the last row read; not before stop_s if the file has such a row
         self._path, self._layout, self._stop_s = path, layout, stop_s
-        self._blocks = _first_line_apart(blocks)  # it says when time begins; Arrow can do all the others
+        self._blocks = _first_line_apart(blocks)  # it sets the origin of time; Arrow can parse all the others
         self._clock = Clock(layout.clock)
         self._is_csv = bool(layout.header)
         self._ended = False
@@ -62,17 +62,17 @@ class RowReader:
             if rows is not None:
                 yield rows
             else:
-                open_ended = self._is_csv and b'"' in block.data  # a quoted cell may go on in the next block
+                open_ended = self._is_csv and b'"' in block.data  # a quoted cell may continue in the next block
                 yield from self._one_by_one(chain([block], self._blocks) if open_ended else [block])
             if self._ended:
                 return
 
     def _by_arrow(self, data: bytes) -> Rows | None:
-        """The rows of a block; None if anything is wrong with them, or merely unusual."""
+        """The rows of a block; None if anything in them is wrong, or merely unusual."""
         if not self.begun or b"\0" in data or (self._is_csv and b'"' in data):
             return None
         try:
-            data.decode()  # all of it: Arrow looks at no column that it need not read
+            data.decode()  # all of it: Arrow does not check columns that it does not read
             columns = _csv_columns(self._layout, self._clock, data) if self._is_csv else _json_columns(self._layout, data)
         except UnicodeDecodeError:
             return None
@@ -83,7 +83,7 @@ class RowReader:
             time_s = self._clock.since_origin_s(times)
         behind = time_s >= self._stop_s
         end = int(behind.argmax()) if behind.any() else len(time_s)
-        seen = slice(end + 1)  # the first row behind the window is looked at, to see that it is
+        seen = slice(end + 1)  # the first row after the window is read too, to check its time
         if not self._clock.are_valid(times[seen]) or (np.diff(time_s[seen], prepend=self.last_s) < 0).any():
             return None
         if not all(_are_tokens(values[:end]) for values in tokens):
@@ -154,7 +154,7 @@ def _token_count(lines: _Lines, name: str, cell: str) -> float:
 
 
 def _csv_columns(layout: Layout, clock: Clock, data: bytes) -> list[NDArray[Any]] | None:
-    """Times as ``clock`` has them and tokens, as floats; None if Arrow makes anything else of the data."""
+    """Times as parsed by ``clock``, and tokens, as floats; None if Arrow parses the data as anything else."""
     index = [str(layout.header.index(name)) for name in layout.named]
     for time_type in (pa.timestamp("ns"), pa.timestamp("ns", "UTC")) if clock.iso else (pa.float64(),):
         try:
@@ -196,12 +196,12 @@ def _is_object_a_line(data: bytes, objects: int) -> bool:
 
 
 class _Lines:
-    """The lines of blocks as text, and what must be known of them for messages."""
+    """The lines of blocks as text, with their positions for messages."""
 
     def __init__(self, path: str, blocks: Iterable[Block]) -> None:
         self.path = path
         self.line = 0  # of the line taken last
-        self.row_bytes = 0  # taken since whoever takes them set it to 0
+        self.row_bytes = 0  # since a caller last set it to 0
         self._lines = ((block.line + i, raw) for block in blocks for i, raw in enumerate(block.data.splitlines(keepends=True)))
 
     def __iter__(self) -> Iterator[str]:
@@ -217,7 +217,7 @@ class _Lines:
 
 
 def _csv_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
-    """The cells to read of each row, as in ``layout.named``."""
+    """The cells to read of each row, in the order of ``layout.named``."""
     index = [layout.header.index(name) for name in layout.named]
     rows = csv.reader(lines, strict=True)
     try:
@@ -233,7 +233,7 @@ def _csv_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
 
 
 def _json_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
-    """The values to read of each object, as in ``layout.named``, as JSON."""
+    """The values to read of each object, in the order of ``layout.named``, as JSON."""
     for source in lines:
         lines.row_bytes = 0
         if not source.strip():

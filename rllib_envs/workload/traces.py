@@ -1,7 +1,7 @@
-"""Public request traces: when requests came, and how long they were.
+"""Public request traces: arrival times and lengths of requests.
 
-A file is read block by block, and no further than its window. A bad one is refused with the file, line, column and value, and
-what to do about it.
+A file is read block by block, up to the end of its window. A bad file is refused. The message gives the file, line, column and
+value, and what to do about it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rllib_envs.workload.trace_files import Block, read_blocks
 from rllib_envs.workload.trace_formats import recognise
 
 FAILED, EMPTY = "failed", "empty"
-"""Why rows are left out: they have no output tokens; they have no prompt tokens."""
+"""Reasons to leave out a row: no output tokens; no prompt tokens."""
 
 _MAX_REQUESTS = 50_000_000  # of a window: 0.8 GB
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -39,38 +39,38 @@ class Trace:
     prompt_tokens: NDArray[np.int32] | None  # (M,) >= 1; None: the file has no such column
     output_tokens: NDArray[np.int32] | None  # (M,) >= 1; None: the file has no such column
     skipped: Mapping[str, int]  # rows of the window left out, by reason: FAILED, EMPTY
-    tick_s: float | None  # a replay spreads arrivals uniformly within a tick of this length, s; None: it leaves them as they are
+    tick_s: float | None  # a replay spreads arrivals uniformly within a tick of this length, s; None: it does not
     format: str  # azure, mooncake, burstgpt or csv
     source: str  # the file
 
     @property
     def rate_rps(self) -> float:
-        """Mean rate, requests/s: the reciprocal of the mean gap. NaN where all requests come at one time."""
+        """Mean rate, requests/s: the reciprocal of the mean gap. NaN if all requests have the same time."""
         span_s = self.arrival_s[-1] - self.arrival_s[0]
         return float((len(self.arrival_s) - 1) / span_s) if span_s > 0 else float("nan")
 
     @property
     def gap_cv(self) -> float:
-        """Coefficient of variation of the gaps between arrivals. NaN where all requests come at one time."""
+        """Coefficient of variation of the gaps between arrivals. NaN if all requests have the same time."""
         return float(np.std(np.diff(self.arrival_s)) * self.rate_rps) if len(self.arrival_s) > 1 else float("nan")
 
 
 def read_trace(spec: TraceFile) -> Trace:
-    """Read the window of a trace file, plain or gzip, and nothing behind it.
+    """Read the window of a trace file, plain or gzip, and nothing after it.
 
     Formats: ``azure`` (Azure/AzurePublicDataset, LLM inference traces: CSV with ISO times), ``mooncake`` (kvcache-ai/Mooncake:
     JSON lines, times in ms), ``burstgpt`` (HPMLL/BurstGPT: CSV, times in s), ``csv`` (columns named in ``spec``; seconds if the
-    first time is a number, else ISO 8601) and ``auto``: what the columns say, ``csv`` where ``spec`` names some. Times without an
-    offset are UTC; ISO times are kept to the microsecond. The trace starts at its first row; the window is
+    first time is a number, else ISO 8601) and ``auto``: detected from the columns, ``csv`` if ``spec`` names some. Times without
+    an offset are UTC; ISO times are kept to the microsecond. The trace starts at its first row; the window is
     ``[start_s, start_s + duration_s)`` from there. Rows with 0 prompt tokens or 0 output tokens are left out and counted: a
-    request that was served has at least one of each.
+    served request has at least one of each.
 
     Raises:
-        InputError: the file cannot be read or is of another format, lacks a column, holds before the window's end a cell that is
-            no valid time or token count or a time out of order, has no request in the window or more than 50 million, or no grid
-            of times where ``spec.jitter`` is true.
+        InputError: the file cannot be read, is of another format or lacks a column. A cell before the window's end is no valid
+            time or token count, or a time is out of order. The window has no request or more than 50 million. The times have no
+            grid and ``spec.jitter`` is true.
     """
-    from rllib_envs.workload.trace_rows import RowReader  # here: loading Arrow takes .3 s and 30 MB, and few worlds replay
+    from rllib_envs.workload.trace_rows import RowReader  # here: loading Arrow takes .3 s and 30 MB, and few scenarios replay
 
     stop_s = math.inf if spec.duration_s is None else spec.start_s + spec.duration_s
     times, prompts, outputs = _Column(np.float64), _Column(np.int32), _Column(np.int32)
@@ -109,7 +109,7 @@ def read_trace(spec: TraceFile) -> Trace:
 
 
 class _Column(Generic[_Scalar]):
-    """An array that grows in place, so that it is hardly ever held twice."""
+    """An array that grows in place, to avoid a second copy in memory."""
 
     def __init__(self, dtype: type[_Scalar]) -> None:
         self._values = np.empty(1 << 12, dtype)
@@ -127,7 +127,7 @@ class _Column(Generic[_Scalar]):
         self._size = size
 
     def whole(self) -> NDArray[_Scalar]:
-        """The array itself: nothing is appended to it any more."""
+        """The array itself; nothing may be appended afterwards."""
         self._values.resize(self._size, refcheck=False)
         return self._values
 
@@ -151,10 +151,10 @@ def _jitter_tick_s(spec: TraceFile, arrival_s: NDArray[np.float64]) -> float | N
 
 
 def cached_trace(spec: TraceFile) -> Trace:
-    """``read_trace``, remembered for as long as the file does not change: many episodes replay the same one."""
+    """``read_trace``, cached until the file changes: many episodes replay the same one."""
     path = Path(spec.path)
     if not path.is_file():
-        return read_trace(spec)  # raises what is wrong
+        return read_trace(spec)  # raises the error
     stat = path.stat()
     return _remembered(spec, stat.st_mtime_ns, stat.st_size)
 

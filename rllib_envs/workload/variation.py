@@ -1,4 +1,4 @@
-"""What each episode draws anew about the world: which faults it has, how bad they are, and whether its arrivals are bursty."""
+"""Random draws per episode: its faults, their size, and whether its arrivals are bursty."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _OF_FAULTS = {field.name for field in fields(Faults)}
 
 
 def vary(scenario: Scenario, rng: np.random.Generator) -> Scenario:
-    """The world of one episode: a scenario without variation, drawn as ``scenario.variation`` says (or the scenario itself).
+    """The environment variant of one episode: a scenario without variation, drawn by ``scenario.variation`` or unchanged.
 
-    The number of draws is always the same, whatever the settings: episodes of the same seed under different ranges have the same
-    faults at the same quantiles.
+    The number of draws is always the same, whatever the settings. So episodes of the same seed under different ranges have the
+    same faults at the same quantiles.
     """
     variation = scenario.variation
     if variation is None:
