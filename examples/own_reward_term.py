@@ -1,8 +1,8 @@
 """A reward term of your own, around the Gymnasium environment: a price for each token that an expert is predicted to write.
 
-What it does: the wrapper below subtracts ``price * predicted output tokens * billions of parameters / 1000`` of the expert that is
-chosen, a rough cost of its energy. The script plays two rules, the best predicted score and the best predicted score less
-the charge, and prints what each earns with and without the term.
+What it does: the wrapper below subtracts ``price * predicted output tokens * billions of parameters / 1000`` of the expert
+that is chosen, a rough cost of its energy. The script plays two rules, the best predicted score and the best predicted score
+less the charge, and prints what each earns with and without the term.
 
 Run it:
 
