@@ -17,7 +17,8 @@ help: ## list the targets
 
 venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (PYTHON=/path/to/python3.11 to choose)
 
-# The stamp goes first and comes back last: an interrupted install is done again.
+# The stamp goes first and comes back last: an interrupted install is done again. Python compiles what is imported, when it is:
+# to compile all that is installed takes a third of the installation.
 .venv/.installed: setup.cfg pyproject.toml constraints.txt
 	@rm -f $@
 	@set -e; python='$(PYTHON)'; \
@@ -30,7 +31,7 @@ venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (
 		exit 1; \
 	fi; \
 	"$$python" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: .venv/.installed ## train a small router and compare it with the heuristics
@@ -41,7 +42,7 @@ quick: .venv/.installed ## run the tests that neither train nor start processes,
 
 # Tests of a file share what takes long to make and so stay together; in their order (tests/conftest.py) small files come last.
 test: .venv/.installed ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster' --durations=15
 
 fuzz: .venv/.installed ## draw property tests anew until one fails (MINUTES=10: begin no round after; EXAMPLES=200; ARGS='-k reward')
 	@start=$$(date +%s); round=0; \
@@ -51,7 +52,7 @@ fuzz: .venv/.installed ## draw property tests anew until one fails (MINUTES=10: 
 	done
 
 cluster-test: .venv/.installed ## run the tests of whole runs, on two nodes, over ssh and of processes that are killed; REQUIRED=1: skip none
-	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -n 2 --dist loadfile -m cluster
+	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -n 2 --dist loadfile -m cluster --durations=15
 
 bench: .venv/.installed ## measure what we claim about speed
 	$(BIN)/python -m benchmarks
