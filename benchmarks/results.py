@@ -62,6 +62,7 @@ class Results:
 
     def __init__(self, out: Path, smoke: bool, jobs: int | None) -> None:
         self.out, self.smoke, self.jobs = out.absolute(), smoke, jobs
+        self.fleets = {"edge3": FLEETS["edge3"]} if smoke else FLEETS
         self.evaluate_options = ["--smoke"] if smoke else []
         self.evaluate_options += [] if jobs is None else ["--jobs", str(jobs)]
         self.routers, self.arms = ([f"bundle:{self.bundle(name)}" for name in names] for names in (TRAINED, ARMS))
@@ -124,7 +125,7 @@ class Results:
         self.evaluate("bursts", "--load", "heavy", "--arrivals", "mmpp", routers=[*heuristics[1:], *self.routers])
         faults = ["--load", "moderate", "heavy", "--faults", "all", *short]
         self.evaluate("faults", *faults, routers=["calibrated-impact-greedy", *self.routers])
-        for fleet, seeds in FLEETS.items():
+        for fleet, seeds in self.fleets.items():
             tuned = self.out / f"tuned-{fleet}"
             small = ["--seeds", "2", "--requests", "20"] if self.smoke else ["--seeds", "5", "--requests", "1000"]
             world = ["--scenario", fleet, "--load", "moderate", "heavy"]
@@ -152,7 +153,7 @@ class Results:
         loads, clean, faults = self.comparisons("loads"), self.comparisons(*CLEAN), self.comparisons("faults")
         for comparison in faults:
             comparison["workload"] = comparison["workload"].replace("poisson at ", "")
-        fleets = [{**c, "workload": f"{fleet}, {c['workload']}"} for fleet in FLEETS for c in self.comparisons(fleet)]
+        fleets = [{**c, "workload": f"{fleet}, {c['workload']}"} for fleet in self.fleets for c in self.comparisons(fleet)]
         aggregates, graph = columns["aggregates, seed 0"], {f"graph, {title}": router for title, router in seeds.items()}
         truth = {"seed 0": self.routers[0], "impact-greedy-true": "impact-greedy-true", "myopic": "myopic-impact-greedy"}
         return {
@@ -232,7 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for all that is run; default: runs/results, or runs/results-smoke")
     parser.add_argument("--jobs", type=int, help="processes of the comparisons; default: one a core")
-    parser.add_argument("--smoke", action="store_true", help="a tiny form of everything, in minutes; docs/results.md stays")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny form of everything but the larger fleets, in minutes; docs/results.md stays"
+    )
     given = parser.parse_args()
     out = given.out or Path("runs/results-smoke" if given.smoke else "runs/results")
     results = Results(out, given.smoke, given.jobs)
