@@ -108,7 +108,7 @@ def load_bundle(folder: Path) -> Bundle:
 
     Raises:
         InputError: there is none, it is damaged, has other files than were written, or is of another version or layout; its
-        specification or weights cannot have been saved so.
+            specification or weights cannot have been saved so.
     """
     where = folder / DESCRIPTION
     if folder.is_dir() and not where.exists():

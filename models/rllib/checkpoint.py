@@ -55,7 +55,7 @@ def save_checkpoint(
         algorithm: whose module has a ``router_to_serve``.
         about: what to write to ``checkpoint.json``; ``iteration`` names the folder, ``observation`` is what the router needs,
             ``trained_on`` what it was trained on, and all but these goes into the bundle's ``about`` too.
-        sign: adds a signature to that content, which includes digests of all files. None: no signature.
+        sign: adds a signature to that content, which includes digests of all files. By default there is no signature.
 
     Returns:
         Its folder. One of this iteration that is there already and whole is left as it is.
@@ -143,9 +143,9 @@ def quarantine_damaged(run_dir: Path, whole: Path) -> None:
     try:
         for folder in numbered_checkpoints(run_dir):
             if folder.name > whole.name:
-                staged = folder.with_name(f"damaged-{folder.name}")
-                shutil.rmtree(staged, ignore_errors=True)
-                folder.rename(staged)
+                quarantined = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(quarantined, ignore_errors=True)
+                folder.rename(quarantined)
     except OSError as error:
         raise InputError(f"{run_dir / CHECKPOINTS}: cannot be written: {error.strerror or error}") from None
 
