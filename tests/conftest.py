@@ -38,9 +38,9 @@ def pytest_runtest_setup():
 
 def pytest_ignore_collect(collection_path):
     """``make quick`` does not even import modules that are slow as a whole: Ray and torch take longer than many tests."""
-    if os.environ.get("EDGEROUTE_QUICK") and collection_path.suffix == ".py" and _SLOW.search(collection_path.read_text(encoding="utf-8")):
-        return True
-    return None  # others decide
+    if not os.environ.get("EDGEROUTE_QUICK") or collection_path.suffix != ".py":
+        return None  # others decide
+    return True if _SLOW.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 def pytest_collection_modifyitems(items):

@@ -181,17 +181,26 @@ def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algori
     """
     where = folder / ABOUT
     manifest = manifest_in(about, where).below(_RLLIB)
-    with private_copy(folder / _RLLIB, manifest, where, "checkpoint") as copy:
-        try:
-            algorithm.restore_from_path(copy)
-        except (ModuleNotFoundError, AttributeError) as error:
-            if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
-                raise
-            # A pickle names what this version has elsewhere.
-            raise InputError(
-                f"{where}: written by another version of edgeroute, whose training state this one cannot read ({error}); its "
-                "router can be evaluated and exported, training must begin anew"
-            ) from None
+    advice = "its router can be evaluated and exported, training must begin anew"
+    with private_copy(folder / _RLLIB, manifest, where, "checkpoint") as copy, of_this_version(where, advice):
+        algorithm.restore_from_path(copy)
+
+
+@contextmanager
+def of_this_version(where: object, advice: str) -> Generator[None]:
+    """Refuse, in one line, pickles that name what this version has elsewhere.
+
+    Raises:
+        InputError: with ``where`` they were read, and ``advice``.
+    """
+    try:
+        yield
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
+            raise
+        raise InputError(
+            f"{where}: written by another version of edgeroute, whose state this one cannot read ({error}); {advice}"
+        ) from None
 
 
 def load_router(path: Path) -> tuple[RoutingPolicy, Observation]:

@@ -155,6 +155,17 @@ def test_who_trusts_a_planted_state_runs_it(kind, killed, tmp_path):
     assert (tmp_path / "ran").exists(), output
 
 
+def test_a_sweep_of_a_version_with_other_modules_is_refused_in_one_line(killed, tmp_path):
+    run_dir = Path(shutil.copytree(killed[1] / "run", tmp_path / "run"))
+    module, name = (pickle.SHORT_BINUNICODE + bytes([len(part)]) + part.encode() for part in ("tuning.trial", "Trial"))
+    (run_dir / "tune" / "tuner.pkl").write_bytes(pickle.PROTO + b"\x04" + module + name + pickle.STACK_GLOBAL + pickle.STOP)
+    process = start(run_dir, "--resume", "--trust-checkpoint")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 2, output
+    assert "another version of edgeroute" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
 def test_a_sweep_of_an_earlier_version_is_gone_on_with_if_it_is_trusted(killed, tmp_path, capsys):
     run_dir = Path(shutil.copytree(killed[1] / "run", tmp_path / "run"))
     (run_dir / STATE).unlink()

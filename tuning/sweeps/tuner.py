@@ -6,6 +6,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from models.rllib.checkpoint import of_this_version
 from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.sweeps.plan import GPU_S, QOS, TrialPlan
 from tuning.sweeps.signed_state import own_state
@@ -26,7 +27,7 @@ def tuner_of(options: Options, plan: TrialPlan, remote_copy: RemoteCopy | None) 
     """Build Ray Tune's tuner: for a new sweep, or for the one in the folder or the storage in its last written state.
 
     Raises:
-        InputError: this user did not sign Tune's state there, and its author is not trusted.
+        InputError: this user did not sign Tune's state there, and its author is not trusted; or another version wrote it.
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3")  # or what a killed sweep knew of its trials is minutes old
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -42,7 +43,10 @@ def tuner_of(options: Options, plan: TrialPlan, remote_copy: RemoteCopy | None) 
     bundles = [first] + [{"CPU": 1.0} for _ in range(more)]
     trainable = tune.with_resources(trainable, tune.PlacementGroupFactory(bundles))
     if options.resume and tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        return tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem)
+        with of_this_version(place, "its finished trials keep their checkpoints, the sweep must begin anew"):
+            return tune.Tuner.restore(
+                place, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
+            )
     keep_all = options.scheduler == "pbt"  # a trial may go on from a checkpoint of another that is not its last
     return tune.Tuner(
         trainable,
