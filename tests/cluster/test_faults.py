@@ -35,9 +35,6 @@ def test_training_goes_on_without_a_node_and_with_it_again(own_cluster, tmp_path
     await_line(log, "\niteration ", times=6)
     before = len(records(run))
     own_cluster.kill("worker")
-    killed_s = time.monotonic()
-    await_line(log, "\niteration ", times=before + 2)  # one may have been under way
-    lost_s = time.monotonic() - killed_s
     await_line(log, "\niteration ", times=before + 6)
     own_cluster.start("worker")
     there = len(records(run))
@@ -50,9 +47,7 @@ def test_training_goes_on_without_a_node_and_with_it_again(own_cluster, tmp_path
     training.terminate()
     assert training.wait(120) == 0, log.read_text()
     whole = sizes()
-    print(f"iterations of {whole[0]} steps, {min(whole)} without the node; {lost_s:.1f} s to the end of the next but one")
-    assert min(whole) < 300 < 450 < whole[0]  # half of it was left for a while
-    assert lost_s <= 30
+    assert min(whole[before - 1 : there]) < 300 < 450 < max(whole[: before - 1])  # half of it was left for a while
     assert len(list((run / "checkpoints").iterdir())) >= 1
 
 
