@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import cpu_s
-from models.han import HANEncoder, cluster_graph
+from models.han import HANEncoder
+from models.han_graph import cluster_graph, embed_graph
 from rllib_envs.sim.rows import ARRIVED_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
 N, SLOTS, HIDDEN, HEADS = 6, (16, 8), 32, 4
@@ -50,7 +51,7 @@ def row(encoder: HANEncoder, batch: int) -> tuple[float, ...]:
         return encoder(*arrays)
 
     def sparse() -> tuple[Tensor, Tensor]:
-        return encoder.sparse(graph)
+        return embed_graph(encoder, graph)
 
     figures: list[float] = []
     for measure in (forward_ms, training_ms):

@@ -1,22 +1,20 @@
 r"""Heterogeneous graph attention over the requests and experts of a cluster and the arrived request.
 
 The operator is that of the `"Heterogeneous Graph Attention Network" <https://arxiv.org/abs/1903.07293>`_ (Wang et al. 2019), in
-two forms with the same parameters: a sparse one for any heterogeneous graph (``HANLayer``, PyG message passing) and a dense one
-for the padded observation (``HANEncoder.forward``), which is faster.
-``models.paper.pooled`` is the stock variant for comparison.
+two forms with the same parameters. The dense one here is for the padded observation, and the faster one.
+``models.han_graph`` is the sparse one for any heterogeneous graph, by PyG's message passing. PyG takes seconds to import, which
+a process that routes or samples is spared. ``models.paper.pooled`` is the stock variant for comparison.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.inits import glorot, zeros
-from torch_geometric.utils import degree, scatter, softmax
 
 from rllib_envs.errors import InputError
 
@@ -27,23 +25,13 @@ ARRIVED_EDGE: EdgeType = ("arrived", "to", "expert")
 INTO_EXPERT: tuple[EdgeType, ...] = (*((name, "to", "expert") for name in REQUESTS), ARRIVED_EDGE)
 FROM_EXPERT: tuple[EdgeType, ...] = tuple(("expert", "to", source) for source, _, _ in INTO_EXPERT)
 
-_SUM_SCALE = 1 / 8
-_SLOPE = 0.2
+SUM_SCALE = 1 / 8
+SLOPE = 0.2
 _FAR = 1e12  # farther below than any score of finite features in use; the scores of slots without a request go there
 
-_T = TypeVar("_T")
 
-
-class ClusterGraph(NamedTuple):
-    """G clusters as one sparse graph whose components are the clusters' experts with what is connected to them."""
-
-    x: dict[str, Tensor]  # node type -> (nodes, features)
-    edge_index: dict[EdgeType, Tensor]  # edge type -> (2, edges) of source and destination node
-    batch: dict[str, Tensor]  # node type -> (nodes,) cluster that each belongs to
-
-
-class HANLayer(MessagePassing):
-    r"""One layer of heterogeneous graph attention.
+class HANLayer(nn.Module):
+    r"""The parameters of one layer of heterogeneous graph attention.
 
     With :math:`W_{\phi_i}` of the type of node :math:`i`, for every edge type :math:`\Phi` (a meta-path of length one) into it
     and each of K heads:
@@ -79,10 +67,6 @@ class HANLayer(MessagePassing):
         semantic: without, the edge types count alike, :math:`w^\Phi = 0`.
         plain: leave out s, d and + h_i: on one graph this is HANConv, and its ``state_dict`` fits.
 
-    Shapes:
-        - x: node type -> (nodes, channels of the type); edge_index: edge type -> (2, edges); batch: node type -> (nodes,)
-        - output: destination type -> (nodes, hidden)
-
     Raises:
         InputError: hidden is no multiple of heads.
     """
@@ -98,7 +82,7 @@ class HANLayer(MessagePassing):
         semantic: bool = True,
         plain: bool = False,
     ) -> None:
-        super().__init__(aggr="add", node_dim=0)
+        super().__init__()
         if heads < 1 or hidden < 1 or hidden % heads:
             raise InputError(f"hidden = {hidden}, heads = {heads}: hidden must be a positive multiple of heads")
         self.hidden, self.heads, self.semantic, self.plain = hidden, heads, semantic, plain
@@ -116,68 +100,16 @@ class HANLayer(MessagePassing):
 
     def reset_parameters(self) -> None:
         """Initialise the parameters from torch's generator: Glorot, biases 0."""
-        super().reset_parameters()
         for name, parameter in self.named_parameters():
-            (zeros if name.endswith("bias") else glorot)(parameter)
-
-    def forward(
-        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Updated nodes of every type that edges lead to."""
-        h = self.project(x)
-        return self.combine(h, self.messages(h, edge_index), batch)
-
-    def project(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Eq. 1."""
-        return {name: self.proj[name](x[name]) for name in self.proj}
-
-    def messages(self, h: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]) -> dict[EdgeType, Tensor]:
-        """Eq. 2-5: (destination nodes, hidden) of each of the layer's edge types that is in ``edge_index``."""
-        return {
-            edge_type: self._message(edge_type, h, edge_index[edge_type])
-            for edge_type in self.edge_types
-            if edge_type in edge_index
-        }
-
-    def combine(
-        self, h: Mapping[str, Tensor], messages: Mapping[EdgeType, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Eq. 6-9."""
-        out: dict[str, Tensor] = {}
-        for name in dict.fromkeys(target for _, _, target in messages):
-            z = torch.stack([message for (_, _, target), message in messages.items() if target == name])
-            importance = scatter(self.importance(z), batch[name], dim=1, reduce="mean")  # (edge types, graphs)
-            weights = importance.softmax(dim=0)[:, batch[name]]
-            mixed = (weights.unsqueeze(-1) * z).sum(dim=0)
-            out[name] = mixed if self.plain else mixed + h[name]
-        return out
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                bound = math.sqrt(6 / (parameter.size(-2) + parameter.size(-1)))
+                nn.init.uniform_(parameter, -bound, bound)
 
     def importance(self, z: Tensor) -> Tensor:
         """(..., hidden) -> (...), the summand of eq. 7."""
         return torch.tanh(self.k_lin(z)) @ self.q[0] if self.semantic else torch.zeros_like(z[..., 0])
-
-    def message(  # pyright: ignore[reportIncompatibleMethodOverride] (PyG reads the names of the arguments)
-        self, x_j: Tensor, alpha_i: Tensor, alpha_j: Tensor, index: Tensor, size_i: int | None
-    ) -> Tensor:
-        """(edges, parts, hidden): the attended neighbour and, unless plain, the neighbour."""
-        score = F.leaky_relu(alpha_j + alpha_i, _SLOPE)
-        attended = softmax(score, index, num_nodes=size_i).unsqueeze(-1) * x_j
-        parts = [attended] if self.plain else [attended, x_j]
-        return torch.stack([part.flatten(1) for part in parts], dim=1)
-
-    def _message(self, edge_type: EdgeType, h: Mapping[str, Tensor], edge_index: Tensor) -> Tensor:
-        source, _, target = edge_type
-        if edge_type in self.lone:
-            return F.relu(scatter(h[source][edge_index[0]], edge_index[1], dim_size=len(h[target]), reduce="sum"))
-        key = "__".join(edge_type)
-        ends = tuple(h[name].unflatten(-1, (self.heads, -1)) for name in (source, target))
-        alpha = (ends[0] * self.lin_src[key]).sum(dim=-1), (ends[1] * self.lin_dst[key]).sum(dim=-1)
-        parts = self.propagate(edge_index, x=ends, alpha=alpha, size=(len(ends[0]), len(ends[1])))
-        if self.plain:
-            return F.relu(parts[:, 0])
-        neighbours = degree(edge_index[1], len(ends[1]), dtype=parts.dtype).unsqueeze(-1)
-        more = self.sum_gain[key] * _SUM_SCALE * parts[:, 1] + self.degree_gain[key] * neighbours.log1p()
-        return F.relu(parts[:, 0] + more)
 
     def _edge_parameters(self, *shape: int) -> nn.ParameterDict:
         attended = [edge_type for edge_type in self.edge_types if edge_type not in self.lone]
@@ -191,7 +123,7 @@ class HANEncoder(nn.Module):
     (``with_``) on the graph with it, connected to every expert with the features predicted for that expert (one copy of the
     node for each expert, so that there is one edge to each). Messages of running and waiting requests are computed once for both.
 
-    ``forward`` takes the padded arrays, ``sparse`` the graph; the numbers are the same. Permuting the experts permutes the
+    ``models.han_graph.embed_graph`` gives the same numbers from a graph. Permuting the experts permutes the
     embeddings; permuting the requests of an expert, or padding, changes nothing. Between experts there is nothing but the
     weights of the edge types, which are those of the whole cluster (``HANLayer``).
 
@@ -263,18 +195,6 @@ class HANEncoder(nn.Module):
         without, with_ = out.unbind(dim=1)
         return without, with_
 
-    def sparse(self, graph: ClusterGraph) -> tuple[Tensor, Tensor]:
-        """(experts, hidden) of each expert of a graph of clusters without and with the arrived request."""
-        h = self.first.project(graph.x)
-        messages = self.first.messages(h, graph.edge_index)
-        with_ = self.first.combine(h, messages, graph.batch)
-        without = with_ | self.first.combine(h, _before(messages), graph.batch)
-        if self.second is not None:
-            before, after = ({name: F.relu(y) for name, y in x.items()} for x in (without, with_))
-            without = self.second(before, _before(graph.edge_index), graph.batch)
-            with_ = self.second(after, graph.edge_index, graph.batch)
-        return without["expert"], with_["expert"]
-
 
 def node_features(
     expert_features: int, request_features: int, arrived_features: int, requests: Sequence[str] = REQUESTS
@@ -283,42 +203,7 @@ def node_features(
     return {"expert": expert_features, **dict.fromkeys(requests, request_features), "arrived": arrived_features}
 
 
-def cluster_graph(
-    experts: Tensor,
-    arrived: Tensor,
-    running: Tensor,
-    running_mask: Tensor,
-    waiting: Tensor,
-    waiting_mask: Tensor,
-    expert_mask: Tensor | None = None,
-) -> ClusterGraph:
-    """Convert the arrays of ``HANEncoder`` to a sparse graph, without masked entries.
-
-    Edges go both ways. Experts, and arrived requests, of which there is one for each expert, are in the order of the arrays'
-    (B, N), requests in that of (B, N, slots).
-    """
-    present = torch.ones_like(experts[..., 0]) if expert_mask is None else expert_mask
-    real = present > 0
-    cluster = torch.arange(len(experts), device=experts.device).unsqueeze(-1).expand_as(real)[real]
-    number = real.flatten().cumsum(0).view_as(real) - 1
-    x, edges, batch = {"expert": experts[real]}, {}, {"expert": cluster}
-    leaves = {"arrived": (arrived.unsqueeze(2), present.unsqueeze(2)), "running": (running, running_mask)}
-    for name, (features, mask) in (leaves | {"waiting": (waiting, waiting_mask)}).items():
-        there = (mask > 0) & real.unsqueeze(-1)
-        x[name] = features[there]
-        owner = number.unsqueeze(-1).expand_as(there)[there]
-        batch[name] = cluster[owner]
-        index = torch.stack([torch.arange(len(owner), device=owner.device), owner])
-        edges[name, "to", "expert"], edges["expert", "to", name] = index, index.flip(0)
-    return ClusterGraph(x, edges, batch)
-
-
-def _before(by_edge_type: Mapping[EdgeType, _T]) -> dict[EdgeType, _T]:
-    """All but the edges from the arrived request to the experts."""
-    return {edge_type: value for edge_type, value in by_edge_type.items() if edge_type != ARRIVED_EDGE}
-
-
-# The dense form. ``experts`` have an axis V of variants, without and with the arrived request: 1 while they are the same, then 2.
+# ``experts`` have an axis V of variants, without and with the arrived request: 1 while they are the same, then 2.
 
 
 def _dense_experts(layer: HANLayer, x: Mapping[str, Tensor], masks: Mapping[str, Tensor], expert_mask: Tensor | None) -> Tensor:
@@ -361,14 +246,14 @@ def _attend(layer: HANLayer, edge_type: EdgeType, experts: Tensor, requests: Ten
     target = target + (layer.lin_src[key][0] * bias).sum(dim=-1)  # (B, N, V, heads)
     scores = (to_score @ requests.transpose(-1, -2)).unsqueeze(2) + target.unsqueeze(-1)  # (B, N, V, heads, S)
     far = ((mask - 1) * _FAR)[:, :, None, None]
-    attention = (F.leaky_relu(scores, _SLOPE) + far).softmax(dim=-1)
-    pooling = torch.cat([attention.flatten(2, 3), _SUM_SCALE * mask.unsqueeze(2)], dim=2)
+    attention = (F.leaky_relu(scores, SLOPE) + far).softmax(dim=-1)
+    pooling = torch.cat([attention.flatten(2, 3), SUM_SCALE * mask.unsqueeze(2)], dim=2)
     pooled = pooling @ requests  # (B, N, V * heads + 1, R)
     averages = pooled[:, :, :-1].unflatten(2, (-1, layer.heads)).flatten(3).transpose(1, 2)
     count = mask.sum(dim=-1, keepdim=True)
     more = torch.cat([pooled[:, :, -1], count, count.log1p()], dim=-1)
     gain = layer.sum_gain[key]
-    from_more = torch.cat([gain.T * proj.weight, _SUM_SCALE * (gain * proj.bias).T, layer.degree_gain[key].T], dim=1)
+    from_more = torch.cat([gain.T * proj.weight, SUM_SCALE * (gain * proj.bias).T, layer.degree_gain[key].T], dim=1)
     message = F.linear(averages, _per_head(proj.weight, layer.heads), proj.bias) * count.clamp(max=1).unsqueeze(1)
     return message + F.linear(more, from_more).unsqueeze(1)
 

@@ -198,7 +198,7 @@ class Router(nn.Module):
 
 
 def _encoder(spec: RouterSpec) -> HANEncoder | PooledHAN | None:
-    """The graph encoder, if there is one. Imported here: torch-geometric takes seconds to import."""
+    """The graph encoder, if there is one. Imported here: the paper's needs torch-geometric, which takes seconds to import."""
     widths = (len(EXPERT_FEATURES) + len(CLUSTER_FEATURES), len(REQUEST_FEATURES), len(ARRIVED_FEATURES))
     if spec.encoder == "han":
         from models.han import REQUESTS, HANEncoder

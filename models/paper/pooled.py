@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import HANConv
 
-from models.han import ARRIVED_EDGE, INTO_EXPERT, EdgeType, cluster_graph, node_features
+from models.han import ARRIVED_EDGE, INTO_EXPERT, EdgeType, node_features
+from models.han_graph import cluster_graph
 
 _INTO_ARRIVED: EdgeType = ("expert", "to", "arrived")
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch_geometric.nn import HANConv
 
-from models.han import FROM_EXPERT, INTO_EXPERT, HANEncoder, HANLayer, cluster_graph
+from models.han import FROM_EXPERT, INTO_EXPERT, HANEncoder, HANLayer
+from models.han_graph import cluster_graph, embed_graph, update_nodes
 from models.paper.pooled import PooledHAN
 from rllib_envs.errors import InputError
 from tests.draws import examples
@@ -72,7 +73,7 @@ def test_plain_on_one_graph_it_is_the_operator_of_pyg():
     ours = HANLayer(channels, HIDDEN, edge_types, HEADS, plain=True).double()
     ours.load_state_dict(stock.state_dict())
     expected = stock(graph.x, graph.edge_index)
-    out = ours(graph.x, graph.edge_index, graph.batch)
+    out = update_nodes(ours, graph.x, graph.edge_index, graph.batch)
     assert out.keys() == expected.keys() == channels.keys()
     for name, x in out.items():
         assert x.abs().max() > 0.1
@@ -90,14 +91,14 @@ def test_plain_on_one_graph_it_is_the_operator_of_pyg():
 )
 def test_dense_and_sparse_forms_agree(seed, n, slots, layers, requests, semantic):
     arrays, encoder = draw(seed, n=n, slots=slots), make_encoder(layers, requests=requests, semantic=semantic)
-    sparse = encoder.sparse(cluster_graph(**arrays))
+    sparse = embed_graph(encoder, cluster_graph(**arrays))
     assert_same(encoder(**arrays), [out.view(3, n, HIDDEN) for out in sparse])
 
 
 def test_both_forms_have_the_same_gradients(encoder):
     arrays = draw(2)
     grads = []
-    for out in (encoder(**arrays), encoder.sparse(cluster_graph(**arrays))):
+    for out in (encoder(**arrays), embed_graph(encoder, cluster_graph(**arrays))):
         loss = sum(embedding.square().sum() for embedding in out)
         grads.append(torch.autograd.grad(loss, list(encoder.parameters())))
     assert_same(*grads)
@@ -105,7 +106,7 @@ def test_both_forms_have_the_same_gradients(encoder):
 
 def test_padding_experts_are_not_in_the_graph(encoder):
     arrays, mask = draw(3), torch.tensor([[1.0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0]])
-    sparse = encoder.sparse(cluster_graph(**arrays, expert_mask=mask))
+    sparse = embed_graph(encoder, cluster_graph(**arrays, expert_mask=mask))
     assert_same([out[mask > 0] for out in encoder(**arrays, expert_mask=mask)], sparse)
 
 
@@ -197,11 +198,11 @@ def test_the_arrived_request_is_seen_by_one_embedding_only(encoder):
 def test_without_the_arrived_request_is_the_graph_without_it(encoder):
     """As a layer of PyG would have it: the edge type is not there, rather than there without an edge."""
     graph = cluster_graph(**draw(12))
-    without, _ = encoder.sparse(graph)
+    without, _ = embed_graph(encoder, graph)
     edges = {key: index for key, index in graph.edge_index.items() if key != ("arrived", "to", "expert")}
-    x = encoder.first(graph.x, edges, graph.batch)
+    x = update_nodes(encoder.first, graph.x, edges, graph.batch)
     if encoder.second is not None:
-        x = encoder.second({name: y.relu() for name, y in x.items()}, edges, graph.batch)
+        x = update_nodes(encoder.second, {name: y.relu() for name, y in x.items()}, edges, graph.batch)
     torch.testing.assert_close(without, x["expert"])
 
 

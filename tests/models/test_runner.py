@@ -1,11 +1,14 @@
 """The column runner against a plain loop over the environment. No Ray is started."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.debug import update_global_seed_if_necessary
 
 from models.rllib.rollout.env_groups import EnvGroups, groups_of
 from models.rllib.rollout.fragments import STEP_COLUMNS
@@ -153,6 +156,13 @@ def test_the_same_seed_gives_the_same_trajectories_and_another_others():
     assert all(np.array_equal(piece.actions, first.actions[t : t + len(piece.actions)]) for t, piece in enumerate(pieces))
     for other in (make(seed=4), make(worker_index=2), make(evaluation=True)):
         assert not np.array_equal(first.obs["arrived"][0], other.sample(num_timesteps=ENVS)[0].obs["arrived"][0])
+
+
+def test_the_global_generators_of_a_worker_are_seeded_as_rllib_does_for_a_users_callbacks():
+    assert make(worker_index=2).config.seed == 3
+    drawn = random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+    update_global_seed_if_necessary("torch", 3 + 2)
+    assert drawn == (random.random(), np.random.random(), torch.rand(1))  # noqa: NPY002
 
 
 def test_a_runner_that_goes_on_elsewhere_does_not_repeat_its_episodes():

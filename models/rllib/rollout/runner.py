@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
@@ -49,6 +51,15 @@ class ColumnRunner(SingleAgentEnvRunner):
     _observations: list[dict[str, NDArray[np.float32]]]
     _infos: list[dict[str, NDArray[Any]]]
     _ended: list[NDArray[np.bool_]]
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        own = config.copy(copy_frozen=False)
+        if worker := kwargs.get("worker_index"):
+            own.seed = None
+        super().__init__(config=own, **kwargs)
+        if worker and config.seed is not None:
+            self.config.seed = config.seed
+            _seed_for_others(config.seed + worker + 1_000_000 * bool(config.in_evaluation))
 
     def make_env(self) -> None:
         """Build or rebuild the environments."""
@@ -181,3 +192,13 @@ class ColumnRunner(SingleAgentEnvRunner):
             self.metrics.log_value(key, total, reduce="sum")
             if key == "qos":
                 self.metrics.log_value("qos_mean", total / max(steps, 1), window=1)
+
+
+def _seed_for_others(seed: int) -> None:
+    """Seed the global generators as RLlib does: we never draw from them, but a user's callback may.
+
+    RLlib sets PyTorch's deterministic mode too. That imports its compiler, which takes each worker seconds.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the global generator is the point)
+    torch.manual_seed(seed)
