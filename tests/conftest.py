@@ -17,6 +17,8 @@ _KEY_FILE = "EDGEROUTE_CHECKPOINT_KEY_FILE"
 _AUTH_MODE = "RAY_AUTH_MODE"
 _AUTH_MODE_AT_START = os.environ.get(_AUTH_MODE)
 
+_OF_RAY = pytest.StashKey[set[Path]]()  # modules that share one
+
 _FIRST = (  # the first compiles the kernels of the simulator, the others need none of them
     "contract/test_envs.py",
     "sim/test_cache.py",
@@ -43,11 +45,34 @@ def pytest_ignore_collect(collection_path):
     return True if _SLOW.search(collection_path.read_text(encoding="utf-8")) else None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """With an empty cache one worker of pytest compiles the kernels: the other has something else to do meanwhile."""
     rank = {Path(__file__).parent / name: i for i, name in enumerate(_FIRST)}
     assert all(path.is_file() for path in rank), "a file of _FIRST has another name now"
-    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    config.stash[_OF_RAY] = {item.path for item in items if "one_ray" in item.fixturenames}  # these follow one another
+    items.sort(key=lambda item: rank.get(item.path, len(rank) + (item.path not in config.stash[_OF_RAY])))
+
+
+@pytest.fixture(scope="module")
+def one_ray():
+    """A Ray for what RLlib builds, and for commands, which use the one that their process has.
+
+    Modules that follow one another share it: to start one takes as long as many of their tests.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """The shared Ray ends where the next module is none that shares it."""
+    outcome = yield
+    sharing = item.config.stash[_OF_RAY]
+    if item.path in sharing and (nextitem is None or nextitem.path not in sharing):
+        sys.modules["ray"].shutdown()
+    return outcome
 
 
 def pytest_configure(config):

@@ -4,20 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "add-a-learner.md"
-
-
-@pytest.fixture
-def one_ray():
-    """Ends also where the test fails: others start one of their own."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def test_the_learner_of_the_page_trains(one_ray, capsys):

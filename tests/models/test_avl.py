@@ -6,7 +6,6 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
 from gymnasium import spaces
 from hypothesis import given
@@ -390,14 +389,6 @@ def test_a_router_without_a_future_part_learns_the_rest(make, fragments):
         update(learner, fragments)
     assert moved(before, weights(learner), "router.estimator")
     assert moved(before, weights(learner), "value")
-
-
-@pytest.fixture(scope="module")
-def one_ray():
-    """RLlib's algorithms want one."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

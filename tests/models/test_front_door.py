@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -27,19 +26,11 @@ from rllib_envs.scenario import Reward
 from rllib_envs.scenarios.load import load_scenario
 from tests.models.observed import busy, seen, stir
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_ray")]
 
 ENVIRONMENT = "rllib_envs:EdgeRouting-v0"
 MODULE = f"learner_group/learner/rl_module/{DEFAULT_MODULE_ID}"
 SMALL = {"router": {"encoder": "aggregates", "hidden": 8, "impact_hidden": 8}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray():
-    """Started once: building an algorithm starts one otherwise, with whatever settings are the usual ones."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def small(config):

@@ -4,7 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from models.price import TERMS
@@ -129,14 +128,6 @@ def test_episodes_are_whole_and_all_candidates_meet_the_same(runner, monkeypatch
         assert worlds == worlds[: len(worlds) // 3] * 3
         assert seeds == seeds[: len(seeds) // 3] * 3
         assert {world.workload.requests for world in worlds} == {25}
-
-
-@pytest.fixture(scope="module")
-def one_ray():
-    """RLlib's algorithms want one."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def test_in_training_the_price_is_searched_for_first_and_the_rest_learned_then(small_scenario, one_ray):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -275,14 +274,6 @@ def test_the_paper_has_its_own_hyperparameters(small_scenario):
 def test_a_wrong_setting_is_named(small_scenario, training, message):
     with pytest.raises(InputError, match=message):
         config(small_scenario, **training).validate()
-
-
-@pytest.fixture(scope="module")
-def one_ray():
-    """RLlib's algorithms want one."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import ray
 
 import tuning.train
 from models.export.manifest import manifest_of
@@ -18,17 +17,9 @@ from tuning.training.options import Options, complete
 from tuning.training.setup import algorithm_of, world_options
 from tuning.training.worlds import base_world, training_groups
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_ray")]
 
 TINY = {"smoke": True, "fleets": (), "variation": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray():
-    """Started once; the command uses the Ray that its process has."""
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import ray
 
 import tuning.training.loop
 from models.export.manifest import digest
@@ -28,18 +27,10 @@ from tuning.training.log import LOG, read_log
 from tuning.training.loop import Trainer
 from tuning.training.options import Options
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_ray")]
 
 TINY = {"smoke": True, "fleets": (), "variation": False}
 STATE = "rllib/learner_group/learner/rl_module/default_policy/module_state.pkl"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray():
-    """Started once; the command uses the Ray that its process has."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

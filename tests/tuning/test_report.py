@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-import ray
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,14 +64,12 @@ def command(*arguments, code=0):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, one_ray):
     """Two learner seeds of one arm, an evaluation of both, a sweep."""
     folder = tmp_path_factory.mktemp("runs")
     trained = [folder / f"train-{seed}" for seed in (0, 1)]
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     for seed, run in enumerate(trained):
         command("train", "--smoke", "--fleets", "--no-variation", "--seed", seed, "--run-dir", run)
-    ray.shutdown()
     evaluation = folder / "evaluation"
     routers = ["best", *(f"checkpoint:{run}" for run in trained)]
     command("evaluate", "--smoke", "--load", "light", "heavy", "--routers", *routers, "--jobs", 1, "--out", evaluation)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 import yaml
 
@@ -34,14 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "edgeroute.py", "train"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 TINY = {"smoke": True, "fleets": (), "variation": False}
-
-
-@pytest.fixture(scope="module")
-def one_ray():
-    """Started once; the command uses the Ray that its process has."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
