@@ -1,6 +1,5 @@
 """A bundle gives back what went in, or says what is wrong with it."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +18,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
+from tests.models.bundles import edit
 from tests.models.observed import any_action, busy, seen, world
 
 pytestmark = pytest.mark.slow
@@ -61,13 +61,6 @@ def test_a_bundle_is_replaced_whole(bundle):
     save_bundle(bundle, stirred(SPECS["aggregates"]), OBSERVATION, ABOUT | {"steps": 13})
     assert load_bundle(bundle).about["steps"] == 13
     assert sorted(path.name for path in bundle.parent.iterdir()) == [bundle.name]  # nothing is left beside it
-
-
-def edit(folder, change):
-    path = folder / "router.json"
-    contents = json.loads(path.read_text())
-    change(contents)
-    path.write_text(json.dumps(contents))
 
 
 DAMAGES = {
