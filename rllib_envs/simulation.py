@@ -181,7 +181,7 @@ class Simulation:
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
         reset_calibration(self.world.calibration, cluster, episode.nominal)
-        self.world.nominal[cluster] = self.world.calibration.told[cluster]
+        self.world.nominal[cluster] = self.world.calibration.configured[cluster]
         clear(self.state, cluster)
         self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)

@@ -55,7 +55,7 @@ class Calibration(NamedTuple):
     """The learned corrections for the experts of B clusters, and their reference figures."""
 
     records: NDArray[np.void]  # (B, N) CALIBRATION
-    told: NDArray[np.void]  # (B, N) ENGINE, the figures given to the router
+    configured: NDArray[np.void]  # (B, N) ENGINE, the figures given to the router
     first: NDArray[np.int32]  # (B,) every request before this one has been counted, or never will be
     seen_s: NDArray[np.float64]  # (B,) telemetry up to this time has been used
 
@@ -64,16 +64,16 @@ def allocate_calibration(batch: int, n_experts: int) -> Calibration:
     """Allocate the records of B clusters."""
     return Calibration(
         records=np.zeros((batch, n_experts), CALIBRATION),
-        told=np.zeros((batch, n_experts), ENGINE),
+        configured=np.zeros((batch, n_experts), ENGINE),
         first=np.zeros(batch, np.int32),
         seen_s=np.zeros(batch),
     )
 
 
-def reset_calibration(calibration: Calibration, cluster: int, told: Sequence[EngineProfile]) -> None:
+def reset_calibration(calibration: Calibration, cluster: int, configured: Sequence[EngineProfile]) -> None:
     """Reset one cluster to the figures (N,) given to the router."""
     calibration.records[cluster] = np.zeros((), CALIBRATION)
-    calibration.told[cluster] = engine_records(told)
+    calibration.configured[cluster] = engine_records(configured)
     calibration.first[cluster] = 0
     calibration.seen_s[cluster] = 0.0
 
@@ -87,25 +87,25 @@ def note_length(record, output_tokens, predicted_tokens):
 
 
 @kernel
-def note_step(record, observed_s, told_s):
+def note_step(record, observed_s, predicted_s):
     """Count an iteration in a CALIBRATION record: observed and nominal time."""
     record.steps += 1
     gain = max(1.0 / (STEP_PRIOR + record.steps), STEP_FLOOR)
-    record.step_log += gain * (math.log(observed_s / told_s) - record.step_log)
+    record.step_log += gain * (math.log(observed_s / predicted_s) - record.step_log)
 
 
 @kernel
-def calibrate(record, told, nominal):
-    """Write into ``nominal`` the engine ``told`` (ENGINE records) as corrected by a CALIBRATION record."""
+def calibrate(record, configured, nominal):
+    """Write into ``nominal`` the engine ``configured`` (ENGINE records) as corrected by a CALIBRATION record."""
     slower = math.exp(record.step_log)
-    nominal.c0_s = told.c0_s * slower
-    nominal.b_s = told.b_s * slower
-    nominal.c_s = told.c_s * slower
-    nominal.a_s = told.a_s * slower
-    nominal.q_s = told.q_s * slower
-    nominal.c_mixed_s = told.c_mixed_s * slower
-    nominal.c0_mixed_s = told.c0_mixed_s * slower
-    nominal.length_factor = told.length_factor * math.exp(record.length_log)
+    nominal.c0_s = configured.c0_s * slower
+    nominal.b_s = configured.b_s * slower
+    nominal.c_s = configured.c_s * slower
+    nominal.a_s = configured.a_s * slower
+    nominal.q_s = configured.q_s * slower
+    nominal.c_mixed_s = configured.c_mixed_s * slower
+    nominal.c0_mixed_s = configured.c0_mixed_s * slower
+    nominal.length_factor = configured.length_factor * math.exp(record.length_log)
 
 
 @kernel
@@ -119,7 +119,8 @@ def _learn_lengths(calibration, telemetry, b):
             if shown.finish_s > calibration.seen_s[b]:
                 e = actual.records[b, r].route
                 request = source.requests[b, r]
-                room = np.float32(calibration.told[b, e].max_model_len - request.prompt)  # longer answers would have been cut off
+                # Longer answers would have been cut off.
+                room = np.float32(calibration.configured[b, e].max_model_len - request.prompt)
                 note_length(calibration.records[b, e], request.output, min(request.predicted_tokens, room))
         elif status in (ROUTED, FINISHED):  # it will finish, or has finished and does not show it yet
             settled = False
@@ -128,7 +129,7 @@ def _learn_lengths(calibration, telemetry, b):
 
 
 @kernel
-def _learn_step(record, told, expert, view_s):
+def _learn_step(record, configured, expert, view_s):
     """Count the last complete iteration of the expert's plan at ``view_s``, if the plan only decodes."""
     if expert.plan_steps == 0 or expert.n_run > expert.n_dec:
         return
@@ -136,8 +137,8 @@ def _learn_step(record, told, expert, view_s):
     if grown < 0:
         return
     # The same operations as in the engine: with correct figures the ratio is 1 to the last bit.
-    step_s = told.c0_s + told.b_s * expert.n_dec + told.c_s * expert.context
-    growth_s = told.c_s * expert.n_dec
+    step_s = configured.c0_s + configured.b_s * expert.n_dec + configured.c_s * expert.context
+    growth_s = configured.c_s * expert.n_dec
     note_step(record, expert.step_s + grown * expert.growth_s, step_s + grown * growth_s)
 
 
@@ -151,7 +152,7 @@ def update_calibration(calibration, nominal, telemetry, b):
         return
     _learn_lengths(calibration, telemetry, b)
     for e in range(nominal.shape[1]):
-        record, told = calibration.records[b, e], calibration.told[b, e]
-        _learn_step(record, told, telemetry.source.experts[b, e], telemetry.view_s)
-        calibrate(record, told, nominal[b, e])
+        record, configured = calibration.records[b, e], calibration.configured[b, e]
+        _learn_step(record, configured, telemetry.source.experts[b, e], telemetry.view_s)
+        calibrate(record, configured, nominal[b, e])
     calibration.seen_s[b] = telemetry.view_s

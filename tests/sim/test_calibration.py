@@ -213,7 +213,7 @@ def test_only_decoding_is_timed(seed: int) -> None:
     learnt = simulation.world.calibration.records
     assert not learnt["step_log"][0].any()
     for true, told, log in zip(
-        simulation.state.engines[1], simulation.world.calibration.told[1], learnt["step_log"][1], strict=True
+        simulation.state.engines[1], simulation.world.calibration.configured[1], learnt["step_log"][1], strict=True
     ):
         errors = [0.0, *(math.log(true[name] / told[name]) for name in TIMES[:3] if told[name] > 0)]
         assert min(errors) - 1e-12 <= log <= max(errors) + 1e-12
@@ -260,7 +260,7 @@ def test_what_is_learnt_goes_wherever_a_figure_is_used(delay_s: float, seed: int
     learnt = simulation.world.calibration.records
     np.testing.assert_array_equal(factor, np.exp(learnt["length_log"]).astype(np.float32))
     for name in TIMES:
-        told = simulation.world.calibration.told[name]
+        told = simulation.world.calibration.configured[name]
         np.testing.assert_allclose(simulation.world.nominal[name], told * np.exp(learnt["step_log"]), rtol=1e-12)
     np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[0]], learnt["length_log"].astype(np.float32))
     np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[1]], learnt["step_log"].astype(np.float32))

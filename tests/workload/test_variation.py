@@ -165,7 +165,7 @@ def test_clusters_in_different_worlds_do_as_each_would_alone() -> None:
     play(together, actions[:45])
     delays = together.world.delay_s
     assert 0 < (delays > 0).sum() < len(picked)
-    assert len(set(together.world.calibration.told["blocks"][:, 0])) > 1
+    assert len(set(together.world.calibration.configured["blocks"][:, 0])) > 1
     for cluster, seed in enumerate(picked):
         stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5,)))
         world = vary(varied, stream)
