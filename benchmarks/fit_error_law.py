@@ -118,11 +118,11 @@ def _show(*values: float | np.floating) -> str:
 
 
 def _pairs(columns: Floats) -> float:
-    return float(np.corrcoef(columns.T)[np.triu_indices(columns.shape[1], 1)].mean())
+    return float(np.atleast_2d(np.corrcoef(columns.T))[np.triu_indices(columns.shape[1], 1)].mean())
 
 
 def _columns(one: Floats, other: Floats) -> float:
-    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(one.T, other.T, strict=True)]))
+    return float(np.mean([np.corrcoef(one[:, i], other[:, i])[0, 1] for i in range(one.shape[1])]))
 
 
 def _auc(score: Floats, told: Floats) -> float:

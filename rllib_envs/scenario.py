@@ -40,9 +40,6 @@ LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 
 PredictionLaw = Literal["auto", "measured", "oracle-noise", "given", "means"]
 
-ORACLE_NOISE = "oracle-noise"
-"""The law of predictions that is the truth with independent Gaussian noise."""
-
 TRACE = "trace"
 """The kind of arrivals that replays a trace."""
 

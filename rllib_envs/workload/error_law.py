@@ -61,8 +61,8 @@ KNOWN_EASE = 0.40
 """k_z, of v_z: fitted to the spread of told scores over the prompts of ZeroEval."""
 
 KNOWN_OWN = 0.011
-"""k_e, of v_e: told scores differ by .05 (sd) between experts within a prompt. Of the pools' differences, a half or less comes true;
-those of the law do."""
+"""k_e, of v_e: told scores differ by .05 (sd) between experts within a prompt, and these differences come true on average. Those
+of the pools hold noise as well."""
 
 LEAST_SD, EXCESS_SD, EXCESS_SPREAD = 0.22, 0.16, 0.67
 """Told standard deviations of log length: a shifted log-normal law, fitted to their quantiles over both pools."""

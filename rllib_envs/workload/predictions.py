@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import ORACLE_NOISE, Predictions
+from rllib_envs.scenario import PredictionLaw, Predictions
 from rllib_envs.workload import error_law
 from rllib_envs.workload.catalogue import MAX_TOKENS, PREDICTED_KEYS, RequestBatch
 from rllib_envs.workload.predicted import Predicted
@@ -39,7 +39,7 @@ def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Gen
     score_noise = rng.standard_normal(shape, dtype=np.float32)
     length_noise = rng.standard_normal(shape, dtype=np.float32)
     hidden = rng.random((shape[0], 1)) < predictions.hidden_share
-    law = law_of(predictions, requests)
+    law = law_of(predictions.law, synthetic=requests.latent is not None, given=requests.given is not None)
     score_sd, length_log_sd = _noise(predictions, law)
     base = _base(law, requests, length_log_sd, rng)
     score = base.score + predictions.score_bias + score_sd * score_noise.astype(np.float64)
@@ -55,25 +55,22 @@ Law = Literal["measured", "oracle-noise", "given", "means"]
 """``predictions.law`` without ``auto``."""
 
 
-def law_of(predictions: Predictions, requests: RequestBatch) -> Law:
-    """The law of predictions for these requests.
+def law_of(law: PredictionLaw, *, synthetic: bool, given: bool) -> Law:
+    """The law for a catalogue that is synthetic, or for a file that holds predictions (``given``) or none.
 
     ``auto``: ``measured`` for the synthetic catalogue; for a file ``given`` if it holds predictions, else ``means``.
 
     Raises:
         InputError: the law does not go with the catalogue.
     """
-    law = predictions.law
     if law == "auto":
-        if requests.latent is not None:
-            return "measured"
-        return "means" if requests.given is None else "given"
-    if law == "measured" and requests.latent is None:
+        return "measured" if synthetic else "given" if given else "means"
+    if law == "measured" and not synthetic:
         raise InputError(
             "predictions.law = 'measured': it draws errors for the synthetic catalogue only; a file allows given (its own keys), "
             "means, oracle-noise and auto"
         )
-    if law == "given" and requests.given is None:
+    if law == "given" and not given:
         raise InputError(
             f"predictions.law = 'given': the catalogue predicts nothing; it must be a file whose prompts have one or more of "
             f"{', '.join(PREDICTED_KEYS)}"
@@ -83,7 +80,7 @@ def law_of(predictions: Predictions, requests: RequestBatch) -> Law:
 
 def _noise(predictions: Predictions, law: Law) -> tuple[float, float]:
     """Standard deviations of the noise on scores and on log lengths."""
-    usual = (_ORACLE_SCORE_SD, _ORACLE_LENGTH_LOG_SD) if law == ORACLE_NOISE else (0.0, 0.0)
+    usual = (_ORACLE_SCORE_SD, _ORACLE_LENGTH_LOG_SD) if law == "oracle-noise" else (0.0, 0.0)
     score_sd = usual[0] if predictions.score_sd is None else predictions.score_sd
     return score_sd, usual[1] if predictions.length_log_sd is None else predictions.length_log_sd
 
@@ -96,8 +93,7 @@ def _base(law: Law, requests: RequestBatch, length_log_sd: float, rng: np.random
         return requests.given
     if law == "means":
         means = requests.means
-        tables = (np.broadcast_to(table, shape) for table in (means.score, means.output_tokens, means.log_sd))
-        score, tokens, log_sd = tables
+        score, tokens, log_sd = (np.broadcast_to(x, shape) for x in (means.score, means.output_tokens, means.log_sd))
         return Predicted(score=score, output_tokens=tokens, log_sd=log_sd)
     tokens = requests.output_tokens.astype(np.float64)
     return Predicted(score=requests.probability, output_tokens=tokens, log_sd=np.full(shape, length_log_sd))
