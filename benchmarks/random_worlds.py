@@ -68,6 +68,7 @@ def world(seed: int, folder: Path) -> Scenario:
         tokens = max(expert.mean_output_tokens * length, 4)
         experts.append(replace(expert, engine=replace(engine, **changed), mean_score=score, mean_output_tokens=tokens))
     told = {
+        "law": "oracle-noise",  # which has all errors from no to any
         "score_sd": draw.perhaps(0.15, rng.uniform(0, 0.7), 0.1),
         "length_log_sd": draw.perhaps(0.1, rng.uniform(0, 1.2), 0.3),
         "length_factor": draw.perhaps(0.1, draw.log(0.25, 4), 1.0),

@@ -28,6 +28,7 @@ from rllib_envs.simulation import Simulation
 from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.matrix import start_simulation
 from tuning.specs.routers import parse_router
+from tuning.specs.workloads import with_predictions
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
     bundle = load_bundle(SHIPPED_ROUTER)
     print(f"Trained in {bundle.about['scenario']}; {sum(p.numel() for p in bundle.router.parameters()):,} weights.")
     scenario = with_workload(load_scenario("edge6"), load="heavy", requests=200 if smoke else 1000)
+    scenario = with_predictions(scenario, "oracle-noise")  # so were its predictions in training
     scenario = replace(scenario, observation=bundle.observation)  # the world shows what the router was trained on
     seeds = list(range(2 if smoke else 5))
     simulation = Simulation(scenario, len(seeds))  # as many clusters as seeds, each at its own request

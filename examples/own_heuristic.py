@@ -10,7 +10,7 @@ Run it:
 
 The second command is the full comparison, with paired intervals, a report and figures.
 
-Expect a QoS of .408 for join-shortest-queue, .488 for least-work, .410 for quality-greedy with a cap of 12, and .560 for the
+Expect a QoS of .408 for join-shortest-queue, .430 for least-work, .404 for quality-greedy with a cap of 12, and .456 for the
 router below, each within .005 (standard error over ten episodes).
 """
 

@@ -8,8 +8,8 @@ Run it:
 
     python examples/own_reward_term.py
 
-Expect the first rule to earn .567 in QoS and to pay .258 a request; it keeps .309. The second earns .625, for it also spreads
-the requests, and pays .126; it keeps .499.
+Expect the first rule to earn .380 in QoS and to pay .265 a request; it keeps .114. The second earns .374 and pays .159; it
+keeps .216.
 
 Limits: the wrapper sees what the router sees (observation, action, info), nothing that is true of a request under way. It is of
 the single environment, which stock RLlib and other libraries step; the algorithms of ``models.rllib`` step many clusters in one

@@ -38,6 +38,8 @@ Slots = Annotated[int, Field(ge=1, le=4096)]
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
 
+PredictionLaw = Literal["auto", "measured", "oracle-noise", "given", "means"]
+
 TRACE = "trace"
 """The kind of arrivals that replays a trace."""
 
@@ -196,11 +198,23 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Predictions:
-    """The router's predictions instead of the truth (it never sees true scores or lengths)."""
+    """The router's predictions instead of the truth (it never sees true scores or lengths).
 
-    score_sd: NonNegative = 0.1  # additive noise on scores, then clipped to [0, 1]
+    ``law`` says where they come from (``rllib_envs.workload.predictions``):
+
+    - auto: measured for the synthetic catalogue. For a file its own predictions, else the experts' means.
+    - measured: drawn around the truth, with the errors of predictors that learned from prompts (synthetic catalogue only).
+    - oracle-noise: the truth with independent Gaussian noise. In a file the truth of a 0/1 score is the task's mean.
+    - given: the keys predicted_score, predicted_tokens and predicted_log_sd of a file's prompts.
+    - means: each expert's mean score and length, the same for every request.
+
+    The other fields are errors beyond those of the law.
+    """
+
+    law: PredictionLaw = "auto"
+    score_sd: NonNegative | None = None  # additive noise on scores, then clipped to [0, 1]; None: .1 for oracle-noise, else 0
     score_bias: Weight = 0.0
-    length_log_sd: LogDeviation = 0.3  # noise on log length
+    length_log_sd: LogDeviation | None = None  # noise on log length; None: .3 for oracle-noise, else 0
     length_factor: Positive = 1.0  # predicted length = factor * true length * noise
     hidden_share: Fraction = 0.0  # share of requests whose answers are longer than predicted, at every expert
     hidden_factor: AtLeastOne = 2.0  # by how much

@@ -261,7 +261,8 @@ def paired_z(better: np.ndarray, worse: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def loaded() -> Scenario:
     """Edge6 at about its capacity, with predictions that err."""
-    scenario = small("edge6", 250, observation=LOOKAHEAD, predictions=Predictions(score_sd=0.2, length_log_sd=0.5))
+    predictions = Predictions(law="oracle-noise", score_sd=0.2, length_log_sd=0.5)
+    scenario = small("edge6", 250, observation=LOOKAHEAD, predictions=predictions)
     return replace(scenario, workload=replace(scenario.workload, load=20.0))
 
 

@@ -77,7 +77,13 @@ SCENARIOS = st.builds(
     slo_s_per_token=positive,
     capacity_rps=st.none() | positive,
     workload=WORKLOADS,
-    predictions=st.builds(Predictions, score_sd=positive, hidden_share=fraction, length_buckets=st.tuples(st.integers(1, 99))),
+    predictions=st.builds(
+        Predictions,
+        law=st.sampled_from(["auto", "oracle-noise"]),
+        score_sd=st.none() | positive,
+        hidden_share=fraction,
+        length_buckets=st.tuples(st.integers(1, 99)),
+    ),
     faults=st.builds(Faults, engine_factor=positive, telemetry_delay_s=st.floats(0, 10), kv_factor=st.floats(0.01, 1)),
     reward=st.builds(Reward, realised_qos=st.floats(-5, 5), drop=positive),
     observation=st.builds(Observation, running_slots=st.integers(1, 99), whatif=st.booleans(), calibrate=st.booleans()),
@@ -154,6 +160,7 @@ BAD: list[tuple[str, Any]] = [
     ("workload.catalogue.prompt_tokens_mean", 0),
     ("workload.catalogue.prompt_tokens_cv", float("nan")),
     ("workload.catalogue.split", "both"),
+    ("predictions.law", "gaussian"),
     ("predictions.score_sd", -0.1),
     ("predictions.score_bias", "much"),
     ("predictions.length_log_sd", -1),
@@ -299,6 +306,10 @@ def test_what_is_neither_preset_nor_file_is_refused_with_what_there_is(name: str
 
 def changed(value: Any, share: bool) -> Any:
     """Another value of the same kind, valid next to it; ``share``: 1 is the most."""
+    if value is None:
+        return 0.2
+    if isinstance(value, str):
+        return "oracle-noise"
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

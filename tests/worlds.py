@@ -117,6 +117,7 @@ def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = RE
         output=output.astype(np.int32),
         predicted_score=random_scores((count, n), rng),
         predicted_tokens=np.clip(output * np.exp(0.5 * rng.standard_normal((count, n))), 1, 1e5).astype(np.float32),
+        predicted_log_sd=np.full((count, n), 0.5, np.float32),
         engines=(engines := tuple(expert.engine for expert in scenario.experts)),
         nominal=engines,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

@@ -23,6 +23,7 @@ SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
 _TRACE = Path("azure_llm_2023") / "AzureLLMInferenceTrace_conv.csv.gz"
 _SEEDS, _REQUESTS = 6, 1000
 _SHIPPED = "edge6"
+_PREDICTIONS = "oracle-noise"  # what the shipped router was trained with, and the shipped parameters of heuristics tuned with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ def run(options: Options) -> int:
             fleets=(),
             envs_per_runner=64,
             steps_per_iteration=8192,  # iterations of seconds: one sees it learn
+            predictions=_PREDICTIONS,
             validate_every=0,
         )
     )
@@ -100,6 +102,7 @@ def _compare(
             arrivals=arrivals,
             trace=trace or TraceOptions(),
             routers=("all", f"checkpoint:{training}", *shipped),
+            predictions=_PREDICTIONS,
             seeds=_SEEDS,
             requests=_REQUESTS,
             out=out,

@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Scenario, with_workload
+from rllib_envs.scenario import PredictionLaw, Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.arrival_notes import notes_on_arrivals
 from tuning.evaluation.comparison import compare
 from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
+from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
 from tuning.evaluation.report import write_report
 from tuning.evaluation.trace_notes import notes_on_traces
 from tuning.evaluation.tracking import figures_since, track_evaluation
@@ -31,13 +32,13 @@ from tuning.output.tracking import TrackOptions, provenance, tracker
 from tuning.specs.faults import NO_FAULT, describe_fault
 from tuning.specs.grammar import MOST_SEED, check_limits
 from tuning.specs.routers import NamedRouter, parse_router, parse_routers, with_tuned
-from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_prompts
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_predictions, with_prompts
 
 _SMOKE = {"seeds": 2, "requests": 50}
 
 
 HELP = {
-    "workload": ("scenario load arrivals trace.trace faults requests", "catalogue split trace"),
+    "workload": ("scenario load arrivals trace.trace faults requests", "catalogue split predictions trace"),
     "comparison": ("routers seeds", "baseline first_seed tuned"),
     "results": ("out smoke", ""),
     "processes": ("jobs", "address"),
@@ -67,6 +68,10 @@ class Options:
     hold every expert's model, run on all prompts."""
     split: Literal["test", "train", "all"] = "test"
     """Prompts of that file to ask: test (no training or tuning uses them), train or all."""
+    predictions: PredictionLaw | None = None
+    """What routers are told. measured: drawn around the truth with the errors of learned predictors. oracle-noise: the truth with
+    Gaussian noise. given: a prompt file's own predictions. means: each expert's means. auto: measured; for a file given, or means
+    where it holds none. Default: the scenario's, which is auto if it says nothing."""
     routers: tuple[str, ...] = ("all",)
     """all, best, heuristics by name and perhaps parameters (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH. Or functions of
     your own (python:mine.py:route), whose files are run. A bare heuristic has its tuned parameters if there are any."""
@@ -101,7 +106,8 @@ def run(options: Options) -> None:
     if options.smoke:
         options = replace(options, **_SMOKE)
     seeds = _seeds(options)
-    scenario, notes = _with_prompts(load_scenario(options.scenario), options)
+    scenario, notes = _with_prompts(with_predictions(load_scenario(options.scenario), options.predictions), options)
+    notes += notes_on_predictions(scenario)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests, options.faults)
     notes += notes_on_arrivals(workloads)
     for note in notes:
@@ -112,7 +118,8 @@ def run(options: Options) -> None:
     outside = notes_on_training(routers, workloads)
     for note in outside:
         print(f"edgeroute: warning: {note}", file=sys.stderr, flush=True)
-    notes += [*notes_on_traces(workloads), *_notes_on_faults(workloads), *_notes_on_tuned(tuned, choices, workloads), *outside]
+    notes += [*notes_on_traces(workloads), *_notes_on_faults(workloads), *_notes_on_tuned(tuned, choices, workloads)]
+    notes += outside
     matrix = {w.name: [with_tuned(r, choices[w.clean_name].parameters if tuned else {}) for r in routers] for w in workloads}
     cells = [Cell(router=router, scenario=w.scenario, seeds=seeds) for w in workloads for router in matrix[w.name]]
     config = _tracked(options, scenario, workloads)
@@ -180,6 +187,9 @@ def _notes_on_tuned(tuned: Tuned | None, choices: Mapping[str, Choice], workload
     if tuned is None:
         return ["Heuristics have their default parameters: none were tuned for this scenario (edgeroute tune-heuristics)."]
     notes = [f"Heuristics by their bare names have the parameters that are shown with them, from {tuned.source}."]
+    here = predicted_by(workloads[0].scenario)
+    if tuned.predictions != here:
+        notes.append(f"They were tuned for predictions that are {tuned.predictions}; here these are {here}.")
     if any(w.fault != NO_FAULT for w in workloads):
         notes.append("With a fault they are those of the same workload without.")
     return notes + [_note_on_choice(name, choice) for name, choice in choices.items() if choice.entry != name]

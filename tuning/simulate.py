@@ -18,12 +18,13 @@ import tyro
 from pyarrow import csv, parquet
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Scenario
+from rllib_envs.scenario import PredictionLaw, Scenario
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import TOO_LONG
 from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
 from tuning.evaluation.arrival_notes import notes_on_arrivals
 from tuning.evaluation.matrix import start_simulation
+from tuning.evaluation.prediction_notes import notes_on_predictions
 from tuning.evaluation.trace_notes import notes_on_traces, trace_json
 from tuning.evaluation.trained_on import notes_on_training
 from tuning.metrics.episode import METRICS, episode_metrics, routing_shares
@@ -32,14 +33,14 @@ from tuning.output.tables import markdown_table, metric_title, show
 from tuning.run_dir.atomic import write_atomically, write_json
 from tuning.specs.grammar import MOST_SEED, check_limits
 from tuning.specs.routers import NamedRouter, parse_router
-from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_predictions
 
 _SMOKE_REQUESTS = 50
 _FORMATS = {".csv": csv.write_csv, ".parquet": parquet.write_table}
 
 
 HELP = {
-    "workload": ("scenario load arrivals requests seed trace.trace", "trace"),
+    "workload": ("scenario load arrivals requests seed trace.trace", "predictions trace"),
     "router and results": ("router out smoke", ""),
 }
 """Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
@@ -60,6 +61,8 @@ class Options:
     """Arrival process, perhaps with parameters (gamma:cv=3). Or a function of your own (python:mine.py:waves), whose file is run.
     Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    predictions: PredictionLaw | None = None
+    """What routers are told: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
     requests: int | None = None
     """Requests in the episode. Default: the scenario's, and all of a trace."""
     seed: int = 0
@@ -83,7 +86,7 @@ def run(options: Options) -> None:
         options = replace(options, requests=_SMOKE_REQUESTS)
     router = parse_router(options.router)
     workload = _workload(options)
-    notes = [*notes_on_arrivals([workload]), *notes_on_traces([workload])]
+    notes = [*notes_on_predictions(workload.scenario), *notes_on_arrivals([workload]), *notes_on_traces([workload])]
     for note in notes:
         print(note)
     for note in notes_on_training([router], [workload]):
@@ -160,7 +163,8 @@ def _workload(options: Options) -> NamedWorkload:
         raise InputError(f"arrivals {options.arrivals!r} with a trace: a trace has its own; give one of the two")
     loads = () if options.load is None else (options.load,)
     arrivals = () if options.arrivals is None else (options.arrivals,)
-    (workload,) = make_workloads(load_scenario(options.scenario), loads, arrivals, options.trace, options.requests)
+    scenario = with_predictions(load_scenario(options.scenario), options.predictions)
+    (workload,) = make_workloads(scenario, loads, arrivals, options.trace, options.requests)
     return workload
 
 

@@ -19,9 +19,11 @@ import tyro
 
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
+from rllib_envs.scenario import PredictionLaw
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.replay import episode_requests
 from tuning.evaluation.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
+from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
 from tuning.evaluation.trace_notes import notes_on_traces
 from tuning.evaluation.tuned import FORMAT, world_fingerprint
 from tuning.metrics.statistics import mean_interval, paired_difference
@@ -30,7 +32,7 @@ from tuning.run_dir.atomic import write_json
 from tuning.run_dir.digests import code_digest
 from tuning.specs.grammar import format_spec
 from tuning.specs.routers import parse_router
-from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_prompts
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_predictions, with_prompts
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 
@@ -40,7 +42,7 @@ _SMOKE = {"seeds": 2, "requests": 50}
 
 
 HELP = {
-    "workload": ("scenario load arrivals requests trace.trace", "catalogue trace"),
+    "workload": ("scenario load arrivals requests trace.trace", "catalogue predictions trace"),
     "search": ("seeds out jobs smoke", ""),
 }
 """Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
@@ -59,6 +61,8 @@ class Options:
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     catalogue: Path | None = None
     """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
+    predictions: PredictionLaw | None = None
+    """What routers are told: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
     seeds: int = 10
     """Episodes for each combination and workload; their seeds start at 2,000,000."""
     requests: int | None = None
@@ -95,11 +99,11 @@ def run(options: Options) -> None:
         options = replace(options, **_SMOKE)
     if not 1 <= options.seeds <= len(TUNING_SEEDS):
         raise InputError(f"seeds = {options.seeds}: must be from 1 to {len(TUNING_SEEDS)}")
-    scenario = load_scenario(options.scenario)
+    scenario = with_predictions(load_scenario(options.scenario), options.predictions)
     if options.catalogue is not None:
         scenario = with_prompts(scenario, options.catalogue)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
-    for note in notes_on_traces(workloads):
+    for note in (*notes_on_predictions(scenario), *notes_on_traces(workloads)):
         print(note)
     coarse = {router: _two_each(grid) for router, grid in COARSE.items()} if options.smoke else COARSE
     keys = [(w.name, router) for w in workloads for router in coarse]
@@ -115,6 +119,7 @@ def run(options: Options) -> None:
             "format": FORMAT,
             "scenario": scenario.name,
             "fingerprint": world_fingerprint(scenario),
+            "predictions": predicted_by(scenario),
             "code": code_digest(),
             "seeds": {"first": TUNING_SEEDS.start, "count": options.seeds},
             "requests": episode_requests(workloads[0].scenario.workload),

@@ -35,10 +35,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -48,7 +49,8 @@ from scipy.special import ndtr, ndtri
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import parse_json
 from rllib_envs.scenario import Expert, Scenario
-from rllib_envs.workload.lengths import MAX_TOKENS, GivenLengths
+from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD, MAX_TOKENS, GivenLengths
+from rllib_envs.workload.predicted import Predicted
 
 _Drawn = TypeVar("_Drawn", bound=np.generic)
 
@@ -68,8 +70,25 @@ LENGTH_EASE = 0.451
 LENGTH_SHARED = 0.430
 """gamma: other common variation of lengths; lambda^2 + gamma^2 is fitted to the correlation of lengths in tokens."""
 
+_REST = float(np.sqrt(1 - LENGTH_EASE**2 - LENGTH_SHARED**2))
+
+PREDICTED_KEYS: Mapping[str, int] = {"predicted_score": 1, "predicted_tokens": MAX_TOKENS, "predicted_log_sd": 10}
+"""Keys of a file's prompts for the values of a predictor, with the most that each may be."""
+
 TRAIN_SHARE = 0.7
 """Share of a file's prompts in the train split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """What the synthetic catalogue drew its M requests from: standard normals, and how far they move the log length."""
+
+    ease: NDArray[np.float32]  # (M, 1) z
+    own_ease: NDArray[np.float32]  # (M, N)
+    rest: NDArray[np.float32]  # (M, N) w: what no other model's length tells
+    ease_log_sd: float  # the log length falls by it where z rises by 1
+    rest_log_sd: float  # the log length rises by it where w does
+    model_of: tuple[int, ...]  # (N,) the model of each expert, from 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +103,9 @@ class RequestBatch:
     score: NDArray[np.float64]  # (M, N) in [0, 1]
     probability: NDArray[np.float64]  # (M, N) in [0, 1]
     output_tokens: NDArray[np.int32]  # (M, N) >= 1, not truncated to the engine's max_model_len
+    means: Predicted  # (1, N) the same for every request: each expert's means, for a file those of its train split
+    given: Predicted | None = None  # (M, N) what the file itself predicts; None: nothing, or a synthetic catalogue
+    latent: Latent | None = None  # None for a file
 
 
 def draw_requests(
@@ -110,6 +132,8 @@ def draw_requests(
             raise InputError(f"{name}: shape {given.shape}, must be ({n},): one length for each request")
     draw = _draw_from_file if scenario.workload.catalogue.kind == "file" else _draw_synthetic
     batch = draw(scenario, n, rng, lengths)
+    if lengths is not None:
+        batch = replace(batch, means=lengths.means(batch.means))
     return batch if prompt_tokens is None else replace(batch, prompt_tokens=_as_tokens(prompt_tokens))
 
 
@@ -146,7 +170,25 @@ def _draw_synthetic(scenario: Scenario, n: int, rng: np.random.Generator, length
         output_tokens = _output_tokens(np.log(mean_tokens), ease, wordy, rest)
     else:
         output_tokens = lengths.at_experts(mean_tokens, rest, per_model(rng.random((n, models))))
-    return RequestBatch(prompt_tokens=_whole_tokens(prompt), score=score, probability=probability, output_tokens=output_tokens)
+    return RequestBatch(
+        prompt_tokens=_whole_tokens(prompt),
+        score=score,
+        probability=probability,
+        output_tokens=output_tokens,
+        means=Predicted(
+            score=np.array([[expert.mean_score for expert in experts]]),
+            output_tokens=mean_tokens[None],
+            log_sd=np.full((1, len(experts)), LENGTH_LOG_SD),
+        ),
+        latent=Latent(
+            ease=ease,
+            own_ease=own,
+            rest=rest,
+            ease_log_sd=LENGTH_EASE * (LENGTH_LOG_SD if lengths is None else lengths.log_sd),
+            rest_log_sd=LENGTH_LOG_SD * _REST if lengths is None else LENGTH_NOISE_LOG_SD,
+            model_of=tuple(model_of),
+        ),
+    )
 
 
 def _probability(theta: NDArray[np.float64], ease: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -160,7 +202,7 @@ def _probability(theta: NDArray[np.float64], ease: NDArray[np.float32], own: NDA
 def _output_tokens(
     log_mean: NDArray[np.float64], ease: NDArray[np.float32], wordy: NDArray[np.float32], rest: NDArray[np.float32]
 ) -> NDArray[np.int32]:
-    log_length = rest * np.float32(LENGTH_LOG_SD * np.sqrt(1 - LENGTH_EASE**2 - LENGTH_SHARED**2))
+    log_length = rest * np.float32(LENGTH_LOG_SD * _REST)
     log_length += wordy * np.float32(LENGTH_LOG_SD * LENGTH_SHARED) - ease * np.float32(LENGTH_LOG_SD * LENGTH_EASE)
     log_length += (log_mean - LENGTH_LOG_SD**2 / 2).astype(np.float32)
     return _whole_tokens(log_length)
@@ -182,6 +224,7 @@ class PromptFile:
     prompt_tokens: NDArray[np.int32]  # (P,)
     score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
     output_tokens: NDArray[np.float64]  # (P, A), NaN where not run
+    predicted: Mapping[str, NDArray[np.float64]]  # PREDICTED_KEYS that it has -> (P, A), NaN where nothing is predicted
 
 
 def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None) -> RequestBatch:
@@ -196,6 +239,7 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
     if lengths is None:
         rows = rng.integers(0, len(pool.prompt_tokens), n)
         output_tokens = pool.output_tokens[rows]
+        given = None if pool.given is None else pool.given.at(rows)
     else:
         asked = rng.integers(0, len(scenario.experts), n)
         last = len(pool.prompt_tokens) - 1
@@ -204,12 +248,20 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
         models, model_of = _models(scenario.experts)
         noise, rounding = rng.standard_normal((n, models))[:, model_of], rng.random((n, models))[:, model_of]
         output_tokens = lengths.at_experts(pool.output_tokens.mean(axis=0), noise, rounding)
+        given = None if pool.given is None else _rescaled(pool.given.at(rows), output_tokens / pool.output_tokens[rows])
     return RequestBatch(
         prompt_tokens=pool.prompt_tokens[rows],
         score=pool.score[rows],
         probability=pool.probability[rows],
         output_tokens=output_tokens,
+        means=pool.means,
+        given=given,
     )
+
+
+def _rescaled(predicted: Predicted, ratio: NDArray[np.float64]) -> Predicted:
+    """The predictions for answers that have ``ratio`` times the length: they err by the same factor."""
+    return replace(predicted, output_tokens=np.clip(predicted.output_tokens * ratio, 1, MAX_TOKENS))
 
 
 @lru_cache(maxsize=16)
@@ -221,11 +273,56 @@ def _pool(file: PromptFile, experts: tuple[Expert, ...], split: str) -> RequestB
     if not chosen.any():
         raise InputError(f"workload.catalogue.split = {split!r}: none of the {len(train)} prompts of {file.path} fall in it")
     binary = bool(np.isin(score, (0.0, 1.0)).all())
+    output_tokens = np.maximum(file.output_tokens[:, columns], 1)
+    learned_from = train if train.any() else chosen
+    means = _means(score[learned_from], output_tokens[learned_from])
+    given = _given(file, experts, columns, means, output_tokens, learned_from)
     return RequestBatch(
         prompt_tokens=file.prompt_tokens[chosen],
         score=score[chosen],
         probability=(_task_means(score, file.tasks, train) if binary else score)[chosen],
-        output_tokens=np.maximum(file.output_tokens[:, columns][chosen], 1).astype(np.int32),
+        output_tokens=output_tokens[chosen].astype(np.int32),
+        means=means,
+        given=None if given is None else given.at(np.flatnonzero(chosen)),
+    )
+
+
+def _means(score: NDArray[np.float64], output_tokens: NDArray[np.float64]) -> Predicted:
+    """(1, N) the means of each expert, and how its log lengths spread."""
+    return Predicted(
+        score=score.mean(axis=0, keepdims=True),
+        output_tokens=output_tokens.mean(axis=0, keepdims=True),
+        log_sd=np.log(output_tokens).std(axis=0, keepdims=True),
+    )
+
+
+def _given(
+    file: PromptFile,
+    experts: Sequence[Expert],
+    columns: list[int],
+    means: Predicted,
+    output_tokens: NDArray[np.float64],
+    train: NDArray[np.bool_],
+) -> Predicted | None:
+    """What the file itself predicts for its P prompts, (P, N); an expert's means stand in for a key that it does not have."""
+    if not file.predicted:
+        return None
+    values = {key: table[:, columns] for key, table in file.predicted.items()}
+    for key, table in values.items():
+        absent = np.isnan(table)
+        if absent.any():
+            row, column = (int(i) for i in np.argwhere(absent)[0])
+            raise InputError(
+                f"{file.path}: {key} is null for model {experts[column].model!r} of expert {experts[column].name!r} "
+                f"(first: prompt {file.ids[row]!r}); a file that has {key} must have it for every expert and prompt"
+            )
+    shape = (len(file.ids), len(columns))
+    tokens = np.maximum(values.get("predicted_tokens", np.broadcast_to(means.output_tokens, shape)), 1)
+    errors = np.log(output_tokens / tokens)[train]
+    return Predicted(
+        score=values.get("predicted_score", np.broadcast_to(means.score, shape)),
+        output_tokens=tokens,
+        log_sd=values.get("predicted_log_sd", np.broadcast_to(errors.std(axis=0), shape)),
     )
 
 
@@ -266,7 +363,8 @@ def read_prompt_file(path: str) -> PromptFile:
     """Read a JSONL file, plain or gzip; parsed once until it is modified.
 
     First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
-    models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Other keys are ignored.
+    models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Each of ``PREDICTED_KEYS`` may stand
+    in every line, in the same form. Other keys are ignored.
 
     Raises:
         InputError: the file cannot be read, or a line has another form: names file, line, column of bad JSON, and field.
@@ -298,6 +396,13 @@ def _parse(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file
         prompt_tokens=np.maximum(prompts, 1).astype(np.int32),
         score=np.array([_cells(record, "correct", width, 1, where) for where, _, _, record in rows]),
         output_tokens=np.array([_cells(record, "out_tokens", width, MAX_TOKENS, where) for where, _, _, record in rows]),
+        predicted=MappingProxyType(
+            {
+                key: np.array([_cells(record, key, width, high, where) for where, _, _, record in rows])
+                for key, high in PREDICTED_KEYS.items()
+                if any(key in record for _, _, _, record in rows)
+            }
+        ),
     )
 
 

@@ -35,7 +35,8 @@ class Episode:
     score: NDArray[np.float32]  # (M, N) true
     output: NDArray[np.int32]  # (M, N) true tokens
     predicted_score: NDArray[np.float32]  # (M, N)
-    predicted_tokens: NDArray[np.float32]  # (M, N)
+    predicted_tokens: NDArray[np.float32]  # (M, N) means
+    predicted_log_sd: NDArray[np.float32]  # (M, N) standard deviation of the log length about its prediction
     engines: tuple[EngineProfile, ...]  # (N,) the actual engines
     nominal: tuple[EngineProfile, ...]  # (N,) as given to the router
     telemetry_delay_s: float
@@ -67,6 +68,7 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         output=requests.output_tokens,
         predicted_score=told.score.astype(np.float32),
         predicted_tokens=told.output_tokens.astype(np.float32),
+        predicted_log_sd=told.log_sd.astype(np.float32),
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

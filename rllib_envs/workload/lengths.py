@@ -23,11 +23,13 @@ the length depends on it, and the length is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rllib_envs.workload.predicted import Predicted
 
 MAX_TOKENS = 2**30
 """Longest prompt or answer; beyond any engine, and small enough that sums stay whole numbers."""
@@ -66,6 +68,16 @@ class GivenLengths:
         a = min(coupling / rho, 1.0) if rho > 0 else 1.0
         score = ndtri(np.clip(self.levels(within_ties), 1e-9, 1 - 1e-9))[:, None]
         return (np.sqrt(1 - a * a) * noise - a * score).astype(np.float32)
+
+    @property
+    def log_sd(self) -> float:
+        """Standard deviation of an expert's log length, all requests together."""
+        return float(np.hypot(np.log(self.law).std(), LENGTH_NOISE_LOG_SD))
+
+    def means(self, usual: Predicted) -> Predicted:
+        """What is expected of an answer whose request is not known; ``usual`` (1, N): the catalogue's own means."""
+        tokens = self.law.mean() * usual.output_tokens / usual.output_tokens.mean()
+        return replace(usual, output_tokens=np.maximum(tokens, 1.0), log_sd=np.full_like(tokens, self.log_sd))
 
     def at_experts(
         self, mean_tokens: NDArray[np.float64], noise: NDArray[np.floating[Any]], rounding: NDArray[np.float64]

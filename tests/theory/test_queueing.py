@@ -63,6 +63,7 @@ def poisson_episodes(
             output=np.repeat(rng.choice(lengths, (REQUESTS, 1)), 2, axis=1).astype(np.int32),
             predicted_score=np.zeros((REQUESTS, 2), np.float32),
             predicted_tokens=np.ones((REQUESTS, 2), np.float32),
+            predicted_log_sd=np.zeros((REQUESTS, 2), np.float32),
             engines=(profile, profile),
             nominal=(profile, profile),
             telemetry_delay_s=0.0,

@@ -15,12 +15,13 @@ from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.trained_on import UNKNOWN, notes_on_training
 from tuning.specs.faults import FAULTS
 from tuning.specs.routers import parse_router
-from tuning.specs.workloads import TraceOptions, make_workloads, with_prompts
+from tuning.specs.workloads import TraceOptions, make_workloads, with_predictions, with_prompts
 
 pytestmark = pytest.mark.slow
 
 SHIPPED = parse_router(f"bundle:{SHIPPED_ROUTER}")
-EDGE6 = load_scenario("edge6")
+EDGE6 = with_predictions(load_scenario("edge6"), "oracle-noise")
+"""The world of its training: the law of the predictions is part of it."""
 TWO_TIGHT = """
 name: two-tight
 slo_s_per_token: 0.03
@@ -43,7 +44,7 @@ def test_where_it_was_shown_to_hold_it_says_nothing():
 
 @pytest.mark.parametrize("fleet", ["edge3", "edge10", "edge32"])
 def test_it_says_nothing_of_the_fleets_that_it_was_measured_on(fleet):
-    assert notes(load_scenario(fleet), ["moderate"]) == []
+    assert notes(with_predictions(load_scenario(fleet), "oracle-noise"), ["moderate"]) == []
 
 
 def test_it_says_nothing_of_real_prompts_and_real_traces(data_dir):
@@ -59,7 +60,8 @@ OUTSIDE = {
     "paper3": (lambda: load_scenario("paper3"), (), "context_time"),
     "half the deadline": (lambda: replace(EDGE6, slo_s_per_token=0.03), ("moderate",), "base_time"),
     "more than is carried": (lambda: EDGE6, ("160%",), "load"),
-    "more experts": (lambda: load_scenario("edge64"), ("moderate",), "experts"),
+    "more experts": (lambda: with_predictions(load_scenario("edge64"), "oracle-noise"), ("moderate",), "experts"),
+    "other predictions": (lambda: load_scenario("edge6"), ("moderate",), "score_noise"),
     "scores of noise": (
         lambda: replace(EDGE6, predictions=replace(EDGE6.predictions, score_sd=2.0)),
         ("moderate",),

@@ -13,11 +13,11 @@ from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import TUNING_SEEDS, start_simulation
 from tuning.evaluation.tuned import shipped_tuned
 from tuning.specs.routers import parse_router, with_tuned
-from tuning.specs.workloads import TraceOptions, make_workloads
+from tuning.specs.workloads import TraceOptions, make_workloads, with_predictions
 from tuning.training.validation import Validator
 from tuning.training.worlds import WorldOptions, base_world
 
-EDGE6 = load_scenario("edge6")
+EDGE6 = with_predictions(load_scenario("edge6"), "oracle-noise")
 SHIPPED = Path(__file__).resolve().parents[2] / "tuning" / "presets" / "edge6-router"
 OPTIONS = WorldOptions(
     scenario="edge6",
@@ -27,6 +27,7 @@ OPTIONS = WorldOptions(
     variation=False,
     observation=replace(EDGE6.observation, whatif=True, counterfactual=True, calibrate=True),
     reward=EDGE6.reward,
+    predictions="oracle-noise",  # with which the shipped router was trained
 )
 
 

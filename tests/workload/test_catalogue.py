@@ -58,7 +58,7 @@ def draw(scenario: Scenario, n: int, seed: int = 0) -> RequestBatch:
 
 
 def assert_equal(a: RequestBatch, b: RequestBatch) -> None:
-    for name in RequestBatch.__dataclass_fields__:
+    for name in ("prompt_tokens", "score", "probability", "output_tokens"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 

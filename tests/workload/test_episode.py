@@ -17,6 +17,7 @@ from tests.worlds import small
 
 CAPACITY_RPS = 12.0
 ARRIVALS, REQUESTS, TOLD = {"arrival_s"}, {"prompt", "score", "output"}, {"predicted_score", "predicted_tokens"}
+ALL_TOLD = TOLD | {"predicted_log_sd"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def differing(one: Episode, other: Episode) -> set[str]:
 
 def test_the_same_seed_gives_the_same_episode_and_another_one_another(scenario: Scenario) -> None:
     assert differing(draw(scenario), draw(scenario)) == set()
-    assert differing(draw(scenario, 9), draw(scenario, 10)) == ARRIVALS | REQUESTS | TOLD
+    assert differing(draw(scenario, 9), draw(scenario, 10)) == ARRIVALS | REQUESTS | ALL_TOLD
 
 
 def test_a_seed_sequence_may_be_handed_in_twice(scenario: Scenario) -> None:
@@ -44,7 +45,7 @@ def test_a_seed_sequence_may_be_handed_in_twice(scenario: Scenario) -> None:
     assert differing(draw(scenario, sequence), draw(scenario, sequence)) == set()
     assert differing(draw(scenario, sequence), draw(scenario, 9)) == set()
     children = sequence.spawn(2)
-    assert differing(draw(scenario, children[0]), draw(scenario, children[1])) == ARRIVALS | REQUESTS | TOLD
+    assert differing(draw(scenario, children[0]), draw(scenario, children[1])) == ARRIVALS | REQUESTS | ALL_TOLD
     assert "arrival_s" in differing(draw(scenario, children[0]), draw(scenario, sequence))
 
 
@@ -53,6 +54,7 @@ def test_a_seed_sequence_may_be_handed_in_twice(scenario: Scenario) -> None:
     [
         ({"predictions": Predictions(score_sd=0.4, length_log_sd=0.9)}, TOLD),
         ({"predictions": Predictions(hidden_share=0.5)}, {"predicted_tokens"}),
+        ({"predictions": Predictions(law="means")}, ALL_TOLD),
         ({"predictions": Predictions(score_bias=0.1)}, {"predicted_score"}),
         ({"faults": Faults(engine_factor=1.5)}, {"engines"}),
         ({"faults": Faults(engine_expert_log_sd=0.2)}, {"engines"}),

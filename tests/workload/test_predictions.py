@@ -1,4 +1,4 @@
-"""What the router is told: each error does what its name says, alone, and nothing when off."""
+"""What the router is told: where it comes from, and that each further error does what its name says and nothing when off."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rllib_envs.scenario import Predictions
 from rllib_envs.workload.catalogue import RequestBatch
-from rllib_envs.workload.predictions import Told, predict
+from rllib_envs.workload.predicted import Predicted
+from rllib_envs.workload.predictions import predict
 from tests.draws import examples
 
 M, N = 4000, 3
@@ -24,11 +25,12 @@ def batch(m: int = M, binary: bool = False) -> RequestBatch:
         score=(rng.random((m, N)) < probability).astype(float) if binary else probability,
         probability=probability,
         output_tokens=rng.integers(1, 5000, (m, N)).astype(np.int32),
+        means=Predicted(score=np.full((1, N), 0.5), output_tokens=np.full((1, N), 2500.0), log_sd=np.full((1, N), 1.0)),
     )
 
 
-def tell(requests: RequestBatch, seed: int = 0, **changes: Any) -> Told:
-    return predict(Predictions(**changes), requests, np.random.default_rng(seed))
+def tell(requests: RequestBatch, seed: int = 0, **changes: Any) -> Predicted:
+    return predict(Predictions(**({"law": "oracle-noise"} | changes)), requests, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -143,8 +145,8 @@ def test_same_seed_same_predictions() -> None:
 def test_predicting_leaves_the_requests_alone() -> None:
     requests, untouched = batch(), batch()
     tell(requests, hidden_share=0.5, length_buckets=(64, 512))
-    for name, value in _fields(untouched).items():
-        np.testing.assert_array_equal(getattr(requests, name), value)
+    for name in ("prompt_tokens", "score", "probability", "output_tokens"):
+        np.testing.assert_array_equal(getattr(requests, name), getattr(untouched, name))
 
 
 def _fields(requests: RequestBatch) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rllib_envs.workload.variation import FAULT_KINDS, vary
 from tests.draws import examples
 from tests.worlds import play, seeds, small
 
-PLAIN = small("edge6", 60)
+PLAIN = small("edge6", 60, predictions=Predictions(score_sd=0.0, length_log_sd=0.0))
 VARIED = replace(PLAIN, variation=Variation())
 CAPACITY_RPS = 12.0
 FIGURES = [name for kind in FAULT_KINDS for name in kind]

@@ -1,7 +1,7 @@
 """Tuned parameters of the heuristics: the file that tune-heuristics writes and evaluate reads; some are shipped, in presets/.
 
-The file is JSON: ``{"format": 1, "scenario", "fingerprint", "workloads": {WORKLOAD: {"arrivals", "share_of_capacity",
-"parameters": {ROUTER: {PARAMETER: number}}}}}`` and, for the reader, how it came about.
+The file is JSON: ``{"format": 1, "scenario", "fingerprint", "predictions", "workloads": {WORKLOAD: {"arrivals",
+"share_of_capacity", "parameters": {ROUTER: {PARAMETER: number}}}}}`` and, for the reader, how it came about.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Tuned:
 
     source: str  # where they were read, for messages and reports
     fingerprint: str
+    predictions: str  # the law of the predictions that they were tuned for
     entries: dict[str, Entry]  # one or more
 
     def choose(self, workload: NamedWorkload) -> Choice:
@@ -176,7 +177,8 @@ def _parse(data: Any, where: str) -> Tuned:
     content = cast(dict[str, Any], data)
     try:
         entries = {str(name): _entry(entry) for name, entry in content["workloads"].items()}
-        tuned = Tuned(source=where, fingerprint=str(content["fingerprint"]), entries=entries)
+        law = str(content.get("predictions", "oracle-noise"))  # a file without it was written when there was no other law
+        tuned = Tuned(source=where, fingerprint=str(content["fingerprint"]), predictions=law, entries=entries)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{where}: must hold fingerprint and workloads, as tune-heuristics writes them ({error!r})") from None
     if not entries:

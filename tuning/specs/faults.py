@@ -24,7 +24,7 @@ FAULTS: dict[str, dict[str, float]] = {
     "lengths-short": {"length_factor": 0.6},  # median ratio of predicted to true length: answers run longer
     "lengths-long": {"length_factor": 1.6},
     "lengths-hidden": {"hidden_share": 0.3, "hidden_factor": 2.5},  # 3 requests in 10 run 2.5 times as long as predicted
-    "score-noise": {"score_sd": 0.2},  # twice the usual error of predicted scores
+    "score-noise": {"score_sd": 0.2},  # of oracle-noise: twice its usual error of scores; of others: beyond their own
     "late-telemetry": {"telemetry_delay_s": 0.5},
     "kv-tight": {
         "kv_factor": 0.35

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.own_code import PREFIX, parse_own
-from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Scenario, TraceFile, with_workload
+from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, PredictionLaw, Scenario, TraceFile, with_workload
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.workload.arrivals import process_of
 from tuning.specs.faults import NO_FAULT, parse_faults, with_fault
@@ -123,6 +123,11 @@ def with_prompts(scenario: Scenario, path: Path) -> Scenario:
     """
     catalogue = Catalogue(kind="file", path=str(path))
     return replace(with_workload(scenario, catalogue=catalogue), capacity_rps=None)
+
+
+def with_predictions(scenario: Scenario, law: PredictionLaw | None) -> Scenario:
+    """Replace the law of the scenario's predictions; None leaves it."""
+    return scenario if law is None else replace(scenario, predictions=replace(scenario.predictions, law=law))
 
 
 def _make(world: Scenario, process: Arrivals, load: str) -> NamedWorkload:

@@ -17,7 +17,7 @@ from models.rllib.avl.settings import AVLSettings
 from models.rllib.scenario import MARGINAL
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Reward
+from rllib_envs.scenario import PredictionLaw, Reward
 from rllib_envs.scenarios.load import explain
 from rllib_envs.yaml_files import read_mapping
 from tuning.output.tracking import TrackOptions
@@ -38,7 +38,10 @@ _STEPS_PER_ITERATION_HELP = (
     f"{', '.join(f'{algo} {steps:,}' for algo, steps in _STEPS_PER_ITERATION.items())}."
 )
 HELP = {
-    "task": ("algo scenario load seed", "preset config fleets requests calibrate variation running_slots waiting_slots"),
+    "task": (
+        "algo scenario load seed",
+        "preset config fleets predictions requests calibrate variation running_slots waiting_slots",
+    ),
     "length and folder of the run": ("run_dir steps iterations minutes resume smoke", "auto_resume trust_checkpoint storage"),
     "processes": ("num_env_runners", "address num_learners gpus_per_learner envs_per_runner steps_per_iteration"),
     "learning": ("", "lr temperature validate_every keep_replay avl"),
@@ -72,6 +75,9 @@ class Options:
     load for each environment from the scenario's mixed_range, and some episodes have bursts."""
     fleets: tuple[str, ...] = ("edge3", "edge10")
     """Other clusters to train on too, in an eighth of the environments each. The router then fits any number of experts."""
+    predictions: PredictionLaw | None = None
+    """What the router is told in training: auto, measured, oracle-noise, given or means, as for evaluate. Default: the
+    scenario's. The other fleets have the same."""
     calibrate: bool = True
     """Correct observations by the errors of lengths and engine figures that telemetry has shown."""
     variation: bool = True

@@ -46,6 +46,7 @@ def world_options(options: Options) -> WorldOptions:
         load=options.load,
         requests=options.requests,
         fleets=options.fleets,
+        predictions=options.predictions,
         variation=options.variation,
         observation=observation,
         reward=options.reward,

@@ -10,10 +10,10 @@ import numpy as np
 from models.rllib.rollout.env_groups import Group
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Observation, Reward, Scenario, Variation, with_workload
+from rllib_envs.scenario import Observation, PredictionLaw, Reward, Scenario, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.azure import AzureKind
-from tuning.specs.workloads import TraceOptions, make_workloads
+from tuning.specs.workloads import TraceOptions, make_workloads, with_predictions
 
 MIXED, OWN = "mixed", "own"
 """Loads beside those of ``make_workloads``: one for each environment, and the scenario's own."""
@@ -36,6 +36,7 @@ class WorldOptions:
     variation: bool
     observation: Observation
     reward: Reward
+    predictions: PredictionLaw | None = None  # None: the scenario's
 
 
 def base_world(options: WorldOptions) -> Scenario:
@@ -44,7 +45,7 @@ def base_world(options: WorldOptions) -> Scenario:
     Raises:
         InputError: no such scenario or load.
     """
-    return _dressed(load_scenario(options.scenario), options)
+    return _dressed(with_predictions(load_scenario(options.scenario), options.predictions), options)
 
 
 def training_groups(own: Scenario, options: WorldOptions, environments: int) -> list[Group]:
@@ -68,7 +69,8 @@ def training_groups(own: Scenario, options: WorldOptions, environments: int) -> 
         raise InputError(
             f"envs-per-runner = {environments}: must be more than the {len(options.fleets)} fleets trained on beside"
         )
-    fleets = [_dressed(replace(load_scenario(name), workload=own.workload), options) for name in options.fleets]
+    alike = {"workload": own.workload, "predictions": own.predictions}
+    fleets = [_dressed(replace(load_scenario(name), **alike), options) for name in options.fleets]
     return [(_spread(own, count, options), count), *((_spread(fleet, each, options), each) for fleet in fleets)]
 
 
