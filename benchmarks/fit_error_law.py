@@ -86,13 +86,13 @@ def learn(texts: list[str], score: Floats, output_tokens: Floats) -> Predicted:
     return Predicted(score=np.clip(out_of_fold(x, score), 0.01, 0.99), output_tokens=np.exp(median + offset), log_sd=log_sd)
 
 
-def figures(score: Floats, output_tokens: Floats, told: Predicted) -> dict[str, str]:
-    """The rows of the table for (M, N) 0/1 scores and lengths, and what was told of them."""
-    error = np.log(output_tokens) - np.log(told.output_tokens)
+def figures(score: Floats, output_tokens: Floats, predicted: Predicted) -> dict[str, str]:
+    """The rows of the table for (M, N) 0/1 scores and lengths, and their predictions."""
+    error = np.log(output_tokens) - np.log(predicted.output_tokens)
     error -= np.median(error, axis=0)
-    quarter = np.searchsorted(np.quantile(told.log_sd, [0.25, 0.5, 0.75]), told.log_sd)
+    quarter = np.searchsorted(np.quantile(predicted.log_sd, [0.25, 0.5, 0.75]), predicted.log_sd)
     core = float(np.quantile(error, 0.75) - np.quantile(error, 0.25)) / 1.349
-    within = told.score - told.score.mean(axis=1, keepdims=True)
+    within = predicted.score - predicted.score.mean(axis=1, keepdims=True)
     within -= within.mean(axis=0)
     n = score.shape[1]
     return {
@@ -100,16 +100,16 @@ def figures(score: Floats, output_tokens: Floats, told: Predicted) -> dict[str, 
         "log-length error: sd": _show(error.std()),
         "its core (interquartile range / 1.349)": _show(core),
         "its quantiles at 5, 95, 99 %": _show(*np.quantile(error, [0.05, 0.95, 0.99])),
-        "its sd by quarter of the told sd": _show(*(error[quarter == i].std() for i in range(4))),
-        "mean told sd by quarter": _show(*(told.log_sd[quarter == i].mean() for i in range(4))),
+        "its sd by quarter of the predicted sd": _show(*(error[quarter == i].std() for i in range(4))),
+        "mean predicted sd by quarter": _show(*(predicted.log_sd[quarter == i].mean() for i in range(4))),
         "its correlation between models": _show(_pairs(error)),
         "its correlation with success": _show(_columns(error, score)),
         "its correlation with the log length": _show(_columns(error, np.log(output_tokens))),
-        "correlation of told sds between models": _show(_pairs(told.log_sd)),
-        "told scores: AUC": _show(np.mean([_auc(s, t) for s, t in zip(score.T, told.score.T, strict=True)])),
-        "their sd over prompts": _show(told.score.std(axis=0).mean()),
+        "correlation of these sds between models": _show(_pairs(predicted.log_sd)),
+        "predicted scores: AUC": _show(np.mean([_auc(s, t) for s, t in zip(score.T, predicted.score.T, strict=True)])),
+        "their sd over prompts": _show(predicted.score.std(axis=0).mean()),
         "their sd within a prompt": _show(np.sqrt((within**2).mean() * n / (n - 1))),
-        "correlation of score errors between models": _show(_pairs(score - told.score)),
+        "correlation of score errors between models": _show(_pairs(score - predicted.score)),
     }
 
 
@@ -125,9 +125,9 @@ def _columns(one: Floats, other: Floats) -> float:
     return float(np.mean([np.corrcoef(one[:, i], other[:, i])[0, 1] for i in range(one.shape[1])]))
 
 
-def _auc(score: Floats, told: Floats) -> float:
+def _auc(score: Floats, predicted: Floats) -> float:
     right = score > 0
-    return float((np.asarray(rankdata(told))[right].mean() - (right.sum() + 1) / 2) / (~right).sum())
+    return float((np.asarray(rankdata(predicted))[right].mean() - (right.sum() + 1) / 2) / (~right).sum())
 
 
 def law() -> dict[str, str]:
@@ -135,8 +135,8 @@ def law() -> dict[str, str]:
     requests = draw_requests(
         with_workload(load_scenario("edge6"), catalogue=Catalogue(scores="binary")), 100_000, np.random.default_rng(1)
     )
-    told = predict(Predictions(law="measured"), requests, np.random.default_rng(2))
-    return figures(requests.score, requests.output_tokens.astype(np.float64), told)
+    predicted = predict(Predictions(law="measured"), requests, np.random.default_rng(2))
+    return figures(requests.score, requests.output_tokens.astype(np.float64), predicted)
 
 
 def main() -> None:

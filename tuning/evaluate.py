@@ -69,9 +69,9 @@ class Options:
     split: Literal["test", "train", "all"] = "test"
     """Prompts of that file to ask: test (no training or tuning uses them), train or all."""
     predictions: PredictionLaw | None = None
-    """What routers are told. measured: drawn around the truth with the errors of learned predictors. oracle-noise: the truth with
-    Gaussian noise. given: a prompt file's own predictions. means: each expert's means. auto: measured; for a file given, or means
-    where it holds none. Default: the scenario's, which is auto if it says nothing."""
+    """The routers' predictions. measured: drawn around the truth with the errors of learned predictors. oracle-noise: the truth
+    with Gaussian noise. given: a prompt file's own predictions. means: each expert's means. auto: measured; for a file given, or
+    means where it holds none. Default: the scenario's, which is auto if it says nothing."""
     routers: tuple[str, ...] = ("all",)
     """all, best, heuristics by name and perhaps parameters (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH. Or functions of
     your own (python:mine.py:route), whose files are run. A bare heuristic has its tuned parameters if there are any."""

@@ -62,7 +62,7 @@ class Options:
     Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
     predictions: PredictionLaw | None = None
-    """What routers are told: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
+    """The routers' predictions: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
     requests: int | None = None
     """Requests in the episode. Default: the scenario's, and all of a trace."""
     seed: int = 0

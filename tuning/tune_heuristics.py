@@ -62,7 +62,7 @@ class Options:
     catalogue: Path | None = None
     """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
     predictions: PredictionLaw | None = None
-    """What routers are told: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
+    """The routers' predictions: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
     seeds: int = 10
     """Episodes for each combination and workload; their seeds start at 2,000,000."""
     requests: int | None = None

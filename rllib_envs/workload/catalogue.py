@@ -85,7 +85,7 @@ class Latent:
 
     ease: NDArray[np.float32]  # (M, 1) z
     own_ease: NDArray[np.float32]  # (M, N)
-    rest: NDArray[np.float32]  # (M, N) w: what no other model's length tells
+    rest: NDArray[np.float32]  # (M, N) w: what no other model's length says
     ease_log_sd: float  # the log length falls by it where z rises by 1
     rest_log_sd: float  # the log length rises by it where w does
     model_of: tuple[int, ...]  # (N,) the model of each expert, from 0

@@ -60,15 +60,15 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
     rate = _rate_rps(scenario, capacity_rps, streams["load"])
     arrivals = draw_arrivals(scenario.workload.arrivals, rate, episode_requests(scenario.workload), streams["arrivals"])
     requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens, arrivals.lengths)
-    told = predict(scenario.predictions, requests, streams["predictions"])
+    predicted = predict(scenario.predictions, requests, streams["predictions"])
     return Episode(
         arrival_s=arrivals.arrival_s,
         prompt=requests.prompt_tokens,
         score=(np.rint(requests.score * _SCORE_GRID) / _SCORE_GRID).astype(np.float32),
         output=requests.output_tokens,
-        predicted_score=told.score.astype(np.float32),
-        predicted_tokens=told.output_tokens.astype(np.float32),
-        predicted_log_sd=told.log_sd.astype(np.float32),
+        predicted_score=predicted.score.astype(np.float32),
+        predicted_tokens=predicted.output_tokens.astype(np.float32),
+        predicted_log_sd=predicted.log_sd.astype(np.float32),
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
@@ -96,12 +96,12 @@ def _with_kv_share(engine: EngineProfile, share: float) -> EngineProfile:
     return replace(engine, kv_tokens=(blocks + 1) * BLOCK_TOKENS)  # one is the server's null block
 
 
-def _true_engines(told: tuple[EngineProfile, ...], faults: Faults, rng: np.random.Generator) -> tuple[EngineProfile, ...]:
+def _true_engines(configured: tuple[EngineProfile, ...], faults: Faults, rng: np.random.Generator) -> tuple[EngineProfile, ...]:
     """The actual engines, if the figures given to the router are wrong."""
-    normal = rng.standard_normal(len(told))
-    signs = rng.choice([-1.0, 1.0], size=(len(told), len(_COEFFICIENTS)))
+    normal = rng.standard_normal(len(configured))
+    signs = rng.choice([-1.0, 1.0], size=(len(configured), len(_COEFFICIENTS)))
     if (faults.engine_factor, faults.engine_expert_log_sd, faults.engine_coefficient_factor) == (1, 0, 1):
-        return told
+        return configured
     common = faults.engine_factor * np.exp(faults.engine_expert_log_sd * normal)
     factors = common[:, None] * faults.engine_coefficient_factor**signs
     return tuple(
@@ -110,5 +110,5 @@ def _true_engines(told: tuple[EngineProfile, ...], faults: Faults, rng: np.rando
             c0_mixed_ms=within_limits("c0_mixed_ms", engine.c0_mixed_ms * float(row[0])),
             **{name: within_limits(name, getattr(engine, name) * float(f)) for name, f in zip(_COEFFICIENTS, row, strict=True)},
         )
-        for engine, row in zip(told, factors, strict=True)
+        for engine, row in zip(configured, factors, strict=True)
     )

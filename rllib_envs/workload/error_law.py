@@ -1,11 +1,11 @@
 """The error law of predictors that learned from prompts, drawn around the truth of the synthetic catalogue.
 
 Scores. A predictor knows a part of what decides about an answer: ``y`` of the request's ease ``z``, ``y_m`` of the model's own
-ease. It tells the probability of a correct answer given these, so what it tells is calibrated::
+ease. It predicts the probability of a correct answer given these, so its scores are calibrated::
 
     score_ie = Phi( (theta_e + sqrt(k_z)*y_i + sqrt(k_e)*y_im) / sqrt(1 - k_z - k_e) )      corr(y, z) = sqrt(k_z/v_z)
                                                                                             corr(y_m, own_m) = sqrt(k_e/v_e)
-Lengths. ``eps = log(true / median)`` is normal with the standard deviation ``s_im`` that the predictor tells, except in the right
+Lengths. ``eps = log(true / median)`` is normal with the standard deviation ``s_im`` that is predicted, except in the right
 tail, where answers loop to the limit. ``n_im`` is a standard normal that depends on what the length depends on::
 
     s_im   = LEAST_SD + EXCESS_SD*exp(EXCESS_SPREAD*q_im)             tail_im = min((s_im/TAIL_SD)^2, MOST_IN_TAIL)
@@ -27,22 +27,22 @@ R2 of log length                                              .471              
 log-length error: sd                                          .534                    .569                    .544
 its core (interquartile range / 1.349)                        .352                    .456                    .390
 its quantiles at 5, 95, 99 %                    -.643, .820, 2.227      -.751, .858, 2.271      -.712, .777, 2.289
-its sd by quarter of the told sd            .305, .355, .464, .841  .384, .461, .532, .805  .375, .439, .523, .758
-mean told sd by quarter                     .276, .327, .391, .656  .339, .407, .470, .647  .292, .350, .420, .620
+its sd by quarter of the predicted sd       .305, .355, .464, .841  .384, .461, .532, .805  .375, .439, .523, .758
+mean predicted sd by quarter                .276, .327, .391, .656  .339, .407, .470, .647  .292, .350, .420, .620
 its correlation between models                                .262                    .319                    .273
 its correlation with success                                 -.171                   -.137                   -.181
 its correlation with the log length                           .708                    .756                    .694
-correlation of told sds between models                        .555                    .477                    .445
-told scores: AUC                                              .807                    .683                    .800
+correlation of these sds between models                       .555                    .477                    .445
+predicted scores: AUC                                         .807                    .683                    .800
 their sd over prompts                                         .260                    .141                    .253
 their sd within a prompt                                      .080                    .065                    .053
 correlation of score errors between models                    .350                    .297                    .380
 ==========================================  ======================  ======================  ======================
 
 What the law leaves out. The catalogue has no loops, so at a loop the prediction is low rather than the answer long: the error has
-its measured tail, but predictions do not have the truth's. The told sd is independent of the told length and score (in the pools
-long and difficult answers are the less certain ones). Errors of lengths given with the arrivals have the same law, whatever the
-spread of those lengths.
+its measured tail, but predictions do not have the truth's. The predicted sd is independent of the predicted length and score (in
+the pools long and difficult answers are the less certain ones). Errors of lengths given with the arrivals have the same law,
+whatever the spread of those lengths.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ from rllib_envs.workload.catalogue import OWN_VARIANCE, SHARED_VARIANCE, Latent,
 from rllib_envs.workload.predicted import Predicted
 
 KNOWN_EASE = 0.40
-"""k_z, of v_z: fitted to the spread of told scores over the prompts of ZeroEval."""
+"""k_z, of v_z: fitted to the spread of predicted scores over the prompts of ZeroEval."""
 
 KNOWN_OWN = 0.011
-"""k_e, of v_e: told scores differ by .05 (sd) between experts within a prompt, and these differences come true on average. Those
-of the pools hold noise as well."""
+"""k_e, of v_e: predicted scores differ by .05 (sd) between experts within a prompt, and these differences come true on average.
+Those of the pools hold noise as well."""
 
 LEAST_SD, EXCESS_SD, EXCESS_SPREAD = 0.22, 0.16, 0.67
-"""Told standard deviations of log length: a shifted log-normal law, fitted to their quantiles over both pools."""
+"""Predicted standard deviations of log length: a shifted log-normal law, fitted to their quantiles over both pools."""
 
 SD_COMMON = 0.5
-"""Correlation of q, so of told standard deviations, between the models."""
+"""Correlation of q, so of predicted standard deviations, between the models."""
 
 TAIL_SD, MOST_IN_TAIL = 1.98, 0.3
-"""Share of errors in the right tail, by the told sd: fitted to the shares in its four quarters."""
+"""Share of errors in the right tail, by the predicted sd: fitted to the shares in its four quarters."""
 
 TAIL_FROM, TAIL_LENGTH = 0.8, 2.9
 """The tail in log(true / median): fitted to its quantiles beyond .8."""
@@ -84,7 +84,7 @@ _GRID = np.linspace(-7.0, 7.0, 2801)
 _SD_KNOTS = LEAST_SD + np.geomspace(1e-3, 30.0, 65)
 
 
-def tell(requests: RequestBatch, latent: Latent, rng: np.random.Generator) -> Predicted:
+def draw_predictions(requests: RequestBatch, latent: Latent, rng: np.random.Generator) -> Predicted:
     """Predictions for M requests of the synthetic catalogue, with the measured errors.
 
     Args:
@@ -102,7 +102,7 @@ def tell(requests: RequestBatch, latent: Latent, rng: np.random.Generator) -> Pr
         return rng.standard_normal((n, models), dtype=np.float32)[:, model_of]
 
     score = _scores(requests.means.score, latent, common(), per_model())
-    log_sd = _told_sd(common(), per_model())
+    log_sd = _predicted_sd(common(), per_model())
     error = _length_errors(log_sd, latent, common(), per_model())
     shift = WITH_REST * latent.rest_log_sd + WITH_EASE * latent.ease_log_sd
     tokens = requests.output_tokens * np.exp(-error) * np.interp(log_sd, _SD_KNOTS, _mean_factors(shift))
@@ -122,7 +122,7 @@ def _knowing(truth: NDArray[np.float32], share: float, noise: NDArray[np.float32
     return np.sqrt(share) * truth.astype(np.float64) + np.sqrt(1 - share) * noise
 
 
-def _told_sd(common: NDArray[np.float32], alone: NDArray[np.float32]) -> NDArray[np.float64]:
+def _predicted_sd(common: NDArray[np.float32], alone: NDArray[np.float32]) -> NDArray[np.float64]:
     q = np.sqrt(SD_COMMON) * common.astype(np.float64) + np.sqrt(1 - SD_COMMON) * alone
     return LEAST_SD + EXCESS_SD * np.exp(EXCESS_SPREAD * q)
 
@@ -137,7 +137,7 @@ def _length_errors(
 
 
 def _error(log_sd: NDArray[Any], normal: NDArray[Any]) -> NDArray[np.float64]:
-    """The error at the quantile ``Phi(normal)`` of the law with the told standard deviation ``log_sd``."""
+    """The error at the quantile ``Phi(normal)`` of the law with the predicted standard deviation ``log_sd``."""
     tail = np.minimum((log_sd / TAIL_SD) ** 2, MOST_IN_TAIL)
     place = 1 - ndtr(-normal) / tail  # negative for all that are not in the tail
     return np.where(place >= 0, TAIL_FROM + TAIL_LENGTH * place**3, log_sd * normal)

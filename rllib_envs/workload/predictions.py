@@ -26,7 +26,7 @@ def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Gen
 
     Further errors. Scores: ``clip(score + score_bias + score_sd * N(0, 1), 0, 1)``. Lengths:
     ``length * length_factor * exp(length_log_sd * N(0, 1))`` (the median stays), divided by ``hidden_factor`` for a
-    ``hidden_share`` of the requests, at every expert alike; then rounded to the nearest bucket in ratio. The told standard
+    ``hidden_share`` of the requests, at every expert alike; then rounded to the nearest bucket in ratio. The predicted standard
     deviation of the log length knows of none of them but the noise of ``oracle-noise``, which has no other error.
     With every error off, ``oracle-noise`` is exactly the probability and the true length.
 
@@ -88,7 +88,7 @@ def _noise(predictions: Predictions, law: Law) -> tuple[float, float]:
 def _base(law: Law, requests: RequestBatch, length_log_sd: float, rng: np.random.Generator) -> Predicted:
     shape = requests.score.shape
     if law == "measured" and requests.latent is not None:
-        return error_law.tell(requests, requests.latent, rng)
+        return error_law.draw_predictions(requests, requests.latent, rng)
     if law == "given" and requests.given is not None:
         return requests.given
     if law == "means":

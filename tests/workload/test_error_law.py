@@ -29,13 +29,13 @@ def binary() -> RequestBatch:
 
 
 @cache
-def told() -> Predicted:
+def predicted() -> Predicted:
     return predict(Predictions(), binary(), np.random.default_rng(2))
 
 
 def length_errors() -> Floats:
-    """log(true / told), (M, N), with a median of 0 at each expert."""
-    errors = np.log(binary().output_tokens / told().output_tokens)
+    """log(true / predicted), (M, N), with a median of 0 at each expert."""
+    errors = np.log(binary().output_tokens / predicted().output_tokens)
     return errors - np.median(errors, axis=0)
 
 
@@ -63,7 +63,7 @@ def test_length_errors_have_the_measured_spread_and_right_tail() -> None:
 
 
 def test_the_told_sd_tells_which_lengths_are_uncertain() -> None:
-    errors, log_sd = length_errors(), told().log_sd
+    errors, log_sd = length_errors(), predicted().log_sd
     edges = np.quantile(log_sd, [0.25, 0.5, 0.75])
     quarter = np.searchsorted(edges, log_sd)
     measured = [(0.31, 0.40), (0.38, 0.50), (0.45, 0.59), (0.72, 0.83)]  # of three predictors on two pools
@@ -78,13 +78,13 @@ def test_length_errors_go_with_each_other_with_failure_and_with_long_answers() -
     assert by_column(errors, requests.score) == between(-0.23, -0.13)
     assert by_column(errors, np.log(requests.output_tokens)) == between(0.65, 0.80)
     assert errors.var() / np.log(requests.output_tokens).var(axis=0).mean() == between(0.48, 0.62)  # R2 about .45
-    assert mean_correlation(told().log_sd) == between(0.4, 0.6)
+    assert mean_correlation(predicted().log_sd) == between(0.4, 0.6)
 
 
 def test_told_lengths_are_means_so_they_add_up_to_the_tokens() -> None:
-    np.testing.assert_allclose(told().output_tokens.sum(axis=0), binary().output_tokens.sum(axis=0), rtol=0.03)
-    log_sd, tokens, true = (x.ravel() for x in (told().log_sd, told().output_tokens, binary().output_tokens))
-    for quarter in np.array_split(np.argsort(log_sd), 4):  # whatever sd is told
+    np.testing.assert_allclose(predicted().output_tokens.sum(axis=0), binary().output_tokens.sum(axis=0), rtol=0.03)
+    log_sd, tokens, true = (x.ravel() for x in (predicted().log_sd, predicted().output_tokens, binary().output_tokens))
+    for quarter in np.array_split(np.argsort(log_sd), 4):  # whatever sd is predicted
         assert tokens[quarter].sum() == pytest.approx(true[quarter].sum(), rel=0.04)
 
 
@@ -100,18 +100,18 @@ def test_told_lengths_add_up_where_the_arrivals_bring_the_lengths(log_sd: float)
 
 
 def test_told_scores_are_calibrated_and_differ_little_within_a_prompt() -> None:
-    score, truth = told().score, binary().score
+    score, truth = predicted().score, binary().score
     assert score.std(axis=0).mean() == between(0.22, 0.28)
     differences = score - score.mean(axis=1, keepdims=True)
     differences -= differences.mean(axis=0)
     assert np.sqrt((differences**2).mean() * 6 / 5) == between(0.04, 0.06)
     assert mean_correlation(truth - score) == between(0.29, 0.40)
-    for group in np.array_split(np.argsort(score, axis=None), 10):  # of what is told .7, seven in ten come true
+    for group in np.array_split(np.argsort(score, axis=None), 10):  # of scores predicted as .7, seven in ten come true
         assert truth.ravel()[group].mean() == pytest.approx(score.ravel()[group].mean(), abs=0.02)
 
 
 def test_a_told_score_ranks_answers_as_well_as_a_learned_one() -> None:
-    score, truth = told().score, binary().score
+    score, truth = predicted().score, binary().score
     areas = []
     for told_scores, right in zip(score.T, truth.T == 1, strict=True):
         ranks = np.argsort(np.argsort(told_scores))
@@ -122,8 +122,8 @@ def test_a_told_score_ranks_answers_as_well_as_a_learned_one() -> None:
 def test_what_is_told_does_not_give_the_luck_of_an_answer_away() -> None:
     lucky = replace(binary(), score=1 - binary().score)
     again = predict(Predictions(), lucky, np.random.default_rng(2))
-    np.testing.assert_array_equal(told().score, again.score)
-    np.testing.assert_array_equal(told().output_tokens, again.output_tokens)
+    np.testing.assert_array_equal(predicted().score, again.score)
+    np.testing.assert_array_equal(predicted().output_tokens, again.output_tokens)
 
 
 def test_experts_with_one_model_are_told_the_same() -> None:
@@ -138,11 +138,11 @@ def test_experts_with_one_model_are_told_the_same() -> None:
 def test_other_errors_come_on_top_of_the_laws() -> None:
     requests = binary()
     louder = predict(Predictions(score_sd=0.1, length_log_sd=0.3, length_factor=0.5), requests, np.random.default_rng(2))
-    np.testing.assert_array_equal(louder.log_sd, told().log_sd)
-    noise = np.log(louder.output_tokens / told().output_tokens / 0.5)
+    np.testing.assert_array_equal(louder.log_sd, predicted().log_sd)
+    noise = np.log(louder.output_tokens / predicted().output_tokens / 0.5)
     assert noise.mean() == pytest.approx(0, abs=0.01)
     assert noise.std() == pytest.approx(0.3, rel=0.03)
-    assert np.abs(louder.score - told().score).mean() == between(0.05, 0.08)
+    assert np.abs(louder.score - predicted().score).mean() == between(0.05, 0.08)
 
 
 FORMER: dict[str, tuple[Scenario, str]] = {

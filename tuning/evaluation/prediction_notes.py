@@ -1,4 +1,4 @@
-"""Notes on what routers are told: where predictions come from, where that is not the default of the synthetic catalogue."""
+"""Notes on where predictions come from, where that is not the default of the synthetic catalogue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _source(law: Law, scenario: Scenario) -> str:
     why = (
         ""
         if asked == "means"
-        else "; the file has none of its own (docs/data.md), and --predictions oracle-noise tells the truth"
+        else "; the file has none of its own (docs/data.md), and --predictions oracle-noise predicts the truth"
     )
     return f"each expert's mean score and mean length, the same for every request (means){why}"
 

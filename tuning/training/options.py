@@ -76,7 +76,7 @@ class Options:
     fleets: tuple[str, ...] = ("edge3", "edge10")
     """Other clusters to train on too, in an eighth of the environments each. The router then fits any number of experts."""
     predictions: PredictionLaw | None = None
-    """What the router is told in training: auto, measured, oracle-noise, given or means, as for evaluate. Default: the
+    """The router's predictions in training: auto, measured, oracle-noise, given or means, as for evaluate. Default: the
     scenario's. The other fleets have the same."""
     calibrate: bool = True
     """Correct observations by the errors of lengths and engine figures that telemetry has shown."""
