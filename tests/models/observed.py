@@ -30,7 +30,8 @@ BARE_PRICE = dict.fromkeys(TERMS, 0.0) | {"level": 0.9, "load": 2.0, "power": 1.
 def world(n: int = 6, *, load: float = 5.0, seats: int = 128, exact: bool = False, **observation: object) -> Scenario:
     """N experts of edge6, ``load`` requests/s for each; ``exact``: told lengths and scores are true."""
     scenario = with_workload(load_scenario("edge6"), requests=80 * n, load=load * n)
-    predictions = Predictions(law="oracle-noise", score_sd=0.0, length_log_sd=0.0) if exact else scenario.predictions
+    errors = {"score_sd": 0.0, "length_log_sd": 0.0} if exact else {}
+    predictions = Predictions(law="oracle-noise", **errors)  # whose scores send requests to every expert
     return replace(
         scenario,
         experts=tuple(
