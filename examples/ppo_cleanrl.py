@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from rllib_envs import ENV_ID
-from rllib_envs.scenario import Reward, Scenario, with_workload
+from rllib_envs.scenario import Predictions, Reward, Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
 
 ENVS, ROLLOUT, EPOCHS, MINIBATCHES = 32, 64, 4, 4
@@ -139,6 +139,7 @@ def main() -> None:
     torch.set_num_threads(1)
     requests = 100 if options.smoke else 1000
     world = with_workload(load_scenario("edge6"), load=options.load, requests=requests)
+    world = replace(world, predictions=Predictions(law="oracle-noise"))  # the figures above are of these
     rewarded = replace(
         world,
         reward=Reward(realised_qos=0.0, marginal_qos=1.0),
