@@ -25,6 +25,7 @@ from tuning.reports.document import Document, Section, to_html, to_markdown
 from tuning.reports.episode_replay import Question, explains_itself, replay_episode
 from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
 from tuning.run_dir.atomic import write_text
+from tuning.specs.workloads import with_predictions
 
 _SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
 _SHIPPED_SCENARIO = "edge6"
@@ -93,5 +94,6 @@ def _question(options: Options, trained: Sequence[TrainingRun]) -> Question:
             router, scenario = f"The router of {run.path}", parse_scenario(run.world, str(run.path))
             break
     else:
-        bundle, router, scenario = _SHIPPED_ROUTER, "The router that comes with edgeroute", load_scenario(_SHIPPED_SCENARIO)
+        bundle, router = _SHIPPED_ROUTER, "The router that comes with edgeroute"
+        scenario = with_predictions(load_scenario(_SHIPPED_SCENARIO), "oracle-noise")  # as in its training
     return Question(bundle=bundle, router=router, scenario=scenario, load=options.load, minute=options.minute, seed=options.seed)

@@ -7,12 +7,13 @@ import pytest
 from rllib_envs.scenario import Reward, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
+from tuning.specs.workloads import with_predictions
 
 
 @pytest.fixture(scope="session")
 def small_scenario():
-    """Short episodes of edge6 as the per-expert router is trained in them."""
-    scenario = with_workload(load_scenario("edge6"), requests=30, load=15.0)
+    """Short episodes of edge6 as the per-expert router is trained in them, with little noise: few steps have to do."""
+    scenario = with_predictions(with_workload(load_scenario("edge6"), requests=30, load=15.0), "oracle-noise")
     return replace(
         scenario,
         capacity_rps=24.0,

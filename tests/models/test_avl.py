@@ -35,7 +35,7 @@ BETA, LAM = 0.1, 0.9
 
 
 def groups(six):
-    same = {name: getattr(six, name) for name in ("workload", "capacity_rps", "reward", "observation")}
+    same = {name: getattr(six, name) for name in ("workload", "predictions", "capacity_rps", "reward", "observation")}
     return list(zip((six, replace(load_scenario("edge3"), **same)), COUNTS, strict=True))
 
 

@@ -27,6 +27,7 @@ from tuning.reports.document import Document, Paragraph, Section, Table, to_html
 from tuning.reports.episode_replay import OUTCOMES, Question, replay_episode
 from tuning.reports.explanations import notable_decisions
 from tuning.reports.run_folders import arms, read_run
+from tuning.specs.workloads import with_predictions
 
 pytestmark = pytest.mark.slow
 
@@ -123,8 +124,8 @@ def report(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def replay():
-    """Under heavy load, where something is dropped and something comes late."""
-    scenario = load_scenario("edge6")
+    """Under heavy load, where something is dropped and something comes late; predictions are those of its training."""
+    scenario = with_predictions(load_scenario("edge6"), "oracle-noise")
     return replay_episode(
         Question(bundle=SHIPPED, router="the router", scenario=scenario, load="heavy", minute=1, seed=1_000_007)
     )
