@@ -221,6 +221,7 @@ class PromptFile:
     models: tuple[str, ...]  # A names
     ids: tuple[str, ...]  # P
     tasks: tuple[str, ...]  # P
+    texts: tuple[str | None, ...]  # P: of the prompts, where the file has them
     prompt_tokens: NDArray[np.int32]  # (P,)
     score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
     output_tokens: NDArray[np.float64]  # (P, A), NaN where not run
@@ -364,7 +365,7 @@ def read_prompt_file(path: str) -> PromptFile:
 
     First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
     models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Each of ``PREDICTED_KEYS`` may stand
-    in every line, in the same form. Other keys are ignored.
+    in every line, in the same form. ``prompt`` is the text, for those who predict from it. Other keys are ignored.
 
     Raises:
         InputError: the file cannot be read, or a line has another form: names file, line, column of bad JSON, and field.
@@ -393,6 +394,7 @@ def _parse(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file
         models=tuple(map(str, cast(list[object], models))),
         ids=tuple(prompt_id for _, prompt_id, _, _ in rows),
         tasks=tuple(task for _, _, task, _ in rows),
+        texts=tuple(text if isinstance(text := record.get("prompt"), str) else None for _, _, _, record in rows),
         prompt_tokens=np.maximum(prompts, 1).astype(np.int32),
         score=np.array([_cells(record, "correct", width, 1, where) for where, _, _, record in rows]),
         output_tokens=np.array([_cells(record, "out_tokens", width, MAX_TOKENS, where) for where, _, _, record in rows]),

@@ -1,0 +1,1 @@
+"""Predictors of quality and length from the text of a prompt, for each model."""

@@ -1,0 +1,130 @@
+"""Fit predictors: a network or ridge regression, out-of-fold predictions, and the corrections fitted to these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.predictors.network import FitSettings, PredictorNetwork, fit_networks
+from models.predictors.ridge import fit_ridge
+from models.predictors.weights import Raw, Weights
+
+Kind = Literal["network", "ridge"]
+RIDGE_BELOW = 1000
+"""Fewer prompts than these are fitted by ridge regression."""
+
+_PROMPT_EPOCHS = 1344.0  # epochs times the square root of the number of prompts
+_EPOCHS = (8, 60)
+_LEAST_SCALE = 1e-3
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcomes:
+    """P prompts with the outcomes of A models."""
+
+    statistics: NDArray[np.float64]  # (P, S)
+    score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
+    log_length: NDArray[np.float64]  # (P, A) log of the output tokens, NaN where not run
+
+    def at(self, rows: NDArray[Any]) -> Self:
+        """Some of the prompts: their numbers, or a mask."""
+        return type(self)(statistics=self.statistics[rows], score=self.score[rows], log_length=self.log_length[rows])
+
+    def __len__(self) -> int:
+        return len(self.statistics)
+
+
+def kind_for(prompts: int) -> Kind:
+    """What so many prompts are fitted with."""
+    return "ridge" if prompts < RIDGE_BELOW else "network"
+
+
+def fit_weights(outcomes: Outcomes, kind: Kind, seed: int, report: Report = lambda done, of: None) -> Weights:
+    """Fit to prompts.
+
+    Args:
+        outcomes: at least one prompt, with an outcome of each model.
+        kind: network or ridge regression.
+        seed: fixes every draw; ridge regression draws nothing.
+        report: called with the number of epochs done, and of all.
+    """
+    mean, scale = _standard(outcomes.statistics)
+    length_mean, length_scale = _standard(outcomes.log_length)
+    blank = _linear(mean, scale, length_mean, length_scale)
+    x = blank.standardise(outcomes.statistics).astype(np.float64)
+    length = (outcomes.log_length - length_mean) / length_scale
+    if kind == "ridge":
+        skip, bias = fit_ridge(x, outcomes.score, length)
+        return _linear(mean, scale, length_mean, length_scale, skip, bias)
+    epochs = int(np.clip(round(_PROMPT_EPOCHS / np.sqrt(len(outcomes))), *_EPOCHS))
+    networks = fit_networks(x, outcomes.score, length, FitSettings(epochs=epochs), seed, report)
+    return _of_networks(networks, blank)
+
+
+def predict_raw(weights: Weights, statistics: NDArray[np.float64]) -> Raw:
+    """Predictions of the weights alone for statistics (P, S)."""
+    return weights.outputs(weights.standardise(statistics))
+
+
+def folds_of(prompts: int, folds: int, seed: int) -> NDArray[np.int64]:
+    """(P,) the fold of each prompt, of equal size but for one."""
+    return np.random.default_rng([seed, folds]).permutation(np.arange(prompts) % folds)
+
+
+def joined(parts: list[Raw], fold_of: NDArray[np.int64]) -> Raw:
+    """Put the predictions for each fold, in the order of its prompts, back in the order of all prompts."""
+    shape = (len(fold_of), parts[0].logit.shape[1])
+    whole = Raw(logit=np.empty(shape), log_length=np.empty(shape), log_sd=np.empty(shape))
+    for fold, part in enumerate(parts):
+        rows = fold_of == fold
+        whole.logit[rows], whole.log_length[rows], whole.log_sd[rows] = part.logit, part.log_length, part.log_sd
+    return whole
+
+
+def _standard(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and scale of each column over what is there."""
+    there = np.isfinite(values)
+    count = np.maximum(there.sum(axis=0), 1)
+    mean = np.where(there, values, 0).sum(axis=0) / count
+    variance = np.where(there, np.square(values - mean), 0).sum(axis=0) / count
+    return mean, np.maximum(np.sqrt(variance), _LEAST_SCALE)
+
+
+def _linear(
+    mean: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    length_mean: NDArray[np.float64],
+    length_scale: NDArray[np.float64],
+    skip: NDArray[np.float64] | None = None,
+    bias: NDArray[np.float64] | None = None,
+) -> Weights:
+    """Weights without hidden units; all outputs are 0 without ``skip`` and ``bias``."""
+    s, out = len(mean), 3 * len(length_mean)
+    single = np.float32
+    return Weights(
+        mean=mean.astype(single), scale=scale.astype(single),
+        length_mean=length_mean.astype(single), length_scale=length_scale.astype(single),
+        first=np.zeros((1, s, 0), single), first_bias=np.zeros((1, 0), single),
+        second=np.zeros((1, 0, 0), single), second_bias=np.zeros((1, 0), single), heads=np.zeros((1, 0, out), single),
+        skip=np.zeros((1, s, out), single) if skip is None else skip[None].astype(single),
+        bias=np.zeros((1, out), single) if bias is None else bias[None].astype(single),
+    )  # fmt: skip
+
+
+def _of_networks(networks: list[PredictorNetwork], blank: Weights) -> Weights:
+    def stacked(name: str) -> NDArray[np.float32]:
+        states = [network.state_dict()[name].numpy() for network in networks]
+        return np.ascontiguousarray(np.stack([x.T if x.ndim == 2 else x for x in states]))
+
+    return Weights(
+        mean=blank.mean, scale=blank.scale, length_mean=blank.length_mean, length_scale=blank.length_scale,
+        first=stacked("first.weight"), first_bias=stacked("first.bias"),
+        second=stacked("second.weight"), second_bias=stacked("second.bias"),
+        heads=stacked("heads.weight"), skip=stacked("skip.weight"), bias=stacked("heads.bias"),
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""Predictors from a folder: text in, quality and length for each model out. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from models.export.files import staged_folder
+from models.export.manifest import check_folder, manifest_in, manifest_of, read_description, read_file
+from models.predictors.calibration import Corrections
+from models.predictors.table import TABLE, PredictionTable
+from models.predictors.text import STATISTICS, STATISTICS_VERSION, statistics_of
+from models.predictors.weights import Raw, Weights
+from rllib_envs.errors import InputError
+
+FORMAT = "edgeroute-predictors-1"
+DESCRIPTION = "predictors.json"
+_WEIGHTS = "predictors.safetensors"
+_MOST_BYTES = 2**28  # thousand times the usual
+_MOST_MODELS, _MOST_NETWORKS, _MOST_WIDTH = 512, 64, 4096
+_MOST_TOKENS = 2**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """Predictions for B texts and A models."""
+
+    score: NDArray[np.float64]  # (B, A) in [0, 1]: the expected quality
+    output_tokens: NDArray[np.float64]  # (B, A) >= 1: the expected length, so the mean and not the median
+    log_sd: NDArray[np.float64]  # (B, A) standard deviation of the log length about its median
+    novelty: NDArray[np.float64]  # (B,) how unusual the text is: above 1 more than 99 % of the prompts that were learned from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predictors:
+    """Fitted predictors for A models.
+
+    Args:
+        models: their names.
+        weights: of the network.
+        corrections: fitted to out-of-fold predictions.
+        usual_novelty: root mean square of the standardised statistics that 1 % of the prompts exceed.
+        about: JSON that says where they come from: data, settings, figures.
+    """
+
+    models: tuple[str, ...]
+    weights: Weights
+    corrections: Corrections
+    usual_novelty: float
+    about: Mapping[str, Any]
+
+    def predict(self, texts: Sequence[str]) -> Prediction:
+        """Predict for B texts."""
+        return self.predict_from(statistics_of(texts))
+
+    def predict_from(self, statistics: NDArray[np.float64]) -> Prediction:
+        """Predict from the statistics (B, S) of B texts."""
+        x = self.weights.standardise(statistics)
+        raw = self.weights.outputs(x)
+        novelty = np.sqrt(np.square(x).mean(axis=1, dtype=np.float64)) / self.usual_novelty
+        return replace(self.corrected(raw), novelty=novelty)
+
+    def corrected(self, raw: Raw) -> Prediction:
+        """Apply the corrections to predictions of the weights alone; their novelty is not known (NaN)."""
+        tokens = np.exp(np.clip(raw.log_length, 0, np.log(_MOST_TOKENS))) * self.corrections.smearing
+        return Prediction(
+            score=self.corrections.score(raw.logit),
+            output_tokens=np.clip(tokens, 1, _MOST_TOKENS),
+            log_sd=raw.log_sd * self.corrections.sd_factor,
+            novelty=np.full(len(raw.logit), np.nan),
+        )
+
+    def save(self, folder: Path, table: PredictionTable, extra: Callable[[Path], None] = lambda staged: None) -> None:
+        """Write the folder in one step; what was there is replaced.
+
+        Args:
+            folder: where.
+            table: predictions for the prompts that they were fitted with.
+            extra: writes further files into the staged folder.
+
+        Raises:
+            InputError: the place cannot be written to.
+        """
+        corrections = {name: getattr(self.corrections, name) for name in _CORRECTIONS}
+        with staged_folder(folder) as staged:
+            (staged / _WEIGHTS).write_bytes(save({**self.weights.arrays(), **corrections}))
+            table.write(staged / TABLE)
+            extra(staged)
+            contents = {
+                "format": FORMAT,
+                "statistics": {"version": STATISTICS_VERSION, "names": STATISTICS},
+                "models": self.models,
+                "usual_novelty": self.usual_novelty,
+                "about": self.about,
+                **manifest_of(staged).to_dict(),
+            }
+            (staged / DESCRIPTION).write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load a folder; nothing in it is run, and its memory is bounded.
+
+        Raises:
+            InputError: there are none, they are damaged, of another version, or no fit can have written them.
+        """
+        where = folder / DESCRIPTION
+        if folder.is_dir() and not where.exists():
+            raise InputError(f"{folder}: no predictors: {DESCRIPTION} is missing")
+        contents = read_description(where, "predictors")
+        if contents.get("format") != FORMAT:
+            raise InputError(f"{where}: format is not {FORMAT!r}: no predictors, or those of another version")
+        statistics = contents.get("statistics")
+        if statistics != {"version": STATISTICS_VERSION, "names": list(STATISTICS)}:
+            raise InputError(f"{where}: statistics are not those of version {STATISTICS_VERSION}: fit the predictors anew")
+        models = _models(contents.get("models"), where)
+        usual = contents.get("usual_novelty")
+        if not isinstance(usual, float) or not 0 < usual < 1e6:
+            raise InputError(f"{where}: usual_novelty = {usual!r:.100}: must be a positive number")
+        about = contents.get("about")
+        if not isinstance(about, dict):
+            raise InputError(f"{where}: damaged: about is no mapping")
+        manifest = manifest_in(contents, where)
+        check_folder(folder, manifest, where, "predictors")
+        arrays = _arrays(folder / _WEIGHTS, len(models))
+        corrections = {name: arrays.pop(name).astype(np.float64) for name in _CORRECTIONS}
+        return cls(
+            models=models,
+            weights=Weights(**arrays),
+            corrections=Corrections(**corrections),
+            usual_novelty=usual,
+            about=cast(dict[str, Any], about),
+        )
+
+
+_CORRECTIONS = ("slope", "offset", "sd_factor", "smearing")
+
+
+def _models(found: object, where: Path) -> tuple[str, ...]:
+    names = cast(list[object], found) if isinstance(found, list) else []
+    if not 0 < len(names) <= _MOST_MODELS or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError(f"{where}: models = {found!r:.200}: must be 1 to {_MOST_MODELS} different names")
+    return tuple(cast(list[str], names))
+
+
+def _arrays(path: Path, models: int) -> dict[str, NDArray[Any]]:
+    """The arrays of the file, if they are exactly those of a fit for so many models, finite, and positive where they must be."""
+    try:
+        arrays: dict[str, NDArray[Any]] = load(read_file(path, _MOST_BYTES, "predictors"))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged: {error}") from None
+    networks, width = arrays["first_bias"].shape if arrays.get("first_bias", np.zeros(0)).ndim == 2 else (0, 0)
+    if not 0 < networks <= _MOST_NETWORKS or width > _MOST_WIDTH:
+        raise InputError(f"{path}: damaged: first_bias must be of 1 to {_MOST_NETWORKS} networks of at most {_MOST_WIDTH} units")
+    s, out = len(STATISTICS), 3 * models
+    expected = {
+        "mean": (s,), "scale": (s,), "length_mean": (models,), "length_scale": (models,),
+        "first": (networks, s, width), "first_bias": (networks, width),
+        "second": (networks, width, width), "second_bias": (networks, width),
+        "heads": (networks, width, out), "skip": (networks, s, out), "bias": (networks, out),
+        **dict.fromkeys(_CORRECTIONS, (models,)),
+    }  # fmt: skip
+    for name, shape in expected.items():
+        kind = np.float64 if name in _CORRECTIONS else np.float32
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype != kind:
+            raise InputError(f"{path}: does not fit: {name} must be {np.dtype(kind)} {list(shape)}")
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: does not fit: {name} has values that are not finite")
+        if name in ("scale", "length_scale", "sd_factor", "smearing") and not (array > 0).all():
+            raise InputError(f"{path}: does not fit: {name} must be positive")
+    more = sorted(set(arrays) - set(expected))
+    if more:
+        raise InputError(f"{path}: does not fit: {more[0]!r:.100} is no array of predictors")
+    return arrays

@@ -1,0 +1,68 @@
+"""The fitted weights as plain arrays, and what they say of statistics: NumPy alone, as requests are served with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_STANDARDISED = 6.0
+"""Statistics beyond so many standard deviations count as that many: nothing was learned there."""
+
+_LEAST_SD, _MOST_SD = 0.05, 3.0
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Raw:
+    """Predictions before any correction, each (B, A)."""
+
+    logit: NDArray[np.float64]  # of the quality
+    log_length: NDArray[np.float64]
+    log_sd: NDArray[np.float64]  # standard deviation of the log length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Weights:
+    """K networks of H hidden units over S statistics for A models; H is 0 for a linear predictor.
+
+    Outputs are the logit of the quality, and mean and log standard deviation of the standardised log length, model by model.
+    """
+
+    mean: Floats  # (S,) of the statistics
+    scale: Floats  # (S,)
+    length_mean: Floats  # (A,) of the log length
+    length_scale: Floats  # (A,)
+    first: Floats  # (K, S, H)
+    first_bias: Floats  # (K, H)
+    second: Floats  # (K, H, H)
+    second_bias: Floats  # (K, H)
+    heads: Floats  # (K, H, 3 A)
+    skip: Floats  # (K, S, 3 A)
+    bias: Floats  # (K, 3 A)
+
+    def standardise(self, statistics: NDArray[np.float64]) -> Floats:
+        """(B, S) from (B, S)."""
+        x = (statistics.astype(np.float32) - self.mean) / self.scale
+        return np.clip(x, -MOST_STANDARDISED, MOST_STANDARDISED)
+
+    def outputs(self, x: Floats) -> Raw:
+        """Predictions for standardised statistics (B, S)."""
+        total = np.zeros((len(x), self.bias.shape[1]), np.float32)
+        for k in range(len(self.bias)):
+            h = np.maximum(x @ self.first[k] + self.first_bias[k], 0)
+            h = np.maximum(h @ self.second[k] + self.second_bias[k], 0)
+            total += h @ self.heads[k] + x @ self.skip[k] + self.bias[k]
+        logit, mean, log_sd = np.moveaxis((total / len(self.bias)).reshape(len(x), -1, 3), -1, 0).astype(np.float64)
+        sd = np.clip(np.exp(np.clip(log_sd, -10, 10)), _LEAST_SD, _MOST_SD)
+        return Raw(
+            logit=logit,
+            log_length=mean * self.length_scale + self.length_mean,
+            log_sd=(sd * self.length_scale).astype(np.float64),
+        )
+
+    def arrays(self) -> dict[str, Floats]:
+        """The arrays by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
