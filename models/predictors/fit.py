@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from models.predictors.network import FitSettings, PredictorNetwork, fit_networks
 from models.predictors.ridge import fit_ridge
@@ -110,21 +111,25 @@ def _linear(
     return Weights(
         mean=mean.astype(single), scale=scale.astype(single),
         length_mean=length_mean.astype(single), length_scale=length_scale.astype(single),
-        first=np.zeros((1, s, 0), single), first_bias=np.zeros((1, 0), single),
-        second=np.zeros((1, 0, 0), single), second_bias=np.zeros((1, 0), single), heads=np.zeros((1, 0, out), single),
-        skip=np.zeros((1, s, out), single) if skip is None else skip[None].astype(single),
-        bias=np.zeros((1, out), single) if bias is None else bias[None].astype(single),
+        first=np.zeros((s, 0), single), first_bias=np.zeros(0, single),
+        second=np.zeros((0, 0), single), second_bias=np.zeros(0, single), heads=np.zeros((0, out), single),
+        skip=np.zeros((s, out), single) if skip is None else skip.astype(single),
+        bias=np.zeros(out, single) if bias is None else bias.astype(single),
     )  # fmt: skip
 
 
 def _of_networks(networks: list[PredictorNetwork], blank: Weights) -> Weights:
-    def stacked(name: str) -> NDArray[np.float32]:
-        states = [network.state_dict()[name].numpy() for network in networks]
-        return np.ascontiguousarray(np.stack([x.T if x.ndim == 2 else x for x in states]))
+    """The mean of some networks, as one network: one pass is faster than several."""
+
+    def each(name: str) -> list[NDArray[np.float32]]:
+        return [network.state_dict()[name].numpy().T for network in networks]
+
+    def mean(name: str) -> NDArray[np.float32]:
+        return np.mean(each(name), axis=0)
 
     return Weights(
         mean=blank.mean, scale=blank.scale, length_mean=blank.length_mean, length_scale=blank.length_scale,
-        first=stacked("first.weight"), first_bias=stacked("first.bias"),
-        second=stacked("second.weight"), second_bias=stacked("second.bias"),
-        heads=stacked("heads.weight"), skip=stacked("skip.weight"), bias=stacked("heads.bias"),
+        first=np.concatenate(each("first.weight"), axis=1), first_bias=np.concatenate(each("first.bias")),
+        second=np.asarray(block_diag(*each("second.weight")), np.float32), second_bias=np.concatenate(each("second.bias")),
+        heads=np.concatenate(each("heads.weight")) / np.float32(len(networks)), skip=mean("skip.weight"), bias=mean("heads.bias"),
     )  # fmt: skip

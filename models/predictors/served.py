@@ -25,7 +25,7 @@ FORMAT = "edgeroute-predictors-1"
 DESCRIPTION = "predictors.json"
 _WEIGHTS = "predictors.safetensors"
 _MOST_BYTES = 2**28  # thousand times the usual
-_MOST_MODELS, _MOST_NETWORKS, _MOST_WIDTH = 512, 64, 4096
+_MOST_MODELS, _MOST_WIDTH = 512, 4096
 _MOST_TOKENS = 2**24
 
 
@@ -156,15 +156,14 @@ def _arrays(path: Path, models: int) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = load(read_file(path, _MOST_BYTES, "predictors"))
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged: {error}") from None
-    networks, width = arrays["first_bias"].shape if arrays.get("first_bias", np.zeros(0)).ndim == 2 else (0, 0)
-    if not 0 < networks <= _MOST_NETWORKS or width > _MOST_WIDTH:
-        raise InputError(f"{path}: damaged: first_bias must be of 1 to {_MOST_NETWORKS} networks of at most {_MOST_WIDTH} units")
+    width = arrays["first_bias"].size if "first_bias" in arrays else 0
+    if width > _MOST_WIDTH:
+        raise InputError(f"{path}: does not fit: first_bias has {width:,} units: at most {_MOST_WIDTH:,} are allowed")
     s, out = len(STATISTICS), 3 * models
     expected = {
         "mean": (s,), "scale": (s,), "length_mean": (models,), "length_scale": (models,),
-        "first": (networks, s, width), "first_bias": (networks, width),
-        "second": (networks, width, width), "second_bias": (networks, width),
-        "heads": (networks, width, out), "skip": (networks, s, out), "bias": (networks, out),
+        "first": (s, width), "first_bias": (width,), "second": (width, width), "second_bias": (width,),
+        "heads": (width, out), "skip": (s, out), "bias": (out,),
         **dict.fromkeys(_CORRECTIONS, (models,)),
     }  # fmt: skip
     for name, shape in expected.items():

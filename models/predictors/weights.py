@@ -26,8 +26,9 @@ class Raw:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Weights:
-    """K networks of H hidden units over S statistics for A models; H is 0 for a linear predictor.
+    """A network of H hidden units over S statistics for A models; H is 0 for a linear predictor.
 
+    Several networks are one of their joint width, whose second layer has a block for each (``models.predictors.fit``).
     Outputs are the logit of the quality, and mean and log standard deviation of the standardised log length, model by model.
     """
 
@@ -35,13 +36,13 @@ class Weights:
     scale: Floats  # (S,)
     length_mean: Floats  # (A,) of the log length
     length_scale: Floats  # (A,)
-    first: Floats  # (K, S, H)
-    first_bias: Floats  # (K, H)
-    second: Floats  # (K, H, H)
-    second_bias: Floats  # (K, H)
-    heads: Floats  # (K, H, 3 A)
-    skip: Floats  # (K, S, 3 A)
-    bias: Floats  # (K, 3 A)
+    first: Floats  # (S, H)
+    first_bias: Floats  # (H,)
+    second: Floats  # (H, H)
+    second_bias: Floats  # (H,)
+    heads: Floats  # (H, 3 A)
+    skip: Floats  # (S, 3 A)
+    bias: Floats  # (3 A,)
 
     def standardise(self, statistics: NDArray[np.float64]) -> Floats:
         """(B, S) from (B, S)."""
@@ -50,12 +51,10 @@ class Weights:
 
     def outputs(self, x: Floats) -> Raw:
         """Predictions for standardised statistics (B, S)."""
-        total = np.zeros((len(x), self.bias.shape[1]), np.float32)
-        for k in range(len(self.bias)):
-            h = np.maximum(x @ self.first[k] + self.first_bias[k], 0)
-            h = np.maximum(h @ self.second[k] + self.second_bias[k], 0)
-            total += h @ self.heads[k] + x @ self.skip[k] + self.bias[k]
-        logit, mean, log_sd = np.moveaxis((total / len(self.bias)).reshape(len(x), -1, 3), -1, 0).astype(np.float64)
+        h = np.maximum(x @ self.first + self.first_bias, 0)
+        h = np.maximum(h @ self.second + self.second_bias, 0)
+        total = h @ self.heads + x @ self.skip + self.bias
+        logit, mean, log_sd = np.moveaxis(total.reshape(len(x), -1, 3), -1, 0).astype(np.float64)
         sd = np.clip(np.exp(np.clip(log_sd, -10, 10)), _LEAST_SD, _MOST_SD)
         return Raw(
             logit=logit,
@@ -64,5 +63,5 @@ class Weights:
         )
 
     def arrays(self) -> dict[str, Floats]:
-        """The arrays by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The arrays by name, as safetensors wants them: it writes the memory as it is."""
+        return {field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}

@@ -1,0 +1,113 @@
+"""Time and memory of predictions from text, as they are served: one prompt at a time, NumPy against torch.
+
+Run ``OMP_NUM_THREADS=1 python -m benchmarks.predictors`` from the repository root. The predictors are of the default size for six
+models. The prompts are the paragraphs of ``docs/``. *statistics* is the text's part, *NumPy* the served network, *torch* the same
+network as it is fitted. Milliseconds of the one thread by the clock, median and 99th percentile. Memory is what a process that
+serves has beyond one that has imported NumPy. Expect less than .3 ms, a few tens of MB, and torch to take longer than NumPy.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.predictors.calibration import fit_corrections
+from models.predictors.fit import Outcomes, fit_weights
+from models.predictors.network import FitSettings, PredictorNetwork
+from models.predictors.served import Predictors
+from models.predictors.table import table_of
+from models.predictors.text import STATISTICS, statistics_of, text_statistics
+
+NETWORKS = FitSettings(epochs=1).networks
+MODELS = tuple(f"model {i}" for i in range(6))
+WARM_UP, REPEATS = 100, 3000
+AIM_MS, AIM_MB = 0.3, 80
+_SERVE = """
+import sys
+import numpy
+import psutil
+before = psutil.Process().memory_info().rss
+from pathlib import Path
+from models.predictors.served import Predictors
+predictors = Predictors.load(Path(sys.argv[1]))
+for _ in range(100):
+    predictors.predict([sys.argv[2]])
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
+def paragraphs() -> list[str]:
+    """The paragraphs of the documents: from ten characters to some thousand."""
+    pages = sorted((Path(__file__).parents[1] / "docs").rglob("*.md"))
+    return [part for page in pages for part in re.split(r"\n\n+", page.read_text(encoding="utf-8")) if len(part) > 10]
+
+
+def fitted(texts: list[str]) -> Predictors:
+    """Predictors of the default size; what they say does not matter here."""
+    rng = np.random.default_rng(0)
+    shape = (len(texts), len(MODELS))
+    score, length = (rng.random(shape) < 0.5).astype(np.float64), 5 + rng.standard_normal(shape)
+    weights = fit_weights(Outcomes(statistics=statistics_of(texts), score=score, log_length=length), "network", 0)
+    raw = weights.outputs(weights.standardise(statistics_of(texts)))
+    corrections = fit_corrections(raw.logit, raw.log_length, raw.log_sd, score, length)
+    return Predictors(models=MODELS, weights=weights, corrections=corrections, usual_novelty=1.5, about={})
+
+
+def measured(act: Callable[[int], object]) -> tuple[float, float]:
+    """Median and 99th percentile in ms of a call with the numbers from 0."""
+    for i in range(WARM_UP):
+        act(i)
+    times: list[float] = []
+    for i in range(REPEATS):
+        begin_s = time.perf_counter()
+        act(i)
+        times.append(1e3 * (time.perf_counter() - begin_s))
+    return float(np.median(times)), float(np.percentile(times, 99))
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    texts = paragraphs()
+    predictors = fitted(texts[:200])
+    generator = torch.Generator().manual_seed(0)
+    networks = [PredictorNetwork(len(STATISTICS), len(MODELS), 0.0, generator).eval() for _ in range(NETWORKS)]
+    rows = statistics_of(texts)
+    inputs = torch.from_numpy(predictors.weights.standardise(rows))
+
+    def by_torch(i: int) -> None:
+        with torch.inference_mode():
+            for network in networks:
+                network(inputs[i % len(texts)][None])
+
+    cases: dict[str, Callable[[int], object]] = {
+        "statistics": lambda i: text_statistics(texts[i % len(texts)]),
+        "NumPy": lambda i: predictors.predict_from(rows[i % len(texts)][None]),
+        "torch": by_torch,
+        "text to predictions": lambda i: predictors.predict([texts[i % len(texts)]]),
+    }
+    found = {name: measured(act) for name, act in cases.items()}
+    print(f"{len(texts)} paragraphs of {np.median([len(text) for text in texts]):.0f} characters in the median")
+    print(f"{'':<22}{'median ms':>12}{'99 %':>12}")
+    for name, (middle, high) in found.items():
+        print(f"{name:<22}{middle:>12.3f}{high:>12.3f}")
+    print(f"torch / NumPy: {found['torch'][0] / found['NumPy'][0]:.1f}")
+    with tempfile.TemporaryDirectory() as home:
+        values = np.full((1, len(MODELS)), 0.5)
+        predictors.save(Path(home) / "p", table_of(["a"], values, values, values))
+        command = [sys.executable, "-c", _SERVE, str(Path(home) / "p"), texts[0]]
+        memory_mb = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(f"memory beyond NumPy: {memory_mb:.0f} MB (at most {AIM_MB} wanted)")
+    print(f"text to predictions, 99 %: {found['text to predictions'][1]:.3f} ms (at most {AIM_MS} wanted)")
+
+
+if __name__ == "__main__":
+    main()
