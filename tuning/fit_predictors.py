@@ -237,19 +237,21 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
+def _shown(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
 def _report(options: Options, predictors: Predictors, rows: dict[str, Figures]) -> str:
     header = [
         "prompts", "number", "AUC", "Brier", "ECE", "log-length R2", "log-length MAE", "tokens, predicted / true",
-        "in the 80 % interval, %", "score at the best predicted", "best single model", "oracle",
+        "in the 80 % interval", "score at the best predicted", "best single model", "oracle",
     ]  # fmt: skip
     table = [
         [
             markdown(name),
             f"{f.prompts:,}",
-            *("-" if np.isnan(x) else f"{x:.3f}" for x in (f.auc, f.brier, f.ece, f.log_length_r2, f.log_length_mae)),
-            f"{f.tokens_ratio:.3f}",
-            f"{100 * f.coverage:.1f}",
-            *("-" if np.isnan(x) else f"{x:.3f}" for x in (f.argmax, f.best_single, f.oracle)),
+            *map(_shown, (f.auc, f.brier, f.ece, f.log_length_r2, f.log_length_mae)),
+            *map(_shown, (f.tokens_ratio, f.coverage, f.argmax, f.best_single, f.oracle)),
         ]
         for name, f in rows.items()
     ]

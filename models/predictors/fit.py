@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -21,8 +20,6 @@ RIDGE_BELOW = 1000
 _PROMPT_EPOCHS = 1344.0  # epochs times the square root of the number of prompts
 _EPOCHS = (8, 60)
 _LEAST_SCALE = 1e-3
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,14 +43,13 @@ def kind_for(prompts: int) -> Kind:
     return "ridge" if prompts < RIDGE_BELOW else "network"
 
 
-def fit_weights(outcomes: Outcomes, kind: Kind, seed: int, report: Report = lambda done, of: None) -> Weights:
+def fit_weights(outcomes: Outcomes, kind: Kind, seed: int) -> Weights:
     """Fit to prompts.
 
     Args:
         outcomes: at least one prompt, with an outcome of each model.
         kind: network or ridge regression.
         seed: fixes every draw; ridge regression draws nothing.
-        report: called with the number of epochs done, and of all.
     """
     mean, scale = _standard(outcomes.statistics)
     length_mean, length_scale = _standard(outcomes.log_length)
@@ -64,8 +60,8 @@ def fit_weights(outcomes: Outcomes, kind: Kind, seed: int, report: Report = lamb
         skip, bias = fit_ridge(x, outcomes.score, length)
         return _linear(mean, scale, length_mean, length_scale, skip, bias)
     epochs = int(np.clip(round(_PROMPT_EPOCHS / np.sqrt(len(outcomes))), *_EPOCHS))
-    networks = fit_networks(x, outcomes.score, length, FitSettings(epochs=epochs), seed, report)
-    return _of_networks(networks, blank)
+    networks = fit_networks(x, outcomes.score, length, FitSettings(epochs=epochs), seed)
+    return joint_weights(networks, blank)
 
 
 def predict_raw(weights: Weights, statistics: NDArray[np.float64]) -> Raw:
@@ -118,8 +114,8 @@ def _linear(
     )  # fmt: skip
 
 
-def _of_networks(networks: list[PredictorNetwork], blank: Weights) -> Weights:
-    """The mean of some networks, as one network: one pass is faster than several."""
+def joint_weights(networks: list[PredictorNetwork], blank: Weights) -> Weights:
+    """The mean of some networks, as one network: one pass is faster than several. ``blank`` has what is standardised."""
 
     def each(name: str) -> list[NDArray[np.float32]]:
         return [network.state_dict()[name].numpy().T for network in networks]

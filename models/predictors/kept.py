@@ -33,8 +33,8 @@ class KeptFits:
         self._folder = self._beside / f"{self._prefix}{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
     def has(self, name: str) -> bool:
-        """Whether there is a fit of that name."""
-        return self._path(name).is_file()
+        """Whether there is a fit of that name, and a whole one."""
+        return _read(self._path(name)) is not None
 
     def get(self, name: str, fit: Callable[[], Weights]) -> Weights:
         """The fit of that name: read, or made and kept. A damaged one is made anew.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -70,7 +69,6 @@ def fit_networks(
     log_length: NDArray[np.float64],
     settings: FitSettings,
     seed: int,
-    report: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[PredictorNetwork]:
     """Fit networks by Adam: cross entropy of the quality, Student-t likelihood of the log length.
 
@@ -80,10 +78,9 @@ def fit_networks(
         log_length: (P, A) standardised log lengths, NaN where there is none.
         settings: how.
         seed: fixes initial weights, order of the prompts and dropout.
-        report: called after each epoch with the number done and of all.
     """
     return [
-        _fit(x, score, log_length, settings, torch.Generator().manual_seed(seed * settings.networks + i), i, report)
+        _fit(x, score, log_length, settings, torch.Generator().manual_seed(seed * settings.networks + i))
         for i in range(settings.networks)
     ]
 
@@ -94,21 +91,18 @@ def _fit(
     log_length: NDArray[np.float64],
     settings: FitSettings,
     generator: torch.Generator,
-    number: int,
-    report: Callable[[int, int], None],
 ) -> PredictorNetwork:
     inputs, quality, length = (torch.from_numpy(np.asarray(a, np.float32)) for a in (x, score, log_length))
     network = PredictorNetwork(x.shape[1], score.shape[1], settings.dropout, generator)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     steps = settings.epochs * math.ceil(len(x) / settings.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=max(steps, 2))
-    for epoch in range(settings.epochs):
+    for _ in range(settings.epochs):
         for rows in torch.randperm(len(x), generator=generator).split(settings.batch):
             optimizer.zero_grad()
             loss(network(inputs[rows]), quality[rows], length[rows]).backward()
             optimizer.step()
             schedule.step()
-        report(number * settings.epochs + epoch + 1, settings.networks * settings.epochs)
     return network.eval()
 
 

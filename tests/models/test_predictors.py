@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.export.manifest import digest
 from models.predictors.calibration import Z_OF_COVERAGE, fit_corrections
-from models.predictors.fit import Outcomes, fit_weights, folds_of, joined, predict_raw
+from models.predictors.fit import Outcomes, fit_weights, folds_of, joined, joint_weights, predict_raw
 from models.predictors.held_out import figures_of
 from models.predictors.network import FitSettings, fit_networks
 from models.predictors.ridge import fit_ridge
@@ -105,9 +105,7 @@ def test_what_is_served_is_what_torch_computes(learned):
     networks = fit_networks(x, learned.score[:50], learned.log_length[:50], FitSettings(epochs=2), seed=0)
     some = replace(learned.at(np.arange(50)), statistics=x)
     weights = fit_weights(some, "network", 0)
-    from models.predictors.fit import _of_networks
-
-    served = _of_networks(networks, weights)
+    served = joint_weights(networks, weights)
     out = served.outputs(served.standardise(x))
     with torch.no_grad():
         inputs = torch.from_numpy(served.standardise(x))

@@ -158,11 +158,17 @@ def test_the_same_seed_gives_the_same_trajectories_and_another_others():
         assert not np.array_equal(first.obs["arrived"][0], other.sample(num_timesteps=ENVS)[0].obs["arrived"][0])
 
 
-def test_the_global_generators_of_a_worker_are_seeded_as_rllib_does_for_a_users_callbacks():
-    assert make(worker_index=2).config.seed == 3
-    drawn = random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+def test_a_users_callback_finds_the_global_generators_seeded_as_rllib_does():
+    """Also the first one, as the environments are made."""
+    found = []
+
+    def draw(*, env_runner, **_):
+        found.append((env_runner.config.seed, random.random(), np.random.random(), torch.rand(1)))  # noqa: NPY002
+
+    made = config([(small(), ENVS)]).callbacks(on_environment_created=draw)
+    ColumnRunner(config=made, worker_index=2)
     update_global_seed_if_necessary("torch", 3 + 2)
-    assert drawn == (random.random(), np.random.random(), torch.rand(1))  # noqa: NPY002
+    assert found == [(3, random.random(), np.random.random(), torch.rand(1))]  # noqa: NPY002
 
 
 def test_a_runner_that_goes_on_elsewhere_does_not_repeat_its_episodes():

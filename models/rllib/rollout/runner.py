@@ -53,16 +53,16 @@ class ColumnRunner(SingleAgentEnvRunner):
     _ended: list[NDArray[np.bool_]]
 
     def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
-        own = config.copy(copy_frozen=False)
-        if worker := kwargs.get("worker_index"):
-            own.seed = None
-        super().__init__(config=own, **kwargs)
+        own, self._configured_seed = config.copy(copy_frozen=False), config.seed
+        worker = kwargs.get("worker_index")
         if worker and config.seed is not None:
-            self.config.seed = config.seed
+            own.seed = None  # until RLlib would have seeded
             _seed_for_others(config.seed + worker + 1_000_000 * bool(config.in_evaluation))
+        super().__init__(config=own, **kwargs)
 
     def make_env(self) -> None:
         """Build or rebuild the environments."""
+        self.config.seed = self._configured_seed
         if self.env is not None:
             self.env.close()
         context = EnvContext(self.config.env_config, worker_index=self.worker_index or 0, num_workers=self.num_workers)
