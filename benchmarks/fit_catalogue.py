@@ -20,6 +20,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import ndtr, ndtri
 
 from rllib_envs.workload import catalogue, lengths
+from rllib_envs.workload.prompt_files import read_prompt_file
 
 POOL = (
     "gemma-2-2b-it",
@@ -59,7 +60,7 @@ class Fit:
 
 def read_pool(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(P, 7) 0/1 scores and (P, 7) output tokens of the pool's models."""
-    file = catalogue.read_prompt_file(str(path))
+    file = read_prompt_file(str(path))
     columns = [file.models.index(model) for model in POOL]
     return file.score[:, columns], file.output_tokens[:, columns]
 

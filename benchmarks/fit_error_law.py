@@ -25,9 +25,10 @@ from scipy.stats import rankdata
 
 from rllib_envs.scenario import Catalogue, Predictions, with_workload
 from rllib_envs.scenarios.load import load_scenario
-from rllib_envs.workload.catalogue import draw_requests, read_prompt_file
+from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.predicted import Predicted
 from rllib_envs.workload.predictions import predict
+from rllib_envs.workload.prompt_files import read_prompt_file
 from tuning.output.tables import markdown_table
 
 Floats = NDArray[np.float64]

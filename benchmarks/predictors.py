@@ -23,7 +23,6 @@ from models.predictors.calibration import fit_corrections
 from models.predictors.fit import Outcomes, fit_weights
 from models.predictors.network import FitSettings, PredictorNetwork
 from models.predictors.served import Predictors
-from models.predictors.table import table_of
 from models.predictors.text import STATISTICS, statistics_of, text_statistics
 
 NETWORKS = FitSettings(epochs=1).networks
@@ -101,8 +100,7 @@ def main() -> None:
         print(f"{name:<22}{middle:>12.3f}{high:>12.3f}")
     print(f"torch / NumPy: {found['torch'][0] / found['NumPy'][0]:.1f}")
     with tempfile.TemporaryDirectory() as home:
-        values = np.full((1, len(MODELS)), 0.5)
-        predictors.save(Path(home) / "p", table_of(["a"], values, values, values))
+        predictors.save(Path(home) / "p")
         command = [sys.executable, "-c", _SERVE, str(Path(home) / "p"), texts[0]]
         memory_mb = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(f"memory beyond NumPy: {memory_mb:.0f} MB (at most {AIM_MB} wanted)")

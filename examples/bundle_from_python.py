@@ -27,8 +27,8 @@ from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.matrix import start_simulation
+from tuning.specs.prompts import with_predictions
 from tuning.specs.routers import parse_router
-from tuning.specs.workloads import with_predictions
 
 
 def main() -> None:

@@ -202,16 +202,17 @@ class Predictions:
 
     ``law`` says where they come from (``rllib_envs.workload.predictions``):
 
-    - auto: measured for the synthetic catalogue. For a file its own predictions, else the experts' means.
+    - auto: measured for the synthetic catalogue. For a file given if there are predictions, else means.
     - measured: drawn around the truth, with the errors of predictors that learned from prompts (synthetic catalogue only).
     - oracle-noise: the truth with independent Gaussian noise. In a file the truth of a 0/1 score is the task's mean.
-    - given: the keys predicted_score, predicted_tokens and predicted_log_sd of a file's prompts.
+    - given: those of ``predictors``, else the keys predicted_score, predicted_tokens and predicted_log_sd of a file's prompts.
     - means: each expert's mean score and length, the same for every request.
 
     The other fields are errors beyond those of the law.
     """
 
     law: PredictionLaw = "auto"
+    predictors: str | None = None  # folder of edgeroute fit-predictors; goes with a file of prompts and law auto or given
     score_sd: NonNegative | None = None  # additive noise on scores, then clipped to [0, 1]; None: .1 for oracle-noise, else 0
     score_bias: Weight = 0.0
     length_log_sd: LogDeviation | None = None  # noise on log length; None: .3 for oracle-noise, else 0
@@ -221,6 +222,12 @@ class Predictions:
     length_buckets: Annotated[
         tuple[Annotated[int, Field(ge=1, le=2**30)], ...], Field(max_length=1000)
     ] = ()  # predicted lengths are rounded to these (ascending), () = exact
+
+    @model_validator(mode="after")
+    def _predictors_are_asked(self) -> Self:
+        if self.predictors is not None and self.law not in ("auto", "given"):
+            raise ValueError(f"law = {self.law!r} and predictors = {self.predictors!r}: predictors go with law 'auto' or 'given'")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -344,6 +351,15 @@ class Scenario:
             )
         return self
 
+    @model_validator(mode="after")
+    def _predictors_have_prompts(self) -> Self:
+        if self.predictions.predictors is not None and self.workload.catalogue.kind != "file":
+            raise ValueError(
+                f"predictions.predictors = {self.predictions.predictors!r} with workload.catalogue.kind = 'synthetic': "
+                "predictors predict prompts, so the catalogue must be the file that they were fitted with (kind: file, and path)"
+            )
+        return self
+
     @property
     def n_experts(self) -> int:
         """N: number of experts; also the index of the action ``drop``."""
@@ -366,6 +382,8 @@ class Scenario:
         parameters = dict(data["workload"]["arrivals"].pop("parameters"))
         if parameters:  # without parameters, text and fingerprint stay the same as before this field existed
             data["workload"]["arrivals"]["parameters"] = parameters
+        if self.predictions.predictors is None:  # likewise
+            del data["predictions"]["predictors"]
         return data
 
 

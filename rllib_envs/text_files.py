@@ -1,4 +1,4 @@
-"""Text files from users: read whole, in UTF-8, up to a size limit."""
+"""Files from users: read whole, up to a size limit; text in UTF-8."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_text(path: Path, most_bytes: int) -> str:
     Raises:
         InputError: no such file, no permission, not a regular file, too large, or not UTF-8 text.
     """
-    data = _read_bytes(path, most_bytes)
+    data = read_bytes(path, most_bytes)
     if data.startswith(_UTF16):
         raise InputError(f"{path}: is in UTF-16: save it as UTF-8")
     if b"\0" in data:
@@ -40,13 +40,16 @@ def read_text(path: Path, most_bytes: int) -> str:
         raise InputError(f"{path}:{line}: byte {data[error.start]:#04x}: not a text file in UTF-8") from None
 
 
-def _open(path: str, flags: int) -> int:
-    if stat.S_ISDIR(os.stat(path).st_mode):
-        raise InputError(f"{path}: is a folder, not a file")
-    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe without a writer blocks
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a regular file, or of one that a link leads to.
 
+    Args:
+        path: file.
+        most_bytes: size limit; a larger file is refused before it is read.
 
-def _read_bytes(path: Path, most_bytes: int) -> bytes:
+    Raises:
+        InputError: no such file, no permission, not a regular file, or too large.
+    """
     try:
         with open(path, "rb", opener=_open) as file:
             about = os.fstat(file.fileno())
@@ -59,3 +62,9 @@ def _read_bytes(path: Path, most_bytes: int) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a NUL character in the path
         raise InputError(f"{str(path)!r}: cannot be read: {error}") from None
+
+
+def _open(path: str, flags: int) -> int:
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise InputError(f"{path}: is a folder, not a file")
+    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe without a writer blocks

@@ -10,7 +10,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.fleet import GPUS, MODELS, engine_by_rule, generate_fleet
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
-from rllib_envs.workload.catalogue import read_prompt_file
+from rllib_envs.workload.prompt_files import read_prompt_file
 
 pytestmark = pytest.mark.slow
 

@@ -31,14 +31,15 @@ from tuning.evaluation.tuned import Choice, Tuned, read_tuned, shipped_tuned
 from tuning.output.tracking import TrackOptions, provenance, tracker
 from tuning.specs.faults import NO_FAULT, describe_fault
 from tuning.specs.grammar import MOST_SEED, check_limits
+from tuning.specs.prompts import with_information
 from tuning.specs.routers import NamedRouter, parse_router, parse_routers, with_tuned
-from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_predictions, with_prompts
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 
 _SMOKE = {"seeds": 2, "requests": 50}
 
 
 HELP = {
-    "workload": ("scenario load arrivals trace.trace faults requests", "catalogue split predictions trace"),
+    "workload": ("scenario load arrivals trace.trace faults requests", "catalogue split predictions predictors trace"),
     "comparison": ("routers seeds", "baseline first_seed tuned"),
     "results": ("out smoke", ""),
     "processes": ("jobs", "address"),
@@ -70,8 +71,11 @@ class Options:
     """Prompts of that file to ask: test (no training or tuning uses them), train or all."""
     predictions: PredictionLaw | None = None
     """The routers' predictions. measured: drawn around the truth with the errors of learned predictors. oracle-noise: the truth
-    with Gaussian noise. given: a prompt file's own predictions. means: each expert's means. auto: measured; for a file given, or
-    means where it holds none. Default: the scenario's, which is auto if it says nothing."""
+    with Gaussian noise. given: those of --predictors, or a prompt file's own. means: each expert's means. auto: measured; for a
+    file given, or means where nothing is given. Default: the scenario's, which is auto if it says nothing."""
+    predictors: Path | None = None
+    """Folder of predictors from fit-predictors (docs/predictors.md). They predict the prompts of the file that they were fitted
+    with, each by predictors that have not seen it."""
     routers: tuple[str, ...] = ("all",)
     """all, best, heuristics by name and perhaps parameters (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH. Or functions of
     your own (python:mine.py:route), whose files are run. A bare heuristic has its tuned parameters if there are any."""
@@ -106,7 +110,7 @@ def run(options: Options) -> None:
     if options.smoke:
         options = replace(options, **_SMOKE)
     seeds = _seeds(options)
-    scenario, notes = _with_prompts(with_predictions(load_scenario(options.scenario), options.predictions), options)
+    scenario, notes = _with_prompts(load_scenario(options.scenario), options)
     notes += notes_on_predictions(scenario)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests, options.faults)
     notes += notes_on_arrivals(workloads)
@@ -155,9 +159,8 @@ def _seeds(options: Options) -> tuple[int, ...]:
 
 
 def _with_prompts(scenario: Scenario, options: Options) -> tuple[Scenario, list[str]]:
-    """The scenario with the prompts asked for, and what to say about them."""
-    if options.catalogue is not None:
-        scenario = with_prompts(scenario, options.catalogue)
+    """The scenario with the prompts and predictions asked for, and what to say about the prompts."""
+    scenario = with_information(scenario, options.catalogue, options.predictions, options.predictors)
     catalogue = scenario.workload.catalogue
     if catalogue.kind != "file":
         return scenario, []

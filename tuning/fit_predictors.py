@@ -24,10 +24,11 @@ from models.predictors.fit import Kind, Outcomes, Raw, fit_weights, folds_of, jo
 from models.predictors.held_out import Figures, figures_of
 from models.predictors.kept import KeptFits
 from models.predictors.served import Prediction, Predictors
-from models.predictors.table import check_ids, table_of
 from models.predictors.text import STATISTICS_VERSION, statistics_of
 from rllib_envs.errors import InputError
-from rllib_envs.workload.catalogue import PromptFile, in_train_split, read_prompt_file
+from rllib_envs.workload.predicted import Predicted
+from rllib_envs.workload.prediction_table import TABLE, check_ids, table_of
+from rllib_envs.workload.prompt_files import PromptFile, in_train_split, read_prompt_file
 from tuning.output.literal import markdown, printable
 from tuning.output.plot_style import GREY, canvas, looks, save, short
 from tuning.output.progress import Progress
@@ -71,7 +72,7 @@ def run(options: Options) -> None:
     chosen = _chosen(options, file)
     outcomes = _outcomes(file, [file.models.index(name) for name in chosen])
     train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
-    check_ids(file.ids)
+    check_ids(file)
     _check(options, file, outcomes, train)
     data = content_digest([options.catalogue])
     settings = {
@@ -94,16 +95,17 @@ def run(options: Options) -> None:
     }
     final = replace(predictors, about=about)
     report = _report(options, final, rows)
-    table = table_of(file.ids, shown.score, shown.output_tokens, shown.log_sd)
+    predicted = Predicted(score=shown.score, output_tokens=shown.output_tokens, log_sd=shown.log_sd)
 
     def extra(staged: Path) -> None:
+        table_of(file, chosen, predicted).write(staged / TABLE)
         (staged / "figures.md").write_text(report + "\n", encoding="utf-8")
         _draw(staged / "calibration.png", chosen, shown, outcomes, ~train)
 
-    final.save(options.out, table, extra)
+    final.save(options.out, extra)
     kept.clear()
     print(report)
-    files = ("predictors.json", "predictors.safetensors", "predictions.safetensors", "figures.md", "calibration.png")
+    files = ("predictors.json", "predictors.safetensors", TABLE, "figures.md", "calibration.png")
     print(f"\nWritten: {options.out} ({', '.join(files)})")
 
 

@@ -25,7 +25,7 @@ from tuning.reports.document import Document, Section, to_html, to_markdown
 from tuning.reports.episode_replay import Question, explains_itself, replay_episode
 from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
 from tuning.run_dir.atomic import write_text
-from tuning.specs.workloads import with_predictions
+from tuning.specs.prompts import with_predictions
 
 _SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
 _SHIPPED_SCENARIO = "edge6"

@@ -32,15 +32,16 @@ from tuning.output.literal import printable
 from tuning.output.tables import markdown_table, metric_title, show
 from tuning.run_dir.atomic import write_atomically, write_json
 from tuning.specs.grammar import MOST_SEED, check_limits
+from tuning.specs.prompts import with_information
 from tuning.specs.routers import NamedRouter, parse_router
-from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_predictions
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 
 _SMOKE_REQUESTS = 50
 _FORMATS = {".csv": csv.write_csv, ".parquet": parquet.write_table}
 
 
 HELP = {
-    "workload": ("scenario load arrivals requests seed trace.trace", "predictions trace"),
+    "workload": ("scenario load arrivals requests seed trace.trace", "catalogue predictions predictors trace"),
     "router and results": ("router out smoke", ""),
 }
 """Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
@@ -61,8 +62,12 @@ class Options:
     """Arrival process, perhaps with parameters (gamma:cv=3). Or a function of your own (python:mine.py:waves), whose file is run.
     Default: the scenario's."""
     trace: Annotated[TraceOptions, tyro.conf.arg(name="")] = field(default_factory=TraceOptions)
+    catalogue: Path | None = None
+    """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
     predictions: PredictionLaw | None = None
     """The routers' predictions: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
+    predictors: Path | None = None
+    """Folder of predictors from fit-predictors, as for evaluate."""
     requests: int | None = None
     """Requests in the episode. Default: the scenario's, and all of a trace."""
     seed: int = 0
@@ -163,7 +168,7 @@ def _workload(options: Options) -> NamedWorkload:
         raise InputError(f"arrivals {options.arrivals!r} with a trace: a trace has its own; give one of the two")
     loads = () if options.load is None else (options.load,)
     arrivals = () if options.arrivals is None else (options.arrivals,)
-    scenario = with_predictions(load_scenario(options.scenario), options.predictions)
+    scenario = with_information(load_scenario(options.scenario), options.catalogue, options.predictions, options.predictors)
     (workload,) = make_workloads(scenario, loads, arrivals, options.trace, options.requests)
     return workload
 

@@ -169,6 +169,8 @@ def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
         validate_every=0,  # a trial validates by itself
         smoke=options.smoke,
         track=_group(options),
+        catalogue=options.catalogue or base.catalogue,
+        predictors=options.predictors or base.predictors,
     )
 
 

@@ -31,8 +31,9 @@ from tuning.output.tables import markdown_table, show_interval
 from tuning.run_dir.atomic import write_json
 from tuning.run_dir.digests import code_digest
 from tuning.specs.grammar import format_spec
+from tuning.specs.prompts import with_information
 from tuning.specs.routers import parse_router
-from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads, with_predictions, with_prompts
+from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 
 Grid = Mapping[str, Sequence[float]]  # parameter -> values; every combination is tried
 
@@ -42,7 +43,7 @@ _SMOKE = {"seeds": 2, "requests": 50}
 
 
 HELP = {
-    "workload": ("scenario load arrivals requests trace.trace", "catalogue predictions trace"),
+    "workload": ("scenario load arrivals requests trace.trace", "catalogue predictions predictors trace"),
     "search": ("seeds out jobs smoke", ""),
 }
 """Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
@@ -63,6 +64,8 @@ class Options:
     """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
     predictions: PredictionLaw | None = None
     """The routers' predictions: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
+    predictors: Path | None = None
+    """Folder of predictors from fit-predictors, as for evaluate. Prompts of the train split have out-of-fold predictions."""
     seeds: int = 10
     """Episodes for each combination and workload; their seeds start at 2,000,000."""
     requests: int | None = None
@@ -99,9 +102,7 @@ def run(options: Options) -> None:
         options = replace(options, **_SMOKE)
     if not 1 <= options.seeds <= len(TUNING_SEEDS):
         raise InputError(f"seeds = {options.seeds}: must be from 1 to {len(TUNING_SEEDS)}")
-    scenario = with_predictions(load_scenario(options.scenario), options.predictions)
-    if options.catalogue is not None:
-        scenario = with_prompts(scenario, options.catalogue)
+    scenario = with_information(load_scenario(options.scenario), options.catalogue, options.predictions, options.predictors)
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
     for note in (*notes_on_predictions(scenario), *notes_on_traces(workloads)):
         print(note)

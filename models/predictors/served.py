@@ -16,7 +16,6 @@ from safetensors.numpy import load, save
 from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, read_description, read_file
 from models.predictors.calibration import Corrections
-from models.predictors.table import TABLE, PredictionTable
 from models.predictors.text import STATISTICS, STATISTICS_VERSION, statistics_of
 from models.predictors.weights import Raw, Weights
 from rllib_envs.errors import InputError
@@ -78,12 +77,11 @@ class Predictors:
             novelty=np.full(len(raw.logit), np.nan),
         )
 
-    def save(self, folder: Path, table: PredictionTable, extra: Callable[[Path], None] = lambda staged: None) -> None:
+    def save(self, folder: Path, extra: Callable[[Path], None] = lambda staged: None) -> None:
         """Write the folder in one step; what was there is replaced.
 
         Args:
             folder: where.
-            table: predictions for the prompts that they were fitted with.
             extra: writes further files into the staged folder.
 
         Raises:
@@ -92,7 +90,6 @@ class Predictors:
         corrections = {name: getattr(self.corrections, name) for name in _CORRECTIONS}
         with staged_folder(folder) as staged:
             (staged / _WEIGHTS).write_bytes(save({**self.weights.arrays(), **corrections}))
-            table.write(staged / TABLE)
             extra(staged)
             contents = {
                 "format": FORMAT,

@@ -32,25 +32,22 @@ length, -.23 with the score).
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from rllib_envs.errors import InputError
-from rllib_envs.json_files import parse_json
 from rllib_envs.scenario import Expert, Scenario
 from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD, MAX_TOKENS, GivenLengths
 from rllib_envs.workload.predicted import Predicted
+from rllib_envs.workload.prediction_table import PredictionTable, read_table
+from rllib_envs.workload.prompt_files import PromptFile, in_train_split, read_prompt_file
 
 _Drawn = TypeVar("_Drawn", bound=np.generic)
 
@@ -71,12 +68,6 @@ LENGTH_SHARED = 0.430
 """gamma: other common variation of lengths; lambda^2 + gamma^2 is fitted to the correlation of lengths in tokens."""
 
 _REST = float(np.sqrt(1 - LENGTH_EASE**2 - LENGTH_SHARED**2))
-
-PREDICTED_KEYS: Mapping[str, int] = {"predicted_score": 1, "predicted_tokens": MAX_TOKENS, "predicted_log_sd": 10}
-"""Keys of a file's prompts for the values of a predictor, with the most that each may be."""
-
-TRAIN_SHARE = 0.7
-"""Share of a file's prompts in the train split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +95,7 @@ class RequestBatch:
     probability: NDArray[np.float64]  # (M, N) in [0, 1]
     output_tokens: NDArray[np.int32]  # (M, N) >= 1, not truncated to the engine's max_model_len
     means: Predicted  # (1, N) the same for every request: each expert's means, for a file those of its train split
-    given: Predicted | None = None  # (M, N) what the file itself predicts; None: nothing, or a synthetic catalogue
+    given: Predicted | None = None  # (M, N) of predictors or of the file's own keys; None: neither, or a synthetic catalogue
     latent: Latent | None = None  # None for a file
 
 
@@ -213,21 +204,6 @@ def _whole_tokens(log_tokens: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
     return np.clip(np.rint(tokens), 1, MAX_TOKENS).astype(np.int32)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptFile:
-    """P prompts with the results of A models: a file in the format of the ZeroEval extract."""
-
-    path: str
-    models: tuple[str, ...]  # A names
-    ids: tuple[str, ...]  # P
-    tasks: tuple[str, ...]  # P
-    texts: tuple[str | None, ...]  # P: of the prompts, where the file has them
-    prompt_tokens: NDArray[np.int32]  # (P,)
-    score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
-    output_tokens: NDArray[np.float64]  # (P, A), NaN where not run
-    predicted: Mapping[str, NDArray[np.float64]]  # PREDICTED_KEYS that it has -> (P, A), NaN where nothing is predicted
-
-
 def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None) -> RequestBatch:
     """Prompts of the file, drawn uniformly, or chosen to match given lengths.
 
@@ -236,7 +212,9 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
     scores become the request's. Its lengths only serve to find it, and enter through the experts' means.
     """
     catalogue = scenario.workload.catalogue
-    pool = _pool(read_prompt_file(str(catalogue.path)), scenario.experts, catalogue.split)
+    predictors = scenario.predictions.predictors
+    table = None if predictors is None else read_table(Path(predictors))
+    pool = _pool(read_prompt_file(str(catalogue.path)), table, scenario.experts, catalogue.split)
     if lengths is None:
         rows = rng.integers(0, len(pool.prompt_tokens), n)
         output_tokens = pool.output_tokens[rows]
@@ -266,7 +244,7 @@ def _rescaled(predicted: Predicted, ratio: NDArray[np.float64]) -> Predicted:
 
 
 @lru_cache(maxsize=16)
-def _pool(file: PromptFile, experts: tuple[Expert, ...], split: str) -> RequestBatch:
+def _pool(file: PromptFile, table: PredictionTable | None, experts: tuple[Expert, ...], split: str) -> RequestBatch:
     columns = [_column(file, expert) for expert in experts]
     score = file.score[:, columns]
     train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
@@ -277,7 +255,10 @@ def _pool(file: PromptFile, experts: tuple[Expert, ...], split: str) -> RequestB
     output_tokens = np.maximum(file.output_tokens[:, columns], 1)
     learned_from = train if train.any() else chosen
     means = _means(score[learned_from], output_tokens[learned_from])
-    given = _given(file, experts, columns, means, output_tokens, learned_from)
+    if table is None:
+        given = _given(file, experts, columns, means, output_tokens, learned_from)
+    else:
+        given = table.predicted(file, experts)
     return RequestBatch(
         prompt_tokens=file.prompt_tokens[chosen],
         score=score[chosen],
@@ -327,12 +308,6 @@ def _given(
     )
 
 
-def in_train_split(prompt_id: str) -> bool:
-    """Whether a prompt belongs to the train split: fixed by its id, the same for every file, machine and run."""
-    digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest) < TRAIN_SHARE * 2**64
-
-
 def _column(file: PromptFile, expert: Expert) -> int:
     if expert.model not in file.models:
         have = ", ".join(file.models)
@@ -358,88 +333,3 @@ def _task_means(score: NDArray[np.float64], tasks: tuple[str, ...], train: NDArr
         members = np.array([other == task for other in tasks])
         means[members] = (score[members & train].sum(axis=0) + overall) / ((members & train).sum() + 1)
     return means
-
-
-def read_prompt_file(path: str) -> PromptFile:
-    """Read a JSONL file, plain or gzip; parsed once until it is modified.
-
-    First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
-    models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Each of ``PREDICTED_KEYS`` may stand
-    in every line, in the same form. ``prompt`` is the text, for those who predict from it. Other keys are ignored.
-
-    Raises:
-        InputError: the file cannot be read, or a line has another form: names file, line, column of bad JSON, and field.
-    """
-    try:
-        mtime_ns = Path(path).stat().st_mtime_ns
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    return _parse(path, mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _parse(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file is a new entry of the cache
-    records = _records(path)
-    where, header = next(records, (path, {}))
-    models = header.get("models")
-    if header.get("header") is not True or not isinstance(models, list) or not models or len(set(map(str, models))) < len(models):
-        raise InputError(f'{where}: not a header: the first line must be {{"header": true, "models": [different names]}}')
-    width = len(cast(list[object], models))
-    rows = [(where, _text(record, "id", where), _text(record, "task", where), record) for where, record in records]
-    if not rows:
-        raise InputError(f"{path}: no prompts after the header")
-    prompts = [_cell(record.get("prompt_tokens"), MAX_TOKENS, f"{where}: prompt_tokens") for where, _, _, record in rows]
-    return PromptFile(
-        path=path,
-        models=tuple(map(str, cast(list[object], models))),
-        ids=tuple(prompt_id for _, prompt_id, _, _ in rows),
-        tasks=tuple(task for _, _, task, _ in rows),
-        texts=tuple(text if isinstance(text := record.get("prompt"), str) else None for _, _, _, record in rows),
-        prompt_tokens=np.maximum(prompts, 1).astype(np.int32),
-        score=np.array([_cells(record, "correct", width, 1, where) for where, _, _, record in rows]),
-        output_tokens=np.array([_cells(record, "out_tokens", width, MAX_TOKENS, where) for where, _, _, record in rows]),
-        predicted=MappingProxyType(
-            {
-                key: np.array([_cells(record, key, width, high, where) for where, _, _, record in rows])
-                for key, high in PREDICTED_KEYS.items()
-                if any(key in record for _, _, _, record in rows)
-            }
-        ),
-    )
-
-
-def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) for each line that is not blank."""
-    try:
-        data = Path(path).read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable JSONL file, plain or gzip: {error}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = parse_json(line, path, number)
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: {line.strip()[:60]!r} is not a JSON object")
-        yield f"{path}:{number}", cast(dict[str, Any], record)
-
-
-def _text(record: dict[str, Any], field: str, where: str) -> str:
-    value = record.get(field)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {field} = {value!r}: must be a string")
-    return value
-
-
-def _cells(record: dict[str, Any], field: str, width: int, high: int, where: str) -> list[float]:
-    values = record.get(field)
-    if not isinstance(values, list) or len(cast(list[object], values)) != width:
-        raise InputError(f"{where}: {field} must be a list of {width} numbers or nulls, one for each model of the header")
-    cells = enumerate(cast(list[object], values))
-    return [np.nan if value is None else _cell(value, high, f"{where}: {field}[{i}]") for i, value in cells]
-
-
-def _cell(value: object, high: int, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
-        raise InputError(f"{what} = {value!r}: must be a number from 0 to {high}")
-    return float(value)

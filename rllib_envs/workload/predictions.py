@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import PredictionLaw, Predictions
 from rllib_envs.workload import error_law
-from rllib_envs.workload.catalogue import MAX_TOKENS, PREDICTED_KEYS, RequestBatch
+from rllib_envs.workload.catalogue import MAX_TOKENS, RequestBatch
 from rllib_envs.workload.predicted import Predicted
+from rllib_envs.workload.prompt_files import PREDICTED_KEYS
 
 _ORACLE_SCORE_SD, _ORACLE_LENGTH_LOG_SD = 0.1, 0.3
 """Errors of ``oracle-noise`` that are not set. Every other law has errors of its own, to which set ones are added."""
@@ -20,9 +21,10 @@ _ORACLE_SCORE_SD, _ORACLE_LENGTH_LOG_SD = 0.1, 0.3
 def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Generator) -> Predicted:
     """Predict scores and lengths as ``predictions.law`` says, with the further errors that the other fields set.
 
-    Of the law (``law_of``): ``measured`` draws them around the truth, ``given`` reads them from the file, ``means`` takes each
-    expert's means, and ``oracle-noise`` starts from the probability and the true length. It uses the probability rather than the
-    score, because noise around a 0 or a 1 would reveal the random outcome; for continuous scores the two are the same.
+    Of the law (``law_of``): ``measured`` draws them around the truth, and ``given`` has those of predictors or of the file's own
+    keys. ``means`` takes each expert's means, and ``oracle-noise`` starts from the probability and the true length. It uses the
+    probability rather than the score, because noise around a 0 or a 1 would reveal the random outcome. For continuous scores the
+    two are the same.
 
     Further errors. Scores: ``clip(score + score_bias + score_sd * N(0, 1), 0, 1)``. Lengths:
     ``length * length_factor * exp(length_log_sd * N(0, 1))`` (the median stays), divided by ``hidden_factor`` for a
@@ -56,9 +58,9 @@ Law = Literal["measured", "oracle-noise", "given", "means"]
 
 
 def law_of(law: PredictionLaw, *, synthetic: bool, given: bool) -> Law:
-    """The law for a catalogue that is synthetic, or for a file that holds predictions (``given``) or none.
+    """The law for a catalogue that is synthetic, or for a file with predictions (``given``) or none.
 
-    ``auto``: ``measured`` for the synthetic catalogue; for a file ``given`` if it holds predictions, else ``means``.
+    ``auto``: ``measured`` for the synthetic catalogue; for a file ``given`` if there are predictions, else ``means``.
 
     Raises:
         InputError: the law does not go with the catalogue.
@@ -72,8 +74,8 @@ def law_of(law: PredictionLaw, *, synthetic: bool, given: bool) -> Law:
         )
     if law == "given" and not given:
         raise InputError(
-            f"predictions.law = 'given': the catalogue predicts nothing; it must be a file whose prompts have one or more of "
-            f"{', '.join(PREDICTED_KEYS)}"
+            f"predictions.law = 'given': nothing is predicted; the catalogue must be a file whose prompts have one or more of "
+            f"{', '.join(PREDICTED_KEYS)}, or for which there are predictors (predictions.predictors)"
         )
     return law
 

@@ -7,7 +7,7 @@ import pytest
 from rllib_envs.scenario import Reward, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
-from tuning.specs.workloads import with_predictions
+from tuning.specs.prompts import with_predictions
 
 
 @pytest.fixture(scope="session")

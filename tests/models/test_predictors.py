@@ -19,7 +19,6 @@ from models.predictors.held_out import figures_of
 from models.predictors.network import FitSettings, fit_networks
 from models.predictors.ridge import fit_ridge
 from models.predictors.served import Predictors
-from models.predictors.table import keys_of, load_table, table_of
 from models.predictors.text import STATISTICS, statistics_of, text_statistics
 from rllib_envs.errors import InputError
 from tests.draws import examples
@@ -59,8 +58,7 @@ def predictors(learned):
 
 @pytest.fixture
 def folder(predictors, tmp_path):
-    values = np.full((3, 2), 0.5)
-    predictors.save(tmp_path / "p", table_of(["a", "b", "c"], values, 100 * values, values))
+    predictors.save(tmp_path / "p")
     return tmp_path / "p"
 
 
@@ -201,9 +199,6 @@ def test_what_went_in_comes_out(folder, predictors):
     for name in ("score", "output_tokens", "log_sd", "novelty"):
         np.testing.assert_array_equal(getattr(loaded.predict(texts), name), getattr(predictors.predict(texts), name))
     assert (loaded.models, loaded.about) == (MODELS, {"of": "tests"})
-    table = load_table(folder, 2)
-    assert table.rows(["c", "nobody", "a"])[1] == -1
-    assert (table.keys[table.rows(["c", "a"])] == keys_of(["c", "a"])).all()
 
 
 def rewritten(folder, change):
@@ -257,12 +252,6 @@ def test_serving_imports_neither_torch_nor_ray(folder):
         "print([name for name in ('torch', 'ray', 'numba', 'scipy') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_two_prompts_with_one_id_are_refused():
-    with pytest.raises(InputError, match="the id 'a'"):
-        table_of(["a", "b", "a"], *[np.zeros((3, 1))] * 3)
-    assert len(set(keys_of(["a", "\ud800", "\ud801"]))) == 3  # JSON allows halves of characters
 
 
 @pytest.mark.parametrize("gone", ["scores", "lengths"])

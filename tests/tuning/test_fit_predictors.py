@@ -1,6 +1,7 @@
 """``edgeroute fit-predictors`` from a file of prompts to a folder."""
 
 import json
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import edgeroute
 from models.predictors import kept
 from models.predictors.served import Predictors
-from models.predictors.table import load_table
 from rllib_envs.errors import InputError
-from rllib_envs.workload.catalogue import in_train_split
+from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.workload.prediction_table import read_table
+from rllib_envs.workload.prompt_files import in_train_split, read_prompt_file
 from tests.prompts import MODELS, prompts, write_prompts
 from tuning import fit_predictors
 from tuning.fit_predictors import Options, run
@@ -19,6 +21,7 @@ from tuning.fit_predictors import Options, run
 pytestmark = pytest.mark.slow
 
 RECORDS = prompts(400)
+EXPERTS = [replace(expert, model=model) for expert, model in zip(load_scenario("edge6").experts, MODELS, strict=False)]
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +51,15 @@ def test_it_writes_predictors_their_predictions_and_how_good_they_are(fitted):
 
 
 def test_the_table_has_served_predictions_for_the_test_split_and_others_for_the_train_split(fitted):
-    _, folder = fitted
+    path, folder = fitted
     predictors = Predictors.load(folder)
-    table = load_table(folder, 2)
-    rows = table.rows([record["id"] for record in RECORDS])
-    assert sorted(rows) == list(range(len(RECORDS)))
+    table = read_table(folder).predicted(read_prompt_file(str(path)), EXPERTS)
     served = predictors.predict([record["prompt"] for record in RECORDS])
     train = np.array([in_train_split(record["id"]) for record in RECORDS])
-    np.testing.assert_allclose(table.output_tokens[rows][~train], served.output_tokens[~train], rtol=1e-5)
-    assert (table.output_tokens[rows][train] != served.output_tokens[train].astype(np.float32)).all()
+    for name in ("score", "output_tokens", "log_sd"):
+        of_table, of_all = getattr(table, name), getattr(served, name)
+        np.testing.assert_allclose(of_table[~train], of_all[~train], rtol=1e-5)
+        assert (of_table[train] != of_all[train].astype(np.float32)).all()
 
 
 def test_an_interrupted_fit_goes_on_with_what_it_has_and_comes_to_the_same(fitted, tmp_path, monkeypatch):
@@ -87,9 +90,7 @@ def test_fits_of_other_data_or_damaged_ones_are_not_gone_on_with(tmp_path):
         made.append(True)
         return fit_predictors.fit_weights(some, "ridge", 0)
 
-    some = fit_predictors._outcomes(
-        fit_predictors.read_prompt_file(str(write_prompts(tmp_path / "f.jsonl", RECORDS[:60]))), [0, 1]
-    )
+    some = fit_predictors._outcomes(read_prompt_file(str(write_prompts(tmp_path / "f.jsonl", RECORDS[:60]))), [0, 1])
     one, other = kept.KeptFits(tmp_path / "p", "one"), kept.KeptFits(tmp_path / "p", "other")
     one.get("all", fit)
     one.get("all", fit)

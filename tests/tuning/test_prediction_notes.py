@@ -10,7 +10,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Predictions
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
-from tuning.specs.workloads import with_predictions, with_prompts
+from tuning.specs.prompts import with_predictions, with_prompts
 from tuning.training.worlds import WorldOptions, base_world, training_groups
 
 EDGE6 = load_scenario("edge6")
@@ -62,7 +62,7 @@ def test_no_law_asked_for_leaves_the_scenarios_own():
 
 
 def test_a_law_that_does_not_go_with_the_prompts_is_refused_before_anything_runs(silent, tmp_path, capsys):
-    with pytest.raises(InputError, match="the catalogue predicts nothing"):
+    with pytest.raises(InputError, match="nothing is predicted"):
         notes_on_predictions(with_predictions(EDGE6, "given"))
     options = ["--smoke", "--catalogue", str(silent), "--predictions", "measured", "--out", str(tmp_path / "out")]
     assert edgeroute.main(["evaluate", *options]) == 2

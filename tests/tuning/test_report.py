@@ -27,7 +27,7 @@ from tuning.reports.document import Document, Paragraph, Section, Table, to_html
 from tuning.reports.episode_replay import OUTCOMES, Question, replay_episode
 from tuning.reports.explanations import notable_decisions
 from tuning.reports.run_folders import arms, read_run
-from tuning.specs.workloads import with_predictions
+from tuning.specs.prompts import with_predictions
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Catalogue, Faults, Observation, Predictions, Reward, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.tuned import read_tuned, shipped_tuned, world_fingerprint
-from tuning.specs.workloads import TraceOptions, make_workloads, with_prompts
+from tuning.specs.prompts import with_prompts
+from tuning.specs.workloads import TraceOptions, make_workloads
 from tuning.tune_heuristics import COARSE, _around, _combinations
 
 EDGE6 = load_scenario("edge6")

@@ -12,8 +12,9 @@ from models.export.bundle import load_bundle
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import TUNING_SEEDS, start_simulation
 from tuning.evaluation.tuned import shipped_tuned
+from tuning.specs.prompts import with_predictions
 from tuning.specs.routers import parse_router, with_tuned
-from tuning.specs.workloads import TraceOptions, make_workloads, with_predictions
+from tuning.specs.workloads import TraceOptions, make_workloads
 from tuning.training.validation import Validator
 from tuning.training.worlds import WorldOptions, base_world
 

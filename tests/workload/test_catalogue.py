@@ -19,8 +19,9 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Catalogue, Expert, Scenario, Workload
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload import catalogue as shipped
-from rllib_envs.workload.catalogue import RequestBatch, draw_requests, in_train_split, read_prompt_file
+from rllib_envs.workload.catalogue import RequestBatch, draw_requests
 from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD
+from rllib_envs.workload.prompt_files import in_train_split, read_prompt_file
 from tests.draws import examples
 
 ENGINE = EngineProfile(c0_ms=10, b_ms=0, c_ms=0, a_ms=0, n0_tokens=0, q_ms=0, kv_tokens=8192, kv_bytes_per_token=1)

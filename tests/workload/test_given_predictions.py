@@ -13,11 +13,12 @@ import pytest
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Predictions, Scenario
 from rllib_envs.scenarios.load import load_scenario
-from rllib_envs.workload.catalogue import draw_requests, in_train_split
+from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.lengths import given_lengths
 from rllib_envs.workload.predicted import Predicted
 from rllib_envs.workload.predictions import predict
-from tuning.specs.workloads import with_prompts
+from rllib_envs.workload.prompt_files import in_train_split
+from tuning.specs.prompts import with_prompts
 
 MODELS = ("a", "b", "unused")
 PROMPTS = 60

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rllib_envs.scenario import PredictionLaw, Scenario
-from rllib_envs.workload.catalogue import read_prompt_file
 from rllib_envs.workload.predictions import Law, law_of
+from rllib_envs.workload.prompt_files import read_prompt_file
 
 
 def predicted_by(scenario: Scenario) -> Law:
@@ -13,7 +13,8 @@ def predicted_by(scenario: Scenario) -> Law:
     Raises:
         InputError: the law does not go with the catalogue, or the file of prompts cannot be read.
     """
-    return law_of(scenario.predictions.law, synthetic=scenario.workload.catalogue.path is None, given=bool(_keys(scenario)))
+    given = scenario.predictions.predictors is not None or bool(_keys(scenario))
+    return law_of(scenario.predictions.law, synthetic=scenario.workload.catalogue.path is None, given=given)
 
 
 def notes_on_predictions(scenario: Scenario) -> list[str]:
@@ -29,6 +30,8 @@ def notes_on_predictions(scenario: Scenario) -> list[str]:
 
 
 def _source(law: Law, scenario: Scenario) -> str:
+    if scenario.predictions.predictors is not None:
+        return f"those of the predictors {scenario.predictions.predictors}, each by predictors that have not seen its prompt"
     if law == "given":
         return f"those of the file itself ({', '.join(_keys(scenario))})"
     if law == "measured":

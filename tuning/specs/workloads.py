@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.own_code import PREFIX, parse_own
-from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, PredictionLaw, Scenario, TraceFile, with_workload
+from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Scenario, TraceFile, with_workload
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.workload.arrivals import process_of
 from tuning.specs.faults import NO_FAULT, parse_faults, with_fault
@@ -114,20 +114,6 @@ def is_process(text: str) -> bool:
     A user's own process does not count: such names are also read from files, which must not run code.
     """
     return text.partition(":")[0] in PROCESSES
-
-
-def with_prompts(scenario: Scenario, path: Path) -> Scenario:
-    """Replace the scenario's catalogue by the prompts of a file (``rllib_envs.workload.catalogue``).
-
-    A stated capacity is for other prompts, so it is measured again.
-    """
-    catalogue = Catalogue(kind="file", path=str(path))
-    return replace(with_workload(scenario, catalogue=catalogue), capacity_rps=None)
-
-
-def with_predictions(scenario: Scenario, law: PredictionLaw | None) -> Scenario:
-    """Replace the law of the scenario's predictions; None leaves it."""
-    return scenario if law is None else replace(scenario, predictions=replace(scenario.predictions, law=law))
 
 
 def _make(world: Scenario, process: Arrivals, load: str) -> NamedWorkload:

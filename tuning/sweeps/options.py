@@ -32,7 +32,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 
 HELP = {
-    "search": ("space num_samples config", "search objective scheduler grace seed"),
+    "search": ("space num_samples config", "catalogue predictors search objective scheduler grace seed"),
     "length and folder of the sweep": ("iterations run_dir resume smoke", "auto_resume trust_checkpoint storage"),
     "final comparison": ("finalists", "final_seeds"),
     "resources": ("cpus_per_trial gpus_per_trial address", "max_concurrent"),
@@ -49,6 +49,10 @@ class Options:
     """What varies: reward-weights, graph, learner, or a YAML file (docs/sweeps.md)."""
     config: Path | None = None
     """YAML file of train's options, the same for all trials except for what the space varies."""
+    catalogue: str | None = None
+    """File of real prompts for all trials, as for train. Default: that of the configuration."""
+    predictors: str | None = None
+    """Folder of predictors for all trials, as for train. Default: that of the configuration."""
     search: Literal["random", "grid", "optuna"] = "random"
     """How to choose settings: at random; every combination, with three levels of each range (grid); or by Optuna's TPE."""
     objective: Literal["qos", "pareto"] = "qos"

@@ -17,6 +17,7 @@ from tuning.metrics.statistics import Interval, mean_interval, paired_difference
 from tuning.output.tables import markdown_table, show_interval, show_setting
 from tuning.output.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.run_dir.atomic import write_json, write_text
+from tuning.specs.prompts import with_information
 from tuning.specs.routers import parse_router
 from tuning.sweeps.figures import draw_importance, draw_parallel, draw_pareto
 from tuning.sweeps.options import Options
@@ -114,7 +115,8 @@ def _rank(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> tuple
         router = parse_router(f"bundle:{find_checkpoint(trial.checkpoint) / BUNDLE}")
         own = written_experiment(plan, trial.settings, trial.folder)
         requests = _SMOKE_REQUESTS if options.smoke else _REQUESTS
-        workloads = validation_workloads(load_scenario(own.scenario), own.load, requests)
+        world = with_information(load_scenario(own.scenario), own.catalogue, own.predictions, own.predictors)
+        workloads = validation_workloads(world, own.load, requests)
         cells += [Cell(router=router, scenario=workload.scenario, seeds=seeds) for workload in workloads]
     results = run_cells(cells, options.run_dir / "cells", 1 if options.smoke else None, "ranking")
     each = len(cells) // max(len(chosen), 1)  # workloads

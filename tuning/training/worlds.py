@@ -13,7 +13,8 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, PredictionLaw, Reward, Scenario, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.azure import AzureKind
-from tuning.specs.workloads import TraceOptions, make_workloads, with_predictions
+from tuning.specs.prompts import with_information
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 MIXED, OWN = "mixed", "own"
 """Loads beside those of ``make_workloads``: one for each environment, and the scenario's own."""
@@ -36,7 +37,9 @@ class WorldOptions:
     variation: bool
     observation: Observation
     reward: Reward
-    predictions: PredictionLaw | None = None  # None: the scenario's
+    catalogue: str | None = None  # file of prompts; None, here and below: the scenario's
+    predictions: PredictionLaw | None = None
+    predictors: str | None = None  # folder
 
 
 def base_world(options: WorldOptions) -> Scenario:
@@ -45,7 +48,8 @@ def base_world(options: WorldOptions) -> Scenario:
     Raises:
         InputError: no such scenario or load.
     """
-    return _dressed(with_predictions(load_scenario(options.scenario), options.predictions), options)
+    scenario = with_information(load_scenario(options.scenario), options.catalogue, options.predictions, options.predictors)
+    return _dressed(scenario, options)
 
 
 def training_groups(own: Scenario, options: WorldOptions, environments: int) -> list[Group]:
