@@ -16,13 +16,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+import edgeroute
 from benchmarks.results_table import qos_of, table
 from tuning.metrics.statistics import paired_difference
 from tuning.output.tables import markdown_table
@@ -79,18 +80,32 @@ class Results:
         """
         shown = " ".join(map(str, ["+ edgeroute", *arguments, *([] if log is None else [">", log])]))
         print(f"{shown}\n", end="", flush=True)  # in one piece: others may write too
-        command = [sys.executable, str(ROOT / "edgeroute.py"), *map(str, arguments)]
         with nullcontext() if log is None else log.open("a", encoding="utf-8") as file:
-            code = subprocess.run(command, cwd=ROOT, check=False, stdout=file, stderr=file).returncode
+            code = self._run(list(map(str, arguments)), file)
         if code:
             raise SystemExit(code)
 
+    def _run(self, command: list[str], file: TextIO | None) -> int:
+        """With one job in this process, which imports everything once; else in a process of its own."""
+        if self.jobs != 1:
+            process = [sys.executable, str(ROOT / "edgeroute.py"), *command]
+            return subprocess.run(process, cwd=ROOT, check=False, stdout=file, stderr=file).returncode
+        if file is None:
+            return edgeroute.main(command)
+        with redirect_stdout(file), redirect_stderr(file):
+            return edgeroute.main(command)
+
     def train(self) -> None:
-        """All that is not trained yet, a process a core (or ``--jobs``)."""
+        """All that is not trained yet, a process a core (or ``--jobs``; with one job in this process)."""
         arms = {name: [*options, "--minutes", str(minutes)] for name, (minutes, options) in ARMS.items()}
         (self.out / "runs").mkdir(parents=True, exist_ok=True)
+        todo = {**TRAINED, **arms}
+        if self.jobs == 1:
+            for name, options in todo.items():
+                self.train_one(name, options)
+            return
         with ThreadPoolExecutor(self.jobs or os.cpu_count()) as pool:
-            for done in [pool.submit(self.train_one, name, options) for name, options in {**TRAINED, **arms}.items()]:
+            for done in [pool.submit(self.train_one, name, options) for name, options in todo.items()]:
                 done.result()
 
     def train_one(self, name: str, options: Sequence[str]) -> None:
@@ -232,7 +247,7 @@ def put_tables(document: str, tables: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for all that is run; default: runs/results, or runs/results-smoke")
-    parser.add_argument("--jobs", type=int, help="processes of the comparisons; default: one a core")
+    parser.add_argument("--jobs", type=int, help="processes; 1: all in this one, step by step; default: one a core")
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny form of everything but the larger fleets, in minutes; docs/results.md stays"
     )

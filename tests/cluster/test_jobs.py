@@ -154,7 +154,7 @@ def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
     (tmp_path / "small.yaml").write_text(json.dumps(small))
     done = two_nodes.run(
         "sweep", "--space", "reward-weights", "--config", tmp_path / "small.yaml", "--scheduler", "none", "--num-samples", 2,
-        "--iterations", 8, "--finalists", 1, "--final-seeds", 2, "--address", two_nodes.address,
+        "--iterations", 5, "--finalists", 1, "--final-seeds", 2, "--address", two_nodes.address,
         "--run-dir", tmp_path / "sweep", timeout_s=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -35,11 +35,11 @@ mark(Validator, "compare", folder / "validation")
 tuning.training.setup._VALIDATION["requests"] = 100_000
 sys.exit(edgeroute.main(sys.argv[2:]))
 """
-SMALL = ["--fleets", "--no-variation", "--envs-per-runner", "4", "--steps-per-iteration", "64", "--requests", "20"]
+SMALL = ["--fleets", "--no-variation", "--envs-per-runner", "4", "--steps-per-iteration", "64"]
 CASES = {
-    "generation": ["--warmup", "0", "--search-requests", "20000", "--num-env-runners", "0"],
-    "generation on a worker": ["--warmup", "0", "--search-requests", "20000", "--num-env-runners", "1"],
-    "validation": ["--generations", "0", "--validate-every", "1", "--num-env-runners", "0"],
+    "generation": ["--warmup", "0", "--search-requests", "20000", "--num-env-runners", "0", "--requests", "20"],
+    "generation on a worker": ["--warmup", "0", "--search-requests", "20000", "--num-env-runners", "1", "--requests", "20"],
+    "validation": ["--generations", "0", "--validate-every", "1", "--num-env-runners", "0", "--requests", "100000"],
 }
 
 

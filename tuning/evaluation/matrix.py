@@ -58,7 +58,7 @@ class Cell:
         arrivals, catalogue = self.scenario.workload.arrivals, self.scenario.workload.catalogue
         trace = None if arrivals.trace is None else arrivals.trace.path
         own = parse_own(arrivals.kind, "arrivals").file if arrivals.is_own else None
-        files = (trace, catalogue.path, self.router.path, own)
+        files = (trace, catalogue.path, self.scenario.predictions.predictors, self.router.path, own)
         parts = (
             self.router.text,
             content_digest([Path(file) for file in files if file is not None]),

@@ -114,7 +114,7 @@ def _rank(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> tuple
         assert trial.checkpoint is not None
         router = parse_router(f"bundle:{find_checkpoint(trial.checkpoint) / BUNDLE}")
         own = written_experiment(plan, trial.settings, trial.folder)
-        requests = _SMOKE_REQUESTS if options.smoke else _REQUESTS
+        requests = _SMOKE_REQUESTS if options.smoke else min(_REQUESTS, own.requests)
         world = with_information(load_scenario(own.scenario), own.catalogue, own.predictions, own.predictors)
         workloads = validation_workloads(world, own.load, requests)
         cells += [Cell(router=router, scenario=workload.scenario, seeds=seeds) for workload in workloads]

@@ -86,8 +86,9 @@ def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], star
 
 
 def validator_of(options: Options, scenario: Scenario) -> Validator:
-    """Short paired comparisons with the best heuristic, in the run's world."""
-    return Validator(scenario, options.load, **({"seeds": 2, "requests": 20} if options.smoke else _VALIDATION))
+    """Short paired comparisons with the best heuristic, in the run's world; episodes are no longer than those of training."""
+    size = {"seeds": 2, "requests": 20} if options.smoke else _VALIDATION
+    return Validator(scenario, options.load, seeds=size["seeds"], requests=min(size["requests"], options.requests))
 
 
 def envelope_of(groups: Sequence[Group]) -> Envelope:
