@@ -21,7 +21,7 @@ from cluster.node import start_node, stop_node
 from models.rllib.avl.settings import AVLSettings
 from tuning.ray_cluster.check import Needs
 from tuning.ray_cluster.session import ray_session
-from tuning.training.options import Options, complete
+from tuning.training.options import TrainOptions, complete
 from tuning.training.setup import algorithm_of, world_options
 from tuning.training.worlds import base_world, training_groups
 
@@ -73,7 +73,9 @@ def _measure(settings: AVLSettings) -> None:
     sharing: list[float] = []
     data = weights = b""
     for workers in times:  # one after the other: their workers would be in each other's way
-        options = complete(Options(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto", avl=settings))
+        options = complete(
+            TrainOptions(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto", avl=settings)
+        )
         worlds = world_options(options)
         scenario = base_world(worlds)
         groups = training_groups(scenario, worlds, options.envs_per_runner)

@@ -15,13 +15,13 @@ from models.export.bundle import TRAINED_ON, load_bundle
 from rllib_envs.scenario import with_workload
 from tuning.demo import SHIPPED_ROUTER
 from tuning.run_dir.atomic import write_text
-from tuning.training.options import Options, complete
+from tuning.training.options import TrainOptions, complete
 from tuning.training.setup import envelope_of, world_options
 from tuning.training.worlds import base_world, training_groups
 
 
 def shipped_envelope() -> Envelope:
-    options = complete(Options())
+    options = complete(TrainOptions())
     worlds = world_options(options)
     scenario = base_world(worlds)
     scenario = with_workload(scenario, arrivals=replace(scenario.workload.arrivals, lengths="catalogue"))

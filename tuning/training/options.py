@@ -58,7 +58,7 @@ _OF_ONE_START = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class TrainOptions:
     """Options of the command."""
 
     algo: AlgorithmName = "avl"
@@ -157,7 +157,7 @@ class Options:
         return min(known) if known else None
 
 
-_PAPER = Options(
+_PAPER = TrainOptions(
     preset="paper",
     algo="sac",
     scenario="paper3",
@@ -196,15 +196,15 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),  # RLlib seeds NumPy's global generator, which takes 32 bits; each start of a run has its own
     "validate_every": (0, 10**9),
 }
-_ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
+_ADAPTER: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
 
 
-def preset(name: PresetName) -> Options:
+def preset(name: PresetName) -> TrainOptions:
     """The options of a preset."""
-    return _PAPER if name == "paper" else Options()
+    return _PAPER if name == "paper" else TrainOptions()
 
 
-def defaults(arguments: Sequence[str]) -> Options:
+def defaults(arguments: Sequence[str]) -> TrainOptions:
     """Defaults for the command line: the preset's options, overridden by the file that ``--config`` names.
 
     Raises:
@@ -219,7 +219,7 @@ def defaults(arguments: Sequence[str]) -> Options:
     return options_from(named.config, named.preset)
 
 
-def options_from(path: Path, preset_name: str = "ours") -> Options:
+def options_from(path: Path, preset_name: str = "ours") -> TrainOptions:
     """Read the options of a file; those that it lacks are the preset's that it names, or this one's.
 
     Raises:
@@ -230,11 +230,11 @@ def options_from(path: Path, preset_name: str = "ours") -> Options:
 
 def option_names() -> list[str]:
     """The names of all options, including those of nested records."""
-    own = [f.name for f in fields(Options) if f.name not in _PARTS]
+    own = [f.name for f in fields(TrainOptions) if f.name not in _PARTS]
     return own + [f.name for kind in _PARTS.values() for f in fields(kind)]
 
 
-def parse_options(data: Mapping[str, Any], where: str) -> Options:
+def parse_options(data: Mapping[str, Any], where: str) -> TrainOptions:
     """Parse options from a mapping by name; missing ones are the preset's.
 
     Raises:
@@ -261,21 +261,21 @@ def _own(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     return location[1:] if len(location) > 1 and location[0] in _PARTS else location
 
 
-def to_mapping(options: Options) -> dict[str, Any]:
+def to_mapping(options: TrainOptions) -> dict[str, Any]:
     """Options by name, including those of nested records; ``parse_options`` reads them back."""
     flat = asdict(options)
     parts = [flat.pop(part) for part in _PARTS]
     return {**flat, **{key: value for part in parts for key, value in part.items()}}
 
 
-def definition(options: Options) -> dict[str, Any]:
+def definition(options: TrainOptions) -> dict[str, Any]:
     """The options that define the run, in YAML's types."""
     others = (*_OF_ONE_START, *(f.name for f in fields(TrackOptions)))
     kept = {key: value for key, value in to_mapping(options).items() if key not in others}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
-def complete(options: Options) -> Options:
+def complete(options: TrainOptions) -> TrainOptions:
     """Fill in options that were left open, and check their limits.
 
     Raises:
@@ -301,7 +301,7 @@ def complete(options: Options) -> Options:
     return options
 
 
-def resumed(options: Options, own: Mapping[str, Any], where: str) -> Options:
+def resumed(options: TrainOptions, own: Mapping[str, Any], where: str) -> TrainOptions:
     """The options of a resumed run: its own, with those that each start has for itself as given now.
 
     Raises:
