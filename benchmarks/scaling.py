@@ -22,8 +22,8 @@ from models.rllib.avl.settings import AVLSettings
 from tuning.ray_cluster.check import Needs
 from tuning.ray_cluster.session import ray_session
 from tuning.training.options import TrainOptions, complete
-from tuning.training.setup import algorithm_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.setup import algorithm_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 STEPS = 16_384  # of each worker in a round
 ROUNDS = 5
@@ -76,9 +76,9 @@ def _measure(settings: AVLSettings) -> None:
         options = complete(
             TrainOptions(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto", avl=settings)
         )
-        worlds = world_options(options)
-        scenario = base_world(worlds)
-        groups = training_groups(scenario, worlds, options.envs_per_runner)
+        variants = variant_options(options)
+        scenario = base_scenario(variants)
+        groups = training_groups(scenario, variants, options.envs_per_runner)
         with algorithm_of(options, scenario, groups, 1) as algorithm:
             for number in range(ROUNDS + 1):
                 begun = time.perf_counter()

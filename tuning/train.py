@@ -49,8 +49,8 @@ from tuning.training.curve import draw_curve
 from tuning.training.log import LOG, Iteration, RunLog, read_log
 from tuning.training.loop import Diverged, StopLimits, Trainer
 from tuning.training.options import HELP, TrainOptions, complete, defaults, definition, resumed
-from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -132,7 +132,7 @@ def _say_complete(start: _Start) -> int:
 def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
     """Train from there, and return the exit code."""
     options, scenario = start.options, start.scenario
-    groups = training_groups(scenario, world_options(options), options.envs_per_runner)
+    groups = training_groups(scenario, variant_options(options), options.envs_per_runner)
     records = read_log(options.run_dir / LOG, start.about["iteration"]) if start.checkpoint else []
     with (
         tracker(
@@ -226,9 +226,9 @@ def _trainer(
 def _begin(options: TrainOptions) -> _Start:
     """Lay out a new run directory."""
     options = complete(replace(options, resume=False))
-    worlds = world_options(options)
-    scenario = base_world(worlds)
-    training_groups(scenario, worlds, options.envs_per_runner)  # errors in the fleets show before anything is written
+    variants = variant_options(options)
+    scenario = base_scenario(variants)
+    training_groups(scenario, variants, options.envs_per_runner)  # errors in the fleets show before anything is written
     contents = {
         "options": definition(options),
         "limits": {name: getattr(options, name) for name in ("steps", "iterations")},

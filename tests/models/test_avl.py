@@ -18,7 +18,7 @@ from models.rllib.avl.algorithm import AVLConfig, avl_config
 from models.rllib.avl.learner import _weights
 from models.rllib.avl.module import AVLModule
 from models.rllib.avl.settings import AVLSettings
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.router_module import BaselineModule
 from models.rllib.sac.module import SACModule
 from models.router import RouterSpec
@@ -49,7 +49,7 @@ def config(scenario, router="han", rows=ROWS, seed=3, total_steps=None, lr=1e-2,
 
 @pytest.fixture(scope="module")
 def fragments(small_scenario):
-    return ColumnRunner(config=config(small_scenario)).sample(num_timesteps=ROWS * sum(COUNTS))
+    return VectorEnvRunner(config=config(small_scenario)).sample(num_timesteps=ROWS * sum(COUNTS))
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from rllib_envs.errors import InputError
 from tuning.run_dir.signature import check_signature
 from tuning.train import run
 from tuning.training.options import TrainOptions, complete
-from tuning.training.setup import algorithm_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.setup import algorithm_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_ray")]
 
@@ -34,8 +34,8 @@ def trained(tmp_path_factory):
 def algorithm():
     """One like that of the run."""
     options = complete(TrainOptions(**TINY))
-    scenario = base_world(world_options(options))
-    groups = training_groups(scenario, world_options(options), options.envs_per_runner)
+    scenario = base_scenario(variant_options(options))
+    groups = training_groups(scenario, variant_options(options), options.envs_per_runner)
     with algorithm_of(options, scenario, groups, 1) as algorithm:
         yield algorithm
 

@@ -113,6 +113,14 @@ def test_what_defines_a_run_survives_yaml():
     assert set(definition(options)) < set(to_mapping(options))
 
 
+def test_the_former_name_of_an_option_is_read_and_its_new_one_said(capsys):
+    options = parse_options({"search-worlds": 7}, "old.yaml")
+    assert options == replace(TrainOptions(), avl=AVLSettings(search_variants=7))
+    assert capsys.readouterr().err == "old.yaml: search_worlds is called search_variants now\n"
+    assert resumed(TrainOptions(), definition(TrainOptions()) | {"search_variants": 7}, "file").avl.search_variants == 7
+    assert capsys.readouterr().err == ""
+
+
 def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
     own = definition(replace(TrainOptions(), lr=0.3, router=RouterSpec(hidden=40)))
     given = TrainOptions(run_dir=Path("there"), minutes=3.0, resume=True)

@@ -13,7 +13,7 @@ from tuning.training.options import TrainOptions
 
 _LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
-    "avl": {"warmup": 1, "generations": 1, "population": 4, "search_worlds": 3, "search_requests": 20},
+    "avl": {"warmup": 1, "generations": 1, "population": 4, "search_variants": 3, "search_requests": 20},
     "ppo": {"warmup_steps": 50},
     "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -196,6 +197,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),  # RLlib seeds NumPy's global generator, which takes 32 bits; each start of a run has its own
     "validate_every": (0, 10**9),
 }
+_FORMER = {"search_worlds": "search_variants"}
 _ADAPTER: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
 
 
@@ -240,7 +242,7 @@ def parse_options(data: Mapping[str, Any], where: str) -> TrainOptions:
     Raises:
         InputError: an unknown name or a value that is not possible.
     """
-    given = {str(key).replace("-", "_"): value for key, value in data.items()}
+    given = {_current(str(key).replace("-", "_"), where): value for key, value in data.items()}
     known = option_names()
     for key in given:
         if key not in known:
@@ -254,6 +256,14 @@ def parse_options(data: Mapping[str, Any], where: str) -> TrainOptions:
         return _ADAPTER.validate_json(json.dumps({**flat, **parts}, default=str), strict=True)  # in JSON a list is a tuple
     except ValidationError as error:
         raise InputError("\n".join(explain(error, where, "options", _own))) from None
+
+
+def _current(name: str, where: str) -> str:
+    """The present name of an option; files of earlier versions have the former one."""
+    if name not in _FORMER:
+        return name
+    print(f"{where}: {name} is called {_FORMER[name]} now", file=sys.stderr)
+    return _FORMER[name]
 
 
 def _own(location: tuple[str | int, ...]) -> tuple[str | int, ...]:

@@ -22,7 +22,7 @@ from tuning.ray_cluster.check import Needs
 from tuning.training.algorithms import algorithm_config, network_spec
 from tuning.training.options import TrainOptions
 from tuning.training.validation import Validator
-from tuning.training.worlds import WorldOptions
+from tuning.training.variants import VariantOptions
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -31,7 +31,7 @@ _SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resum
 _VALIDATION = {"seeds": 4, "requests": 1200}
 
 
-def world_options(options: TrainOptions) -> WorldOptions:
+def variant_options(options: TrainOptions) -> VariantOptions:
     """The options of its environment variants."""
     observation = Observation(
         whatif=options.spec.impact,
@@ -41,7 +41,7 @@ def world_options(options: TrainOptions) -> WorldOptions:
         running_slots=options.running_slots,
         waiting_slots=options.waiting_slots,
     )
-    return WorldOptions(
+    return VariantOptions(
         scenario=options.scenario,
         load=options.load,
         requests=options.requests,
@@ -68,8 +68,8 @@ def algorithm_of(options: TrainOptions, scenario: Scenario, groups: list[Group],
 
     Args:
         options: complete.
-        scenario: ``training_worlds.base_world`` of the run.
-        groups: ``training_worlds.training_groups`` of the run.
+        scenario: ``variants.base_scenario`` of the run.
+        groups: ``variants.training_groups`` of the run.
         starts: how often the run has been started, this time included.
     """
     _check_sample(options, _compile_kernels(scenario))
@@ -84,13 +84,13 @@ def algorithm_of(options: TrainOptions, scenario: Scenario, groups: list[Group],
 
 
 def validator_of(options: TrainOptions, scenario: Scenario) -> Validator:
-    """Short paired comparisons with the best heuristic, in the run's world."""
+    """Short paired comparisons with the best heuristic, in the run's scenario."""
     return Validator(scenario, options.load, **({"seeds": 2, "requests": 20} if options.smoke else _VALIDATION))
 
 
 def envelope_of(groups: Sequence[Group]) -> Envelope:
-    """The training range of a run's environment variants (``training_worlds.training_groups``)."""
-    return Envelope.of([measure([worlds] if isinstance(worlds, Scenario) else list(worlds)) for worlds, _ in groups])
+    """The training range of a run's environment variants (``variants.training_groups``)."""
+    return Envelope.of([measure([variants] if isinstance(variants, Scenario) else list(variants)) for variants, _ in groups])
 
 
 def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
