@@ -13,6 +13,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def qos(router: str, scenario: Scenario, seeds: range) -> float:
     return float(np.mean([simulation.records(cluster).qos.mean() for cluster in range(len(seeds))]))
 
 
-def judged(seed: int) -> dict[str, object]:
+def judged(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scenario = random_scenario(seed, Path(folder))
         envelope = load_bundle(SHIPPED_ROUTER).trained_on
@@ -125,7 +126,7 @@ def judged(seed: int) -> dict[str, object]:
     return {"seed": seed, "difference": difference, "outside": [[one.name, one.excess] for one in found]}
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for low, high in CLASSES:
         flagged = [bool(row["outside"]) for row in rows if low < row["difference"] <= high]
