@@ -22,7 +22,7 @@ from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import FINISHED
 from tuning.metrics.statistics import Interval
 from tuning.output.tables import show_interval
-from tuning.reports import figures as report_figures
+from tuning.reports import replay_figures
 from tuning.reports.document import Document, Paragraph, Section, Table, to_html, to_markdown
 from tuning.reports.episode_replay import OUTCOMES, Question, replay_episode
 from tuning.reports.explanations import notable_decisions
@@ -404,7 +404,7 @@ def test_notable_decisions_are_of_the_minute_and_say_why(replay):
 def test_bars_of_a_lane_do_not_overlap_and_take_as_many_rows_as_needed(bars):
     begin = np.sort([b for b, _ in bars])
     end = begin + [length for _, length in bars]
-    rows, _ = report_figures._rows(begin, end)
+    rows, _ = replay_figures._rows(begin, end)
     for row in set(rows.tolist()):
         mine = rows == row
         assert (end[mine][:-1] <= begin[mine][1:]).all()
