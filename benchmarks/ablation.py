@@ -60,9 +60,16 @@ def without_calibration(router: Router) -> None:
 
 
 CHANGES: dict[str, Callable[[Router], None]] = {
-    name.replace("_", "-"): function
-    for name, function in globals().items()
-    if name.startswith(("without_", "with_the_")) and callable(function)
+    function.__name__.replace("_", "-"): function
+    for function in (
+        without_graph,
+        without_correction,
+        without_future_network,
+        with_the_price_before_training,
+        without_price,
+        without_drop,
+        without_calibration,
+    )
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.timing import cpu_s
-from rllib_envs.decision import decide, write_observation
+from rllib_envs.decision import Rules, World, decide, write_observation
 from rllib_envs.scenario import Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.cluster import STEP
@@ -24,7 +24,7 @@ CLUSTERS, REQUESTS = 64, 1000
 
 
 @kernel
-def _route_all(world, rules, show):
+def _route_all(world: World, rules: Rules, show: bool) -> float:
     """Route every request to the expert with the fewest; returns the mean number in flight at a decision."""
     world = borrow(world)
     experts = world.state.experts

@@ -58,7 +58,8 @@ def main() -> None:
             print(f"{name:34} fit {float(of(drawn)):8.2f}   trace {float(of(output)):8.2f}")
         own, real = spearmanr(drawn_prompt, drawn)[0], spearmanr(prompt, output)[0]
         print(f"{'rank correlation with the prompt':34} fit {own:8.3f}   trace {real:8.3f}")
-        print(f"{'largest difference in probability':34} {ks_2samp(drawn, output).statistic:.3f}\n")
+        test: Any = ks_2samp(drawn, output)
+        print(f"{'largest difference in probability':34} {test.statistic:.3f}\n")
 
 
 if __name__ == "__main__":

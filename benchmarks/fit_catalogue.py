@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,8 @@ POOL = (
 )
 """The file's complete models of at most 9 billion parameters (rounded)."""
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(120)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_NODES, _MASSES = np.polynomial.hermite_e.hermegauss(120)
+_WEIGHTS = _MASSES / _MASSES.sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +122,12 @@ def fit_constants(mean_score: NDArray[np.float64], target: Moments) -> Fit:
         model = with_(v, 0.0)
         return (model.score_correlation - target.score_correlation) ** 2 + (model.oracle - target.oracle) ** 2
 
-    v = float(minimize_scalar(score_error, bounds=(0.05, 0.97), method="bounded", options={"xatol": 1e-6}).x)
-    ease = float(brentq(lambda x: with_(v, x).score_length_correlation - target.score_length_correlation, 0.0, 1.0))
+    def length_error(ease: float) -> float:
+        return with_(v, ease).score_length_correlation - target.score_length_correlation
+
+    found: Any = minimize_scalar(score_error, bounds=(0.05, 0.97), method="bounded", options={"xatol": 1e-6})
+    v = float(found.x)
+    ease: float = cast(Any, brentq(length_error, 0.0, 1.0))
     log_correlation = np.log1p(target.length_correlation * np.expm1(s**2)) / s**2
     return Fit(shared_variance=v, length_log_sd=s, length_ease=ease, length_shared=float(np.sqrt(log_correlation - ease**2)))
 

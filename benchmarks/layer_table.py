@@ -8,6 +8,7 @@ each other in the one but not in the others.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,4 +69,5 @@ def _interpolator(attention: list[Floats], rows: NDArray[np.bool_], axes: tuple[
     points, us = points[kept], attention[4][kept]
     values = [np.unique(points[:, i]) for i in range(len(axes))]
     grid = us[np.lexsort(points.T[::-1])].reshape([len(v) for v in values])
-    return RegularGridInterpolator(values, grid, bounds_error=False, fill_value=None)
+    beyond: Any = None  # it extrapolates
+    return RegularGridInterpolator(values, grid, bounds_error=False, fill_value=beyond)

@@ -1,8 +1,8 @@
 """Speed of learning: rollouts and SAC updates, RLlib's own way and ours, per CPU-second on one core.
 
 Run ``OMP_NUM_THREADS=1 python -m benchmarks.learning``. Rollouts: 128 sub-environments of edge6 under heavy load and the same
-module, stepped by RLlib's ``SingleAgentEnvRunner`` and by our ``ColumnRunner``, without what-if results, where the worker's own
-time shows, and with what training takes: what-if results and counterfactuals. SAC: whole training steps (sampling from 64
+module, stepped by RLlib's ``SingleAgentEnvRunner`` and by our ``VectorEnvRunner``, without what-if results, where the worker's
+own time shows, and with what training takes: what-if results and counterfactuals. SAC: whole training steps (sampling from 64
 sub-environments, replay, updates; one update of 256 rows for 64 steps) of RLlib's SAC with its episode replay buffer and of
 ours, with the same networks; the small one shows the time of everything but the networks. The best of a few measurements counts.
 """
@@ -27,7 +27,7 @@ from torch import nn
 from benchmarks.timing import cpu_s
 from models.action_value import ActionValue
 from models.features import read_columns
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.router_module import BaselineModule
 from models.rllib.sac.algorithm import sac_config
 from models.router import Router, RouterSpec
@@ -85,8 +85,8 @@ class _Actor(Router):
 
 
 class _Critic(ActionValue):
-    def forward(self, observation: Any) -> torch.Tensor:
-        return super().forward(read_columns(observation))
+    def forward(self, columns: Any) -> torch.Tensor:
+        return super().forward(read_columns(columns))  # RLlib gives it an observation
 
 
 class StockSACModule(DefaultSACTorchRLModule):
@@ -156,7 +156,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'rollouts, steps/s':24}{'RLlib':>10}{'ours':>10}{'ratio':>8}")
     for whatif in (False, True):
-        stock, ours = (rollout_steps_per_cpu_s(cls, whatif=whatif) for cls in (SingleAgentEnvRunner, ColumnRunner))
+        stock, ours = (rollout_steps_per_cpu_s(cls, whatif=whatif) for cls in (SingleAgentEnvRunner, VectorEnvRunner))
         print(f"{'with what-if' if whatif else 'plain':24}{stock:10,.0f}{ours:10,.0f}{ours / stock:8.1f}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(ray_session("local", Needs()))

@@ -15,15 +15,16 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from cluster.node import Options as NodeOptions
 from cluster.node import start_node, stop_node
 from models.rllib.avl.settings import AVLSettings
 from tuning.ray_cluster.check import Needs
 from tuning.ray_cluster.session import ray_session
-from tuning.training.options import Options, complete
-from tuning.training.setup import algorithm_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.options import TrainOptions, complete
+from tuning.training.setup import algorithm_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 STEPS = 16_384  # of each worker in a round
 ROUNDS = 5
@@ -66,33 +67,37 @@ def _measure(settings: AVLSettings) -> None:
     # Only now: importing Ray reads the environment, which the session has set.
     from ray.rllib.core.learner.training_data import TrainingData
 
-    from models.rllib.rollout.collect import collect, share_weights, update_learners
+    from models.rllib.rollout.collect import VectorAlgorithm, collect, share_weights, update_learners
 
     times: dict[int, list[float]] = {1: [], 2: []}
     learning: list[float] = []
     sharing: list[float] = []
-    data = weights = b""
+    fragments: list[Any] = []
+    weights = b""
     for workers in times:  # one after the other: their workers would be in each other's way
-        options = complete(Options(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto", avl=settings))
-        worlds = world_options(options)
-        scenario = base_world(worlds)
-        groups = training_groups(scenario, worlds, options.envs_per_runner)
-        with algorithm_of(options, scenario, groups, 1) as algorithm:
+        options = complete(
+            TrainOptions(num_env_runners=workers, steps_per_iteration=STEPS * workers, address="auto", avl=settings)
+        )
+        variants = variant_options(options)
+        scenario = base_scenario(variants)
+        groups = training_groups(scenario, variants, options.envs_per_runner)
+        with algorithm_of(options, scenario, groups, 1) as made:
+            algorithm = cast(VectorAlgorithm, made)
             for number in range(ROUNDS + 1):
                 begun = time.perf_counter()
                 fragments = collect(algorithm)
                 sampled = time.perf_counter()
-                update_learners(algorithm, TrainingData(episodes=fragments))
+                update_learners(algorithm, TrainingData(episodes=cast(Any, fragments)))
                 learned = time.perf_counter()
                 share_weights(algorithm)
                 if number:  # the first compiles, and fills the engines
                     times[workers].append(sampled - begun)
                     learning.append((learned - sampled) / (STEPS * workers))
                     sharing.append(time.perf_counter() - learned)
-            data = pickle.dumps(fragments, protocol=5)
+            assert algorithm.learner_group is not None
             weights = pickle.dumps(algorithm.learner_group.get_state("learner/rl_module", inference_only=True), protocol=5)
     rates = {workers: STEPS * workers / statistics.median(seconds) for workers, seconds in times.items()}
-    step_bytes = len(data) / (2 * STEPS)
+    step_bytes = len(pickle.dumps(fragments, protocol=5)) / (2 * STEPS)
     learner = 1 / statistics.median(learning)
     print(f"measured on {os.cpu_count()} cores, medians of {ROUNDS} rounds of {STEPS:,} steps for each worker")
     for workers, rate in rates.items():

@@ -1,8 +1,8 @@
 """Writes what the shipped router was trained on into its bundle, which was saved before bundles said so.
 
-Run ``python -m benchmarks.trained_on`` from the repository root. It takes the worlds of the default options of ``edgeroute
-train``, with answer lengths of the catalogue under the Azure arrivals, as they were when it was trained. The weights stay. It
-takes some ten seconds.
+Run ``python -m benchmarks.trained_on`` from the repository root. It takes the environment variants of the default options of
+``edgeroute train``, with answer lengths of the catalogue under the Azure arrivals, as they were when it was trained. The
+weights stay. It takes some ten seconds.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from models.export.bundle import TRAINED_ON, load_bundle
 from rllib_envs.scenario import with_workload
 from tuning.demo import SHIPPED_ROUTER
 from tuning.run_dir.atomic import write_text
-from tuning.training.options import Options, complete
-from tuning.training.setup import envelope_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.options import TrainOptions, complete
+from tuning.training.setup import envelope_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 
 def shipped_envelope() -> Envelope:
-    options = complete(Options())
-    worlds = world_options(options)
-    scenario = base_world(worlds)
+    options = complete(TrainOptions())
+    variants = variant_options(options)
+    scenario = base_scenario(variants)
     scenario = with_workload(scenario, arrivals=replace(scenario.workload.arrivals, lengths="catalogue"))
-    return envelope_of(training_groups(scenario, worlds, options.envs_per_runner))
+    return envelope_of(training_groups(scenario, variants, options.envs_per_runner))
 
 
 def main() -> None:

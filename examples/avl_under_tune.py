@@ -36,11 +36,12 @@ def main() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     with tempfile.TemporaryDirectory() as folder:
         run = tune.RunConfig(stop={"training_iteration": 1 if smoke else 20}, storage_path=folder, verbose=0)
-        results = tune.Tuner(AVL, param_space=config, run_config=run).fit()
+        results = tune.Tuner(AVL, param_space=config, run_config=run).fit()  # pyright: ignore[reportArgumentType]
     for result in results:
         if result.error is not None:
             raise SystemExit(f"a trial failed: {result.error}")
-        print(f"lr {result.config['lr']:g}: mean QoS {result.metrics['env_runners']['qos_mean']:.3f}")
+        settings, metrics = result.config or {}, result.metrics or {}
+        print(f"lr {settings['lr']:g}: mean QoS {metrics['env_runners']['qos_mean']:.3f}")
 
 
 if __name__ == "__main__":

@@ -113,14 +113,12 @@ class Envelope:
     ranges: Mapping[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, worlds: Sequence[Measured]) -> Envelope:
+    def of(cls, measured: Sequence[Measured]) -> Envelope:
         """The union of the scenarios' ranges."""
-        names = [name for name in INPUTS if all(name in world for world in worlds)]
-        return cls(
-            ranges={
-                name: (float(min(w[name].min() for w in worlds)), float(max(w[name].max() for w in worlds))) for name in names
-            }
-        )
+        names = [name for name in INPUTS if all(name in one for one in measured)]
+        lows = {name: min(float(one[name].min()) for one in measured) for name in names}
+        highs = {name: max(float(one[name].max()) for one in measured) for name in names}
+        return cls(ranges={name: (lows[name], highs[name]) for name in names})
 
     @classmethod
     def from_json(cls, data: Any) -> Envelope:
@@ -150,11 +148,11 @@ class Envelope:
         parts = [(name, INPUTS[name].show, limits) for name, limits in self.ranges.items()]
         return ", ".join(f"{name} {show(low)} to {show(high)}" for name, show, (low, high) in parts)
 
-    def outside(self, world: Measured) -> list[Outside]:
+    def outside(self, measured: Measured) -> list[Outside]:
         """The inputs of a scenario that are outside, the worst first."""
         found: list[Outside] = []
         for name, (low, high) in self.ranges.items():
-            values = world[name].reshape(-1, world[name].shape[-1])
+            values = measured[name].reshape(-1, measured[name].shape[-1])
             excess = np.maximum(low - values, values - high)
             _, expert = np.unravel_index(int(excess.argmax()), excess.shape)
             judged = INPUTS[name]
@@ -177,36 +175,37 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(cast(float, value))
 
 
-def measure(worlds: Sequence[Scenario]) -> Measured:
+def measure(scenarios: Sequence[Scenario]) -> Measured:
     """Measure the inputs in scenarios of one cluster, on a few short fixed episodes each.
 
     Raises:
-        InputError: a trace or catalogue cannot be read, or the worlds differ in more than the episodes drawn (``Simulation``).
+        InputError: a trace or catalogue cannot be read, or the scenarios differ in more than the episodes drawn (``Simulation``).
     """
-    shown = replace(worlds[0].observation, running_slots=1, waiting_slots=1, whatif=False, counterfactual=False, calibrate=False)
-    capacity = capacity_rps(worlds[0])
-    least = min(world.workload.requests or _REQUESTS for world in worlds)
+    first = scenarios[0]
+    shown = replace(first.observation, running_slots=1, waiting_slots=1, whatif=False, counterfactual=False, calibrate=False)
+    capacity = capacity_rps(first)
+    least = min(scenario.workload.requests or _REQUESTS for scenario in scenarios)
     alike = [
-        replace(with_workload(world, requests=min(least, _REQUESTS)), observation=shown, capacity_rps=capacity)
-        for world in worlds
+        replace(with_workload(scenario, requests=min(least, _REQUESTS)), observation=shown, capacity_rps=capacity)
+        for scenario in scenarios
     ]
-    simulation = Simulation(alike[0], len(alike), worlds=alike)
+    simulation = Simulation(alike[0], len(alike), variants=alike)
     runs = [_run(simulation, _FIRST_SEED + i * len(alike)) for i in range(_EPISODES)]
     measured = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
     rates = measured.pop("rate_rps")  # (episodes, B, 1)
-    measured["load"] = np.concatenate([_loads(world, rates[:, b]) for b, world in enumerate(worlds)])
+    measured["load"] = np.concatenate([_loads(scenario, rates[:, b]) for b, scenario in enumerate(scenarios)])
     return measured
 
 
-def _loads(world: Scenario, rates_rps: Floats) -> Floats:
+def _loads(scenario: Scenario, rates_rps: Floats) -> Floats:
     """(?, 1) possible mean rates of a scenario's episodes, over the cluster's capacity for such requests."""
-    load = world.workload.load
+    load = scenario.workload.load
     if load == "mixed":
-        return np.array(world.workload.mixed_range)[:, None]
+        return np.array(scenario.workload.mixed_range)[:, None]
     if load in LOAD_FRACTIONS:
         return np.array([[LOAD_FRACTIONS[cast(str, load)]]])
     rate_rps = float(np.mean(rates_rps)) if isinstance(load, str) else load  # a trace's own rate, or the given one
-    return np.array([[rate_rps / capacity_rps(replace(world, capacity_rps=None))]])
+    return np.array([[rate_rps / capacity_rps(replace(scenario, capacity_rps=None))]])
 
 
 def _run(simulation: Simulation, first_seed: int) -> Measured:

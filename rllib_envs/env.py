@@ -130,11 +130,11 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
         scenario: Scenario | str | PathLike[str] = "edge6",
         copy: bool = True,
         render_mode: str | None = None,
-        worlds: Sequence[Scenario] = (),
+        variants: Sequence[Scenario] = (),
     ) -> None:
         """Set up B = ``num_envs`` environments.
 
-        ``copy=False`` returns the internal buffers, which the next call overwrites. ``worlds`` has a scenario for each
+        ``copy=False`` returns the internal buffers, which the next call overwrites. ``variants`` has a scenario for each
         environment, if their episodes are drawn differently (``Simulation``).
 
         Raises:
@@ -146,7 +146,7 @@ class EdgeRoutingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[An
         self.scenario = as_scenario(scenario)
         self.num_envs = num_envs
         self.render_mode = None
-        self.simulation = Simulation(self.scenario, num_envs, worlds=worlds)
+        self.simulation = Simulation(self.scenario, num_envs, variants=variants)
         self.single_observation_space = observation_space(self.simulation)
         self.single_action_space = spaces.Discrete(self.scenario.n_experts + 1)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

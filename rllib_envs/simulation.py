@@ -99,25 +99,25 @@ class Simulation:
         now_s: (B,) time of the present decision; after the last one, of the end of the drain.
     """
 
-    def __init__(self, scenario: Scenario, batch: int, *, show: bool = True, worlds: Sequence[Scenario] = ()) -> None:
+    def __init__(self, scenario: Scenario, batch: int, *, show: bool = True, variants: Sequence[Scenario] = ()) -> None:
         """Set up empty clusters; ``show=False`` skips the observations (for routers that need none).
 
-        ``worlds`` has a scenario for each cluster, if their episodes are drawn differently. They may differ in arrivals, loads,
+        ``variants`` has a scenario for each cluster, if their episodes are drawn differently. They may differ in arrivals, loads,
         predictions, faults or variations. All else must equal ``scenario``.
 
         Raises:
-            ValueError: batch < 1, or not one world for each cluster.
-            InputError: worlds that differ in more, a trace that cannot be read, or more memory than the machine has.
+            ValueError: batch < 1, or not one variant for each cluster.
+            InputError: variants that differ in more, a trace that cannot be read, or more memory than the machine has.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be >= 1")
         self.scenario = scenario
-        self.worlds = tuple(worlds) or (scenario,) * batch
-        _check_worlds(scenario, self.worlds, batch)
+        self.variants = tuple(variants) or (scenario,) * batch
+        _check_variants(scenario, self.variants, batch)
         self.batch = batch
         self.capacity_rps = capacity_rps(scenario)
         spec, n = scenario.observation, scenario.n_experts
-        m = self._requests = max(episode_requests(world.workload) for world in self.worlds)
+        m = self._requests = max(episode_requests(variant.workload) for variant in self.variants)
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         self.state = allocate(nominal.copy(), m)
@@ -172,7 +172,7 @@ class Simulation:
         Raises:
             InputError: a trace or catalogue cannot be read; the answers have more tokens than the iteration counter can hold.
         """
-        episode = draw_episode(self.worlds[cluster], self.capacity_rps, seed)
+        episode = draw_episode(self.variants[cluster], self.capacity_rps, seed)
         _check_length(episode)
         count = episode.arrival_s.size
         w = self.workload
@@ -273,13 +273,13 @@ def _check_length(episode: Episode) -> None:
         )
 
 
-def _check_worlds(scenario: Scenario, worlds: Sequence[Scenario], batch: int) -> None:
-    if len(worlds) != batch:
-        raise ValueError(f"worlds has {len(worlds)} entries: must have one for each of the {batch} clusters")
-    for i, world in enumerate(worlds):
+def _check_variants(scenario: Scenario, variants: Sequence[Scenario], batch: int) -> None:
+    if len(variants) != batch:
+        raise ValueError(f"variants has {len(variants)} entries: must have one for each of the {batch} clusters")
+    for i, variant in enumerate(variants):
         same = {name: getattr(scenario, name) for name in ("name", "workload", "predictions", "faults", "variation")}
-        if replace(world, **same) != scenario or world.workload.requests != scenario.workload.requests:
+        if replace(variant, **same) != scenario or variant.workload.requests != scenario.workload.requests:
             raise InputError(
-                f"worlds[{i}] ({world.name}): only arrivals, load, catalogue, predictions, faults and variation may differ from "
-                f"those of {scenario.name}"
+                f"variants[{i}] ({variant.name}): only arrivals, load, catalogue, predictions, faults and variation may differ "
+                f"from those of {scenario.name}"
             )

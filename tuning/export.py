@@ -56,4 +56,4 @@ def run(options: Options) -> None:
         f"{options.out}: {parameters:,} parameters, {size / 2**20:.2f} MiB; {bundle.about.get('algo')} on {about['scenario']}, "
         f"{about['steps']:,} decisions"
     )
-    print(f"{options.out}: {UNKNOWN if bundle.trained_on is None else f'trained on worlds with {bundle.trained_on}'}")
+    print(f"{options.out}: {UNKNOWN if bundle.trained_on is None else f'trained on scenarios with {bundle.trained_on}'}")

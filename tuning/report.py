@@ -20,10 +20,14 @@ import tyro
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from tuning.evaluation.matrix import EVALUATION_SEEDS
-from tuning.reports import sections
 from tuning.reports.document import Document, Section, to_html, to_markdown
 from tuning.reports.episode_replay import Question, explains_itself, replay_episode
+from tuning.reports.evaluation_section import evaluation_section
+from tuning.reports.overview import overview, reading
+from tuning.reports.replay_section import replay_sections
 from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
+from tuning.reports.sweep_section import sweep_section
+from tuning.reports.training_section import training_sections
 from tuning.run_dir.atomic import write_text
 from tuning.specs.prompts import with_predictions
 
@@ -63,10 +67,10 @@ def run(options: Options) -> None:
     document = Document(
         title="edgeroute report",
         sections=[
-            sections.overview(runs),
-            sections.reading(),
+            overview(runs),
+            reading(),
             *_results(runs, options.out),
-            *sections.replay_sections(replay, options.out),
+            *replay_sections(replay, options.out),
         ],
     )
     write_text(options.out / "report.md", to_markdown(document))
@@ -80,9 +84,9 @@ def _results(runs: Sequence[Run], out: Path) -> list[Section]:
     evaluations = [run for run in runs if isinstance(run, Evaluation)]
     sweeps = [run for run in runs if isinstance(run, Sweep)]
     return [
-        *(sections.evaluation(run, trained, out, i, rng) for i, run in enumerate(evaluations, start=1)),
-        *sections.training(trained, out, rng),
-        *(sections.sweep(run, out, i) for i, run in enumerate(sweeps, start=1)),
+        *(evaluation_section(run, trained, out, i, rng) for i, run in enumerate(evaluations, start=1)),
+        *training_sections(trained, out, rng),
+        *(sweep_section(run, out, i) for i, run in enumerate(sweeps, start=1)),
     ]
 
 

@@ -31,20 +31,21 @@ from tuning.run_dir.lock import run_lock
 from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.run_dir.resume import resumes
 from tuning.run_dir.signature import check_signature, derived_key, signed
-from tuning.sweeps.options import HELP, SMOKE, Options, check_options
+from tuning.sweeps.options import HELP, SMOKE, SweepOptions, check_options
 from tuning.sweeps.plan import TrialPlan
 from tuning.sweeps.report import Finding, write_sweep
 from tuning.sweeps.signed_state import STATE
 from tuning.sweeps.space import Space, check_space, load_space, parse_space
 from tuning.sweeps.tuner import expected_trials, tuner_of
-from tuning.training.options import Options as TrainOptions
-from tuning.training.options import definition, options_from, parse_options
+from tuning.training.options import TrainOptions, definition, options_from, parse_options
 from tuning.training.signals import endings, leave_lost_streams
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
 
 __all__ = ["HELP", "Options", "run"]
+
+Options = SweepOptions
 
 # In the run directory: what the sweep is, Tune's own folder, the end.
 _CONFIG, _TUNE, _RESULTS = "sweep.yaml", "tune", "sweep.json"
@@ -53,7 +54,7 @@ _OF_ONE_START = ("run_dir", "address", "resume", "auto_resume", "trust_checkpoin
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 
 
-def run(options: Options) -> int:
+def run(options: SweepOptions) -> int:
     """Run the trials, print a table of them from time to time, and write the results.
 
     Returns:
@@ -79,7 +80,7 @@ def run(options: Options) -> int:
     return code
 
 
-def _search_on(options: Options, remote_copy: RemoteCopy | None) -> int:
+def _search_on(options: SweepOptions, remote_copy: RemoteCopy | None) -> int:
     """Begin or resume the sweep, and return the exit code."""
     options, space, train, vouched = _continue(options) if options.resume else _begin(options)
     if remote_copy is not None:
@@ -112,7 +113,7 @@ def _search_on(options: Options, remote_copy: RemoteCopy | None) -> int:
     return _EXIT_FAILED if failed else 0
 
 
-def _begin(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
+def _begin(options: SweepOptions) -> tuple[SweepOptions, Space, TrainOptions, dict[str, Any]]:
     """Check everything and lay out a new run directory. The last value authenticates its trials, as in ``_continue``."""
     options = replace(options, **SMOKE) if options.smoke else options
     space = load_space(options.space)
@@ -136,7 +137,7 @@ def _write_config(run_dir: Path, contents: dict[str, Any]) -> None:
     write_text(run_dir / _CONFIG, dump_yaml(signed(as_read)))
 
 
-def _continue(options: Options) -> tuple[Options, Space, TrainOptions, dict[str, Any]]:
+def _continue(options: SweepOptions) -> tuple[SweepOptions, Space, TrainOptions, dict[str, Any]]:
     """Read the definition of the sweep in the folder. A trusted one counts as the user's own from then on.
 
     Returns:
@@ -148,7 +149,7 @@ def _continue(options: Options) -> tuple[Options, Space, TrainOptions, dict[str,
     try:
         own, space, train = contents["options"], dict(contents["space"]), contents["train"]
         name = space.pop("name")
-        known = replace(Options(**own), config=own["config"] and Path(own["config"]))
+        known = replace(SweepOptions(**own), config=own["config"] and Path(own["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: not the description of a sweep: {error}") from None
     check_signature(contents, where, trusted=options.trust_checkpoint)
@@ -160,7 +161,7 @@ def _continue(options: Options) -> tuple[Options, Space, TrainOptions, dict[str,
     return options, parse_space(space, name, str(where)), _train_options(options, parse_options(train, str(where))), vouched
 
 
-def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
+def _train_options(options: SweepOptions, base: TrainOptions) -> TrainOptions:
     """Train's options with those that the sweep gives to each trial."""
     return replace(
         base,
@@ -174,12 +175,12 @@ def _train_options(options: Options, base: TrainOptions) -> TrainOptions:
     )
 
 
-def _group(options: Options) -> TrackOptions:
+def _group(options: SweepOptions) -> TrackOptions:
     """A sweep is one group of runs."""
     return replace(options.track, wandb_group=options.track.wandb_group or options.run_dir.name)
 
 
-def _check_room(options: Options) -> None:
+def _check_room(options: SweepOptions) -> None:
     """Refuse a sweep if no trial could ever start."""
     import ray
 

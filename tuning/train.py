@@ -48,14 +48,16 @@ from tuning.run_dir.signature import check_signature, signed
 from tuning.training.curve import draw_curve
 from tuning.training.log import LOG, Iteration, RunLog, read_log
 from tuning.training.loop import Diverged, StopLimits, Trainer
-from tuning.training.options import HELP, Options, complete, defaults, definition, resumed
-from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.options import HELP, TrainOptions, complete, defaults, definition, resumed
+from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 __all__ = ["HELP", "Options", "defaults", "load_router", "run"]
+
+Options = TrainOptions
 
 _CONFIG, _CURVE = "config.yaml", "training.png"
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
@@ -65,7 +67,7 @@ _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 class _Start:
     """Where a start of a run begins."""
 
-    options: Options  # complete
+    options: TrainOptions  # complete
     scenario: Scenario
     checkpoint: Path | None = None  # to resume from
     about: dict[str, Any] = field(default_factory=dict[str, Any])  # what that says of itself
@@ -95,7 +97,7 @@ class _Start:
         return self.checkpoint is not None and any(amount is not None and amount <= 0 for amount in left)
 
 
-def run(options: Options) -> int:
+def run(options: TrainOptions) -> int:
     """Train, print a line an iteration, and leave a run directory.
 
     Returns:
@@ -130,7 +132,7 @@ def _say_complete(start: _Start) -> int:
 def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
     """Train from there, and return the exit code."""
     options, scenario = start.options, start.scenario
-    groups = training_groups(scenario, world_options(options), options.envs_per_runner)
+    groups = training_groups(scenario, variant_options(options), options.envs_per_runner)
     records = read_log(options.run_dir / LOG, start.about["iteration"]) if start.checkpoint else []
     with (
         tracker(
@@ -181,7 +183,7 @@ def _draw(start: _Start, records: Sequence[Iteration]) -> None:
             draw_curve(options.run_dir / _CURVE, records, title)
 
 
-def _tracked(options: Options, scenario: Scenario) -> dict[str, Any]:
+def _tracked(options: TrainOptions, scenario: Scenario) -> dict[str, Any]:
     """The configuration of a tracked run."""
     return {
         "options": {**asdict(options), "storage": options.storage and without_secrets(options.storage)},
@@ -221,12 +223,12 @@ def _trainer(
     )
 
 
-def _begin(options: Options) -> _Start:
+def _begin(options: TrainOptions) -> _Start:
     """Lay out a new run directory."""
     options = complete(replace(options, resume=False))
-    worlds = world_options(options)
-    scenario = base_world(worlds)
-    training_groups(scenario, worlds, options.envs_per_runner)  # errors in the fleets show before anything is written
+    variants = variant_options(options)
+    scenario = base_scenario(variants)
+    training_groups(scenario, variants, options.envs_per_runner)  # errors in the fleets show before anything is written
     contents = {
         "options": definition(options),
         "limits": {name: getattr(options, name) for name in ("steps", "iterations")},
@@ -237,7 +239,7 @@ def _begin(options: Options) -> _Start:
     return _Start(options=options, scenario=scenario)
 
 
-def _continue(options: Options) -> _Start:
+def _continue(options: TrainOptions) -> _Start:
     """Resume the run in the folder from its newest whole checkpoint, with its options, and its limits unless given."""
     checkpoint, about, faults = whole_checkpoint(options.run_dir)
     for fault in faults:

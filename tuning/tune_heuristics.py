@@ -25,7 +25,7 @@ from rllib_envs.workload.replay import episode_requests
 from tuning.evaluation.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
 from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
 from tuning.evaluation.trace_notes import notes_on_traces
-from tuning.evaluation.tuned import FORMAT, world_fingerprint
+from tuning.evaluation.tuned import FORMAT, tuning_fingerprint
 from tuning.metrics.statistics import mean_interval, paired_difference
 from tuning.output.tables import markdown_table, show_interval
 from tuning.run_dir.atomic import write_json
@@ -119,7 +119,7 @@ def run(options: Options) -> None:
         {
             "format": FORMAT,
             "scenario": scenario.name,
-            "fingerprint": world_fingerprint(scenario),
+            "fingerprint": tuning_fingerprint(scenario),
             "predictions": predicted_by(scenario),
             "code": code_digest(),
             "seeds": {"first": TUNING_SEEDS.start, "count": options.seeds},
@@ -143,11 +143,11 @@ def _try(
     options: Options, workloads: Sequence[NamedWorkload], points: Mapping[_Key, Sequence[dict[str, float]]], label: str
 ) -> dict[_Key, list[ParameterTrial]]:
     """Run every point of every workload and router."""
-    worlds = {w.name: w.scenario for w in workloads}
+    scenarios = {w.name: w.scenario for w in workloads}
     flat = [(key, parameters) for key, combinations in points.items() for parameters in combinations]
     seeds = tuple(TUNING_SEEDS[: options.seeds])
     cells = [
-        Cell(router=parse_router(format_spec(router, parameters)), scenario=worlds[name], seeds=seeds)
+        Cell(router=parse_router(format_spec(router, parameters)), scenario=scenarios[name], seeds=seeds)
         for (name, router), parameters in flat
     ]
     results = run_cells(cells, options.out.parent / "cells", options.jobs, label)

@@ -12,7 +12,7 @@ from ray.rllib.utils.from_config import NotProvided
 
 from models.rllib.build import router_spec
 from models.rllib.rollout.env_groups import first_scenarios
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.scenario import training_scenario
 from models.router import check_observation
 from rllib_envs import ENV_ID
@@ -31,13 +31,13 @@ _OF_RLLIB = frozenset(inspect.signature(AlgorithmConfig.training).parameters) - 
 _PASSED_ON = frozenset({"model", "optimizer", "replay_buffer_config", "learner_class"})  # RLlib calls training with some itself
 
 
-class ColumnConfig(AlgorithmConfig):
-    """RLlib's settings, for algorithms whose workers are ``ColumnRunner``.
+class VectorAlgorithmConfig(AlgorithmConfig):
+    """RLlib's settings, for algorithms whose workers are ``VectorEnvRunner``.
 
     ``env_config`` holds ``scenario``, a value, a preset's name or a file; or ``scenarios``, (scenario, number of environments)
     pairs. A scenario given by name or file goes through ``training_scenario``; a value stays as it is.
 
-    ``ColumnRunner`` steps whole columns, so there are no connectors, episode objects or episode callbacks: ``validate`` refuses
+    ``VectorEnvRunner`` samples fragments: there are no connectors, episode objects or episode callbacks. ``validate`` refuses
     them. It also refuses RLlib training settings that have no effect in these algorithms.
     """
 
@@ -49,7 +49,7 @@ class ColumnConfig(AlgorithmConfig):
     def __init__(self, algo_class: Any = None) -> None:
         super().__init__(algo_class)
         self.env = ENVIRONMENT
-        self.env_runner_cls = ColumnRunner
+        self.env_runner_cls = VectorEnvRunner
         self.num_envs_per_env_runner = 32
         self.rollout_fragment_length = 64
         self.sample_timeout_s = _PATIENCE_S
@@ -96,7 +96,7 @@ class ColumnConfig(AlgorithmConfig):
                 setattr(self, name, value)
 
     def _refuse_what_is_passed_over(self) -> None:
-        why = f"{type(self).__name__} samples whole columns with ColumnRunner"
+        why = f"{type(self).__name__} samples fragments with VectorEnvRunner"
         for name in _CONNECTORS:
             if getattr(self, f"_{name}") is not None:
                 raise InputError(f"{name}: {why}, which has no connectors: transform observations in an own scenario or module")

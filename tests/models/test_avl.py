@@ -1,4 +1,4 @@
-"""What AVL learns, and what it leaves alone: a real RLlib learner on real columns. Only the last tests need a Ray."""
+"""What AVL learns, and what it leaves alone: a real RLlib learner on real fragments. No Ray is started."""
 
 import pickle
 from dataclasses import replace
@@ -7,49 +7,25 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from models.rllib.avl.algorithm import AVLConfig, avl_config
 from models.rllib.avl.learner import _weights
-from models.rllib.avl.module import AVLModule
-from models.rllib.avl.settings import AVLSettings
-from models.rllib.rollout.runner import ColumnRunner
-from models.rllib.router_module import BaselineModule
-from models.rllib.sac.module import SACModule
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.router import RouterSpec
-from rllib_envs.errors import InputError
-from rllib_envs.scenarios.load import load_scenario
 from tests.draws import examples
-from tests.models.observed import ENCODERS, stir
+from tests.models.avl_learner import BETA, COUNTS, LAM, ROWS, config, module_of, same, weights
+from tests.models.observed import stir
 
 pytestmark = pytest.mark.slow
-
-COUNTS = (4, 3)  # environments of edge6 and of edge3
-ROWS = 45  # of 30 requests each: an end for every environment, and the beginning of another episode
-BETA, LAM = 0.1, 0.9
-
-
-def groups(six):
-    same = {name: getattr(six, name) for name in ("workload", "predictions", "capacity_rps", "reward", "observation")}
-    return list(zip((six, replace(load_scenario("edge3"), **same)), COUNTS, strict=True))
-
-
-def config(scenario, router="han", rows=ROWS, seed=3, total_steps=None, lr=1e-2, **training):
-    spec = ENCODERS[router] if isinstance(router, str) else router
-    made = avl_config(
-        groups(scenario), seed=seed, lr=lr, total_steps=total_steps, env_runners=0, rows=rows, router=spec, temperature=0.05
-    )
-    return made.training(**{"warmup": 1, "beta_per_s": BETA, "lam": LAM, "generations": 0} | training)
 
 
 @pytest.fixture(scope="module")
 def fragments(small_scenario):
-    return ColumnRunner(config=config(small_scenario)).sample(num_timesteps=ROWS * sum(COUNTS))
+    return VectorEnvRunner(config=config(small_scenario)).sample(num_timesteps=ROWS * sum(COUNTS))
 
 
 @pytest.fixture
@@ -69,27 +45,15 @@ def make(small_scenario, fragments):
     return build
 
 
-def module_of(learner):
-    return learner.module[DEFAULT_MODULE_ID].unwrapped()
-
-
 def update(learner, fragments, steps=0):
     result = learner.update(training_data=TrainingData(episodes=fragments), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps})
     return {key: value.peek() for key, value in result[DEFAULT_MODULE_ID].items() if hasattr(value, "peek")}
-
-
-def weights(learner):
-    return {key: value.clone() for key, value in module_of(learner).state_dict().items()}
 
 
 def moved(before, after, part):
     named = [key for key in before if key.startswith(part)]
     assert named, part
     return any(not torch.equal(before[key], after[key]) for key in named)
-
-
-def same(ours, theirs):
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_the_future_part_waits_until_estimator_and_critic_have_warmed_up(make, fragments):
@@ -389,62 +353,3 @@ def test_a_router_without_a_future_part_learns_the_rest(make, fragments):
         update(learner, fragments)
     assert moved(before, weights(learner), "router.estimator")
     assert moved(before, weights(learner), "value")
-
-
-@pytest.fixture(scope="module")
-def trained(small_scenario, one_ray):
-    """Algorithms of the same seed after three iterations in worlds of six experts and of three, and what they reported."""
-    algorithms = [config(small_scenario, rows=20).build_algo() for _ in range(2)]
-    results = [[algorithm.train() for _ in range(3)] for algorithm in algorithms]
-    yield algorithms, results
-    for algorithm in algorithms:
-        algorithm.stop()
-
-
-def learner_of(algorithm):
-    return algorithm.learner_group._learner
-
-
-def test_the_same_seed_gives_the_same_weights_to_the_last_bit(trained):
-    first, second = (weights(learner_of(algorithm)) for algorithm in trained[0])
-    assert same(first, second)
-    assert first["router.future.last.weight"].any()
-
-
-def test_clusters_of_different_size_are_learned_from_together(trained):
-    (algorithm, _), (results, _) = trained
-    baselines = learner_of(algorithm).baselines
-    assert {key: len(value.reward) for key, value in baselines.items()} == {(0, 0): COUNTS[0], (0, 1): COUNTS[1]}
-    sampled = [result["num_env_steps_sampled_lifetime"] for result in results]
-    assert 0 < sampled[0] < sampled[1] < sampled[2]
-    learned = results[-1]["learners"][DEFAULT_MODULE_ID]
-    names = ("impact_loss", "baseline_loss", "value_loss", "future_loss", "kl", "entropy", "returns_sd", "impact_error")
-    assert np.isfinite([learned[name] for name in names]).all()
-    assert 0 <= results[-1]["env_runners"]["qos_mean"] <= 1
-
-
-def test_the_workers_act_with_the_learners_router(trained):
-    algorithm = trained[0][0]
-    ours, theirs = algorithm.env_runner.module.router.state_dict(), module_of(learner_of(algorithm)).router.state_dict()
-    assert same(ours, theirs)
-
-
-@pytest.mark.parametrize("settings", [{"population": 3}, {"clip": 5}, {"lam": 1.5}, {"epochs": 0}, {"keep": float("nan")}])
-def test_the_configuration_refuses_what_the_settings_refuse(settings):
-    ((name, _),) = settings.items()
-    with pytest.raises(InputError, match=f"^{name} = ") as by_settings:
-        AVLSettings(**settings)
-    with pytest.raises(InputError) as by_configuration:
-        AVLConfig().environment("CartPole-v1").training(**settings).validate()
-    assert str(by_configuration.value) == str(by_settings.value)
-
-
-def test_a_module_whose_observations_lack_the_roll_out_is_not_built():
-    config = {"router": RouterSpec().to_dict(), "temperature": 0.01}
-    parts = dict.fromkeys(("arrived", "experts", "cluster", "action_mask"), spaces.Box(-1, 1, (3, 23)))
-    flat = spaces.Box(-1, 1, (100,))
-    for module in (AVLModule, BaselineModule, SACModule):
-        with pytest.raises(InputError, match=r"observation.whatif = False"):
-            module(observation_space=spaces.Dict(parts), action_space=spaces.Discrete(4), model_config=config)
-        with pytest.raises(InputError, match=r"observation space without arrived, .*no connector may flatten them"):
-            module(observation_space=flat, action_space=spaces.Discrete(4), model_config=config)

@@ -82,7 +82,7 @@ def test_stock_ppo_trains_our_module_and_its_checkpoints_are_read_back(tmp_path)
 @pytest.mark.parametrize(
     "config",
     [
-        AVLConfig().training(warmup=1, generations=1, population=2, search_worlds=1, search_requests=10),
+        AVLConfig().training(warmup=1, generations=1, population=2, search_variants=1, search_requests=10),
         RouterPPOConfig().training(warmup_steps=0),
         RouterSACConfig().training(learning_starts=16, minibatch_size=8, replay_capacity=500),
     ],

@@ -21,7 +21,7 @@ from tests.models import test_avl, test_ppo, test_sac
 
 # Ray copies a record of its own to each learner, the deprecated fields included.
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
-SEARCH = {"generations": 1, "population": 4, "search_worlds": 4, "search_requests": 20}
+SEARCH = {"generations": 1, "population": 4, "search_variants": 4, "search_requests": 20}
 ITERATIONS = 4
 
 

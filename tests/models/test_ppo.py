@@ -18,7 +18,7 @@ from models.rllib.learning.all_reduce import DataParallel
 from models.rllib.learning.minibatches import flatten, minibatches
 from models.rllib.learning.returns import advantages
 from models.rllib.ppo.algorithm import ppo_config
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.router_module import BaselineModule
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
@@ -38,7 +38,7 @@ def config(scenario, **training):
 
 @pytest.fixture(scope="module")
 def fragment(small_scenario):
-    return ColumnRunner(config=config(small_scenario)).sample(num_timesteps=ENVS * ROWS)[0]
+    return VectorEnvRunner(config=config(small_scenario)).sample(num_timesteps=ENVS * ROWS)[0]
 
 
 @pytest.fixture

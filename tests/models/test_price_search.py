@@ -8,7 +8,7 @@ import torch
 
 from models.price import TERMS
 from models.rllib.avl.price_search import PriceSearch, try_candidates
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from rllib_envs.simulation import Simulation
 from tests.models.test_avl import config, learner_of
 
@@ -100,7 +100,7 @@ def test_a_world_with_larger_differences_counts_more_by_their_root():
 
 @pytest.fixture(scope="module")
 def runner(small_scenario):
-    return ColumnRunner(config=config(small_scenario))
+    return VectorEnvRunner(config=config(small_scenario))
 
 
 def test_what_a_candidate_is_worth_is_what_its_router_gets_in_that_world(runner):
@@ -122,7 +122,7 @@ def test_what_a_candidate_is_worth_is_what_its_router_gets_in_that_world(runner)
 
 def test_episodes_are_whole_and_all_candidates_meet_the_same(runner, monkeypatch):
     met, start_all = [], Simulation.start_all
-    monkeypatch.setattr(Simulation, "start_all", lambda self, seeds: met.append((self.worlds, seeds)) or start_all(self, seeds))
+    monkeypatch.setattr(Simulation, "start_all", lambda self, seeds: met.append((self.variants, seeds)) or start_all(self, seeds))
     try_candidates(runner, np.zeros((3, P)), 0, 4, 25)
     for worlds, seeds in met:
         assert worlds == worlds[: len(worlds) // 3] * 3
@@ -131,7 +131,7 @@ def test_episodes_are_whole_and_all_candidates_meet_the_same(runner, monkeypatch
 
 
 def test_in_training_the_price_is_searched_for_first_and_the_rest_learned_then(small_scenario, one_ray):
-    settings = {"generations": 2, "population": 4, "search_worlds": 4, "search_requests": 20}
+    settings = {"generations": 2, "population": 4, "search_variants": 4, "search_requests": 20}
     algorithm = config(small_scenario, rows=20, **settings).build_algo()
     prior, seen = np.array([term.prior for term in TERMS.values()], np.float32), []
     try:

@@ -1,4 +1,4 @@
-"""The column runner against a plain loop over the environment. No Ray is started."""
+"""The vector runner against a plain loop over the environment. No Ray is started."""
 
 import random
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ray.rllib.utils.debug import update_global_seed_if_necessary
 
 from models.rllib.rollout.env_groups import EnvGroups, groups_of
 from models.rllib.rollout.fragments import STEP_COLUMNS
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.router_module import BaselineModule
 from models.router import RouterSpec
 from rllib_envs import ENV_ID
@@ -46,7 +46,7 @@ def config(scenarios, seed=3, evaluation=False, **env_config):
 
 
 def make(scenarios=None, worker_index=0, **changes):
-    return ColumnRunner(config=config(scenarios or [(small(), ENVS)], **changes), worker_index=worker_index)
+    return VectorEnvRunner(config=config(scenarios or [(small(), ENVS)], **changes), worker_index=worker_index)
 
 
 def same(a, b):
@@ -166,7 +166,7 @@ def test_a_users_callback_finds_the_global_generators_seeded_as_rllib_does():
         found.append((env_runner.config.seed, random.random(), np.random.random(), torch.rand(1)))  # noqa: NPY002
 
     made = config([(small(), ENVS)]).callbacks(on_environment_created=draw)
-    ColumnRunner(config=made, worker_index=2)
+    VectorEnvRunner(config=made, worker_index=2)
     update_global_seed_if_necessary("torch", 3 + 2)
     assert found == [(3, random.random(), np.random.random(), torch.rand(1))]  # noqa: NPY002
 
@@ -235,7 +235,7 @@ def test_the_return_of_an_episode_is_the_sum_of_its_rewards():
 def test_an_environment_that_fails_is_built_anew(monkeypatch):
     settings = config([(small(), ENVS)])
     settings.restart_failed_sub_environments = True
-    runner = ColumnRunner(config=settings)
+    runner = VectorEnvRunner(config=settings)
     before = runner.env
     runner.sample(num_timesteps=ENVS * 3)
 

@@ -15,7 +15,7 @@ from models.action_value import ActionValue
 from models.bounds import MASKED_SCORE
 from models.features import read_columns
 from models.paper.networks import PaperSpec
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.sac.algorithm import PAPER, sac_config
 from models.rllib.sac.learner import critic_loss, join_twins, soft_target, target_entropy
 from models.rllib.sac.module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
@@ -41,7 +41,7 @@ def config(scenario, **training):
 
 @pytest.fixture(scope="module")
 def fragment(small_scenario):
-    runner = ColumnRunner(config=config(small_scenario))
+    runner = VectorEnvRunner(config=config(small_scenario))
     return runner.sample(num_timesteps=ENVS * 40)[0]
 
 

@@ -17,7 +17,7 @@ from models.rllib.avl import algorithm as avl
 from models.rllib.errors import WorkersFailed
 from models.rllib.rollout import workers
 from models.rllib.rollout.collect import collect, steps_sampled, with_processes
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from tests.models.test_avl import COUNTS, config, learner_of, module_of
 
 pytestmark = pytest.mark.cluster
@@ -161,7 +161,7 @@ def test_a_worker_killed_in_the_search_for_the_price_leaves_the_worlds_of_the_ot
         return whole(runner, *arguments)
 
     monkeypatch.setattr(avl, "try_candidates", dying)
-    algorithm = build(generations=3, population=4, search_worlds=12, search_requests=20)
+    algorithm = build(generations=3, population=4, search_variants=12, search_requests=20)
     learner = learner_of(algorithm)
     tell = learner.search.tell
     monkeypatch.setattr(learner.search, "tell", lambda qos: told.append(qos.shape) or tell(qos))
@@ -270,7 +270,7 @@ def test_a_worker_starts_without_what_takes_seconds_to_import(pair):
 
 
 def test_a_runner_takes_up_older_weights_than_its_own(small_scenario):
-    runner = ColumnRunner(config=config(small_scenario, router="aggregates"))
+    runner = VectorEnvRunner(config=config(small_scenario, router="aggregates"))
     before = runner.get_state()
     runner.set_state({**before, "weights_seq_no": 7})
     for parameter in runner.module.parameters():

@@ -13,9 +13,9 @@ from models.rllib.checkpoint import ABOUT, find_checkpoint, load_router, read_ch
 from rllib_envs.errors import InputError
 from tuning.run_dir.signature import check_signature
 from tuning.train import run
-from tuning.training.options import Options, complete
-from tuning.training.setup import algorithm_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.options import TrainOptions, complete
+from tuning.training.setup import algorithm_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_ray")]
 
@@ -26,16 +26,16 @@ TINY = {"smoke": True, "fleets": (), "variation": False}
 def trained(tmp_path_factory):
     """A run with one checkpoint."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert run(Options(run_dir=folder, iterations=1, **TINY)) == 0
+    assert run(TrainOptions(run_dir=folder, iterations=1, **TINY)) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def algorithm():
     """One like that of the run."""
-    options = complete(Options(**TINY))
-    scenario = base_world(world_options(options))
-    groups = training_groups(scenario, world_options(options), options.envs_per_runner)
+    options = complete(TrainOptions(**TINY))
+    scenario = base_scenario(variant_options(options))
+    groups = training_groups(scenario, variant_options(options), options.envs_per_runner)
     with algorithm_of(options, scenario, groups, 1) as algorithm:
         yield algorithm
 
@@ -114,7 +114,7 @@ def test_the_attacks_are_real(attack, copied, algorithm, tmp_path):
 def test_a_checkpoint_with_other_files_than_were_signed_is_not_gone_on_from(attack, copied, tmp_path):
     attack(find_checkpoint(copied) / "rllib", pickle.dumps(Evil(tmp_path / "ran")))
     with pytest.raises(InputError, match=r"tampered|damaged|is a link"):
-        run(Options(run_dir=copied, iterations=2, resume=True, **TINY))
+        run(TrainOptions(run_dir=copied, iterations=2, resume=True, **TINY))
     with pytest.raises(InputError, match=r"tampered|damaged|is a link"):
         load_router(copied)
     assert not (tmp_path / "ran").exists()
@@ -145,7 +145,7 @@ def test_the_command_loads_what_it_has_checked(copied, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tuning.train, "algorithm_of", swap)
     with pytest.raises(InputError, match="damaged"):
-        run(Options(run_dir=copied, iterations=2, resume=True, **TINY))
+        run(TrainOptions(run_dir=copied, iterations=2, resume=True, **TINY))
     assert not trace.exists()
 
 

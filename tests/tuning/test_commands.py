@@ -140,7 +140,7 @@ def test_tuned_parameters_go_from_one_command_to_the_other(tmp_path, capsys):
     ran = {row["router"]: row["parameters"] for row in comparison["routers"]}
     assert ran == {"quality-greedy": parameters["quality-greedy"], "least-work": {}}
     judge("evaluate", "--smoke", "--scenario", "paper3", "--tuned", tuned, "--out", tmp_path / "no", code=2)
-    assert "tuned for another world" in capsys.readouterr().err
+    assert "tuned for another scenario" in capsys.readouterr().err
 
 
 def test_parameters_that_are_shipped_are_used_unasked(tmp_path, capsys):

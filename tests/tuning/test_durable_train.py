@@ -25,7 +25,7 @@ from tuning.run_dir.signature import KEY_FILE
 from tuning.train import run
 from tuning.training.log import LOG, read_log
 from tuning.training.loop import Trainer
-from tuning.training.options import Options
+from tuning.training.options import TrainOptions as Options
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_ray")]
 

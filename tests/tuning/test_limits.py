@@ -9,7 +9,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tuning import demo, evaluate, simulate, sweep, tune_heuristics
-from tuning.training.options import Options as TrainOptions
+from tuning.training.options import TrainOptions
 from tuning.training.setup import _check_sample
 
 NAN = float("nan")

@@ -11,7 +11,7 @@ from rllib_envs.scenario import Predictions
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
 from tuning.specs.prompts import with_predictions, with_prompts
-from tuning.training.worlds import WorldOptions, base_world, training_groups
+from tuning.training.variants import VariantOptions, base_scenario, training_groups
 
 EDGE6 = load_scenario("edge6")
 
@@ -96,7 +96,7 @@ def test_simulate_tells_what_it_is_asked_to(tmp_path):
 
 
 def test_training_tells_every_fleet_what_it_is_asked_to():
-    options = WorldOptions(
+    options = VariantOptions(
         scenario="edge6",
         load="moderate",
         requests=50,
@@ -106,7 +106,7 @@ def test_training_tells_every_fleet_what_it_is_asked_to():
         reward=EDGE6.reward,
         predictions="oracle-noise",
     )
-    groups = training_groups(base_world(options), options, 16)
+    groups = training_groups(base_scenario(options), options, 16)
     assert [world.predictions.law for world, _ in groups] == ["oracle-noise"] * 2
     own = replace(options, predictions=None)
-    assert {world.predictions.law for world, _ in training_groups(base_world(own), own, 16)} == {"auto"}
+    assert {world.predictions.law for world, _ in training_groups(base_scenario(own), own, 16)} == {"auto"}

@@ -7,9 +7,9 @@ import yaml
 from models.rllib.scenario import MARGINAL
 from rllib_envs.errors import InputError
 from tuning.sweeps.space import Domain, check_space, default_settings, experiment, load_space, parse_space, space_names
-from tuning.training.options import Options, complete, to_mapping
+from tuning.training.options import TrainOptions, complete, to_mapping
 
-USUAL = Options()
+USUAL = TrainOptions()
 
 
 def space(base=None, **parameters):

@@ -22,8 +22,7 @@ from tuning.sweep import Options, run
 from tuning.sweeps.figures import importances, pareto_front
 from tuning.sweeps.space import load_space, parse_space
 from tuning.sweeps.tuner import searcher_of, to_tune, within
-from tuning.training.options import Options as TrainOptions
-from tuning.training.options import options_from
+from tuning.training.options import TrainOptions, options_from
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from tuning.output import tracking
 from tuning.output.tracking import NO_TRACKER, TrackOptions, bundle_name, provenance, tracker
 from tuning.run_dir.digests import code_digest
 from tuning.training.log import LOG, read_log
-from tuning.training.options import Options, definition, parse_options, resumed, to_mapping
+from tuning.training.options import TrainOptions, definition, parse_options, resumed, to_mapping
 from tuning.training.validation import Difference
 
 pytestmark = pytest.mark.slow
@@ -344,12 +344,12 @@ def test_wandb_is_imported_by_those_alone_who_ask_for_it(tmp_path):
 def test_tracking_is_asked_for_by_flags_or_a_file_and_is_no_part_of_the_run():
     flags = ["--track", "wandb", "--wandb-project", "p", "--wandb-tags", "a", "b"]
     asked = TrackOptions(track="wandb", wandb_project="p", wandb_tags=("a", "b"))
-    options = tyro.cli(Options, args=flags)
+    options = tyro.cli(TrainOptions, args=flags)
     assert options.track == asked
     assert parse_options(to_mapping(options), "file") == options
     assert parse_options({"track": "wandb", "wandb-project": "p", "wandb-tags": ["a", "b"]}, "file").track == asked
-    assert definition(options) == definition(Options())
-    assert resumed(options, definition(Options()), "file").track == asked
+    assert definition(options) == definition(TrainOptions())
+    assert resumed(options, definition(TrainOptions()), "file").track == asked
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.simulation import Simulation
 from tuning.train import run
 from tuning.training.log import LOG, read_log
-from tuning.training.options import Options, preset
+from tuning.training.options import TrainOptions, preset
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ TINY = {"smoke": True, "fleets": (), "variation": False}
 def trained(one_ray, tmp_path_factory):
     """Four iterations without a break."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert run(Options(run_dir=folder, iterations=4, **TINY)) == 0
+    assert run(TrainOptions(run_dir=folder, iterations=4, **TINY)) == 0
     return folder
 
 
@@ -83,17 +83,17 @@ def test_the_router_routes_without_ray(trained):
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(trained, one_ray, tmp_path):
-    assert run(Options(run_dir=tmp_path / "same", iterations=4, **TINY)) == 0
+    assert run(TrainOptions(run_dir=tmp_path / "same", iterations=4, **TINY)) == 0
     assert same(weights(trained), weights(tmp_path / "same"))
-    assert run(Options(run_dir=tmp_path / "other", iterations=4, seed=1, **TINY)) == 0
+    assert run(TrainOptions(run_dir=tmp_path / "other", iterations=4, seed=1, **TINY)) == 0
     assert not same(weights(trained), weights(tmp_path / "other"))
 
 
 def test_a_run_goes_on_where_it_stopped(trained, one_ray, tmp_path):
     folder = tmp_path / "run"
-    assert run(Options(run_dir=folder, iterations=2, **TINY)) == 0
+    assert run(TrainOptions(run_dir=folder, iterations=2, **TINY)) == 0
     before = read_log(folder / LOG, 99)
-    assert run(Options(run_dir=folder, iterations=4, resume=True, **TINY)) == 0
+    assert run(TrainOptions(run_dir=folder, iterations=4, resume=True, **TINY)) == 0
     after = read_log(folder / LOG, 99)
     assert after[:2] == before
     assert [record.iteration for record in after] == [1, 2, 3, 4]
@@ -116,7 +116,7 @@ def test_rllib_reads_its_checkpoints_and_the_page_on_rllib_works(trained, one_ra
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_the_other_algorithms_train_too(algo, one_ray, tmp_path):
-    assert run(Options(algo=algo, run_dir=tmp_path / algo, **TINY)) == 0
+    assert run(TrainOptions(algo=algo, run_dir=tmp_path / algo, **TINY)) == 0
     about = load_bundle(find_checkpoint(tmp_path / algo) / BUNDLE).about
     assert (about["algo"], about["iteration"]) == (algo, 2)
 
@@ -124,11 +124,11 @@ def test_the_other_algorithms_train_too(algo, one_ray, tmp_path):
 def test_the_paper_arm_is_the_papers(one_ray, tmp_path):
     options = preset("paper")
     changed = {
-        **{name: getattr(options, name) for name in Options.__dataclass_fields__},
+        **{name: getattr(options, name) for name in TrainOptions.__dataclass_fields__},
         "run_dir": tmp_path / "p",
         "smoke": True,
     }
-    assert run(Options(**changed)) == 0
+    assert run(TrainOptions(**changed)) == 0
     bundle = load_bundle(find_checkpoint(tmp_path / "p") / BUNDLE)
     assert isinstance(bundle.router, PaperPolicy)
     assert not bundle.observation.whatif
@@ -141,12 +141,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(copied, name):
     file = find_checkpoint(copied) / name
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(InputError, match=str(file)):
-        run(Options(run_dir=copied, resume=True, iterations=5, **TINY))
+        run(TrainOptions(run_dir=copied, resume=True, iterations=5, **TINY))
 
 
 def test_a_run_directory_is_not_overwritten(copied):
     with pytest.raises(InputError, match="--resume"):
-        run(Options(run_dir=copied, **TINY))
+        run(TrainOptions(run_dir=copied, **TINY))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_run_directory_is_not_overwritten(copied):
 )
 def test_wrong_options_are_refused(changes, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        run(Options(run_dir=tmp_path / "run", **{**TINY, "smoke": False, **changes}))
+        run(TrainOptions(run_dir=tmp_path / "run", **{**TINY, "smoke": False, **changes}))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_state(one_ray
         return learn(self, **kwargs)
 
     monkeypatch.setattr(AVLLearner, "update", fail)
-    assert run(Options(run_dir=tmp_path / "run", iterations=5, **TINY)) == 1
+    assert run(TrainOptions(run_dir=tmp_path / "run", iterations=5, **TINY)) == 1
     assert "value loss is nan" in capsys.readouterr().err
     assert read_checkpoint(find_checkpoint(tmp_path / "run"))["iteration"] == 2
 

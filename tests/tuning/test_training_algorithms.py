@@ -6,7 +6,7 @@ import torch
 
 from rllib_envs.errors import InputError
 from tuning.training.algorithms import gpus_per_learner
-from tuning.training.options import Options, complete
+from tuning.training.options import TrainOptions, complete
 
 pytestmark = pytest.mark.slow
 
@@ -21,22 +21,22 @@ def three_gpus():
 
 @pytest.mark.parametrize(("learners", "asked", "given"), [(1, None, 1), (3, None, 1), (4, None, 0), (3, 1, 1), (3, 0, 0)])
 def test_each_learner_has_a_gpu_of_the_cluster_if_there_are_enough(three_gpus, learners, asked, given):
-    assert gpus_per_learner(Options(num_learners=learners, gpus_per_learner=asked)) == given
+    assert gpus_per_learner(TrainOptions(num_learners=learners, gpus_per_learner=asked)) == given
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(three_gpus):
     with pytest.raises(InputError, match=r"gpus-per-learner = 1: 4 needed, 3 free in Ray's cluster"):
-        gpus_per_learner(Options(num_learners=4, gpus_per_learner=1))
+        gpus_per_learner(TrainOptions(num_learners=4, gpus_per_learner=1))
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_the_process_that_directs_learns_on_its_own_gpu_if_it_has_one(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert gpus_per_learner(Options()) == there
-    assert gpus_per_learner(Options(gpus_per_learner=0)) == 0
+    assert gpus_per_learner(TrainOptions()) == there
+    assert gpus_per_learner(TrainOptions(gpus_per_learner=0)) == 0
     if not there:
         with pytest.raises(InputError, match="1 needed, 0 free for this process"):
-            gpus_per_learner(Options(gpus_per_learner=1))
+            gpus_per_learner(TrainOptions(gpus_per_learner=1))
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_the_process_that_directs_learns_on_its_own_gpu_if_it_has_one(monkeypatc
 )
 def test_numbers_that_cannot_be_are_named(given, message):
     with pytest.raises(InputError, match=message):
-        complete(Options(**given))
+        complete(TrainOptions(**given))

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -14,12 +15,12 @@ from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.yaml_files import dump_yaml, parse_yaml
 from tuning.specs.command_line import parse_arguments
-from tuning.training import options as training_options
 from tuning.training.algorithms import learning_rate
 from tuning.training.options import (
     DEFAULT_STEPS,
+    HELP,
     AlgorithmName,
-    Options,
+    TrainOptions,
     complete,
     defaults,
     definition,
@@ -32,7 +33,7 @@ from tuning.training.options import (
 
 def read(*arguments):
     """Options as the command reads them."""
-    return tyro.cli(Options, args=arguments, default=defaults(arguments))
+    return tyro.cli(TrainOptions, args=arguments, default=defaults(arguments))
 
 
 @pytest.fixture
@@ -46,20 +47,20 @@ def config(tmp_path):
 
 
 def test_without_arguments_they_are_the_defaults():
-    assert read() == Options()
+    assert read() == TrainOptions()
 
 
 def test_a_file_changes_what_it_names_and_the_command_line_wins(config):
     path = config(lr=0.02, hidden=40, fleets=["edge4"], calibrate=False, **{"envs-per-runner": 7})
     options = read("--config", str(path), "--lr", "0.001", "--calibrate")
     assert options == replace(
-        Options(), config=path, lr=0.001, router=RouterSpec(hidden=40), fleets=("edge4",), envs_per_runner=7
+        TrainOptions(), config=path, lr=0.001, router=RouterSpec(hidden=40), fleets=("edge4",), envs_per_runner=7
     )
 
 
 def test_a_value_given_as_the_usual_default_wins_over_a_file_too(config):
     path = config(temperature=0.5)
-    assert read("--config", str(path), "--temperature", str(Options().temperature)).temperature == Options().temperature
+    assert read("--config", str(path), "--temperature", str(TrainOptions().temperature)).temperature == TrainOptions().temperature
 
 
 def test_the_paper_preset_is_a_set_of_defaults(config):
@@ -107,14 +108,22 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_what_defines_a_run_survives_yaml():
-    options = replace(Options(), lr=0.3, fleets=("edge4", "edge5"), router=RouterSpec(layers=2), variation=False)
+    options = replace(TrainOptions(), lr=0.3, fleets=("edge4", "edge5"), router=RouterSpec(layers=2), variation=False)
     assert parse_options(parse_yaml(dump_yaml(definition(options)), "file"), "file") == options
     assert set(definition(options)) < set(to_mapping(options))
 
 
+def test_the_former_name_of_an_option_is_read_and_its_new_one_said(capsys):
+    options = parse_options({"search-worlds": 7}, "old.yaml")
+    assert options == replace(TrainOptions(), avl=AVLSettings(search_variants=7))
+    assert capsys.readouterr().err == "old.yaml: search_worlds is called search_variants now\n"
+    assert resumed(TrainOptions(), definition(TrainOptions()) | {"search_variants": 7}, "file").avl.search_variants == 7
+    assert capsys.readouterr().err == ""
+
+
 def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
-    own = definition(replace(Options(), lr=0.3, router=RouterSpec(hidden=40)))
-    given = Options(run_dir=Path("there"), minutes=3.0, resume=True)
+    own = definition(replace(TrainOptions(), lr=0.3, router=RouterSpec(hidden=40)))
+    given = TrainOptions(run_dir=Path("there"), minutes=3.0, resume=True)
     assert resumed(given, own, "file") == replace(given, lr=0.3, router=RouterSpec(hidden=40))
     assert resumed(replace(given, lr=0.3), own, "file").lr == 0.3
     with pytest.raises(InputError, match=r"lr = 0\.2: a resumed run keeps its own, which is 0\.3"):
@@ -143,20 +152,20 @@ def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
 )
 def test_what_is_out_of_range_is_named(changes, message):
     with pytest.raises(InputError, match=message):
-        complete(Options(**changes))
+        complete(TrainOptions(**changes))
 
 
 def test_there_is_always_a_limit():
-    assert complete(Options()).steps == DEFAULT_STEPS
-    assert complete(Options(minutes=1.0)).steps is None
-    assert complete(Options(iterations=3)).total_steps == 3 * Options().steps_in_iteration
-    assert complete(Options(minutes=1.0)).total_steps is None
-    assert complete(Options(steps=100, iterations=1)).total_steps == 100
+    assert complete(TrainOptions()).steps == DEFAULT_STEPS
+    assert complete(TrainOptions(minutes=1.0)).steps is None
+    assert complete(TrainOptions(iterations=3)).total_steps == 3 * TrainOptions().steps_in_iteration
+    assert complete(TrainOptions(minutes=1.0)).total_steps is None
+    assert complete(TrainOptions(steps=100, iterations=1)).total_steps == 100
 
 
 NUMBERS = {
     (part, field.name): field
-    for part, kind in (("", Options), ("router", RouterSpec), ("avl", AVLSettings))
+    for part, kind in (("", TrainOptions), ("router", RouterSpec), ("avl", AVLSettings))
     for field in fields(kind)
     if str(field.type).startswith(("int", "float", "Annotated[int", "Annotated[float"))
 }
@@ -169,14 +178,16 @@ def test_every_number_has_bounds(part, name):
     for value in (-1, 10**19, float("nan"), float("inf"), 1e308):
         with pytest.raises(InputError, match=rf"{name.replace('_', '[-_]')} = {re.escape(str(value))}: must be"):
             complete(
-                replace(Options(), **({part: replace(getattr(Options(), part), **{name: value})} if part else {name: value}))
+                replace(
+                    TrainOptions(), **({part: replace(getattr(TrainOptions(), part), **{name: value})} if part else {name: value})
+                )
             )
     for value in (True, "1", "yes", [], *([1.5, 2.0, 1e999] if whole else [])):
         with pytest.raises(InputError, match=rf"^file: {name}"):
             parse_options({name: value}, "file")
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(Options) if str(f.type) == "bool"])
+@pytest.mark.parametrize("name", [f.name for f in fields(TrainOptions) if str(f.type) == "bool"])
 def test_a_switch_is_true_or_false_and_nothing_else(name):
     for value in ("yes", "true", 1, 0, None):
         with pytest.raises(InputError, match=rf"^file: {name}: .*true or false"):
@@ -185,13 +196,13 @@ def test_a_switch_is_true_or_false_and_nothing_else(name):
 
 def test_help_says_the_defaults_that_there_are(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(training_options, "edgeroute train", ["--help-all"])
+        parse_arguments(SimpleNamespace(Options=TrainOptions, HELP=HELP), "edgeroute train", ["--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"if no limit is given: {DEFAULT_STEPS:,}." in text
     for algo in get_args(AlgorithmName):
-        assert f"{algo} {Options(algo=algo).steps_in_iteration:,}" in text
+        assert f"{algo} {TrainOptions(algo=algo).steps_in_iteration:,}" in text
     stated = dict(re.findall(r"(avl and ppo|sac|paper's) (\de-\d)", text))
-    rates = {algo: learning_rate(Options(algo=algo)) for algo in get_args(AlgorithmName)}
+    rates = {algo: learning_rate(TrainOptions(algo=algo)) for algo in get_args(AlgorithmName)}
     assert {float(stated["avl and ppo"])} == {rates["avl"], rates["ppo"]}
     assert float(stated["sac"]) == rates["sac"]
     assert float(stated["paper's"]) == PAPER["lr"]

@@ -17,7 +17,7 @@ from tuning.run_dir.signature import KEY_FILE, derived_key, signed
 from tuning.sweeps.plan import TrialPlan
 from tuning.sweeps.space import load_space
 from tuning.sweeps.trial import Trial
-from tuning.training.options import Options
+from tuning.training.options import TrainOptions
 
 DICT = "_dict_checkpoint.pkl"  # which Tune unpickles where it finds one in a checkpoint
 
@@ -50,7 +50,7 @@ class Small(Trial):
 def trial(tmp_path, monkeypatch):
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "keys" / "mine.key"))
     found = Small(config={})
-    found._plan = TrialPlan(options=Options(), space=load_space("learner"), folder=tmp_path, key=derived_key("this sweep"))
+    found._plan = TrialPlan(options=TrainOptions(), space=load_space("learner"), folder=tmp_path, key=derived_key("this sweep"))
     return found
 
 
@@ -81,7 +81,7 @@ def test_it_goes_on_from_what_its_sweep_signed_and_from_nothing_else(trial, tmp_
 
 def test_a_trusted_sweep_has_checkpoints_of_its_former_owner(trial, tmp_path):
     saved(tmp_path / "given", b"0" * 32)
-    trial._plan = TrialPlan(options=Options(), space=trial._plan.space, folder=tmp_path, key=trial._plan.key, trusted=True)
+    trial._plan = TrialPlan(options=TrainOptions(), space=trial._plan.space, folder=tmp_path, key=trial._plan.key, trusted=True)
     trial.restore(result(tmp_path / "given"))
     assert trial.loaded == {"state.pkl": "own"}
 

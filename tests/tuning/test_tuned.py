@@ -11,7 +11,7 @@ from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Catalogue, Faults, Observation, Predictions, Reward, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
-from tuning.evaluation.tuned import read_tuned, shipped_tuned, world_fingerprint
+from tuning.evaluation.tuned import read_tuned, shipped_tuned, tuning_fingerprint
 from tuning.specs.prompts import with_prompts
 from tuning.specs.workloads import TraceOptions, make_workloads
 from tuning.tune_heuristics import COARSE, _around, _combinations
@@ -30,7 +30,7 @@ def workload(load, arrivals="poisson"):
 def write(folder, **changes):
     file = folder / "tuned.json"
     workloads = {"poisson at heavy": entry({"quality-greedy": {"cap": 8.0}})}
-    file.write_text(json.dumps({"format": 1, "fingerprint": world_fingerprint(EDGE6), "workloads": workloads} | changes))
+    file.write_text(json.dumps({"format": 1, "fingerprint": tuning_fingerprint(EDGE6), "workloads": workloads} | changes))
     return file
 
 
@@ -61,7 +61,7 @@ def test_parameters_are_those_of_the_nearest_workload(tmp_path):
     ("changes", "message"),
     [
         ({"format": 2}, "format 1"),
-        ({"fingerprint": "0"}, "tuned for another world"),
+        ({"fingerprint": "0"}, "tuned for another scenario"),
         ({"workloads": {"w": entry({"quality-gredy": {}})}}, "w: router 'quality-gredy': unknown; did you mean 'quality-greedy'"),
         ({"workloads": {"w": entry({"quality-greedy": {"cup": 1}})}}, "no parameter 'cup'"),
         ({"workloads": {"w": entry({"quality-greedy": {"cap": 0}})}}, "cap = 0: must be from 1"),
@@ -93,8 +93,8 @@ def test_the_fingerprint_is_of_the_world_alone():
         with_workload(stated, catalogue=Catalogue(scores="binary")),
         dataclasses.replace(stated, capacity_rps=1.0),
     ]
-    assert {world_fingerprint(scenario) for scenario in same} == {world_fingerprint(EDGE6)}
-    assert len({world_fingerprint(scenario) for scenario in [EDGE6, *other]}) == 1 + len(other)
+    assert {tuning_fingerprint(scenario) for scenario in same} == {tuning_fingerprint(EDGE6)}
+    assert len({tuning_fingerprint(scenario) for scenario in [EDGE6, *other]}) == 1 + len(other)
 
 
 def test_a_file_of_prompts_counts_by_its_content_alone(tmp_path):
@@ -106,10 +106,10 @@ def test_a_file_of_prompts_counts_by_its_content_alone(tmp_path):
         file.write_text(json.dumps({"header": True, "models": models}) + "\n" + json.dumps(prompt))
         world = with_prompts(EDGE6, file)
         assert world.workload.catalogue.split == "train"
-        fingerprints.append(world_fingerprint(dataclasses.replace(world, capacity_rps=20.0)))
+        fingerprints.append(tuning_fingerprint(dataclasses.replace(world, capacity_rps=20.0)))
         all_of_it = dataclasses.replace(world.workload.catalogue, split="all")
         other_split = dataclasses.replace(with_workload(world, catalogue=all_of_it), capacity_rps=20.0)
-        assert world_fingerprint(other_split) == fingerprints[-1]
+        assert tuning_fingerprint(other_split) == fingerprints[-1]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 

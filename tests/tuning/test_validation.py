@@ -16,11 +16,11 @@ from tuning.specs.prompts import with_predictions
 from tuning.specs.routers import parse_router, with_tuned
 from tuning.specs.workloads import TraceOptions, make_workloads
 from tuning.training.validation import Validator
-from tuning.training.worlds import WorldOptions, base_world
+from tuning.training.variants import VariantOptions, base_scenario
 
 EDGE6 = with_predictions(load_scenario("edge6"), "oracle-noise")
 SHIPPED = Path(__file__).resolve().parents[2] / "tuning" / "presets" / "edge6-router"
-OPTIONS = WorldOptions(
+OPTIONS = VariantOptions(
     scenario="edge6",
     load="mixed",
     requests=500,
@@ -46,7 +46,7 @@ class Always(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def validator():
-    return Validator(base_world(OPTIONS), "mixed", seeds=2, requests=60)
+    return Validator(base_scenario(OPTIONS), "mixed", seeds=2, requests=60)
 
 
 def heuristic(load):
@@ -96,4 +96,4 @@ def test_a_comparison_can_be_repeated(validator):
 def test_under_one_load_there_is_one_comparison():
     for load in ("heavy", "own"):
         options = replace(OPTIONS, load=load)
-        assert len(Validator(base_world(options), load, seeds=1, requests=20).compare(Always(6))) == 1
+        assert len(Validator(base_scenario(options), load, seeds=1, requests=20).compare(Always(6))) == 1

@@ -18,11 +18,11 @@ from tests.prompts import MODELS, prompts, write_prompts
 from tuning.evaluation.matrix import Cell
 from tuning.specs.prompts import with_information
 from tuning.specs.routers import parse_router
-from tuning.sweep import Options as SweepOptions
 from tuning.sweep import _train_options
-from tuning.training.options import Options, parse_options
-from tuning.training.setup import world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.sweeps.options import SweepOptions
+from tuning.training.options import TrainOptions, parse_options
+from tuning.training.setup import variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 pytestmark = pytest.mark.slow
 
@@ -74,14 +74,14 @@ def test_training_is_out_of_fold_in_every_fleet_and_trials_of_a_sweep_likewise(p
     named = {"scenario": str(place / "fleet.yaml"), "catalogue": str(place / "prompts.jsonl")}
     train = parse_options({**named, "predictors": str(place / "predictors"), "fleets": [named["scenario"]]}, "options")
     sweep = SweepOptions(catalogue=named["catalogue"], predictors=str(place / "predictors"))
-    of_trial = _train_options(sweep, replace(Options(), scenario=named["scenario"], fleets=(named["scenario"],)))
+    of_trial = _train_options(sweep, replace(TrainOptions(), scenario=named["scenario"], fleets=(named["scenario"],)))
     file = read_prompt_file(named["catalogue"])
     table = read_table(place / "predictors").predicted(file, load_scenario(named["scenario"]).experts)
     learned = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
     out_of_fold = set(map(tuple, table.score[learned].astype(np.float32).tolist()))
     for options in (train, of_trial):
-        worlds = world_options(options)
-        groups = training_groups(base_world(worlds), worlds, 8)
+        variants = variant_options(options)
+        groups = training_groups(base_scenario(variants), variants, 8)
         worlds_of = [world if isinstance(world, Scenario) else world[0] for world, _ in groups]
         assert len(worlds_of) == 2
         for world in worlds_of:

@@ -35,24 +35,24 @@ def notes_on_training(routers: Iterable[NamedRouter], workloads: Sequence[NamedW
     trained = [router for router in routers if router.is_trained]
     if not trained:
         return []
-    worlds = {workload.name: (workload.scenario, measure([workload.scenario])) for workload in workloads}
-    notes = [(router.name, _note(envelope_of_router(router), worlds)) for router in trained]
+    scenarios = {workload.name: (workload.scenario, measure([workload.scenario])) for workload in workloads}
+    notes = [(router.name, _note(envelope_of_router(router), scenarios)) for router in trained]
     return [printable(f"{name}: {note}") for name, note in notes if note is not None]
 
 
-def _note(envelope: Envelope | None, worlds: Mapping[str, tuple[Scenario, Measured]]) -> str | None:
+def _note(envelope: Envelope | None, scenarios: Mapping[str, tuple[Scenario, Measured]]) -> str | None:
     """The note on one router; scenarios by the names of their workloads."""
     if envelope is None:
         return UNKNOWN
-    found = {name: envelope.outside(measured) for name, (_, measured) in worlds.items()}
+    found = {name: envelope.outside(measured) for name, (_, measured) in scenarios.items()}
     names = [name for name, outside in found.items() if outside]
     if not names:
         return None
     worst = max(names, key=lambda name: found[name][0].excess)
     inputs = {outside.name for name in names for outside in found[name]}
     others = "" if len(inputs) == 1 else f"; {len(inputs) - 1} more of its inputs are outside"
-    where = "" if len(names) == len(worlds) else f", at {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    return f"{_sentence(found[worst][0], worlds[worst][0])}{others}{where}: its decisions there are not to be trusted " + (
+    where = "" if len(names) == len(scenarios) else f", at {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return f"{_sentence(found[worst][0], scenarios[worst][0])}{others}{where}: its decisions there are not to be trusted " + (
         "(impact-greedy needs no training)"
     )
 

@@ -72,7 +72,7 @@ class Tuned:
         if any(entry.arrivals == workload.arrivals for entry in self.entries.values()):
             return self._choice(self._at_nearest_load(workload, workload.arrivals))
         own = traffic_profile(_without_faults(workload.scenario))
-        found = {name: own.distance(traffic_profile(world)) for name, world in self._worlds(workload).items()}
+        found = {name: own.distance(traffic_profile(scenario)) for name, scenario in self._scenarios(workload).items()}
         best = min(found, key=lambda name: found[name], default=None)
         if best is None or found[best] > ALIKE:
             nearest = "" if best is None else f"; the nearest, {best}, differs by a factor of {found[best]:.2g}"
@@ -91,20 +91,20 @@ class Tuned:
 
         return min((name for name, entry in self.entries.items() if entry.arrivals == arrivals), key=distance)
 
-    def _worlds(self, workload: NamedWorkload) -> dict[str, Scenario]:
+    def _scenarios(self, workload: NamedWorkload) -> dict[str, Scenario]:
         """For each arrival process, the entry at the nearest load with the workload's scenario under those arrivals.
 
         Entries for traces are left out, as their files are not known here.
         """
         base = replace(_without_faults(workload.scenario), capacity_rps=None)  # of other prompts
-        worlds: dict[str, Scenario] = {}
+        scenarios: dict[str, Scenario] = {}
         for arrivals in dict.fromkeys(entry.arrivals for entry in self.entries.values() if is_process(entry.arrivals)):
             name = self._at_nearest_load(workload, arrivals)
             share = self.entries[name].share_of_capacity
             load = "moderate" if share is None else f"{100 * share}%"
             (made,) = make_workloads(base, (load,), (arrivals,), TraceOptions(), None)
-            worlds[name] = made.scenario
-        return worlds
+            scenarios[name] = made.scenario
+        return scenarios
 
 
 def _share_of_capacity(workload: NamedWorkload) -> float:
@@ -122,7 +122,7 @@ def _without_faults(scenario: Scenario) -> Scenario:
     return replace(scenario, predictions=Predictions(), faults=Faults(), variation=None)
 
 
-def world_fingerprint(scenario: Scenario) -> str:
+def tuning_fingerprint(scenario: Scenario) -> str:
     """Fingerprint of what tuned parameters depend on, sixteen hex digits: experts, SLO, catalogue and capacity.
 
     Predictions, faults and variation are left out: tuning does not know how wrong the figures are. Arrivals
@@ -132,32 +132,32 @@ def world_fingerprint(scenario: Scenario) -> str:
     catalogue = replace(scenario.workload.catalogue, split="train")
     capacity = capacity_rps(replace(scenario, workload=Workload(catalogue=catalogue)))
     prompts = None if catalogue.path is None else content_digest([Path(catalogue.path)])
-    world = {
+    counts = {
         "experts": [asdict(expert) for expert in scenario.experts],
         "slo_s_per_token": scenario.slo_s_per_token,
         "catalogue": asdict(catalogue) | {"path": prompts},
         "capacity_rps": float(f"{capacity:.3g}"),
     }
-    return hashlib.sha256(json.dumps(world, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_tuned(path: Path, scenario: Scenario) -> Tuned:
     """Read tuned parameters for a scenario.
 
     Raises:
-        InputError: it cannot be read, is not such a file, was tuned for another world, or holds an unknown router or parameter.
+        InputError: it cannot be read, is not such a file, was tuned for another scenario, or names no router or parameter.
     """
     tuned = _parse(read_json(path), str(path))
-    if tuned.fingerprint != world_fingerprint(scenario):
+    if tuned.fingerprint != tuning_fingerprint(scenario):
         raise InputError(
-            f"{path}: tuned for another world than scenario {scenario.name!r} (fingerprint {tuned.fingerprint}, here "
-            f"{world_fingerprint(scenario)}): run edgeroute tune-heuristics for it"
+            f"{path}: tuned for another scenario than {scenario.name!r} (fingerprint {tuned.fingerprint}, here "
+            f"{tuning_fingerprint(scenario)}): run edgeroute tune-heuristics for it"
         )
     return tuned
 
 
 def shipped_tuned(scenario: Scenario) -> Tuned | None:
-    """The parameters shipped for this world, if there are any."""
+    """The parameters shipped for this scenario, if there are any."""
     folder = resources.files("tuning") / "presets"
     files = (
         sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name)
@@ -166,7 +166,7 @@ def shipped_tuned(scenario: Scenario) -> Tuned | None:
     )
     for file in files:
         tuned = _parse(json.loads(file.read_text(encoding="utf-8")), f"presets/{file.name}")
-        if tuned.fingerprint == world_fingerprint(scenario):
+        if tuned.fingerprint == tuning_fingerprint(scenario):
             return tuned
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,14 @@ def mark_slo(axes: Axes, slo_ms: float) -> None:
     """A line at the SLO on an x axis of latencies per token in ms."""
     axes.axvline(slo_ms, color=GREY, linewidth=1)
     axes.annotate(f"SLO {slo_ms:g} ms", (slo_ms, 0), xytext=(4, 4), textcoords="offset points", color=GREY, fontsize=9)
+
+
+def label_below(axes: Sequence[Axes], text: str) -> None:
+    """The same label on the last panel of each column."""
+    spec = axes[0].get_subplotspec()
+    assert spec is not None
+    for panel in axes[-spec.get_gridspec().ncols :]:
+        panel.set_xlabel(text)
 
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuning.metrics.episode import METRICS, USUALLY_ZERO
-from tuning.metrics.statistics import Interval
+from tuning.metrics.statistics import Bounds, Interval
 from tuning.output.literal import markdown
 
 ABSENT = "–"
@@ -69,3 +69,16 @@ def show_interval(name: str, interval: Interval, *, signed: bool = False) -> str
 def show_setting(value: Any) -> str:
     """A setting as tables show it."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_known(value: float, form: str) -> str:
+    """A number in this format; NaN is absent."""
+    return ABSENT if math.isnan(value) else f"{value:{form}}"
+
+
+def show_bounds(bounds: Bounds, *, signed: bool = False) -> str:
+    """``estimate [low, high]`` of a QoS; the estimate alone where there is no interval."""
+    form = "+.4f" if signed else ".4f"
+    if math.isnan(bounds.low):
+        return f"{bounds.estimate:{form}}"
+    return f"{bounds.estimate:{form}} [{bounds.low:{form}}, {bounds.high:{form}}]"

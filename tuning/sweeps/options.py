@@ -42,7 +42,7 @@ HELP = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class SweepOptions:
     """Options of the command."""
 
     space: str = "reward-weights"
@@ -96,7 +96,7 @@ class Options:
     """A tiny sweep that takes seconds for each trial."""
 
 
-def check_options(options: Options, space: Space) -> None:
+def check_options(options: SweepOptions, space: Space) -> None:
     """Refuse what does not go together.
 
     Raises:

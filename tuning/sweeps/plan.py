@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tuning.run_dir.atomic import write_text
 from tuning.sweeps.space import Settings, Space, experiment
-from tuning.training.options import Options
+from tuning.training.options import TrainOptions
 
 QOS, LATE, GPU_S, STEPS, SECONDS = "qos", "late_share", "gpu_s_per_request", "steps", "seconds"
 """What a trial reports each iteration. Figures are means over the loads of the validation episodes."""
@@ -19,14 +19,14 @@ SCENARIO = "scenario.yaml"
 class TrialPlan:
     """The common definition of a sweep's trials."""
 
-    options: Options
+    options: TrainOptions
     space: Space
     folder: Path  # each trial has its own in it, by its name
     key: bytes | None = field(default=None, repr=False)  # that trials sign their checkpoints with
     trusted: bool = False  # whether checkpoints count without a valid signature
 
 
-def written_experiment(plan: TrialPlan, settings: Settings, folder: Path) -> Options:
+def written_experiment(plan: TrialPlan, settings: Settings, folder: Path) -> TrainOptions:
     """The options of train for a trial. A scenario that the settings change is written to the folder, and the options name it."""
     options, scenario = experiment(plan.options, plan.space, settings)
     if not any(path.startswith("scenario.") for path in (*plan.space.base, *settings)):

@@ -20,7 +20,7 @@ from tuning.run_dir.atomic import write_json, write_text
 from tuning.specs.prompts import with_information
 from tuning.specs.routers import parse_router
 from tuning.sweeps.figures import draw_importance, draw_parallel, draw_pareto
-from tuning.sweeps.options import Options
+from tuning.sweeps.options import SweepOptions
 from tuning.sweeps.plan import GPU_S, LATE, QOS, SECONDS, STEPS, TrialPlan, written_experiment
 from tuning.sweeps.space import Settings, Space, default_settings
 from tuning.training.options import definition
@@ -60,7 +60,7 @@ class Rank:
     difference: Interval  # to the usual settings, or to the second where they are not among the trials; paired by seed
 
 
-def write_sweep(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> None:
+def write_sweep(options: SweepOptions, plan: TrialPlan, trials: Sequence[Finding]) -> None:
     """Compare the finalists, print the result, and write sweep.json, sweep.md, best.yaml and the figures.
 
     Args:
@@ -100,7 +100,7 @@ def write_sweep(options: Options, plan: TrialPlan, trials: Sequence[Finding]) ->
     print(f"\nWritten: {', '.join(str(out / name) for name in written)}")
 
 
-def _rank(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> tuple[list[Rank], Finding | None]:
+def _rank(options: SweepOptions, plan: TrialPlan, trials: Sequence[Finding]) -> tuple[list[Rank], Finding | None]:
     """The finalists, the best first, and the trial that differences are to."""
     ended = [trial for trial in trials if trial.checkpoint is not None and trial.status in ("finished", "stopped")]
     ended.sort(key=lambda trial: (trial.status != "finished", -trial.qos))  # a stopped trial was among the worse ones
@@ -138,7 +138,7 @@ def _rank(options: Options, plan: TrialPlan, trials: Sequence[Finding]) -> tuple
 
 
 def _markdown(
-    options: Options, space: Space, trials: Sequence[Finding], ranking: Sequence[Rank], reference: Finding | None
+    options: SweepOptions, space: Space, trials: Sequence[Finding], ranking: Sequence[Rank], reference: Finding | None
 ) -> str:
     paths = list(space.parameters)
     rows = [
@@ -223,7 +223,9 @@ def _draw(out: Path, space: Space, trials: Sequence[Finding], best: Finding | No
     }
 
 
-def _track(options: Options, plan: TrialPlan, contents: dict[str, Any], figures: Sequence[str], best: Finding | None) -> None:
+def _track(
+    options: SweepOptions, plan: TrialPlan, contents: dict[str, Any], figures: Sequence[str], best: Finding | None
+) -> None:
     group, space = plan.options.track, plan.space
     config = {"space": space.to_dict(), "search": options.search, "scheduler": options.scheduler, **provenance()}
     with tracker(group, folder=options.run_dir, name=options.run_dir.name, job_type="sweep", config=config, resume=True) as track:

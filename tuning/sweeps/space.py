@@ -33,7 +33,7 @@ from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.yaml_files import read_mapping
 from tuning.specs.grammar import nearest
 from tuning.training.algorithms import learning_rate
-from tuning.training.options import Options, complete, definition, parse_options, to_mapping
+from tuning.training.options import TrainOptions, complete, definition, parse_options, to_mapping
 
 SPACES = Path(__file__).parents[1] / "presets" / "spaces"
 """Folder of the spaces that come with the project."""
@@ -140,7 +140,7 @@ def parse_space(data: Any, name: str, where: str) -> Space:
     return Space(name=name, about=str(contents.get("about", "")), base=dict(cast(Mapping[str, Any], base)), parameters=domains)
 
 
-def check_space(space: Space, options: Options, where: str) -> None:
+def check_space(space: Space, options: TrainOptions, where: str) -> None:
     """Build experiments at the corners and in between, so that invalid ones show before anything starts.
 
     Args:
@@ -159,7 +159,7 @@ def check_space(space: Space, options: Options, where: str) -> None:
             raise InputError(f"{where}: impossible with {shown}:\n{error}") from None
 
 
-def experiment(options: Options, space: Space, settings: Settings) -> tuple[Options, Scenario]:
+def experiment(options: TrainOptions, space: Space, settings: Settings) -> tuple[TrainOptions, Scenario]:
     """The options of train for a trial, and its scenario, with the settings that change it applied.
 
     Raises:
@@ -190,7 +190,7 @@ def _scenario(name: str) -> Scenario:
     return load_scenario(name)
 
 
-def with_options(options: Options, changes: Mapping[str, Any], where: str) -> Options:
+def with_options(options: TrainOptions, changes: Mapping[str, Any], where: str) -> TrainOptions:
     """Change options by name, as in a file of options.
 
     Raises:
@@ -201,7 +201,7 @@ def with_options(options: Options, changes: Mapping[str, Any], where: str) -> Op
     return replace(parse_options({**usual, **changes, "reward": usual["reward"] | reward}, where), track=options.track)
 
 
-def default_settings(options: Options, space: Space) -> Settings | None:
+def default_settings(options: TrainOptions, space: Space) -> Settings | None:
     """The settings that change nothing; None if the space does not hold them."""
     unchanged, scenario = experiment(options, replace(space, parameters={}), {})
     values: dict[str, Any] = to_mapping(unchanged) | {"lr": learning_rate(unchanged)}
@@ -243,7 +243,7 @@ def _domain(value: Any, where: str) -> Domain:
 
 def _check_path(path: str, where: str) -> None:
     head, _, rest = path.partition(".")
-    known = [name for name in definition(Options()) if name not in ("preset", "reward")]
+    known = [name for name in definition(TrainOptions()) if name not in ("preset", "reward")]
     known += [f"reward.{weight.name}" for weight in fields(Reward)]
     if head == "scenario" and rest:
         if rest.partition(".")[0] in _ANEW:

@@ -21,8 +21,8 @@ from tuning.sweeps.plan import GPU_S, LATE, QOS, SECONDS, STEPS, TrialPlan, writ
 from tuning.sweeps.space import Settings
 from tuning.training.log import summarise, tracked
 from tuning.training.options import complete, to_mapping
-from tuning.training.setup import about_run, algorithm_of, validator_of, world_options
-from tuning.training.worlds import base_world, training_groups
+from tuning.training.setup import about_run, algorithm_of, validator_of, variant_options
+from tuning.training.variants import base_scenario, training_groups
 
 _FIGURES = {QOS: "qos", LATE: "violation_rate", GPU_S: "gpu_s_per_request"}
 
@@ -37,8 +37,8 @@ class Trial(tune.Trainable):
         torch.set_num_threads(1)
         folder = plan.folder / self.trial_name  # the working directory that Tune gives goes when the sweep ends
         options = complete(written_experiment(plan, config, folder))
-        scenario = base_world(world_options(options))
-        groups = training_groups(scenario, world_options(options), options.envs_per_runner)
+        scenario = base_scenario(variant_options(options))
+        groups = training_groups(scenario, variant_options(options), options.envs_per_runner)
         self._algorithm = self._stack.enter_context(algorithm_of(options, scenario, groups, 1))
         self._validator, self._about = validator_of(options, scenario), about_run(options, scenario, groups, 1)
         self._iterations, self._steps, self._elapsed_s = 0, 0, 0.0

@@ -11,19 +11,19 @@ from tuning.run_dir.remote_copy import RemoteCopy
 from tuning.sweeps.plan import GPU_S, QOS, TrialPlan
 from tuning.sweeps.signed_state import own_state
 from tuning.sweeps.space import Domain, Settings, Space, default_settings
-from tuning.training.options import Options as TrainOptions
+from tuning.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from ray.tune import Tuner
 
-    from tuning.sweeps.options import Options
+    from tuning.sweeps.options import SweepOptions
 
 _LEVELS = 3  # of a range, in a grid
 _ASHA_REDUCTION = 3
 _PBT_PERIODS = 4  # times that a population's settings change
 
 
-def tuner_of(options: Options, plan: TrialPlan, remote_copy: RemoteCopy | None) -> Tuner:
+def tuner_of(options: SweepOptions, plan: TrialPlan, remote_copy: RemoteCopy | None) -> Tuner:
     """Build Ray Tune's tuner: for a new sweep, or for the one in the folder or the storage in its last written state.
 
     Raises:
@@ -74,7 +74,7 @@ def tuner_of(options: Options, plan: TrialPlan, remote_copy: RemoteCopy | None) 
     )
 
 
-def searcher_of(options: Options, space: Space, train: TrainOptions) -> Any:
+def searcher_of(options: SweepOptions, space: Space, train: TrainOptions) -> Any:
     """Tune's searcher; the usual settings come first where the space holds them, but for a grid, which has its own order."""
     usual = default_settings(train, space)
     first = [] if usual is None else [usual]
@@ -97,7 +97,7 @@ def searcher_of(options: Options, space: Space, train: TrainOptions) -> Any:
     )
 
 
-def _scheduler(options: Options, space: Space) -> Any:
+def _scheduler(options: SweepOptions, space: Space) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 
     if options.scheduler == "asha":
@@ -137,7 +137,7 @@ def to_tune(domain: Domain, search: str) -> Any:
     return tune.loguniform(low, high) if domain.kind == "log_uniform" else tune.uniform(low, high)
 
 
-def expected_trials(options: Options, space: Space) -> int:
+def expected_trials(options: SweepOptions, space: Space) -> int:
     """How many trials the sweep has when it is complete."""
     count = options.num_samples
     if options.search == "grid":

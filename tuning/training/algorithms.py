@@ -9,32 +9,32 @@ from models.rllib.rollout.env_groups import Group
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from tuning.training.options import Options
+from tuning.training.options import TrainOptions
 
 _LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
-    "avl": {"warmup": 1, "generations": 1, "population": 4, "search_worlds": 3, "search_requests": 20},
+    "avl": {"warmup": 1, "generations": 1, "population": 4, "search_variants": 3, "search_requests": 20},
     "ppo": {"warmup_steps": 50},
     "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
 }
 """What makes every part learn within a tiny run."""
 
 
-def learning_rate(options: Options) -> float | None:
+def learning_rate(options: TrainOptions) -> float | None:
     """The learning rate; None if only the algorithm knows its several rates."""
     if options.lr is not None or options.preset == "paper":
         return options.lr
     return _LEARNING_RATES[options.algo]
 
 
-def network_spec(options: Options, scenario: Scenario) -> RouterSpec | PaperSpec:
+def network_spec(options: TrainOptions, scenario: Scenario) -> RouterSpec | PaperSpec:
     """The specification of the router's network."""
     if options.preset == "paper":
         return PaperSpec(experts=scenario.n_experts)
     return options.spec
 
 
-def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | PaperSpec, *, seed: int) -> Any:
+def algorithm_config(options: TrainOptions, groups: list[Group], spec: RouterSpec | PaperSpec, *, seed: int) -> Any:
     """Build the ``AlgorithmConfig``; the options are complete, and Ray has been started.
 
     Raises:
@@ -55,7 +55,7 @@ def algorithm_config(options: Options, groups: list[Group], spec: RouterSpec | P
     return config.training(**_SMOKE[options.algo]) if options.smoke else config
 
 
-def gpus_per_learner(options: Options) -> int:
+def gpus_per_learner(options: TrainOptions) -> int:
     """GPUs for each learner: as many as the options say, or 1 if there are enough.
 
     Raises:
@@ -71,7 +71,7 @@ def gpus_per_learner(options: Options) -> int:
     return int(free >= learners)
 
 
-def _free_gpus(options: Options) -> int:
+def _free_gpus(options: TrainOptions) -> int:
     import ray  # here: --help needs neither
     import torch
 
@@ -82,7 +82,7 @@ def _free_gpus(options: Options) -> int:
     return int(torch.cuda.is_available())
 
 
-def _configure(options: Options, groups: list[Group], common: dict[str, Any]) -> Any:
+def _configure(options: TrainOptions, groups: list[Group], common: dict[str, Any]) -> Any:
     lr = _LEARNING_RATES[options.algo] if options.lr is None else options.lr
     # Imported here, and not above: only the algorithm that is asked for, and none for --help.
     if options.algo == "avl":

@@ -33,7 +33,7 @@ class Iteration:
     steps: int  # environment steps since the run began
     elapsed_s: float  # training time since the run began
     seconds: float  # of this iteration
-    qos: float  # mean reward of a decision: of the QoS it led to, and nothing else, in the default worlds
+    qos: float  # mean reward of a decision: of the QoS it led to, and nothing else, by default
     late_share: float  # of the requests that finished or were dropped
     drop_share: float
     learner: dict[str, float] = field(default_factory=dict[str, float])  # metrics of the learner

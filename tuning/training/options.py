@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ _OF_ONE_START = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class TrainOptions:
     """Options of the command."""
 
     algo: AlgorithmName = "avl"
@@ -161,7 +162,7 @@ class Options:
         return min(known) if known else None
 
 
-_PAPER = Options(
+_PAPER = TrainOptions(
     preset="paper",
     algo="sac",
     scenario="paper3",
@@ -200,15 +201,16 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),  # RLlib seeds NumPy's global generator, which takes 32 bits; each start of a run has its own
     "validate_every": (0, 10**9),
 }
-_ADAPTER: TypeAdapter[Options] = TypeAdapter(Options)
+_FORMER = {"search_worlds": "search_variants"}
+_ADAPTER: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
 
 
-def preset(name: PresetName) -> Options:
+def preset(name: PresetName) -> TrainOptions:
     """The options of a preset."""
-    return _PAPER if name == "paper" else Options()
+    return _PAPER if name == "paper" else TrainOptions()
 
 
-def defaults(arguments: Sequence[str]) -> Options:
+def defaults(arguments: Sequence[str]) -> TrainOptions:
     """Defaults for the command line: the preset's options, overridden by the file that ``--config`` names.
 
     Raises:
@@ -223,7 +225,7 @@ def defaults(arguments: Sequence[str]) -> Options:
     return options_from(named.config, named.preset)
 
 
-def options_from(path: Path, preset_name: str = "ours") -> Options:
+def options_from(path: Path, preset_name: str = "ours") -> TrainOptions:
     """Read the options of a file; those that it lacks are the preset's that it names, or this one's.
 
     Raises:
@@ -234,17 +236,17 @@ def options_from(path: Path, preset_name: str = "ours") -> Options:
 
 def option_names() -> list[str]:
     """The names of all options, including those of nested records."""
-    own = [f.name for f in fields(Options) if f.name not in _PARTS]
+    own = [f.name for f in fields(TrainOptions) if f.name not in _PARTS]
     return own + [f.name for kind in _PARTS.values() for f in fields(kind)]
 
 
-def parse_options(data: Mapping[str, Any], where: str) -> Options:
+def parse_options(data: Mapping[str, Any], where: str) -> TrainOptions:
     """Parse options from a mapping by name; missing ones are the preset's.
 
     Raises:
         InputError: an unknown name or a value that is not possible.
     """
-    given = {str(key).replace("-", "_"): value for key, value in data.items()}
+    given = {_current(str(key).replace("-", "_"), where): value for key, value in data.items()}
     known = option_names()
     for key in given:
         if key not in known:
@@ -260,26 +262,34 @@ def parse_options(data: Mapping[str, Any], where: str) -> Options:
         raise InputError("\n".join(explain(error, where, "options", _own))) from None
 
 
+def _current(name: str, where: str) -> str:
+    """The present name of an option; files of earlier versions have the former one."""
+    if name not in _FORMER:
+        return name
+    print(f"{where}: {name} is called {_FORMER[name]} now", file=sys.stderr)
+    return _FORMER[name]
+
+
 def _own(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """Where an option stands in a file, of its place among the options: those of a part go by their own names."""
     return location[1:] if len(location) > 1 and location[0] in _PARTS else location
 
 
-def to_mapping(options: Options) -> dict[str, Any]:
+def to_mapping(options: TrainOptions) -> dict[str, Any]:
     """Options by name, including those of nested records; ``parse_options`` reads them back."""
     flat = asdict(options)
     parts = [flat.pop(part) for part in _PARTS]
     return {**flat, **{key: value for part in parts for key, value in part.items()}}
 
 
-def definition(options: Options) -> dict[str, Any]:
+def definition(options: TrainOptions) -> dict[str, Any]:
     """The options that define the run, in YAML's types."""
     others = (*_OF_ONE_START, *(f.name for f in fields(TrackOptions)))
     kept = {key: value for key, value in to_mapping(options).items() if key not in others}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
-def complete(options: Options) -> Options:
+def complete(options: TrainOptions) -> TrainOptions:
     """Fill in options that were left open, and check their limits.
 
     Raises:
@@ -305,7 +315,7 @@ def complete(options: Options) -> Options:
     return options
 
 
-def resumed(options: Options, own: Mapping[str, Any], where: str) -> Options:
+def resumed(options: TrainOptions, own: Mapping[str, Any], where: str) -> TrainOptions:
     """The options of a resumed run: its own, with those that each start has for itself as given now.
 
     Raises:

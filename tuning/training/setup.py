@@ -20,9 +20,9 @@ from rllib_envs.scenario import Observation, Scenario
 from rllib_envs.simulation import Simulation
 from tuning.ray_cluster.check import Needs
 from tuning.training.algorithms import algorithm_config, network_spec
-from tuning.training.options import Options
+from tuning.training.options import TrainOptions
 from tuning.training.validation import Validator
-from tuning.training.worlds import WorldOptions
+from tuning.training.variants import VariantOptions
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -31,7 +31,7 @@ _SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resum
 _VALIDATION = {"seeds": 4, "requests": 1200}
 
 
-def world_options(options: Options) -> WorldOptions:
+def variant_options(options: TrainOptions) -> VariantOptions:
     """The options of its environment variants."""
     observation = Observation(
         whatif=options.spec.impact,
@@ -41,7 +41,7 @@ def world_options(options: Options) -> WorldOptions:
         running_slots=options.running_slots,
         waiting_slots=options.waiting_slots,
     )
-    return WorldOptions(
+    return VariantOptions(
         scenario=options.scenario,
         load=options.load,
         requests=options.requests,
@@ -55,7 +55,7 @@ def world_options(options: Options) -> WorldOptions:
     )
 
 
-def needs_of(options: Options) -> Needs:
+def needs_of(options: TrainOptions) -> Needs:
     """The resources that a run needs on a cluster, as far as its options say."""
     return Needs(
         cpus=(options.num_env_runners or 0) + options.num_learners,
@@ -65,13 +65,13 @@ def needs_of(options: Options) -> Needs:
 
 
 @contextmanager
-def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], starts: int) -> Generator[Algorithm]:
+def algorithm_of(options: TrainOptions, scenario: Scenario, groups: list[Group], starts: int) -> Generator[Algorithm]:
     """Build the algorithm in its initial state; stop it at the end of the context.
 
     Args:
         options: complete.
-        scenario: ``training_worlds.base_world`` of the run.
-        groups: ``training_worlds.training_groups`` of the run.
+        scenario: ``variants.base_scenario`` of the run.
+        groups: ``variants.training_groups`` of the run.
         starts: how often the run has been started, this time included.
     """
     _check_sample(options, _compile_kernels(scenario))
@@ -85,18 +85,18 @@ def algorithm_of(options: Options, scenario: Scenario, groups: list[Group], star
         algorithm.stop()
 
 
-def validator_of(options: Options, scenario: Scenario) -> Validator:
-    """Short paired comparisons with the best heuristic, in the run's world; episodes are no longer than those of training."""
+def validator_of(options: TrainOptions, scenario: Scenario) -> Validator:
+    """Short paired comparisons with the best heuristic, in the run's scenario; episodes are no longer than those of training."""
     size = {"seeds": 2, "requests": 20} if options.smoke else _VALIDATION
     return Validator(scenario, options.load, seeds=size["seeds"], requests=min(size["requests"], options.requests))
 
 
 def envelope_of(groups: Sequence[Group]) -> Envelope:
-    """The training range of a run's environment variants (``training_worlds.training_groups``)."""
-    return Envelope.of([measure([worlds] if isinstance(worlds, Scenario) else list(worlds)) for worlds, _ in groups])
+    """The training range of a run's environment variants (``variants.training_groups``)."""
+    return Envelope.of([measure([variants] if isinstance(variants, Scenario) else list(variants)) for variants, _ in groups])
 
 
-def about_run(options: Options, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
+def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
     """Metadata for the checkpoints of a run."""
     return {
         TRAINED_ON: envelope_of(groups).to_json(),
@@ -109,7 +109,7 @@ def about_run(options: Options, scenario: Scenario, groups: Sequence[Group], sta
     }
 
 
-def _with_workers(options: Options) -> Options:
+def _with_workers(options: TrainOptions) -> TrainOptions:
     """Set the number of rollout workers, if not given, to the number of cores of the cluster."""
     if options.num_env_runners is not None:
         return options
@@ -119,7 +119,7 @@ def _with_workers(options: Options) -> Options:
     return replace(options, num_env_runners=max(cores - options.num_learners, 1))
 
 
-def _check_sample(options: Options, simulation: Simulation) -> None:
+def _check_sample(options: TrainOptions, simulation: Simulation) -> None:
     """Check that the machine can hold the observations of an iteration.
 
     Raises:

@@ -20,7 +20,7 @@ from tuning.evaluation.tuned import shipped_tuned
 from tuning.metrics.episode import mean_qos, request_metrics, routing_shares
 from tuning.specs.routers import parse_router, with_tuned
 from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
-from tuning.training.worlds import MIXED, OWN
+from tuning.training.variants import MIXED, OWN
 
 _BASELINE = "impact-greedy"
 _LOADS = ("light", "moderate", "heavy")
@@ -70,8 +70,8 @@ class Validator:
 
     def __init__(self, scenario: Scenario, load: str, *, seeds: int, requests: int) -> None:
         observation = replace(scenario.observation, counterfactual=True)  # costs little, and no router sees it
-        world = replace(scenario, observation=observation, variation=None)
-        self._workloads = validation_workloads(world, load, requests)
+        shown = replace(scenario, observation=observation, variation=None)
+        self._workloads = validation_workloads(shown, load, requests)
         self._seeds = tuple(TUNING_SEEDS[:seeds])
         self._baseline: NDArray[np.float64] | None = None
 
@@ -94,8 +94,8 @@ class Validator:
 
     def _run(self, router: nn.Module) -> _Episodes:
         """All episodes, in one batch."""
-        worlds = [workload.scenario for workload in self._workloads for _ in self._seeds]
-        simulation = Simulation(worlds[0], len(worlds), worlds=worlds)
+        variants = [workload.scenario for workload in self._workloads for _ in self._seeds]
+        simulation = Simulation(variants[0], len(variants), variants=variants)
         simulation.start_all(list(self._seeds) * len(self._workloads))
         observation = {key: torch.from_numpy(value) for key, value in simulation.view._asdict().items() if value.size}
         told: list[NDArray[np.float64]] = []

@@ -21,9 +21,9 @@ from models.rllib.avl.learner import AVLLearner
 from models.rllib.avl.module import AVLModule
 from models.rllib.avl.price_search import try_candidates
 from models.rllib.avl.settings import AVLSettings
-from models.rllib.config import NOT_GIVEN, ColumnConfig
+from models.rllib.config import NOT_GIVEN, VectorAlgorithmConfig
 from models.rllib.rollout.collect import (
-    ColumnAlgorithm,
+    VectorAlgorithm,
     ask_learners,
     learn_from_sample,
     share_weights,
@@ -37,7 +37,7 @@ from rllib_envs.errors import InputError
 _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
 
 
-class AVLConfig(ColumnConfig):
+class AVLConfig(VectorAlgorithmConfig):
     """RLlib's settings and, as attributes of the same names, those of ``AVLSettings``.
 
     Of RLlib's training settings only ``lr`` has an effect, a number or a schedule.
@@ -70,7 +70,7 @@ class AVLConfig(ColumnConfig):
         keep: float = NOT_GIVEN,
         generations: int = NOT_GIVEN,
         population: int = NOT_GIVEN,
-        search_worlds: int = NOT_GIVEN,
+        search_variants: int = NOT_GIVEN,
         search_requests: int = NOT_GIVEN,
         **kwargs: Any,
     ) -> Self:
@@ -82,7 +82,7 @@ class AVLConfig(ColumnConfig):
         self._take({
             "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "warmup": warmup, "clip": clip,
             "kl_stop": kl_stop, "keep": keep, "generations": generations, "population": population,
-            "search_worlds": search_worlds, "search_requests": search_requests,
+            "search_variants": search_variants, "search_requests": search_requests,
         })  # fmt: skip
         return super().training(**kwargs)
 
@@ -112,7 +112,7 @@ class AVLConfig(ColumnConfig):
         return RLModuleSpec(module_class=AVLModule)
 
 
-class AVL(ColumnAlgorithm):
+class AVL(VectorAlgorithm):
     """Samples once from every worker, learns from the whole sample, and sends the weights to the workers."""
 
     @classmethod
@@ -135,12 +135,12 @@ class AVL(ColumnAlgorithm):
         if candidates is None:
             return
         workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
-        worlds, requests = -(-config.search_worlds // workers), config.search_requests
+        variants, requests = -(-config.search_variants // workers), config.search_requests
         with self.metrics.log_time((TIMERS, "price_search")):
             results = self.rollout_workers.ask(
-                lambda runner: try_candidates(runner, candidates, generation, worlds, requests), steps=steps_sampled(self)
+                lambda runner: try_candidates(runner, candidates, generation, variants, requests), steps=steps_sampled(self)
             )
-        ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer worlds, where a worker has failed
+        ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer variants, where a worker has failed
         share_weights(self)
 
 
@@ -169,7 +169,7 @@ def avl_config(
     """Configuration of AVL on scenarios with what-if results and counterfactuals.
 
     Args:
-        scenarios: the worlds to train in, each with its number of environments in a worker; all have the same reward.
+        scenarios: the variants to train in, each with its number of environments in a worker; all have the same reward.
         seed: seed of weights, episodes and exploration.
         lr: learning rate at first; it falls linearly to a tenth at ``total_steps``, if given.
         total_steps: environment steps of the whole run.

@@ -20,7 +20,7 @@ from rllib_envs.scenario import Reward, Scenario, with_workload
 from rllib_envs.simulation import Simulation
 
 if TYPE_CHECKING:
-    from models.rllib.rollout.runner import ColumnRunner
+    from models.rllib.rollout.runner import VectorEnvRunner
 
 Array = NDArray[np.float64]
 
@@ -28,9 +28,9 @@ _STEP = 0.8  # how far the mean goes towards the best
 _SETTLING = 0.05  # least weight of the newest mean in what is settled on
 _BEGINNING = 10  # weight of where the search begins there, in generations
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
-_QOS_FLOOR = 0.001  # differences below this are noise, also in a world where nothing else differs
+_QOS_FLOOR = 0.001  # differences below this are noise, also in a scenario where nothing else differs
 _STREAM = 11  # keeps its draws apart from those of the rollouts
-_MIN_WORLDS = 2
+_MIN_VARIANTS = 2
 
 
 class PriceSearch:
@@ -92,7 +92,7 @@ class PriceSearch:
         return np.concatenate([half, -half])
 
 
-def try_candidates(runner: ColumnRunner, candidates: Array, generation: int, worlds: int, requests: int) -> Array:
+def try_candidates(runner: VectorEnvRunner, candidates: Array, generation: int, variants: int, requests: int) -> Array:
     """(K, W) mean QoS of a worker's router with each candidate's price, in some of the worker's scenarios.
 
     All candidates of a generation meet the same episodes; each generation meets new ones.
@@ -100,8 +100,8 @@ def try_candidates(runner: ColumnRunner, candidates: Array, generation: int, wor
     Args:
         runner: whose module and scenarios count.
         candidates: (K, P) parameters of the price.
-        generation: fixes worlds and episodes, with the worker's index and seed.
-        worlds: about how many worlds, in proportion to the worker's environments of each scenario.
+        generation: fixes variants and episodes, with the worker's index and seed.
+        variants: about how many variants, in proportion to the worker's environments of each scenario.
         requests: requests in an episode.
     """
     module: Any = runner.module
@@ -109,32 +109,32 @@ def try_candidates(runner: ColumnRunner, candidates: Array, generation: int, wor
     draw = np.random.default_rng(seed)
     results: list[Array] = []
     for group in runner.env.groups:
-        known: Sequence[Scenario] = group.simulation.worlds
-        count = min(max(round(worlds * len(known) / runner.num_envs), _MIN_WORLDS), len(known))
+        known: Sequence[Scenario] = group.simulation.variants
+        count = min(max(round(variants * len(known) / runner.num_envs), _MIN_VARIANTS), len(known))
         first = draw.random() * len(known) / count
         chosen = [known[int(first + i * len(known) / count)] for i in range(count)]  # spread over the loads
         seeds = [int(x) for x in draw.integers(2**62, size=count)]
-        results.append(_try_in(module.router, candidates, [_plain(world, requests) for world in chosen], seeds))
+        results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
     return np.concatenate(results, axis=1)
 
 
-def _plain(world: Scenario, requests: int) -> Scenario:
+def _plain(scenario: Scenario, requests: int) -> Scenario:
     """The scenario without learner-only data and without faults, which blur the value of a price."""
-    observation = replace(world.observation, counterfactual=False)
-    variation = None if world.variation is None else replace(world.variation, fault_share=0.0)
-    return replace(with_workload(world, requests=requests), observation=observation, reward=Reward(), variation=variation)
+    observation = replace(scenario.observation, counterfactual=False)
+    variation = None if scenario.variation is None else replace(scenario.variation, fault_share=0.0)
+    return replace(with_workload(scenario, requests=requests), observation=observation, reward=Reward(), variation=variation)
 
 
 @torch.inference_mode()
-def _try_in(router: Router, candidates: Array, worlds: list[Scenario], seeds: list[int]) -> Array:
-    """(K, W): all candidates in all worlds, W of one kind of cluster, in one batch."""
+def _try_in(router: Router, candidates: Array, variants: list[Scenario], seeds: list[int]) -> Array:
+    """(K, W): all candidates in all variants, W of one kind of cluster, in one batch."""
     count = len(candidates)
-    simulation = Simulation(worlds[0], count * len(worlds), worlds=worlds * count)
+    simulation = Simulation(variants[0], count * len(variants), variants=variants * count)
     simulation.start_all(seeds * count)
     observation = {key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}
-    terms = torch.from_numpy(np.repeat(candidates, len(worlds), axis=0).astype(np.float32))
+    terms = torch.from_numpy(np.repeat(candidates, len(variants), axis=0).astype(np.float32))
     while not simulation.over.all():
         scores = router.scores(observation, router.parts(observation, terms))
         simulation.step(scores.argmax(dim=-1).numpy())
     qos = [simulation.records(b).qos.mean() for b in range(simulation.batch)]
-    return np.reshape(qos, (count, len(worlds)))
+    return np.reshape(qos, (count, len(variants)))

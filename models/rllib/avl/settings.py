@@ -17,7 +17,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "keep": (0, 1),
     "generations": (0, 10**9),
     "population": (2, 4096),
-    "search_worlds": (1, 10**5),
+    "search_variants": (1, 10**5),
     "search_requests": (1, 10**6),
 }
 
@@ -46,7 +46,7 @@ class AVLSettings:
     """avl: generations of the search for the congestion price, one an iteration, after the warm-up; 0: no search."""
     population: int = 16
     """avl: prices tried in a generation, an even number."""
-    search_worlds: int = 18
+    search_variants: int = 18
     """avl: environment variants that each price is tried in."""
     search_requests: int = 1000
     """avl: requests of an episode of that search."""

@@ -7,16 +7,16 @@ from typing import Any, Self
 
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from models.rllib.config import NOT_GIVEN, ColumnConfig
+from models.rllib.config import NOT_GIVEN, VectorAlgorithmConfig
 from models.rllib.ppo.learner import PPOLearner
-from models.rllib.rollout.collect import ColumnAlgorithm, learn_from_sample, with_processes
+from models.rllib.rollout.collect import VectorAlgorithm, learn_from_sample, with_processes
 from models.rllib.rollout.env_groups import Group
 from models.rllib.router_module import BaselineModule
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 
 
-class RouterPPOConfig(ColumnConfig):
+class RouterPPOConfig(VectorAlgorithmConfig):
     """Settings of PPO beside RLlib's own, of which it uses ``lr``.
 
     Attributes:
@@ -86,7 +86,7 @@ class RouterPPOConfig(ColumnConfig):
         return RLModuleSpec(module_class=BaselineModule)
 
 
-class RouterPPO(ColumnAlgorithm):
+class RouterPPO(VectorAlgorithm):
     """Samples once from every worker, learns from the whole sample, and sends the weights to the workers."""
 
     @classmethod

@@ -24,15 +24,15 @@ from ray.rllib.utils.metrics import (
 
 from models.rllib.errors import LearnerFailed
 from models.rllib.rollout.fragments import Fragment
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.rollout.workers import Workers
 
 T = TypeVar("T")
 C = TypeVar("C", bound=AlgorithmConfig)
 
 
-class ColumnAlgorithm(Algorithm):
-    """An algorithm with ``ColumnRunner`` workers that may fail.
+class VectorAlgorithm(Algorithm):
+    """An algorithm with ``VectorEnvRunner`` workers that may fail.
 
     Attributes:
         rollout_workers: fault-tolerant calls to the rollout workers.
@@ -72,8 +72,8 @@ def with_processes(config: C, *, env_runners: int, learners: int, gpus_per_learn
     return config
 
 
-def collect(algorithm: ColumnAlgorithm) -> list[Fragment]:
-    """Collect a sample from each ``ColumnRunner`` that does not fail, and log their metrics.
+def collect(algorithm: VectorAlgorithm) -> list[Fragment]:
+    """Collect a sample from each ``VectorEnvRunner`` that does not fail, and log their metrics.
 
     Returns:
         A fragment for each worker and scenario; of one worker at least.
@@ -137,13 +137,13 @@ def update_learners(algorithm: Algorithm, data: TrainingData, **arguments: Any) 
         algorithm.metrics.aggregate(results[:1], key=LEARNER_RESULTS)
 
 
-def learn_from_sample(algorithm: ColumnAlgorithm) -> None:
+def learn_from_sample(algorithm: VectorAlgorithm) -> None:
     """One on-policy training step: sample, then learn once. The learner takes fragments as episodes."""
-    update_learners(algorithm, TrainingData(episodes=collect(algorithm)))  # pyright: ignore[reportArgumentType] (columns for episodes)
+    update_learners(algorithm, TrainingData(episodes=collect(algorithm)))  # pyright: ignore[reportArgumentType] (fragments for episodes)
     share_weights(algorithm)
 
 
-def _sample(runner: ColumnRunner) -> tuple[list[Fragment], Any]:
+def _sample(runner: VectorEnvRunner) -> tuple[list[Fragment], Any]:
     fragments: Any = runner.sample()
     return fragments, runner.get_metrics()
 

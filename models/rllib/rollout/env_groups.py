@@ -105,8 +105,8 @@ def _as_scenarios(scenarios: Any) -> Scenario | tuple[Scenario, ...]:
 
 
 def _environments(scenarios: Scenario | Sequence[Scenario], count: int) -> EdgeRoutingVectorEnv:
-    worlds = () if isinstance(scenarios, Scenario) else tuple(scenarios)
-    return EdgeRoutingVectorEnv(count, _first(scenarios), copy=False, worlds=worlds)
+    variants = () if isinstance(scenarios, Scenario) else tuple(scenarios)
+    return EdgeRoutingVectorEnv(count, _first(scenarios), copy=False, variants=variants)
 
 
 def _first(scenarios: Scenario | Sequence[Scenario]) -> Scenario:

@@ -24,8 +24,8 @@ from models.rllib.rollout.env_groups import EnvGroups, groups_of
 from models.rllib.rollout.fragments import STEP_COLUMNS, Fragment, Recorder
 
 
-class ColumnRunner(SingleAgentEnvRunner):
-    """Samples ``Fragment`` columns, one for each scenario, instead of episodes.
+class VectorEnvRunner(SingleAgentEnvRunner):
+    """Samples a ``Fragment`` for each scenario, not episodes.
 
     ``env_config`` holds ``scenario``, or ``scenarios``: (scenario, number of environments) pairs. With ``staggered`` (default
     True) the first episode of training environment i of B is cut to (i + 1) / B of its requests, so that episodes do not fill and

@@ -14,7 +14,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from models.rllib.errors import WorkersFailed
-from models.rllib.rollout.runner import ColumnRunner
+from models.rllib.rollout.runner import VectorEnvRunner
 
 if TYPE_CHECKING:
     from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -66,7 +66,7 @@ class Workers:
         self._requests = 0
         logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)  # it reports what is reported here
 
-    def ask(self, function: Callable[[ColumnRunner], T], *, steps: int) -> list[T]:
+    def ask(self, function: Callable[[VectorEnvRunner], T], *, steps: int) -> list[T]:
         """Call a function on each worker; results in the order of their numbers, without failed ones.
 
         Args:
@@ -77,7 +77,7 @@ class Workers:
             WorkersFailed: no worker has answered, also after repeated calls.
         """
         if not self._manager.num_actors():
-            return [_alone(cast(ColumnRunner, self._group.local_env_runner), function)]
+            return [_alone(cast(VectorEnvRunner, self._group.local_env_runner), function)]
         failures: list[str] = []
         for _ in range(_ROUNDS):
             found = self._round(function, steps)
@@ -99,7 +99,7 @@ class Workers:
             ray.kill(self._manager.remove_actor(number))
         self._unanswered.clear()
 
-    def _round(self, function: Callable[[ColumnRunner], T], steps: int) -> _Round[T]:
+    def _round(self, function: Callable[[VectorEnvRunner], T], steps: int) -> _Round[T]:
         found = _Round[T]()
         local: Any = self._group.local_env_runner
         state = local.get_state(components=COMPONENT_RL_MODULE)
@@ -129,7 +129,7 @@ class Workers:
             found.failures.append(f"worker {number}: no answer for {took_s:.0f} s")
         return found
 
-    def _send(self, request: Callable[[ColumnRunner], Any], tag: str, numbers: list[int]) -> set[int]:
+    def _send(self, request: Callable[[VectorEnvRunner], Any], tag: str, numbers: list[int]) -> set[int]:
         """Send a request to these workers; their numbers."""
         if numbers:
             self._manager.foreach_actor_async(request, tag=tag, remote_actor_ids=numbers)
@@ -170,7 +170,7 @@ class Workers:
         return [(result.actor_id, result.get() if result.ok else Failure(error="its process died")) for result in results]
 
 
-def _attempt(runner: ColumnRunner, *, function: Callable[[ColumnRunner], T], state: Any) -> T | Failure:
+def _attempt(runner: VectorEnvRunner, *, function: Callable[[VectorEnvRunner], T], state: Any) -> T | Failure:
     """Runs in a worker's process: an exception that left it would end the process."""
     try:
         runner.prepare(ray.get(state))
@@ -180,7 +180,7 @@ def _attempt(runner: ColumnRunner, *, function: Callable[[ColumnRunner], T], sta
         return Failure(error=_described(error))
 
 
-def _alone(runner: ColumnRunner, function: Callable[[ColumnRunner], T]) -> T:
+def _alone(runner: VectorEnvRunner, function: Callable[[VectorEnvRunner], T]) -> T:
     try:
         return function(runner)
     except Exception as error:

@@ -13,8 +13,8 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import REPLAY_BUFFER_ADD_DATA_TIMER, REPLAY_BUFFER_SAMPLE_TIMER, TIMERS
 
 from models.paper.networks import PaperSpec
-from models.rllib.config import NOT_GIVEN, ColumnConfig
-from models.rllib.rollout.collect import ColumnAlgorithm, collect, share_weights, update_learners, with_processes
+from models.rllib.config import NOT_GIVEN, VectorAlgorithmConfig
+from models.rllib.rollout.collect import VectorAlgorithm, collect, share_weights, update_learners, with_processes
 from models.rllib.rollout.env_groups import Group, first_scenarios
 from models.rllib.rollout.fragments import Fragment
 from models.rllib.sac.learner import SACLearner
@@ -32,7 +32,7 @@ PAPER: Mapping[str, Any] = {"lr": 3e-5, "alpha_lr": 3e-4, "gamma": 0.99, "beta":
 _UPDATES_A_CALL = 8  # some 25 MB of observations: fewer calls gain nothing, more memory costs time
 
 
-class RouterSACConfig(ColumnConfig):
+class RouterSACConfig(VectorAlgorithmConfig):
     """Settings of SAC beside RLlib's ``lr`` (actor and critics), ``gamma`` and ``minibatch_size``.
 
     It learns from the scenarios' rewards.
@@ -132,7 +132,7 @@ class RouterSACConfig(ColumnConfig):
         return RLModuleSpec(module_class=SACModule)
 
 
-class RouterSAC(ColumnAlgorithm):
+class RouterSAC(VectorAlgorithm):
     """Samples columns, stores them, and takes an optimizer step for every ``steps_per_update`` of them.
 
     Checkpoints hold the temperature, and the replay buffer where ``save_replay`` says so.
@@ -215,7 +215,7 @@ def sac_config(
     """Configuration of discrete SAC with the scenarios' rewards.
 
     Args:
-        scenarios: worlds to train in, which may differ in the number of experts, and the environments of each in a worker.
+        scenarios: variants to train in, which may differ in the number of experts, and the environments of each in a worker.
         seed: seed of weights, episodes and exploration.
         env_runners: worker processes that step environments; 0 steps them in this process.
         learners: number of learner processes; 0 learns in this process.

@@ -1,9 +1,9 @@
-"""How often the shipped router fails in worlds it was not trained in, and how often its bundle says so before.
+"""How often the shipped router fails in scenarios it was not trained in, and how often its bundle says so before.
 
-Run ``python -m benchmarks.random_worlds --count 100 --out FILE`` from the repository root. Each world is a generated fleet with
-some figures changed at random: engine coefficients, SLO, KV memory, slots, scores, lengths, prompts, predictions, arrivals, load.
+Run ``python -m benchmarks.random_scenarios --count 100 --out FILE`` from the repository root. Each is a generated fleet with some
+figures changed at random: engine coefficients, SLO, KV memory, slots, scores, lengths, prompts, predictions, arrivals, load.
 The router is compared with the best of four settings of impact-greedy, chosen on other episodes. FILE, JSON lines, keeps what is
-done, and the command goes on from there. Some ten seconds a world.
+done, and the command goes on from there. Some ten seconds a scenario.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Draw:
         return value if self.rng.random() < share else usual
 
 
-def world(seed: int, folder: Path) -> Scenario:
+def random_scenario(seed: int, folder: Path) -> Scenario:
     draw = Draw(seed)
     rng = draw.rng
     base = load_scenario(f"edge{rng.choice([2, 3, 4, 6, 6, 8, 10, 16, 24, 32])}")
@@ -114,9 +115,9 @@ def qos(router: str, scenario: Scenario, seeds: range) -> float:
     return float(np.mean([simulation.records(cluster).qos.mean() for cluster in range(len(seeds))]))
 
 
-def judged(seed: int) -> dict[str, object]:
+def judged(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        scenario = world(seed, Path(folder))
+        scenario = random_scenario(seed, Path(folder))
         envelope = load_bundle(SHIPPED_ROUTER).trained_on
         assert envelope is not None
         found = envelope.outside(measure([scenario]))
@@ -125,19 +126,19 @@ def judged(seed: int) -> dict[str, object]:
     return {"seed": seed, "difference": difference, "outside": [[one.name, one.excess] for one in found]}
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for low, high in CLASSES:
         flagged = [bool(row["outside"]) for row in rows if low < row["difference"] <= high]
         title = "loses more than .05" if high == -0.05 else "loses .01 to .05" if high == -0.01 else "level or better"
         lines.append([title, str(len(flagged)), str(sum(flagged))])
-    return markdown_table(["the router against impact-greedy", "worlds", "said to be outside"], lines)
+    return markdown_table(["the router against impact-greedy", "scenarios", "said to be outside"], lines)
 
 
 def main() -> None:
     """Judge what is not judged yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first world")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first scenario")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -148,7 +149,7 @@ def main() -> None:
         try:
             row = judged(seed)
         except (InputError, ValueError) as error:
-            print(f"{seed}: no such world: {error}")  # figures that no engine can have
+            print(f"{seed}: no such scenario: {error}")  # figures that no engine can have
             continue
         rows.append(row)
         print(row, flush=True)

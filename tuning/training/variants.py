@@ -27,7 +27,7 @@ _BURSTS = Variation(fault_share=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorldOptions:
+class VariantOptions:
     """Options of the environment variants."""
 
     scenario: str
@@ -42,7 +42,7 @@ class WorldOptions:
     predictors: str | None = None  # folder
 
 
-def base_world(options: WorldOptions) -> Scenario:
+def base_scenario(options: VariantOptions) -> Scenario:
     """The scenario under its load, with reward and observation as asked for.
 
     Raises:
@@ -52,7 +52,7 @@ def base_world(options: WorldOptions) -> Scenario:
     return _dressed(scenario, options)
 
 
-def training_groups(own: Scenario, options: WorldOptions, environments: int) -> list[Group]:
+def training_groups(own: Scenario, options: VariantOptions, environments: int) -> list[Group]:
     """Assign scenarios to a worker's environments: most the scenario itself, an eighth each of the other fleets.
 
     Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``. Where
@@ -60,7 +60,7 @@ def training_groups(own: Scenario, options: WorldOptions, environments: int) -> 
     prompts of the Azure traces instead (their fits: nothing is read). With ``variation`` episodes have faults drawn for them.
 
     Args:
-        own: ``base_world`` of the options.
+        own: ``base_scenario`` of the options.
         options: as for it; a fleet is a number of experts' preset or any other scenario.
         environments: environments of the worker.
 
@@ -78,37 +78,37 @@ def training_groups(own: Scenario, options: WorldOptions, environments: int) -> 
     return [(_spread(own, count, options), count), *((_spread(fleet, each, options), each) for fleet in fleets)]
 
 
-def _dressed(world: Scenario, options: WorldOptions) -> Scenario:
+def _dressed(scenario: Scenario, options: VariantOptions) -> Scenario:
     loads = () if options.load == OWN else (options.load,)
-    (workload,) = make_workloads(world, loads, (), TraceOptions(), options.requests)
+    (workload,) = make_workloads(scenario, loads, (), TraceOptions(), options.requests)
     return replace(workload.scenario, reward=options.reward, observation=options.observation)
 
 
-def _spread(world: Scenario, count: int, options: WorldOptions) -> Scenario | tuple[Scenario, ...]:
+def _spread(scenario: Scenario, count: int, options: VariantOptions) -> Scenario | tuple[Scenario, ...]:
     """Scenarios of the environments of one cluster: one for all, or one for each under mixed load."""
-    poisson = world.workload.arrivals.kind == "poisson"
+    poisson = scenario.workload.arrivals.kind == "poisson"
     if options.load != MIXED:
-        return _varied(world, options, bursts=False)
+        return _varied(scenario, options, bursts=False)
     counts: dict[AzureKind, int] = {kind: count // share for kind, share in _TRACES.items()} if poisson else {}
-    varied = [(_varied(world, options, bursts=poisson), count - sum(counts.values()))]
-    varied += [(_varied(_with_arrivals(world, kind), options, bursts=False), each) for kind, each in counts.items()]
+    varied = [(_varied(scenario, options, bursts=poisson), count - sum(counts.values()))]
+    varied += [(_varied(_with_arrivals(scenario, kind), options, bursts=False), each) for kind, each in counts.items()]
     return tuple(with_load for part, number in varied if number for with_load in _over_loads(part, number))
 
 
-def _varied(world: Scenario, options: WorldOptions, *, bursts: bool) -> Scenario:
+def _varied(scenario: Scenario, options: VariantOptions, *, bursts: bool) -> Scenario:
     if options.variation:
-        return replace(world, variation=Variation() if bursts else Variation(burst_share=0.0))
-    return replace(world, variation=_BURSTS) if bursts else world
+        return replace(scenario, variation=Variation() if bursts else Variation(burst_share=0.0))
+    return replace(scenario, variation=_BURSTS) if bursts else scenario
 
 
-def _with_arrivals(world: Scenario, kind: AzureKind) -> Scenario:
-    return with_workload(world, arrivals=replace(world.workload.arrivals, kind=kind))
+def _with_arrivals(scenario: Scenario, kind: AzureKind) -> Scenario:
+    return with_workload(scenario, arrivals=replace(scenario.workload.arrivals, kind=kind))
 
 
-def _over_loads(world: Scenario, count: int) -> list[Scenario]:
-    """The world at loads spaced evenly in logarithm over its ``mixed_range`` of what it carries with these arrivals."""
-    low, high = world.workload.mixed_range
+def _over_loads(scenario: Scenario, count: int) -> list[Scenario]:
+    """The scenario at loads spaced evenly in logarithm over its ``mixed_range`` of what it carries with these arrivals."""
+    low, high = scenario.workload.mixed_range
     shares = np.geomspace(low, high, count) if count > 1 else [np.sqrt(low * high)]
-    brings_prompts = world.workload.arrivals.kind in _TRACES  # longer prompts: a stated or measured capacity is for others
-    capacity = capacity_rps(replace(world, capacity_rps=None) if brings_prompts else world)
-    return [with_workload(world, load=float(share * capacity)) for share in shares]
+    brings_prompts = scenario.workload.arrivals.kind in _TRACES  # longer prompts: a stated or measured capacity is for others
+    capacity = capacity_rps(replace(scenario, capacity_rps=None) if brings_prompts else scenario)
+    return [with_workload(scenario, load=float(share * capacity)) for share in shares]

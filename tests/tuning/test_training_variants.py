@@ -1,4 +1,4 @@
-"""The worlds of training: loads that are spread, fleets beside, faults where they are asked for."""
+"""The environment variants of training: loads that are spread, fleets beside, faults where they are asked for."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Reward, Scenario
 from rllib_envs.scenarios.load import load_scenario
-from tuning.training.worlds import WorldOptions, base_world, training_groups
+from tuning.training.variants import VariantOptions, base_scenario, training_groups
 
 TRACES = ("azure-conversation", "azure-code")
 OBSERVATION = Observation(whatif=True, counterfactual=True)
@@ -18,12 +18,12 @@ OBSERVATION = Observation(whatif=True, counterfactual=True)
 
 def options(**changes):
     usual = {"scenario": "edge6", "load": "mixed", "requests": 50, "fleets": ("edge3",), "variation": True}
-    return WorldOptions(**{**usual, "observation": OBSERVATION, "reward": MARGINAL, **changes})
+    return VariantOptions(**{**usual, "observation": OBSERVATION, "reward": MARGINAL, **changes})
 
 
 def groups(environments=32, **changes):
     asked = options(**changes)
-    return training_groups(base_world(asked), asked, environments)
+    return training_groups(base_scenario(asked), asked, environments)
 
 
 def test_an_eighth_of_the_environments_is_in_each_other_fleet():
@@ -78,7 +78,7 @@ def test_bursts_come_with_mixed_load_and_faults_with_variation():
 
 def test_the_own_load_is_the_scenarios_and_so_is_the_rest():
     asked = options(scenario="paper3", load="own", fleets=(), variation=False, reward=Reward())
-    world = base_world(asked)
+    world = base_scenario(asked)
     paper = load_scenario("paper3")
     assert (world.workload.load, world.workload.arrivals) == (paper.workload.load, paper.workload.arrivals)
     assert (world.experts, world.reward, world.observation) == (paper.experts, Reward(), OBSERVATION)
