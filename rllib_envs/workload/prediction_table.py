@@ -68,8 +68,8 @@ class PredictionTable:
                 f"{file.path}: {absent.sum():,} of {absent.size:,} prompts are not among those that the predictors were fitted "
                 f"with, by id and text (first: {first!r}): fit them with this file (edgeroute fit-predictors)"
             )
-        at = np.ix_(rows, [self.models.index(expert.model) for expert in experts])
-        return Predicted(**{name: getattr(self, name)[at].astype(np.float64) for name in _BOUNDS})
+        columns = [self.models.index(expert.model) for expert in experts]
+        return Predicted(**{name: getattr(self, name)[rows][:, columns].astype(np.float64) for name in _BOUNDS})
 
 
 def check_ids(file: PromptFile) -> None:
