@@ -18,15 +18,16 @@ class ActionValue(nn.Module):
 
     Args:
         hidden: width of the hidden layers.
+        columns: columns of ``FeatureColumns.choice``.
 
     Shapes:
         - columns: ``read_columns`` of the observation
         - output: (B, N + 1)
     """
 
-    def __init__(self, *, hidden: int = 96) -> None:
+    def __init__(self, *, hidden: int = 96, columns: int = CHOICE_COLUMNS) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(CHOICE_COLUMNS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.encoder = nn.Sequential(nn.Linear(columns, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.expert_head = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
         self.drop_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
 

@@ -41,15 +41,16 @@ class ActionIndependentBaseline(nn.Module):
 
     Args:
         hidden: width of the hidden layers.
+        columns: columns of ``FeatureColumns.request``.
 
     Shapes:
         - columns: ``read_columns`` of the observation
         - output: (B,)
     """
 
-    def __init__(self, *, hidden: int = 64) -> None:
+    def __init__(self, *, hidden: int = 64, columns: int = REQUEST_COLUMNS) -> None:
         super().__init__()
-        self.experts = nn.Sequential(nn.Linear(REQUEST_COLUMNS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.experts = nn.Sequential(nn.Linear(columns, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.pooled = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, columns: FeatureColumns) -> Tensor:

@@ -19,6 +19,7 @@ from rllib_envs.sim.rows import (
     CLUSTER_FEATURES,
     EXPERT_FEATURES,
     EXPERT_TABLE,
+    INFORMATION_FEATURES,
     KV_UNIT_TOKENS,
     WHATIF_FEATURES,
 )
@@ -55,6 +56,9 @@ CHOICE_COLUMNS = STATE_COLUMNS + _CHANGING + _TOLD + len(_EFFECT) + 4
 REQUEST_COLUMNS = _TOLD + _CONTEXT - (len(CLUSTER_FEATURES) - _PACE)
 """Columns of ``FeatureColumns.request``."""
 
+INFORMATION_COLUMNS = len(INFORMATION_FEATURES)
+"""Columns more in ``FeatureColumns.choice`` and ``FeatureColumns.request``, if the observation has ``information``."""
+
 
 class FeatureColumns(NamedTuple):
     """The networks' inputs, for each of N experts."""
@@ -62,6 +66,7 @@ class FeatureColumns(NamedTuple):
     state: Tensor  # (B, N, STATE_COLUMNS) the expert's present state: load, roll-out predictions, engine, cluster load
     choice: Tensor  # (B, N, CHOICE_COLUMNS) sending the request there: the expert before and after, and the effects
     request: Tensor  # (B, N, REQUEST_COLUMNS) columns that no action influences: request, engine, arrival rate
+    # Where the observation has them, INFORMATION_COLUMNS more in ``choice`` and ``request``: what the predictions are worth.
     marginal: Tensor  # (B, N) the roll-out's estimate of the marginal QoS; 0 without what-if results
 
 
@@ -131,10 +136,11 @@ def read_columns(observation: Observation) -> FeatureColumns:
     surprise = score - expert_column(observation, "mean_score")
     told = torch.cat([asked, surprise.unsqueeze(-1), _pooled(score, surprise, length)], dim=-1)
     own_and_marginal = torch.stack([own, marginal], dim=-1)
+    worth = (observation["information"],) if "information" in observation else ()
     return FeatureColumns(
         state=state,
-        choice=torch.cat([state, changed, told, effect, own_and_marginal, use], dim=-1),
-        request=torch.cat([told, engine, cluster[..., :_PACE]], dim=-1),
+        choice=torch.cat([state, changed, told, effect, own_and_marginal, use, *worth], dim=-1),
+        request=torch.cat([told, engine, cluster[..., :_PACE], *worth], dim=-1),
         marginal=marginal,
     )
 

@@ -48,15 +48,16 @@ class ImpactEstimator(nn.Module):
     Args:
         hidden: width of the correction's layers; 0 for none.
         embedding: width of an encoder's embedding of each choice, an optional input of the correction (``GatedMLP``); 0 for none.
+        columns: columns of ``FeatureColumns.choice``.
 
     Shapes:
         - columns: ``read_columns`` of the observation; embedding: (B, N, embedding)
         - output: (B, N)
     """
 
-    def __init__(self, *, hidden: int = 128, embedding: int = 0) -> None:
+    def __init__(self, *, hidden: int = 128, embedding: int = 0, columns: int = CHOICE_COLUMNS) -> None:
         super().__init__()
-        self.correction = GatedMLP(CHOICE_COLUMNS, hidden, 1, embedding) if hidden else None
+        self.correction = GatedMLP(columns, hidden, 1, embedding) if hidden else None
 
     def forward(self, columns: FeatureColumns, embedding: Tensor | None = None) -> Tensor:
         """(B, N) predicted marginal QoS."""

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from models.bounds import MASKED_SCORE, MOST_WIDTH
-from models.features import CHOICE_COLUMNS, FeatureColumns, Observation, read_columns, squash
+from models.features import (
+    CHOICE_COLUMNS,
+    INFORMATION_COLUMNS,
+    REQUEST_COLUMNS,
+    FeatureColumns,
+    Observation,
+    read_columns,
+    squash,
+)
 from models.impact import Explanation, GatedMLP, ImpactEstimator
 from models.price import Price
 from rllib_envs.errors import InputError
@@ -54,6 +62,8 @@ class RouterSpec:
     """Scores have a learned part for the opportunity cost of a decision."""
     drop: bool = True
     """Allow the router to drop a request that some expert could take."""
+    information: bool = False
+    """Observations say what predictions are worth, and scores depend on it: one router then suits many predictors."""
 
     def __post_init__(self) -> None:
         """Refuse invalid specifications.
@@ -79,21 +89,36 @@ class RouterSpec:
         """For ``RouterSpec(**...)`` and JSON."""
         return asdict(self)
 
+    @property
+    def choice_columns(self) -> int:
+        """Columns of ``FeatureColumns.choice``."""
+        return CHOICE_COLUMNS + INFORMATION_COLUMNS * self.information
+
+    @property
+    def request_columns(self) -> int:
+        """Columns of ``FeatureColumns.request``."""
+        return REQUEST_COLUMNS + INFORMATION_COLUMNS * self.information
+
 
 def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
-    """Check that an observation has the router's inputs. Without them every impact is 0 and every request is dropped.
+    """Check that an observation has the router's inputs. Without what-if results every request would be dropped.
 
     Args:
         spec: the router's specification.
         parts: names of the observation's parts.
 
     Raises:
-        InputError: the what-if results are missing.
+        InputError: the what-if results are missing, or what predictions are worth; or the latter is there unwanted.
     """
     if spec.impact and "whatif" not in parts:
         raise InputError(
             "observation.whatif = False: a router with impact = True needs the what-if results: set observation.whatif, or build "
             "it with impact = False, to learn without them"
+        )
+    if spec.information != ("information" in parts):
+        raise InputError(
+            f"observation.information = {'information' in parts}: it must be as in the router, whose information = "
+            f"{spec.information}"
         )
 
 
@@ -131,8 +156,8 @@ class Router(nn.Module):
         self.spec = spec
         self.encoder = _encoder(spec)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
-        self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding)
-        self.future = GatedMLP(CHOICE_COLUMNS, spec.hidden, 3, self.embedding) if spec.future else None
+        self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding, columns=spec.choice_columns)
+        self.future = GatedMLP(spec.choice_columns, spec.hidden, 3, self.embedding) if spec.future else None
         self.price = Price() if spec.future else None
         self.register_buffer("listening", torch.ones(()))
 

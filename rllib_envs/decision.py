@@ -7,6 +7,7 @@
 ``sync_telemetry``        the router's view of the cluster at that time, possibly delayed
 ``update_calibration``    the router corrects its figures by its observations (calibration)
 ``observe``               rows of the experts, their requests and the cluster
+``write_worth``           what predictions are worth, if the observation has it
 ``predict``               predicted what-if result of each action, from the router's information
 ``true_marginals``        true counterfactual of each action: a training target
 ========================  =====================================================================================================
@@ -39,6 +40,7 @@ from rllib_envs.sim.cluster import (
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
 from rllib_envs.sim.state import State
 from rllib_envs.sim.whatif import Scratch, predict
+from rllib_envs.sim.worth import Worth, write_worth
 from rllib_envs.view import ObservationRows
 
 
@@ -55,6 +57,7 @@ class World(NamedTuple):
     delay_s: NDArray[np.float64]  # (B,) age of telemetry
     now_s: NDArray[np.float64]  # (B,)
     pace: Pace
+    worth: Worth
     scratch: Scratch
     rows: ObservationRows  # the observations
     marginal: NDArray[np.float64]  # (B, N+1)
@@ -68,6 +71,7 @@ class Rules(NamedTuple):
     predict: bool  # write the what-if results
     track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
     calibrate: bool  # learn the errors of the figures from telemetry
+    inform: bool  # write what the predictions are worth
 
 
 @kernel_inlined
@@ -98,6 +102,8 @@ def write_observation(world, rules, b):
     if rules.calibrate or telemetry.arrived == 0:
         describe_engines(nominal, world.calibration.records, b, rules.slo_s, rows.experts)
     observe(telemetry, nominal, workload, world.pace, b, rules.slo_s, rows)
+    if rules.inform:
+        write_worth(world.worth, workload, b, telemetry.arrived, rows.information)
     if rules.predict:
         predict(telemetry, nominal, workload, b, world.scratch, rules.slo_s, rules.tau, rows.whatif)
     if rules.track_future == 2:

@@ -46,6 +46,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     ``cluster``       (8,)                        the cluster as a whole (CLUSTER_FEATURES)
     ``action_mask``   (N + 1,)                    1 where the action is possible; drop always is
     ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario sets it
+    ``information``   (N, 4)                      what predictions are worth (INFORMATION_FEATURES), if the scenario sets it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights

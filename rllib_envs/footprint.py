@@ -11,7 +11,7 @@ from rllib_envs.sim.state import RECORD, REQUEST
 _GIB = 2**30
 _WHATIF_BYTES = 4 * 32  # of an expert's what-if results, at most
 _SHOWN_BYTES = 4 * 9  # of a slot: eight features and the mask
-_TOLD_BYTES = 4 * 4  # of a request at one expert: true and predicted, score and length
+_TOLD_BYTES = 4 * 5  # of a request at one expert: true and predicted, score and length, and what the latter is worth
 
 
 def machine_bytes() -> int:

@@ -38,7 +38,7 @@ Slots = Annotated[int, Field(ge=1, le=4096)]
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
 
-PredictionLaw = Literal["auto", "measured", "oracle-noise", "given", "means"]
+PredictionLaw = Literal["auto", "measured", "oracle-noise", "given", "means", "task-means"]
 
 TRACE = "trace"
 """The kind of arrivals that replays a trace."""
@@ -207,6 +207,7 @@ class Predictions:
     - oracle-noise: the truth with independent Gaussian noise. In a file the truth of a 0/1 score is the task's mean.
     - given: those of ``predictors``, else the keys predicted_score, predicted_tokens and predicted_log_sd of a file's prompts.
     - means: each expert's mean score and length, the same for every request.
+    - task-means: those of the prompt's task (a file's only).
 
     The other fields are errors beyond those of the law.
     """
@@ -313,6 +314,7 @@ class Observation:
     waiting_slots: Slots = 8  # waiting requests shown one by one, per expert
     whatif: bool = False  # key "whatif": the predicted effect of each action
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
+    information: bool = False  # key "information": what the predictions are worth
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
     calibrate: bool = False  # correct predicted lengths and engine figures by the episode's observations (sim/calibration.py)
 
@@ -384,6 +386,8 @@ class Scenario:
             data["workload"]["arrivals"]["parameters"] = parameters
         if self.predictions.predictors is None:  # likewise
             del data["predictions"]["predictors"]
+        if not self.observation.information:
+            del data["observation"]["information"]
         return data
 
 

@@ -33,6 +33,7 @@ from rllib_envs.sim.state import (
     engine_records,
 )
 from rllib_envs.sim.whatif import scratch_for
+from rllib_envs.sim.worth import allocate_worth, reset_worth
 from rllib_envs.view import allocate_rows, view_of
 from rllib_envs.workload.episode import Episode, draw_episode
 from rllib_envs.workload.replay import episode_requests
@@ -145,6 +146,7 @@ class Simulation:
                 work=np.zeros((batch, len(PACE_GAINS))),
                 counted=np.zeros(batch, np.int32),
             ),
+            worth=allocate_worth(batch, n),
             scratch=scratch_for(self.state),
             rows=self.rows,
             marginal=self.marginal,
@@ -155,6 +157,7 @@ class Simulation:
             predict=spec.whatif,
             track_future=2 if spec.counterfactual else int(scenario.reward.marginal_qos != 0),
             calibrate=spec.calibrate,
+            inform=spec.information,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,7 +180,7 @@ class Simulation:
         count = episode.arrival_s.size
         w = self.workload
         w.total[cluster] = count
-        for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens"):
+        for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
         reset_calibration(self.world.calibration, cluster, episode.nominal)
@@ -188,6 +191,7 @@ class Simulation:
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
         self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap
         self.world.pace.counted[cluster] = 0
+        reset_worth(self.world.worth, cluster)
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True
         write_observations(only, self.world, self.rules)

@@ -12,7 +12,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from models.export.bundle import LAYOUT
+from models.export.bundle import LAYOUT, layout_of
 from models.former_names import current_names
 from rllib_envs.scenario import Observation
 from rllib_envs.sim.rows import (
@@ -22,6 +22,8 @@ from rllib_envs.sim.rows import (
     CLUSTER_TABLE,
     EXPERT_ROW,
     EXPERT_TABLE,
+    INFORMATION_ROW,
+    INFORMATION_TABLE,
     REQUEST_ROW,
     REQUEST_TABLE,
     WHATIF_ROW,
@@ -36,6 +38,7 @@ ROWS = {
     "arrived": (ARRIVED_ROW, ARRIVED_TABLE),
     "cluster": (CLUSTER_ROW, CLUSTER_TABLE),
     "whatif": (WHATIF_ROW, WHATIF_TABLE),
+    "information": (INFORMATION_ROW, INFORMATION_TABLE),
 }
 PARTS = {"running": "requests", "waiting": "requests"}
 
@@ -43,12 +46,13 @@ PARTS = {"running": "requests", "waiting": "requests"}
 @pytest.mark.parametrize("part", ROWS)
 def test_a_record_is_its_table_in_order_and_what_bundles_were_trained_on(part: str) -> None:
     row, table = ROWS[part]
-    assert row.names == tuple(table) == LAYOUT[part]
+    assert row.names == tuple(table) == layout_of(Observation(information=True))[part]
     assert row.fields is not None
     assert [row.fields[name] for name in table] == [(np.dtype(np.float32), 4 * i) for i in range(len(table))]
     assert row.itemsize == 4 * len(table)
     shipped = json.loads((resources.files("tuning") / "presets" / "edge6-router" / "router.json").read_text())
-    assert current_names(shipped["layout"][part]) == list(table)
+    if part != "information":  # which it was not trained with
+        assert current_names(shipped["layout"][part]) == list(table)
 
 
 @pytest.mark.parametrize("part", ROWS)
@@ -64,7 +68,7 @@ def pickled(simulation: Simulation) -> Simulation:
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
 def test_networks_read_the_memory_of_the_records(copied: Callable[[Simulation], Simulation]) -> None:
-    scenario = tight(small("edge3", observation=Observation(whatif=True, running_slots=3, waiting_slots=2)))
+    scenario = tight(small("edge3", observation=Observation(whatif=True, information=True, running_slots=3, waiting_slots=2)))
     simulation = Simulation(scenario, 2)
     simulation.start_all([0, 1])
     play(simulation, np.zeros(20, np.int64))
@@ -83,7 +87,8 @@ def test_networks_read_the_memory_of_the_records(copied: Callable[[Simulation], 
     assert (simulation.view.experts[..., LAYOUT["experts"].index("base_time")] == 7.0).all()
 
 
-def test_where_no_what_if_results_are_asked_for_there_is_no_memory_for_them() -> None:
+@pytest.mark.parametrize("part", ["whatif", "information"])
+def test_what_is_not_asked_for_has_no_memory(part: str) -> None:
     simulation = Simulation(small("edge3"), 2)
-    assert simulation.view.whatif.shape == (2, 3, 0)
-    assert simulation.rows.whatif.size == 0
+    assert getattr(simulation.view, part).shape == (2, 3, 0)
+    assert getattr(simulation.rows, part).size == 0

@@ -71,8 +71,9 @@ class Options:
     """Prompts of that file to ask: test (no training or tuning uses them), train or all."""
     predictions: PredictionLaw | None = None
     """The routers' predictions. measured: drawn around the truth with the errors of learned predictors. oracle-noise: the truth
-    with Gaussian noise. given: those of --predictors, or a prompt file's own. means: each expert's means. auto: measured; for a
-    file given, or means where nothing is given. Default: the scenario's, which is auto if it says nothing."""
+    with Gaussian noise. given: those of --predictors, or a prompt file's own. means: each expert's means. task-means: those
+    on the prompt's task. auto: measured; for a file given, or means where nothing is given. Default: the scenario's, which is
+    auto if it says nothing."""
     predictors: Path | None = None
     """Folder of predictors from fit-predictors (docs/predictors.md). They predict the prompts of the file that they were fitted
     with, each by predictors that have not seen it."""

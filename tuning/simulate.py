@@ -65,7 +65,8 @@ class Options:
     catalogue: Path | None = None
     """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
     predictions: PredictionLaw | None = None
-    """The routers' predictions: auto, measured, oracle-noise, given or means, as for evaluate. Default: the scenario's."""
+    """The routers' predictions: auto, measured, oracle-noise, given, means or task-means, as for evaluate. Default: the
+    scenario's."""
     predictors: Path | None = None
     """Folder of predictors from fit-predictors, as for evaluate."""
     requests: int | None = None

@@ -27,7 +27,14 @@ from models.router import Router, RouterSpec
 from rllib_envs import baselines
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
-from rllib_envs.sim.rows import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES, WHATIF_FEATURES
+from rllib_envs.sim.rows import (
+    ARRIVED_FEATURES,
+    CLUSTER_FEATURES,
+    EXPERT_FEATURES,
+    INFORMATION_FEATURES,
+    REQUEST_FEATURES,
+    WHATIF_FEATURES,
+)
 from rllib_envs.simulation import Simulation
 
 FORMAT = "edgeroute-bundle-1"
@@ -39,6 +46,9 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "whatif": WHATIF_FEATURES,
 }
 """Columns of each part of an observation: weights are of use with these alone."""
+
+_INFORMATION = {"information": INFORMATION_FEATURES}
+"""Of observations that have it."""
 
 Network = Router | PaperPolicy
 """What a bundle may hold."""
@@ -93,7 +103,7 @@ def save_bundle(
         contents = {
             "format": FORMAT,
             "paper" if isinstance(router, PaperPolicy) else "router": router.spec.to_dict(),
-            "layout": LAYOUT,
+            "layout": layout_of(observation),
             "observation": asdict(replace(observation, counterfactual=False)),
             "about": dict(about),
             **({} if trained_on is None else {TRAINED_ON: trained_on.to_json()}),
@@ -125,7 +135,7 @@ def load_bundle(folder: Path) -> Bundle:
         trained_on = Envelope.from_json(contents[TRAINED_ON]) if TRAINED_ON in contents else None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where}: damaged: {' '.join(str(error).split())}") from None
-    for part, names in LAYOUT.items():
+    for part, names in layout_of(observation).items():
         if current_names(layout.get(part)) != list(names):
             raise InputError(f"{where}: layout.{part} = {layout.get(part)!r:.200}: this version has {list(names)}: train anew")
     _check_slots(observation, where)
@@ -136,6 +146,11 @@ def load_bundle(folder: Path) -> Bundle:
     router: Network = load_weights(lambda: make_router(spec), folder / _WEIGHTS, manifest.sha256[_WEIGHTS])
     _check_scores(router, observation, folder / _WEIGHTS)
     return Bundle(router=router, observation=observation, about=about, trained_on=trained_on)
+
+
+def layout_of(observation: Observation) -> dict[str, tuple[str, ...]]:
+    """The columns of each part of such an observation."""
+    return LAYOUT | (_INFORMATION if observation.information else {})
 
 
 def _mapping(contents: dict[str, Any], name: str) -> dict[str, Any]:
@@ -192,7 +207,7 @@ def bundle_router(folder: Path) -> tuple[baselines.RoutingPolicy, Observation]:
 
     def route(simulation: Simulation, rng: np.random.Generator) -> baselines.Actions:
         """(B,) greedy actions; ``rng`` is not used."""
-        for name in ("whatif", "calibrate"):
+        for name in ("whatif", "calibrate", "information"):
             if getattr(bundle.observation, name) and not getattr(simulation.scenario.observation, name):
                 raise InputError(f"{folder}: the router needs observation.{name} = True; the scenario has False")
         with torch.inference_mode():  # also for the arrays: what is made outside has more to keep track of

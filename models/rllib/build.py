@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,18 +14,18 @@ from rllib_envs.errors import InputError
 _NEEDED = ("arrived", "experts", "cluster", "action_mask")
 
 
-def router_spec(model_config: Mapping[str, Any], *, whatif: bool) -> RouterSpec:
+def router_spec(model_config: Mapping[str, Any], parts: Container[str]) -> RouterSpec:
     """Parse ``model_config["router"]``, the fields of a ``RouterSpec``.
 
     Args:
         model_config: of an RLlib module. Without ``router`` the default one.
-        whatif: whether observations hold the what-if results, from which the default router starts.
+        parts: names of an observation's parts; the default router starts from what-if results, if there are any.
 
     Raises:
         InputError: a field is not known or not valid.
     """
     if "router" not in model_config:
-        return RouterSpec(impact=whatif)
+        return RouterSpec(impact="whatif" in parts, information="information" in parts)
     told = model_config["router"]
     known = [field.name for field in fields(RouterSpec)]
     if not isinstance(told, Mapping):
@@ -49,6 +49,6 @@ def build_router(model_config: Mapping[str, Any], observation_space: Any) -> Rou
             f"observation space without {', '.join(missing)}: a router reads the observations of rllib_envs:EdgeRouting-v0, as "
             "they are: no connector may flatten them"
         )
-    spec = router_spec(model_config, whatif="whatif" in parts)
+    spec = router_spec(model_config, parts)
     check_observation(spec, parts)
     return Router(spec)

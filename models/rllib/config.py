@@ -120,8 +120,8 @@ class VectorAlgorithmConfig(AlgorithmConfig):
                 "action: models.rllib.training_scenario turns it on"
             )
         if "paper" not in self.model_config:
-            spec = router_spec(self.model_config, whatif=seen.whatif)
-            check_observation(spec, ("whatif",) if seen.whatif else ())
+            parts = [name for name in ("whatif", "information") if getattr(seen, name)]
+            check_observation(router_spec(self.model_config, parts), parts)
 
 
 def _for_training(env_config: Mapping[str, Any]) -> dict[str, Any]:

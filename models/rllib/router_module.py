@@ -71,7 +71,7 @@ class BaselineModule(RouterModule):
     def setup(self) -> None:
         """Build the networks."""
         super().setup()
-        self.baseline = ActionIndependentBaseline()
+        self.baseline = ActionIndependentBaseline(columns=self.router.spec.request_columns)
 
     def get_non_inference_attributes(self) -> list[str]:
         """What rollout workers do without."""

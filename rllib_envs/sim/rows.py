@@ -112,11 +112,20 @@ WHATIF_TABLE: Mapping[str, Feature] = {
 }
 """Features of an action: its predicted effect, the what-if result."""
 
+INFORMATION_TABLE: Mapping[str, Feature] = {
+    "predicted_log_sd": Feature("standard deviation of the arrived request's log length, as the predictor states it"),
+    "score_spread": Feature("standard deviation of predicted scores over late requests: 0 where all get the same", scale=1 / 4),
+    "length_spread": Feature("the same of logs of predicted lengths", "log"),
+    "length_error": Feature("root mean square of log(actual / predicted length) of late answers, with calibration", "log"),
+}
+"""Features of an expert that say what predictions are worth."""
+
 EXPERT_FEATURES = tuple(EXPERT_TABLE)
 REQUEST_FEATURES = tuple(REQUEST_TABLE)
 ARRIVED_FEATURES = tuple(ARRIVED_TABLE)
 CLUSTER_FEATURES = tuple(CLUSTER_TABLE)
 WHATIF_FEATURES = tuple(WHATIF_TABLE)
+INFORMATION_FEATURES = tuple(INFORMATION_TABLE)
 
 
 def _row(table: Mapping[str, Feature]) -> np.dtype[np.void]:
@@ -125,7 +134,7 @@ def _row(table: Mapping[str, Feature]) -> np.dtype[np.void]:
 
 
 EXPERT_ROW, REQUEST_ROW, ARRIVED_ROW = _row(EXPERT_TABLE), _row(REQUEST_TABLE), _row(ARRIVED_TABLE)
-CLUSTER_ROW, WHATIF_ROW = _row(CLUSTER_TABLE), _row(WHATIF_TABLE)
+CLUSTER_ROW, WHATIF_ROW, INFORMATION_ROW = _row(CLUSTER_TABLE), _row(WHATIF_TABLE), _row(INFORMATION_TABLE)
 
 
 def _scale(table: Mapping[str, Feature]) -> Any:
@@ -135,3 +144,4 @@ def _scale(table: Mapping[str, Feature]) -> Any:
 
 
 EXPERT_SCALE, REQUEST_SCALE, ARRIVED_SCALE = _scale(EXPERT_TABLE), _scale(REQUEST_TABLE), _scale(ARRIVED_TABLE)
+INFORMATION_SCALE = _scale(INFORMATION_TABLE)

@@ -96,6 +96,7 @@ class RequestBatch:
     output_tokens: NDArray[np.int32]  # (M, N) >= 1, not truncated to the engine's max_model_len
     means: Predicted  # (1, N) the same for every request: each expert's means, for a file those of its train split
     given: Predicted | None = None  # (M, N) of predictors or of the file's own keys; None: neither, or a synthetic catalogue
+    task_means: Predicted | None = None  # (M, N) each expert's means on the prompt's task, of the train split; None: no tasks
     latent: Latent | None = None  # None for a file
 
 
@@ -124,7 +125,10 @@ def draw_requests(
     draw = _draw_from_file if scenario.workload.catalogue.kind == "file" else _draw_synthetic
     batch = draw(scenario, n, rng, lengths)
     if lengths is not None:
-        batch = replace(batch, means=lengths.means(batch.means))
+        means = lengths.means(batch.means)
+        ratio = means.output_tokens / batch.means.output_tokens
+        task_means = None if batch.task_means is None else _rescaled(batch.task_means, ratio)
+        batch = replace(batch, means=means, task_means=task_means)
     return batch if prompt_tokens is None else replace(batch, prompt_tokens=_as_tokens(prompt_tokens))
 
 
@@ -218,7 +222,7 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
     if lengths is None:
         rows = rng.integers(0, len(pool.prompt_tokens), n)
         output_tokens = pool.output_tokens[rows]
-        given = None if pool.given is None else pool.given.at(rows)
+        given, task_means = (None if told is None else told.at(rows) for told in (pool.given, pool.task_means))
     else:
         asked = rng.integers(0, len(scenario.experts), n)
         last = len(pool.prompt_tokens) - 1
@@ -227,7 +231,9 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
         models, model_of = _models(scenario.experts)
         noise, rounding = rng.standard_normal((n, models))[:, model_of], rng.random((n, models))[:, model_of]
         output_tokens = lengths.at_experts(pool.output_tokens.mean(axis=0), noise, rounding)
-        given = None if pool.given is None else _rescaled(pool.given.at(rows), output_tokens / pool.output_tokens[rows])
+        ratio = output_tokens / pool.output_tokens[rows]
+        given = None if pool.given is None else _rescaled(pool.given.at(rows), ratio)
+        task_means = None if pool.task_means is None else pool.task_means.at(rows)
     return RequestBatch(
         prompt_tokens=pool.prompt_tokens[rows],
         score=pool.score[rows],
@@ -235,6 +241,7 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
         output_tokens=output_tokens,
         means=pool.means,
         given=given,
+        task_means=task_means,
     )
 
 
@@ -266,6 +273,7 @@ def _pool(file: PromptFile, table: PredictionTable | None, experts: tuple[Expert
         output_tokens=output_tokens[chosen].astype(np.int32),
         means=means,
         given=None if given is None else given.at(np.flatnonzero(chosen)),
+        task_means=_of_tasks(score, output_tokens, file.tasks, train).at(np.flatnonzero(chosen)),
     )
 
 
@@ -323,6 +331,23 @@ def _column(file: PromptFile, expert: Expert) -> int:
             f"models run on all prompts: {complete or 'none'}"
         )
     return column
+
+
+def _of_tasks(
+    score: NDArray[np.float64], output_tokens: NDArray[np.float64], tasks: tuple[str, ...], train: NDArray[np.bool_]
+) -> Predicted:
+    """(P, N) each expert's means on the prompt's task; a task without two train prompts has those of all."""
+    known = train if train.any() else np.ones_like(train)
+    task_of = np.array(tasks)
+    overall = _means(score[known], output_tokens[known])
+    found = overall.at(np.zeros(len(tasks), np.int64))
+    for task in set(tasks):
+        members = task_of == task
+        if (members & known).sum() > 1:
+            own = _means(score[members & known], output_tokens[members & known])
+            for name in ("score", "output_tokens", "log_sd"):
+                getattr(found, name)[members] = getattr(own, name)
+    return found
 
 
 def _task_means(score: NDArray[np.float64], tasks: tuple[str, ...], train: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -22,9 +22,9 @@ def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Gen
     """Predict scores and lengths as ``predictions.law`` says, with the further errors that the other fields set.
 
     Of the law (``law_of``): ``measured`` draws them around the truth, and ``given`` has those of predictors or of the file's own
-    keys. ``means`` takes each expert's means, and ``oracle-noise`` starts from the probability and the true length. It uses the
-    probability rather than the score, because noise around a 0 or a 1 would reveal the random outcome. For continuous scores the
-    two are the same.
+    keys. ``means`` takes each expert's means, ``task-means`` those on the prompt's task. ``oracle-noise`` starts from the
+    probability and the true length. It uses the probability rather than the score, because noise around a 0 or a 1 would reveal
+    the random outcome. For continuous scores the two are the same.
 
     Further errors. Scores: ``clip(score + score_bias + score_sd * N(0, 1), 0, 1)``. Lengths:
     ``length * length_factor * exp(length_log_sd * N(0, 1))`` (the median stays), divided by ``hidden_factor`` for a
@@ -53,7 +53,7 @@ def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Gen
     return Predicted(score=np.clip(score, 0.0, 1.0), output_tokens=np.clip(tokens, 1.0, MAX_TOKENS), log_sd=base.log_sd)
 
 
-Law = Literal["measured", "oracle-noise", "given", "means"]
+Law = Literal["measured", "oracle-noise", "given", "means", "task-means"]
 """``predictions.law`` without ``auto``."""
 
 
@@ -67,10 +67,15 @@ def law_of(law: PredictionLaw, *, synthetic: bool, given: bool) -> Law:
     """
     if law == "auto":
         return "measured" if synthetic else "given" if given else "means"
+    if law == "task-means" and synthetic:
+        raise InputError(
+            "predictions.law = 'task-means': the synthetic catalogue has no tasks; it allows measured, means, oracle-noise "
+            "and auto"
+        )
     if law == "measured" and not synthetic:
         raise InputError(
             "predictions.law = 'measured': it draws errors for the synthetic catalogue only; a file allows given (its own keys), "
-            "means, oracle-noise and auto"
+            "means, task-means, oracle-noise and auto"
         )
     if law == "given" and not given:
         raise InputError(
@@ -93,6 +98,8 @@ def _base(law: Law, requests: RequestBatch, length_log_sd: float, rng: np.random
         return error_law.draw_predictions(requests, requests.latent, rng)
     if law == "given" and requests.given is not None:
         return requests.given
+    if law == "task-means" and requests.task_means is not None:
+        return requests.task_means
     if law == "means":
         means = requests.means
         score, tokens, log_sd = (np.broadcast_to(x, shape) for x in (means.score, means.output_tokens, means.log_sd))

@@ -57,6 +57,27 @@ def test_what_went_in_comes_out(spec, tmp_path):
     assert loaded.about == ABOUT
 
 
+def test_a_router_that_reads_what_predictions_are_worth_comes_back_and_wants_to_see_it(tmp_path):
+    told = replace(OBSERVATION, information=True)
+    router = stirred(replace(SPECS["aggregates"], information=True))
+    save_bundle(tmp_path / "b", router, told, ABOUT, onnx=True)
+    loaded = load_bundle(tmp_path / "b")
+    seen = random_observation(told, batch=4, experts=5, seed=2)
+    with torch.inference_mode():
+        scores = loaded.router(seen)
+        assert torch.equal(scores, router(seen))
+        onnx = load_onnx(tmp_path / "b")({name: x.numpy() for name, x in seen.items()})
+        np.testing.assert_allclose(onnx, scores.numpy(), atol=1e-4)
+        assert not torch.equal(scores, router({**seen, "information": seen["information"] + 1}))
+    without = random_observation(OBSERVATION, batch=4, experts=5, seed=2)
+    with pytest.raises(
+        InputError, match=r"observation\.information = False: .* whose information = True"
+    ):
+        router(without)
+    with pytest.raises(InputError, match=r"observation\.information = True: .* whose information = False"):
+        stirred(SPECS["aggregates"])(seen)
+
+
 def test_a_bundle_is_replaced_whole(bundle):
     save_bundle(bundle, stirred(SPECS["aggregates"]), OBSERVATION, ABOUT | {"steps": 13})
     assert load_bundle(bundle).about["steps"] == 13

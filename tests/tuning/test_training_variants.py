@@ -8,9 +8,9 @@ import pytest
 from models.rllib.scenario import MARGINAL
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Observation, Reward, Scenario
+from rllib_envs.scenario import Catalogue, Observation, Predictions, Reward, Scenario
 from rllib_envs.scenarios.load import load_scenario
-from tuning.training.variants import VariantOptions, base_scenario, training_groups
+from tuning.training.variants import VariantOptions, base_scenario, information_levels, training_groups
 
 TRACES = ("azure-conversation", "azure-code")
 OBSERVATION = Observation(whatif=True, counterfactual=True)
@@ -98,3 +98,30 @@ def test_the_own_load_is_the_scenarios_and_so_is_the_rest():
 def test_what_cannot_be_is_named(changes, message):
     with pytest.raises(InputError, match=message):
         groups(**changes)
+
+
+def test_with_information_levels_neighbours_are_told_more_or_less_at_every_load():
+    plain, levelled = groups(), groups(information_levels=True)
+    for (before, count), (after, same) in zip(plain, levelled, strict=True):
+        assert count == same == len(after)
+        laws = [scenario.predictions.law for scenario in after]
+        assert laws == [("means", "auto", "oracle-noise", "oracle-noise")[i % 4] for i in range(count)]
+        assert len({scenario.predictions for scenario in after}) == 4  # the last is nearly the truth
+        own = before[0].predictions
+        assert [replace(scenario, predictions=own) for scenario in after] == list(before)
+
+
+def test_levels_also_come_where_all_environments_are_alike():
+    ((scenarios, count),) = groups(environments=6, load="moderate", fleets=(), information_levels=True)
+    assert count == len(scenarios) == 6
+    assert len({scenario.predictions for scenario in scenarios}) == 4
+
+
+def test_the_levels_of_a_file_are_those_of_its_tasks_and_predictors_too():
+    base = load_scenario("edge6")
+    workload = replace(base.workload, catalogue=Catalogue(kind="file", path="prompts.jsonl"))
+    told = replace(base, workload=workload, predictions=Predictions(predictors="folder", length_factor=1.1))
+    levels = information_levels(told)
+    assert [level.law for level in levels] == ["means", "task-means", "auto", "oracle-noise", "oracle-noise"]
+    assert [level.predictors for level in levels] == [None, None, "folder", None, None]
+    assert {level.length_factor for level in levels} == {1.1}  # other errors stay

@@ -264,6 +264,31 @@ def test_told_probability_of_a_file_is_the_task_mean_of_the_train_split(prompts:
     assert (batch.probability[even, 0] > 0).all()
 
 
+def test_task_means_of_a_file_are_those_of_the_train_split_whatever_is_asked(prompts: Path) -> None:
+    train = [i for i in range(400) if in_train_split(f"p{i}")]
+    for split in ("train", "test"):
+        batch = draw(file_pool(prompts, split), 500)
+        told = batch.task_means
+        assert told is not None
+        for remainder in (0, 1):
+            asked = batch.prompt_tokens % 2 == remainder  # task even or odd; but for prompt 0, whose length is 1
+            asked &= batch.prompt_tokens > 1
+            mean = np.mean([i for i in train if i % 2 == remainder])
+            expected = [10 * mean + 2, 10 * mean + 1]  # experts b and a
+            np.testing.assert_allclose(told.output_tokens[asked], np.tile(expected, (asked.sum(), 1)))
+            np.testing.assert_allclose(told.score[asked], np.tile([remainder, 1 - remainder], (asked.sum(), 1)))
+
+
+def test_a_task_of_one_prompt_has_the_means_of_all(tmp_path: Path) -> None:
+    alone = next(i for i in range(2, 400) if in_train_split(f"p{i}"))
+    rows = [row(i, task="alone" if i == alone else "all") for i in range(400)]
+    batch = draw(file_pool(write(tmp_path / "f.jsonl", [HEADER, *rows])), 3000)
+    assert batch.task_means is not None
+    own = batch.prompt_tokens == alone
+    np.testing.assert_allclose(batch.task_means.score[own], np.broadcast_to(batch.means.score, (own.sum(), 2)))
+    assert own.any()
+
+
 def test_fractional_scores_of_a_file_are_their_own_probability(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", [HEADER, *(row(i, correct=[i / 50, 0.5, 1]) for i in range(50))])
     batch = draw(file_pool(path), 200)

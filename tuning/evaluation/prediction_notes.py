@@ -38,6 +38,8 @@ def _source(law: Law, scenario: Scenario) -> str:
         return "drawn around the truth, with the errors of predictors that learned from prompts (measured)"
     if law == "oracle-noise":
         return "the truth with Gaussian noise, which no predictor has (oracle-noise)"
+    if law == "task-means":
+        return "each expert's mean score and mean length on the prompt's task (task-means)"
     asked: PredictionLaw = scenario.predictions.law
     why = (
         ""

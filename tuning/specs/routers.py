@@ -147,8 +147,8 @@ def _with_needs(heuristic: Heuristic, values: dict[str, float], observation: Obs
     if "tau" in values and "whatif" in heuristic.needs:
         needs["whatif_tau"] = values.pop("tau")
     # Only what it needs: what-if results and counterfactuals are the expensive part of a simulation.
-    wanted = replace(observation, **({"whatif": False, "counterfactual": False, "calibrate": False} | needs))
-    return partial(heuristic.decide, **values), wanted
+    off: dict[str, bool | float] = dict.fromkeys(("whatif", "information", "counterfactual", "calibrate"), False)
+    return partial(heuristic.decide, **values), replace(observation, **(off | needs))
 
 
 def _load_own(text: str) -> Heuristic:

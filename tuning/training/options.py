@@ -41,7 +41,8 @@ _STEPS_PER_ITERATION_HELP = (
 HELP = {
     "task": (
         "algo scenario load seed",
-        "preset config fleets catalogue predictions predictors requests calibrate variation running_slots waiting_slots",
+        "preset config fleets catalogue predictions predictors information_levels requests calibrate variation running_slots "
+        "waiting_slots",
     ),
     "length and folder of the run": ("run_dir steps iterations minutes resume smoke", "auto_resume trust_checkpoint storage"),
     "processes": ("num_env_runners", "address num_learners gpus_per_learner envs_per_runner steps_per_iteration"),
@@ -79,10 +80,13 @@ class TrainOptions:
     catalogue: str | None = None
     """File of real prompts, instead of the scenario's catalogue; its train split is used. See evaluate."""
     predictions: PredictionLaw | None = None
-    """The router's predictions in training: auto, measured, oracle-noise, given or means, as for evaluate. Default: the
-    scenario's. The other fleets have the same."""
+    """The router's predictions in training: auto, measured, oracle-noise, given, means or task-means, as for evaluate.
+    Default: the scenario's. The other fleets have the same."""
     predictors: str | None = None
     """Folder of predictors from fit-predictors, as for evaluate. Their predictions in training are out of fold."""
+    information_levels: bool = False
+    """Give environments predictions of different worth, from expert means to nearly the truth, so that the router suits any
+    predictor. Without, all have those above."""
     calibrate: bool = True
     """Correct observations by the errors of lengths and engine figures that telemetry has shown."""
     variation: bool = True

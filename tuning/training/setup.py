@@ -35,6 +35,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
     """The options of its environment variants."""
     observation = Observation(
         whatif=options.spec.impact,
+        information=options.spec.information,
         whatif_tau=SOFT_DEADLINE,
         counterfactual=options.preset != "paper",
         calibrate=options.calibrate,
@@ -49,6 +50,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
         catalogue=options.catalogue,
         predictions=options.predictions,
         predictors=options.predictors,
+        information_levels=options.information_levels,
         variation=options.variation,
         observation=observation,
         reward=options.reward,

@@ -10,7 +10,7 @@ import numpy as np
 from models.rllib.rollout.env_groups import Group
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Observation, PredictionLaw, Reward, Scenario, Variation, with_workload
+from rllib_envs.scenario import Observation, PredictionLaw, Predictions, Reward, Scenario, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.azure import AzureKind
 from tuning.specs.prompts import with_information
@@ -22,6 +22,9 @@ MIXED, OWN = "mixed", "own"
 _FLEET_SHARE = 8  # one environment in so many for each of the other fleets
 _TRACES: dict[AzureKind, int] = {"azure-conversation": 8, "azure-code": 5}
 """Fits of traces, under mixed load: one environment in so many. Floods come with the code, where there is most to learn."""
+
+_NEARLY_TRUE = {"score_sd": 0.03, "length_log_sd": 0.1}
+"""Errors of the best predictions in training. With none at all, a 0/1 score would say the outcome."""
 
 _BURSTS = Variation(fault_share=0.0)
 
@@ -40,6 +43,7 @@ class VariantOptions:
     catalogue: str | None = None  # file of prompts; None, here and below: the scenario's
     predictions: PredictionLaw | None = None
     predictors: str | None = None  # folder
+    information_levels: bool = False
 
 
 def base_scenario(options: VariantOptions) -> Scenario:
@@ -58,6 +62,7 @@ def training_groups(own: Scenario, options: VariantOptions, environments: int) -
     Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``. Where
     the scenario has Poisson arrivals, they give way to bursts in some episodes, and some environments have the arrivals and long
     prompts of the Azure traces instead (their fits: nothing is read). With ``variation`` episodes have faults drawn for them.
+    With ``information_levels`` neighbouring environments have predictions of different worth (``information_levels``).
 
     Args:
         own: ``base_scenario`` of the options.
@@ -75,7 +80,26 @@ def training_groups(own: Scenario, options: VariantOptions, environments: int) -
         )
     alike = {"workload": own.workload, "predictions": own.predictions}
     fleets = [_dressed(replace(load_scenario(name), **alike), options) for name in options.fleets]
-    return [(_spread(own, count, options), count), *((_spread(fleet, each, options), each) for fleet in fleets)]
+    groups: list[Group] = [
+        (_spread(own, count, options), count),
+        *((_spread(fleet, each, options), each) for fleet in fleets),
+    ]
+    return [(_over_levels(scenarios, n), n) for scenarios, n in groups] if options.information_levels else groups
+
+
+def information_levels(scenario: Scenario) -> tuple[Predictions, ...]:
+    """Predictions of different worth for a catalogue, the poorest first.
+
+    These are expert means; for a file the means on the prompt's task; the scenario's own predictions, so those with measured
+    errors or those of fitted predictors; the truth with usual noise; nearly the truth.
+    """
+    own = scenario.predictions
+    means, task_means, noisy, nearly_true = (
+        replace(own, law=law, predictors=None, **errors)
+        for law, errors in (("means", {}), ("task-means", {}), ("oracle-noise", {}), ("oracle-noise", _NEARLY_TRUE))
+    )
+    of_tasks = (task_means,) if scenario.workload.catalogue.kind == "file" else ()
+    return (means, *of_tasks, own, noisy, nearly_true)
 
 
 def _dressed(scenario: Scenario, options: VariantOptions) -> Scenario:
@@ -93,6 +117,13 @@ def _spread(scenario: Scenario, count: int, options: VariantOptions) -> Scenario
     varied = [(_varied(scenario, options, bursts=poisson), count - sum(counts.values()))]
     varied += [(_varied(_with_arrivals(scenario, kind), options, bursts=False), each) for kind, each in counts.items()]
     return tuple(with_load for part, number in varied if number for with_load in _over_loads(part, number))
+
+
+def _over_levels(scenarios: Scenario | Sequence[Scenario], count: int) -> tuple[Scenario, ...]:
+    """A scenario for each of ``count`` environments, with the information levels in turn."""
+    each = (scenarios,) * count if isinstance(scenarios, Scenario) else scenarios
+    levels = information_levels(each[0])
+    return tuple(replace(scenario, predictions=levels[i % len(levels)]) for i, scenario in enumerate(each))
 
 
 def _varied(scenario: Scenario, options: VariantOptions, *, bursts: bool) -> Scenario:

@@ -45,8 +45,8 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
             spec = PaperSpec(**config["paper"])
             self.policy, critics = PaperPolicy(spec), [PaperValues(spec) for _ in range(2)]
         else:
-            self.policy = build_router(config, self.observation_space)
-            critics = [ActionValue(hidden=self.policy.spec.hidden) for _ in range(2)]
+            self.policy = router = build_router(config, self.observation_space)
+            critics = [ActionValue(hidden=router.spec.hidden, columns=router.spec.choice_columns) for _ in range(2)]
         self.critics = nn.ModuleList(critics)
         # What critics read of an observation: read once for all of them.
         self.read: Callable[[dict[str, Tensor]], Any] = dict if "paper" in config else read_columns
