@@ -70,9 +70,7 @@ def test_a_router_that_reads_what_predictions_are_worth_comes_back_and_wants_to_
         np.testing.assert_allclose(onnx, scores.numpy(), atol=1e-4)
         assert not torch.equal(scores, router({**seen, "information": seen["information"] + 1}))
     without = random_observation(OBSERVATION, batch=4, experts=5, seed=2)
-    with pytest.raises(
-        InputError, match=r"observation\.information = False: .* whose information = True"
-    ):
+    with pytest.raises(InputError, match=r"observation\.information = False: .* whose information = True"):
         router(without)
     with pytest.raises(InputError, match=r"observation\.information = True: .* whose information = False"):
         stirred(SPECS["aggregates"])(seen)

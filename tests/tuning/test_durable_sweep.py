@@ -25,8 +25,19 @@ from tuning.sweeps.signed_state import STATE, unpacked
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-SWEEP = ["sweep", "--space", "reward-weights", "--num-samples", "3", "--scheduler", "none", "--max-concurrent", "1", "--smoke"]
-TRIALS = 3
+TRIALS = 2
+SWEEP = [
+    "sweep",
+    "--space",
+    "reward-weights",
+    "--num-samples",
+    str(TRIALS),
+    "--scheduler",
+    "none",
+    "--max-concurrent",
+    "1",
+    "--smoke",
+]
 
 
 def start(run_dir, *more):
