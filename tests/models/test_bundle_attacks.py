@@ -227,6 +227,7 @@ def test_huge_weights_that_the_description_names_are_refused_unread(bundle, monk
     refused(bundle, "more than")
 
 
+@pytest.mark.slow
 def test_a_graph_is_loaded_only_as_it_was_written(bundle, tmp_path):
     save_bundle(bundle, Router(SPEC), OBSERVATION, {}, onnx=True)
     save_bundle(tmp_path / "other", Router(replace(SPEC, hidden=9)), OBSERVATION, {}, onnx=True)

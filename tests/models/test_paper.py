@@ -13,6 +13,8 @@ from rllib_envs.sim.rows import EXPERT_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.models.observed import busy, seen, stir, world
 
+pytestmark = pytest.mark.slow
+
 SPEC = PaperSpec(experts=6, hidden=8, heads=2)
 OBSERVATION = Observation(running_slots=4, waiting_slots=3)
 

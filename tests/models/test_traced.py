@@ -62,11 +62,10 @@ def test_the_graph_keeps_the_weights_that_it_was_made_with():
         assert torch.equal(scores(EXAMPLE), before)
 
 
-@pytest.mark.parametrize(
-    "network", [untrained(ENCODERS["pooled"]), PaperPolicy(PaperSpec(experts=3, hidden=8))], ids=["pooled", "paper"]
-)
-def test_what_cannot_be_traced_is_called_as_it_is(network):
-    assert fast_scores(network, EXAMPLE) is network
+@pytest.mark.slow
+def test_what_cannot_be_traced_is_called_as_it_is():
+    for network in (untrained(ENCODERS["pooled"]), PaperPolicy(PaperSpec(experts=3, hidden=8))):
+        assert fast_scores(network, EXAMPLE) is network
 
 
 class Resized(torch.nn.Module):

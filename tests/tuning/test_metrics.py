@@ -1,6 +1,7 @@
 """The figures of an episode agree with the simulator's own totals and with the table of requests."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def test_quantiles_pool_all_finished_requests(simulation):
 
 def test_where_nothing_finishes_latencies_are_unknown():
     endless = Catalogue(prompt_tokens_mean=1e6, prompt_tokens_cv=0.1)  # no expert can hold such prompts
-    scenario = with_workload(load_scenario("edge6"), requests=10, load=1.0, catalogue=endless)
+    scenario = replace(with_workload(load_scenario("edge6"), requests=10, load=1.0, catalogue=endless), capacity_rps=25.0)
     result = run_cell(Cell(router=parse_router("least-work"), scenario=scenario, seeds=(1,)))
     assert result.metrics["too_long_rate"] == [1.0]
     for name in ("qos", "drop_rate", "ttft_p50_s"):  # there was nobody to serve

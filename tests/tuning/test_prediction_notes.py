@@ -70,6 +70,7 @@ def test_a_law_that_does_not_go_with_the_prompts_is_refused_before_anything_runs
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_is_told_and_for_what_the_parameters_were_tuned(silent, tmp_path, capsys):
     common = ["--smoke", "--jobs", "1", "--catalogue", str(silent), "--load", "10"]
     tuned = tmp_path / "tuned.json"
