@@ -27,6 +27,10 @@ def config(scenario, router="han", rows=ROWS, seed=3, total_steps=None, lr=1e-2,
     return made.training(**{"warmup": 1, "beta_per_s": BETA, "lam": LAM, "generations": 0} | training)
 
 
+def learner_of(algorithm):
+    return algorithm.learner_group._learner
+
+
 def module_of(learner):
     return learner.module[DEFAULT_MODULE_ID].unwrapped()
 

@@ -12,7 +12,7 @@ from models.rllib.router_module import BaselineModule
 from models.rllib.sac.module import SACModule
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from tests.models.avl_learner import COUNTS, config, module_of, same, weights
+from tests.models.avl_learner import COUNTS, config, learner_of, module_of, same, weights
 
 pytestmark = pytest.mark.slow
 
@@ -25,10 +25,6 @@ def trained(small_scenario, one_ray):
     yield algorithms, results
     for algorithm in algorithms:
         algorithm.stop()
-
-
-def learner_of(algorithm):
-    return algorithm.learner_group._learner
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(trained):

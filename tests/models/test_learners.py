@@ -17,7 +17,7 @@ from models.rllib.errors import LearnerFailed
 from models.rllib.learning.all_reduce import DataParallel
 from models.rllib.rollout.collect import ask_learners, collect, update_learners, with_processes
 from rllib_envs.errors import InputError
-from tests.models import test_avl, test_ppo, test_sac
+from tests.models import avl_learner, test_ppo, test_sac
 
 # Ray copies a record of its own to each learner, the deprecated fields included.
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -38,7 +38,7 @@ def build(small_scenario, one_ray):
     """Builds algorithms and stops them; the same ones for the same settings."""
     built = []
     configured = {
-        "avl": lambda: test_avl.config(small_scenario, rows=20, minibatch=64, **SEARCH),
+        "avl": lambda: avl_learner.config(small_scenario, rows=20, minibatch=64, **SEARCH),
         "ppo": lambda: test_ppo.config(small_scenario),
         "sac": lambda: test_sac.config(small_scenario),
     }
