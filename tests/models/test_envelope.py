@@ -11,7 +11,7 @@ from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Predictions, with_workload
 from rllib_envs.scenarios.load import load_scenario
-from tests.models.bundles import edit
+from tests.models.export.bundles import edit
 
 EDGE6 = replace(load_scenario("edge6"), capacity_rps=25.0)
 MEASURED = measure([EDGE6])

@@ -26,7 +26,7 @@ from tuning.training.validation import Difference
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "tuning" / "presets" / "edge6-router"
 TINY = ("train", "--smoke", "--fleets", "--no-variation", "--no-calibrate")
 KEY = "0123456789abcdef" * 2 + "fedcba98"

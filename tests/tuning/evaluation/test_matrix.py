@@ -20,7 +20,7 @@ from tuning.specs.routers import parse_router
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCENARIO = with_workload(load_scenario("edge6"), requests=30)
 CELLS = [
     Cell(router=parse_router(name), scenario=SCENARIO, seeds=(1, 2))

@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rllib_envs.errors import InputError
-from tests.tuning.test_remote_copy import contents, write_run
+from tests.tuning.run_dir.test_remote_copy import contents, write_run
 from tuning.run_dir.remote_copy import RemoteCopy
 
 

@@ -13,7 +13,7 @@ import edgeroute
 from rllib_envs.errors import InputError
 from tuning.run_dir.lock import LOCK, run_lock
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path

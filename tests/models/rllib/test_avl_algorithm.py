@@ -12,7 +12,7 @@ from models.rllib.router_module import BaselineModule
 from models.rllib.sac.module import SACModule
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-from tests.models.avl_learner import COUNTS, config, learner_of, module_of, same, weights
+from tests.models.rllib.avl_learner import COUNTS, config, learner_of, module_of, same, weights
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from models.export import files
 from models.export.files import staged_file, staged_folder
 from rllib_envs.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KILLER = """
 import os, sys
 from pathlib import Path

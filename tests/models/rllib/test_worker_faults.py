@@ -18,7 +18,7 @@ from models.rllib.errors import WorkersFailed
 from models.rllib.rollout import workers
 from models.rllib.rollout.collect import collect, steps_sampled, with_processes
 from models.rllib.rollout.runner import VectorEnvRunner
-from tests.models.avl_learner import COUNTS, config, learner_of, module_of
+from tests.models.rllib.avl_learner import COUNTS, config, learner_of, module_of
 
 pytestmark = pytest.mark.cluster
 

@@ -17,8 +17,8 @@ from models.rllib.avl.learner import _weights
 from models.rllib.rollout.runner import VectorEnvRunner
 from models.router import RouterSpec
 from tests.draws import examples
-from tests.models.avl_learner import BETA, COUNTS, LAM, ROWS, config, module_of, same, weights
 from tests.models.observed import stir
+from tests.models.rllib.avl_learner import BETA, COUNTS, LAM, ROWS, config, module_of, same, weights
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
-from tests.models.bundles import edit
+from tests.models.export.bundles import edit
 from tests.models.observed import any_action, busy, seen, world
 
 pytestmark = pytest.mark.slow

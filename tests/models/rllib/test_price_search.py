@@ -10,7 +10,7 @@ from models.price import TERMS
 from models.rllib.avl.price_search import PriceSearch, try_candidates
 from models.rllib.rollout.runner import VectorEnvRunner
 from rllib_envs.simulation import Simulation
-from tests.models.avl_learner import config, learner_of
+from tests.models.rllib.avl_learner import config, learner_of
 
 pytestmark = pytest.mark.slow
 

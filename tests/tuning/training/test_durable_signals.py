@@ -14,7 +14,7 @@ from tuning.training.log import LOG, read_log
 
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MARKED = """
 import sys
 from pathlib import Path

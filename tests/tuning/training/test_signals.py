@@ -17,7 +17,7 @@ from tuning.training.loop import _deferred_signals
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LOOP = """
 import sys, time
 from pathlib import Path

@@ -18,7 +18,7 @@ from tuning.training.validation import Validator
 from tuning.training.variants import VariantOptions, base_scenario
 
 EDGE6 = with_predictions(load_scenario("edge6"), "oracle-noise")
-SHIPPED = Path(__file__).resolve().parents[2] / "tuning" / "presets" / "edge6-router"
+SHIPPED = Path(__file__).resolve().parents[3] / "tuning" / "presets" / "edge6-router"
 OPTIONS = VariantOptions(
     scenario="edge6",
     load="mixed",

@@ -12,7 +12,7 @@ import tuning.run_dir.signature
 from rllib_envs.errors import InputError
 from tuning.run_dir.signature import KEY_FILE, check_signature, key_path, signed
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WHERE = Path("checkpoint.json")
 CONTENTS = {"steps": 12, "sha256": {"rllib/state.pkl": "ab"}, "share": 0.1, "none": None}
 

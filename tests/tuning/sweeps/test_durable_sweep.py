@@ -18,13 +18,13 @@ import pytest
 import edgeroute
 from models.rllib.checkpoint import load_router
 from rllib_envs.yaml_files import parse_yaml
-from tests.tuning.tune_state import ended, wait_for_a_trial
+from tests.tuning.sweeps.tune_state import ended, wait_for_a_trial
 from tuning.run_dir.signature import KEY_FILE, derived_key
 from tuning.sweeps.signed_state import STATE, unpacked
 
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SWEEP = ["sweep", "--space", "reward-weights", "--num-samples", "3", "--scheduler", "none", "--max-concurrent", "1", "--smoke"]
 TRIALS = 3
 

@@ -17,7 +17,7 @@ from models.rllib.errors import LearnerFailed
 from models.rllib.learning.all_reduce import DataParallel
 from models.rllib.rollout.collect import ask_learners, collect, update_learners, with_processes
 from rllib_envs.errors import InputError
-from tests.models import avl_learner, test_ppo, test_sac
+from tests.models.rllib import avl_learner, test_ppo, test_sac
 
 # Ray copies a record of its own to each learner, the deprecated fields included.
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]

@@ -15,7 +15,7 @@ from tuning.run_dir.home import in_home
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NOWHERE = "/dev/null/nowhere"  # no folder can be made there, whoever asks
 SESSION = """
 from tuning.ray_cluster.check import Needs

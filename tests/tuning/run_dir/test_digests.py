@@ -12,7 +12,7 @@ from tuning.run_dir.digests import code_digest, content_digest, result_sources
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RUN = """
 import sys
 from rllib_envs.scenarios.load import load_scenario
