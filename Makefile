@@ -37,7 +37,7 @@ venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (
 demo: .venv/.installed ## train a small router and compare it with the heuristics
 	$(BIN)/edgeroute demo
 
-quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples: two minutes
+quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples
 	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 -m 'not cluster and not slow'
 
 # Tests of a file share what takes long to make and so stay together; in their order (tests/conftest.py) small files come last.

@@ -23,7 +23,7 @@ _FIRST = (  # the first compiles the kernels of the simulator, the others need n
     "contract/test_envs.py",
     "sim/test_cache.py",
     "contract/test_cli.py",
-    "tuning/test_digests.py",
+    "tuning/run_dir/test_digests.py",
     "contract/test_draws.py",
     "contract/test_imports.py",
 )

@@ -266,6 +266,7 @@ def loaded() -> Scenario:
     return replace(scenario, workload=replace(scenario.workload, load=20.0))
 
 
+@pytest.mark.slow
 def test_at_load_the_shortest_queue_beats_random() -> None:
     """Where all experts are alike, and have few seats, so that only the queues matter."""
     edge6 = small("edge6", 400)
@@ -278,14 +279,17 @@ def test_at_load_the_shortest_queue_beats_random() -> None:
     assert (two - chance).mean() > 0.5 * (shortest - chance).mean()
 
 
+@pytest.mark.slow
 def test_looking_ahead_beats_the_shortest_queue(loaded: Scenario) -> None:
     assert paired_z(mean_qos(loaded, impact_greedy), mean_qos(loaded, join_shortest_queue)) > 4
 
 
+@pytest.mark.slow
 def test_true_predictions_are_worth_something(loaded: Scenario) -> None:
     assert paired_z(mean_qos(loaded, impact_greedy_true), mean_qos(loaded, impact_greedy)) > 4
 
 
+@pytest.mark.slow
 def test_calibration_mends_what_wrong_figures_spoil(loaded: Scenario) -> None:
     wrong = replace(loaded, faults=Faults(engine_factor=1.4))
     calibrated = replace(wrong, observation=replace(LOOKAHEAD, calibrate=True))

@@ -18,7 +18,7 @@ from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.workload.arrival_process import arrival_process
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.workload.arrivals import draw_arrivals
-from tests.small_worlds import small
+from tests.presets import short_edge6
 from tuning.evaluation.matrix import Cell, run_cell, start_simulation
 from tuning.evaluation.tuned import Entry
 from tuning.specs.routers import build_router, parse_router
@@ -74,8 +74,8 @@ def end(simulation):
 
 
 def test_a_router_of_ones_own_decides_as_the_same_code_in_the_package(mine):
-    ours = start_simulation(parse_router("join-shortest-queue"), small(), [1, 2])
-    own = start_simulation(parse_router(mine("shortest")), small(), [1, 2])
+    ours = start_simulation(parse_router("join-shortest-queue"), short_edge6(), [1, 2])
+    own = start_simulation(parse_router(mine("shortest")), short_edge6(), [1, 2])
     np.testing.assert_array_equal(end(own), end(ours))
 
 
@@ -83,16 +83,16 @@ def test_a_function_will_do_in_python():
     def first(simulation, rng):
         return np.zeros(simulation.batch, np.int64)
 
-    routes = start_simulation(first, small(), [1]).records(0).route
+    routes = start_simulation(first, short_edge6(), [1]).records(0).route
     assert (routes == 0).all()
-    shipped = start_simulation(baselines.least_work, small(), [1])
-    np.testing.assert_array_equal(end(shipped), end(start_simulation(parse_router("least-work"), small(), [1])))
+    shipped = start_simulation(baselines.least_work, short_edge6(), [1])
+    np.testing.assert_array_equal(end(shipped), end(start_simulation(parse_router("least-work"), short_edge6(), [1])))
     with pytest.raises(TypeError, match=r"must take \(simulation, rng\), and after a \* numbers"):
-        start_simulation(lambda simulation: simulation, small(), [1])
+        start_simulation(lambda simulation: simulation, short_edge6(), [1])
 
 
 def test_a_router_of_ones_own_brings_what_it_needs_and_takes_its_numbers(mine):
-    scenario = small()
+    scenario = short_edge6()
     assert build_router(parse_router(mine("seeing")), scenario.observation)[1].whatif
     assert not build_router(parse_router(mine("shortest")), scenario.observation)[1].whatif
     spec = parse_router(mine("seeing") + ":tau=0.2,floor=0.5")
@@ -103,7 +103,7 @@ def test_a_router_of_ones_own_brings_what_it_needs_and_takes_its_numbers(mine):
 
 
 def test_a_change_of_the_file_is_another_result(mine, tmp_path):
-    cell = Cell(router=parse_router(mine("shortest")), scenario=small(), seeds=(1,))
+    cell = Cell(router=parse_router(mine("shortest")), scenario=short_edge6(), seeds=(1,))
     before = cell.key
     assert run_cell(pickle.loads(pickle.dumps(cell))).key == before
     (tmp_path / "mine.py").write_text(ROUTER.replace("-weight", "weight"))
@@ -136,8 +136,8 @@ def test_a_router_that_cannot_be_had_is_explained_in_one_line(mine, tmp_path, ca
 
 
 def test_arrivals_of_ones_own_are_drawn_with_their_numbers(mine):
-    (plain,) = make_workloads(small(), ["5"], [mine("pairs")], TraceOptions(), None)
-    (apart,) = make_workloads(small(), ["5"], [mine("pairs") + ":apart=0.25"], TraceOptions(), None)
+    (plain,) = make_workloads(short_edge6(), ["5"], [mine("pairs")], TraceOptions(), None)
+    (apart,) = make_workloads(short_edge6(), ["5"], [mine("pairs") + ":apart=0.25"], TraceOptions(), None)
     assert (plain.name, apart.name) == (f"{mine('pairs')} at 5", f"{mine('pairs')}:apart=0.25 at 5")
     first, second = (
         draw_arrivals(w.scenario.workload.arrivals, 5.0, 60, np.random.default_rng(1)).arrival_s for w in (plain, apart)
@@ -150,7 +150,7 @@ def test_arrivals_of_ones_own_are_drawn_with_their_numbers(mine):
 
 
 def test_a_change_of_the_arrivals_file_is_another_result(mine, tmp_path):
-    scenario = with_workload(small(), arrivals=Arrivals(kind=mine("pairs")))
+    scenario = with_workload(short_edge6(), arrivals=Arrivals(kind=mine("pairs")))
     cell = Cell(router=parse_router("random"), scenario=scenario, seeds=(1,))
     before = cell.key
     (tmp_path / "comes.py").write_text(ARRIVALS + "\n")
@@ -179,7 +179,7 @@ def test_no_data_can_have_code_run(tmp_path, mine):
     (tmp_path / "trap.py").write_text(
         f"import pathlib\npathlib.Path({str(tmp_path / 'sprung')!r}).touch()\ndef f(rate_rps, n, rng): pass"
     )
-    own = with_workload(small(), arrivals=Arrivals(kind="python:trap.py:f"))
+    own = with_workload(short_edge6(), arrivals=Arrivals(kind="python:trap.py:f"))
     with pytest.raises(InputError, match=r"kind = 'python:trap.py:f': code is run only where the command line .* names it"):
         parse_scenario(own.to_dict(), "a.yaml")
     (tmp_path / "a.yaml").write_text(own.to_yaml())
@@ -233,7 +233,7 @@ def test_numbers_of_a_process_without_a_field_are_parameters(monkeypatch):
     plain, shifted = (Arrivals(kind="even", cv=1.0, parameters=given) for given in ({}, {"shift": 3.0}))
     times = [draw_arrivals(a, 2.0, 4, np.random.default_rng(0)).arrival_s for a in (plain, shifted)]
     np.testing.assert_array_equal(times, [[0, 0.5, 1, 1.5], [3, 3.5, 4, 4.5]])
-    worlds = [with_workload(small(), arrivals=arrivals) for arrivals in (plain, shifted)]
+    worlds = [with_workload(short_edge6(), arrivals=arrivals) for arrivals in (plain, shifted)]
     assert worlds[0].fingerprint() != worlds[1].fingerprint()
     assert "parameters" not in worlds[0].to_dict()["workload"]["arrivals"]
     assert [parse_scenario(json.loads(json.dumps(world.to_dict())), "x") for world in worlds] == worlds

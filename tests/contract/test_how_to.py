@@ -19,7 +19,7 @@ from rllib_envs.sim.cluster import STEP
 from rllib_envs.workload import arrival_processes
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.yaml_files import parse_yaml
-from tests.small_worlds import small
+from tests.presets import short_edge6
 from tuning.evaluation.matrix import start_simulation
 from tuning.specs.routers import parse_router
 
@@ -78,8 +78,8 @@ def test_add_a_heuristic(monkeypatch):
     assert isinstance(added, Heuristic)
     assert added.grid == {"charge": (0.005, 0.01, 0.02, 0.04)}
     monkeypatch.setitem(baselines.HEURISTICS, "score-for-load", added)
-    own = start_simulation(parse_router("python:mine.py:score_for_load:charge=0.05"), small(), [1])
-    ours = start_simulation(parse_router("score-for-load:charge=0.05"), small(), [1])
+    own = start_simulation(parse_router("python:mine.py:score_for_load:charge=0.05"), short_edge6(), [1])
+    ours = start_simulation(parse_router("score-for-load:charge=0.05"), short_edge6(), [1])
     np.testing.assert_array_equal(own.records(0).route, ours.records(0).route)
 
 
@@ -91,7 +91,7 @@ def test_add_an_arrival_process(monkeypatch):
     new = changed(arrival_processes, page, "rllib_envs/workload/arrival_processes.py", before="PROCESSES: ")
     assert list(new.PROCESSES) == [*arrival_processes.PROCESSES, "waves"]
     monkeypatch.setitem(arrival_processes.PROCESSES, "waves", new.PROCESSES["waves"])
-    data = small().to_dict()
+    data = short_edge6().to_dict()
     data["workload"]["arrivals"] |= parse_yaml(Path("arrivals.yaml").read_text(), "arrivals.yaml")
     ours = parse_scenario(data, "with waves")
     assert ours.workload.arrivals == Arrivals(kind="waves", parameters={"share": 0.8})
@@ -114,7 +114,7 @@ def test_add_a_reward_term_by_a_wrapper():
     page = "add-a-reward-term.md"
     follow(page)
     make = runpy.run_path("priced.py")["make"]
-    plain, priced = (make(price=price, scenario=small()) for price in (0.0, 0.5))
+    plain, priced = (make(price=price, scenario=short_edge6()) for price in (0.0, 0.5))
     for env in (plain, priced):
         observation, _ = env.reset(seed=1)
     best = float(observation["arrived"][:, 2].max())

@@ -1,6 +1,6 @@
 """One name for one thing: a public class has its name alone in the project, a command's options aside."""
 
-import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import edgeroute
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
+CLASS = re.compile(r"^ *class ([A-Za-z]\w*)[(:\[]", re.MULTILINE)
 OF_COMMANDS = "Options"  # the command line asks the module of a command for a class of this name
 
 
@@ -16,9 +17,8 @@ def shared_names(root):
     homes = defaultdict(list)
     for path in sorted(x for package in PACKAGES for x in (root / package).rglob("*.py")):
         module = ".".join(path.relative_to(root).with_suffix("").parts)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                homes[node.name].append(module)
+        for name in CLASS.findall(path.read_text(encoding="utf-8")):
+            homes[name].append(module)
     commands = {module for module, _ in edgeroute.COMMANDS.values()}
     homes[OF_COMMANDS] = [module for module in homes[OF_COMMANDS] if module not in commands]
     return {name: modules for name, modules in homes.items() if len(modules) > (name != OF_COMMANDS)}

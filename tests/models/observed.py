@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import cycle, islice
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,6 +23,12 @@ ENCODERS = {
     "aggregates": RouterSpec(encoder="aggregates", hidden=12, impact_hidden=12),
     "pooled": RouterSpec(encoder="pooled", graph_hidden=8, heads=2, hidden=12, impact_hidden=12),
 }
+
+
+def encoders(*names: str) -> list[object]:
+    """Names of encoders (default: all) for tests to take as parameters; the pooled one's torch-geometric is slow to import."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "pooled" else name for name in names or ENCODERS]
+
 
 BARE_PRICE = dict.fromkeys(TERMS, 0.0) | {"level": 0.9, "load": 2.0, "power": 1.0}
 """Parameters of the price that leave nothing but congestion times the square of the load."""

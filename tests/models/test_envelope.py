@@ -11,10 +11,11 @@ from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Predictions, with_workload
 from rllib_envs.scenarios.load import load_scenario
-from tests.models.bundles import edit
+from tests.models.export.bundles import edit
 
 EDGE6 = replace(load_scenario("edge6"), capacity_rps=25.0)
-OWN = Envelope.of([measure([EDGE6])])
+MEASURED = measure([EDGE6])
+OWN = Envelope.of([MEASURED])
 
 
 def engines(**factors):
@@ -47,7 +48,7 @@ def test_a_world_is_outside_by_the_input_that_is_changed_and_inside_its_own_enve
     assert [outside.excess for outside in found] == sorted((outside.excess for outside in found), reverse=True)
     assert all(outside.excess > 1 for outside in found)
     assert Envelope.of([measured]).outside(measured) == []
-    assert Envelope.of([measure([EDGE6]), measured]).outside(measured) == []  # an envelope of more worlds is wider
+    assert Envelope.of([MEASURED, measured]).outside(measured) == []  # an envelope of more worlds is wider
 
 
 def test_the_units_of_time_do_not_matter():
@@ -62,8 +63,8 @@ def test_the_units_of_time_do_not_matter():
 
 def test_it_measures_the_same_every_time_and_changes_nothing():
     again = measure([EDGE6])
-    assert all((measure([EDGE6])[name] == values).all() for name, values in again.items())
-    assert set(again) == set(INPUTS)
+    assert all((again[name] == values).all() for name, values in MEASURED.items())
+    assert set(again) == set(MEASURED) == set(INPUTS)
 
 
 def test_it_comes_back_from_json():

@@ -14,7 +14,7 @@ from rllib_envs.reward import paper_impact as true_impact
 from rllib_envs.scenario import Observation
 from rllib_envs.sim.rows import ARRIVED_FEATURES, WHATIF_FEATURES
 from tests.draws import examples
-from tests.models.observed import ENCODERS, any_action, busy, seen, stir, stirred, untrained, world
+from tests.models.observed import ENCODERS, any_action, busy, encoders, seen, stir, stirred, untrained, world
 from tests.worlds import play, random_world, seeds, simulation_of
 
 DOUBLE = torch.float64
@@ -28,7 +28,7 @@ def observation():
     return now
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", encoders())
 def test_an_explanation_adds_up_to_what_is_predicted(name, observation):
     router = stirred(ENCODERS[name], DOUBLE)
     told = router.explain(observation)

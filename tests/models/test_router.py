@@ -14,15 +14,15 @@ from rllib_envs.baselines import impact_greedy
 from rllib_envs.errors import InputError
 from rllib_envs.sim.rows import CLUSTER_FEATURES, EXPERT_FEATURES, WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
-from tests.models.observed import BARE_PRICE, ENCODERS, busy, seen, stir, stirred, untrained, world
+from tests.models.observed import BARE_PRICE, ENCODERS, busy, encoders, seen, stir, stirred, untrained, world
 
 N = 6
 OURS = [name for name in ENCODERS if name != "pooled"]
 EXPERTS_TOO = ("cluster", "action_mask")  # keys whose second axis is not the experts'
 DOUBLE = torch.float64
 
-every_encoder = pytest.mark.parametrize("spec", ENCODERS.values(), ids=ENCODERS)
-every_encoder_of_ours = pytest.mark.parametrize("spec", [ENCODERS[name] for name in OURS], ids=OURS)
+every_encoder = pytest.mark.parametrize("name", encoders())
+every_encoder_of_ours = pytest.mark.parametrize("name", OURS)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,16 @@ def permute(observation, order):
 
 
 @every_encoder
-def test_permuting_the_experts_permutes_their_scores_and_leaves_that_of_drop(spec, observation):
-    router, order = stirred(spec, DOUBLE), [3, 0, 5, 1, 4, 2]
+def test_permuting_the_experts_permutes_their_scores_and_leaves_that_of_drop(name, observation):
+    router, order = stirred(ENCODERS[name], DOUBLE), [3, 0, 5, 1, 4, 2]
     scores = router(observation)
     torch.testing.assert_close(router(permute(observation, order)), scores[:, [*order, N]])
     assert scores[1].unique().numel() > N / 2  # else this would say nothing
 
 
 @every_encoder
-def test_padding_slots_change_nothing(spec, observation):
-    router = stirred(spec, DOUBLE)
+def test_padding_slots_change_nothing(name, observation):
+    router = stirred(ENCODERS[name], DOUBLE)
     padded = dict(observation)
     for name in ("running", "waiting"):
         padded[name] = F.pad(observation[name], (0, 0, 0, 3), value=7.0)
@@ -64,11 +64,12 @@ def alone(router, observation):
 
 
 @every_encoder_of_ours
-def test_a_cluster_has_the_same_scores_alone_and_in_a_batch(spec, observation):
-    router = stirred(spec, DOUBLE)
+def test_a_cluster_has_the_same_scores_alone_and_in_a_batch(name, observation):
+    router = stirred(ENCODERS[name], DOUBLE)
     torch.testing.assert_close(alone(router, observation), router(observation))
 
 
+@pytest.mark.slow
 def test_the_stock_operator_of_the_pooled_arm_mixes_what_is_in_a_batch(observation):
     """Its known weakness: ``torch_geometric.nn.HANConv`` weighs edge types by all nodes of the call."""
     router = stirred(ENCODERS["pooled"], DOUBLE)
@@ -77,15 +78,15 @@ def test_the_stock_operator_of_the_pooled_arm_mixes_what_is_in_a_batch(observati
 
 
 @every_encoder
-def test_an_impossible_action_has_no_chance_at_all(spec, observation):
+def test_an_impossible_action_has_no_chance_at_all(name, observation):
     narrow = {key: x.float() for key, x in observation.items()}
-    for scores in (stirred(spec)(narrow), stirred(spec)(narrow) / 0.01):
+    for scores in (stirred(ENCODERS[name])(narrow), stirred(ENCODERS[name])(narrow) / 0.01):
         chances = scores.softmax(dim=-1)
         impossible = narrow["action_mask"] == 0
         assert impossible.any()
         assert (chances[impossible] == 0).all()
         torch.testing.assert_close(chances.sum(dim=-1), torch.ones(len(chances)))
-    assert (stirred(spec)(narrow)[impossible] == MASKED_SCORE).all()
+    assert (stirred(ENCODERS[name])(narrow)[impossible] == MASKED_SCORE).all()
 
 
 def loaded(expert, requests=12):
@@ -100,14 +101,14 @@ def loaded(expert, requests=12):
 
 @pytest.mark.parametrize("expert", [0, 4])
 @every_encoder
-def test_loading_an_expert_moves_its_own_score(spec, expert):
+def test_loading_an_expert_moves_its_own_score(name, expert):
     now = loaded(expert)
-    moved = stirred(spec, DOUBLE)(now).diff(dim=0).abs()[0, :N]
+    moved = stirred(ENCODERS[name], DOUBLE)(now).diff(dim=0).abs()[0, :N]
     assert moved.argmax() == expert
     assert moved[expert] > 2 * moved[[e for e in range(N) if e != expert]].mean()
 
 
-@pytest.mark.parametrize("name", ["han", "han-two-layers", "pooled"])
+@pytest.mark.parametrize("name", encoders("han", "han-two-layers", "pooled"))
 def test_loading_an_expert_moves_its_own_embedding_and_only_a_pooled_one_cannot_say_whose_it_is(name):
     moved = stirred(ENCODERS[name], DOUBLE).embed(loaded(2)).diff(dim=0)[0].norm(dim=-1)
     if name == "pooled":
@@ -124,16 +125,16 @@ def test_before_training_a_loaded_expert_has_the_lower_score_and_the_others_keep
     torch.testing.assert_close(less[[0, 1, 3, 4, 5, 6]], more[[0, 1, 3, 4, 5, 6]])
 
 
-@pytest.fixture(scope="module", params=[2, 3, 10, 256])
+@pytest.fixture(scope="module", params=[2, 3, 10, pytest.param(256, marks=pytest.mark.slow)])
 def fleet(request):
     """Two clusters of so many experts."""
     return seen(busy(world(request.param), clusters=2, decisions=min(3 * request.param, 60)))
 
 
 @every_encoder
-def test_any_number_of_experts_will_do_for_the_same_weights(spec, fleet):
+def test_any_number_of_experts_will_do_for_the_same_weights(name, fleet):
     n = fleet["experts"].shape[1]
-    scores = stirred(spec)(fleet)
+    scores = stirred(ENCODERS[name])(fleet)
     assert scores.shape == (2, n + 1)
     assert scores.isfinite().all()
     assert scores.std() > 0
@@ -141,7 +142,7 @@ def test_any_number_of_experts_will_do_for_the_same_weights(spec, fleet):
 
 @every_encoder
 @pytest.mark.parametrize("kind", ["huge", "empty", "nothing-possible"])
-def test_gradients_are_finite_whatever_the_state(spec, kind, observation):
+def test_gradients_are_finite_whatever_the_state(name, kind, observation):
     now = {key: x.float().clone() for key, x in observation.items()}
     if kind == "huge":
         described = [EXPERT_FEATURES.index(name) for name in ("kv_capacity", "max_running")]  # logarithms of what is set up
@@ -156,7 +157,7 @@ def test_gradients_are_finite_whatever_the_state(spec, kind, observation):
                 x.zero_()
     else:
         now["action_mask"][:, :-1] = 0
-    router = stirred(spec)
+    router = stirred(ENCODERS[name])
     scores = router(now) / 0.01
     assert scores.isfinite().all()
     chosen = scores.log_softmax(dim=-1)[now["action_mask"] > 0]
@@ -167,11 +168,11 @@ def test_gradients_are_finite_whatever_the_state(spec, kind, observation):
 
 
 @every_encoder
-def test_single_precision_will_do(spec, observation):
+def test_single_precision_will_do(name, observation):
     narrow = {key: x.float() for key, x in observation.items()}
     wide = {key: x.double() for key, x in narrow.items()}
-    precise = stirred(spec, DOUBLE)
-    rough = stirred(spec)
+    precise = stirred(ENCODERS[name], DOUBLE)
+    rough = stirred(ENCODERS[name])
     rough.load_state_dict(precise.state_dict())
     precise.load_state_dict(rough.state_dict())
     torch.testing.assert_close(rough(narrow).double(), precise(wide), atol=1e-4, rtol=1e-5)
@@ -191,11 +192,11 @@ def price_of(simulation):
 
 
 @pytest.mark.parametrize("load", [1.0, 4.0, 12.0])
-@pytest.mark.parametrize("name", ["han", "pooled"])
+@pytest.mark.parametrize("name", encoders("han", "pooled"))
 def test_before_training_it_is_impact_greedy_with_a_price(name, load):
     simulation = busy(world(load=load), clusters=8, decisions=0)
     router, rng, chosen = bare(ENCODERS[name]), np.random.default_rng(0), []
-    for _ in range(60):
+    for _ in range(30):
         price = price_of(simulation)
         expected = impact_greedy(simulation, rng, price=price[:, None], shrink=1.0)
         got = router(seen(simulation)).argmax(dim=-1).numpy()
@@ -205,10 +206,10 @@ def test_before_training_it_is_impact_greedy_with_a_price(name, load):
     assert len(np.unique(chosen)) >= N
 
 
-def test_with_and_without_an_encoder_it_begins_the_same(observation):
+@pytest.mark.parametrize("name", encoders("han", "han-two-layers", "pooled"))
+def test_with_and_without_an_encoder_it_begins_the_same(name, observation):
     without = untrained(ENCODERS["aggregates"], DOUBLE)(observation)
-    for name in ("han", "han-two-layers", "pooled"):
-        assert torch.equal(untrained(ENCODERS[name], DOUBLE)(observation), without)
+    assert torch.equal(untrained(ENCODERS[name], DOUBLE)(observation), without)
 
 
 def with_trained_heads(name):
@@ -220,7 +221,7 @@ def with_trained_heads(name):
     return router, trained
 
 
-@pytest.mark.parametrize("name", ["han", "han-two-layers", "pooled"])
+@pytest.mark.parametrize("name", encoders("han", "han-two-layers", "pooled"))
 def test_an_encoder_changes_nothing_at_first_and_can_earn_its_place(name, observation):
     router, trained = with_trained_heads(name)
     scores = router(observation)
@@ -233,14 +234,14 @@ def test_an_encoder_changes_nothing_at_first_and_can_earn_its_place(name, observ
 
 
 @every_encoder
-def test_without_drop_a_request_is_dropped_only_where_nobody_can_take_it(spec, observation):
+def test_without_drop_a_request_is_dropped_only_where_nobody_can_take_it(name, observation):
     now = dict(observation) | {"action_mask": observation["action_mask"].clone()}
     now["action_mask"][4, :N] = 0
-    chances = (stirred(replace(spec, drop=False), DOUBLE)(now) / 0.01).softmax(dim=-1)[:, N]
+    chances = (stirred(replace(ENCODERS[name], drop=False), DOUBLE)(now) / 0.01).softmax(dim=-1)[:, N]
     assert torch.equal(chances, torch.tensor([0.0, 0, 0, 0, 1], dtype=DOUBLE))
     pressed = dict(now) | {"whatif": -100 * now["whatif"].abs()}
-    assert (stirred(replace(spec, drop=False), DOUBLE)(pressed)[:4].argmax(dim=-1) != N).all()
-    assert (untrained(spec, DOUBLE)(pressed).argmax(dim=-1) == N).any()
+    assert (stirred(replace(ENCODERS[name], drop=False), DOUBLE)(pressed)[:4].argmax(dim=-1) != N).all()
+    assert (untrained(ENCODERS[name], DOUBLE)(pressed).argmax(dim=-1) == N).any()
 
 
 def parts_of(observation, **changes):
@@ -289,9 +290,9 @@ def test_an_encoder_that_is_not_heard_costs_nothing_and_says_nothing(observation
 
 
 @every_encoder
-def test_without_what_if_results_it_still_tells_experts_apart(spec):
+def test_without_what_if_results_it_still_tells_experts_apart(name):
     now = seen(busy(world(whatif=False)), DOUBLE)
-    scores = stirred(replace(spec, impact=False), DOUBLE)(now)
+    scores = stirred(replace(ENCODERS[name], impact=False), DOUBLE)(now)
     assert scores.isfinite().all()
     assert scores[0].unique().numel() == N + 1
 

@@ -240,6 +240,7 @@ def regimes_of(twin: Twin, then: Simulation, e: int, present: list[int]) -> set[
     }
 
 
+@pytest.mark.slow
 def test_random_worlds_come_into_every_state() -> None:
     seen = Counter[str]()
     for seed in range(60):

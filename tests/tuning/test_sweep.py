@@ -17,7 +17,7 @@ from ray.tune.experiment import Experiment
 import edgeroute
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
-from tests.tuning.tune_state import wait_for_a_trial
+from tests.tuning.sweeps.tune_state import wait_for_a_trial
 from tuning.sweep import Options, run
 from tuning.sweeps.figures import importances, pareto_front
 from tuning.sweeps.space import load_space, parse_space

@@ -189,12 +189,14 @@ def test_azure_rates_are_those_of_the_traces(azure: tuple[AzureKind, Trace]) -> 
     assert PROCESSES[kind].own_rate_rps == pytest.approx(trace.rate_rps, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "n", "episodes"), [("azure-conversation", 50, 8000), ("azure-code", 20_000, 100)])
 def test_azure_fits_have_exactly_the_rate_asked_for(kind: AzureKind, n: int, episodes: int) -> None:
     rng = np.random.default_rng(7)
     assert_mean([arrival_times(Arrivals(kind=kind), 3.0, n, rng)[-1] for _ in range(episodes)], n / 3.0)
 
 
+@pytest.mark.slow
 def test_azure_conversation_wanders_from_its_first_request_on() -> None:
     rng = np.random.default_rng(8)
     times = np.array([arrival_times(Arrivals(kind="azure-conversation"), 1.0, 4000, rng) for _ in range(600)])
@@ -202,6 +204,7 @@ def test_azure_conversation_wanders_from_its_first_request_on() -> None:
     assert 0.67 < early.var() / late.var() < 1.5  # equal in law; a pace that starts at its mean gives 0.1
 
 
+@pytest.mark.slow
 def test_azure_fits_are_as_bursty_as_the_traces(azure: tuple[AzureKind, Trace]) -> None:
     """Over simulated hours, the median of each figure is within 20 % of the trace's (gap CV: 5 %)."""
     kind, trace = azure

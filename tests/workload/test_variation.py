@@ -78,6 +78,7 @@ def test_what_is_drawn_lies_in_its_range_and_nothing_else_changes(seed: int) -> 
     assert same == PLAIN
 
 
+@pytest.mark.slow
 def test_faults_and_bursts_come_as_often_as_asked() -> None:
     varied = replace(PLAIN, variation=Variation(fault_share=0.6, each=0.2, burst_share=0.3))
     worlds = [drawn(varied, seed) for seed in range(2000)]
