@@ -307,7 +307,8 @@ class Observation:
     whatif: bool = False  # key "whatif": the predicted effect of each action
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
-    calibrate: bool = False  # correct predicted lengths and engine figures by the episode's observations (sim/calibration.py)
+    calibrate: bool = False  # correct predictions and engine figures by the episode's observations (sim/calibration.py)
+    judged_share: Fraction = 0.0  # share of the finished answers whose score becomes known, to correct predicted scores by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -364,8 +365,11 @@ class Scenario:
     def _plain(self) -> dict[str, Any]:
         data = asdict(self)
         parameters = dict(data["workload"]["arrivals"].pop("parameters"))
-        if parameters:  # without parameters, text and fingerprint stay the same as before this field existed
+        # Without parameters and judged answers, text and fingerprint stay the same as before these fields existed.
+        if parameters:
             data["workload"]["arrivals"]["parameters"] = parameters
+        if not data["observation"]["judged_share"]:
+            del data["observation"]["judged_share"]
         return data
 
 

@@ -37,6 +37,7 @@ class RequestTable(NamedTuple):
     output: NDArray[np.int32]  # (B, M, N) true tokens
     predicted_score: NDArray[np.float32]  # (B, M, N)
     predicted_tokens: NDArray[np.float32]  # (B, M, N)
+    judged: NDArray[np.bool_]  # (B, M) whether the score of the answer becomes known when it has finished
 
 
 def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
@@ -50,6 +51,7 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
         output=np.zeros(table, np.int32),
         predicted_score=np.zeros(table, np.float32),
         predicted_tokens=np.zeros(table, np.float32),
+        judged=np.zeros(table[:2], np.bool_),
     )
 
 
