@@ -229,7 +229,7 @@ def _run(simulation: Simulation, first_seed: int) -> Measured:
         span_s = workload.arrival_s[b, count - 1] - workload.arrival_s[b, 0]
         own["rate_rps"] = np.array([(count - 1) / span_s if span_s > 0 else 0.0])
         lengths = workload.output[b, :count] / np.maximum(workload.predicted_tokens[b, :count], 1)
-        own["length_drift"] = np.log(lengths).mean(axis=0)
+        own["length_drift"] = np.log(lengths).mean(axis=0) - simulation.world.calibration.log_median[b]
         for name, values in own.items():
             found.setdefault(name, np.empty((batch, values.size)))[b] = values
     return found
@@ -248,7 +248,7 @@ def _of_requests(told: Floats, mean_score: Floats) -> Measured:
 
 def _true_base_time(simulation: Simulation) -> Floats:
     """(B, N) the actual ``base_time``."""
-    rows, learnt = simulation.rows.experts.copy(), simulation.world.calibration.records
+    rows, learnt = simulation.rows.experts.copy(), simulation.world.calibration
     for b in range(simulation.batch):
         describe_engines(simulation.state.engines, learnt, b, simulation.scenario.slo_s_per_token, rows)
     return rows["base_time"].astype(np.float64)

@@ -98,12 +98,12 @@ def write_observation(world, rules, b):
         world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, b, rules.slo_s
     )
     if rules.calibrate:
-        update_calibration(world.calibration, nominal, telemetry, b)
+        update_calibration(world.calibration, nominal, workload, telemetry, b)
     if rules.calibrate or telemetry.arrived == 0:
-        describe_engines(nominal, world.calibration.records, b, rules.slo_s, rows.experts)
+        describe_engines(nominal, world.calibration, b, rules.slo_s, rows.experts)
     observe(telemetry, nominal, workload, world.pace, b, rules.slo_s, rows)
     if rules.inform:
-        write_worth(world.worth, workload, b, telemetry.arrived, rows.information)
+        write_worth(world.worth, world.calibration.errors, workload, b, telemetry.arrived, rows.information)
     if rules.predict:
         predict(telemetry, nominal, workload, b, world.scratch, rules.slo_s, rules.tau, rows.whatif)
     if rules.track_future == 2:

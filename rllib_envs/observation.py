@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_envs.sim.calibration import learnt
 from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import blocks_crossed, steps_begun
+from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import (
     ARRIVED_FEATURES,
@@ -68,19 +70,19 @@ class Pace(NamedTuple):
 def describe_engines(nominal, calibration, b, slo_s, rows):
     """Write the fields that describe the engines of cluster b, from ``nominal`` (B, N).
 
-    Without calibration they are constant within an episode. ``calibration`` (B, N): the learned corrections (CALIBRATION).
+    Without calibration they are constant within an episode. ``calibration`` has the learned corrections.
     ``rows`` (B, N): EXPERT_ROW records.
     """
     for e in range(nominal.shape[1]):
-        engine, learnt, row = nominal[b, e], calibration[b, e], rows[b, e]
+        engine, row = nominal[b, e], rows[b, e]
         row.base_time = (engine.c0_s + engine.b_s) / slo_s
         row.sequence_time = engine.b_s / slo_s / EXPERT_SCALE.sequence_time
         row.context_time = engine.c_s / slo_s / EXPERT_SCALE.context_time
         row.prefill_time = engine.a_s / slo_s / EXPERT_SCALE.prefill_time
         row.kv_capacity = math.log2(engine.blocks * BLOCK_TOKENS / KV_UNIT_TOKENS) / EXPERT_SCALE.kv_capacity
         row.max_running = math.log2(engine.max_seqs) / EXPERT_SCALE.max_running
-        row.length_drift = learnt.length_log
-        row.step_drift = learnt.step_log
+        row.length_drift = learnt(calibration.lengths, b, e)
+        row.step_drift = calibration.steps[b, e].log
 
 
 _ONE = np.float32(1)
@@ -89,10 +91,10 @@ _NO_REQUEST, _NOTHING_ARRIVED = np.zeros(1, REQUEST_ROW), np.zeros(1, ARRIVED_RO
 
 
 @kernel
-def _show(row, request, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining):
+def _show(row, request, score, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining):
     """Fill one request's row (REQUEST_ROW)."""
     row.prompt = np.float32(request.prompt) / REQUEST_SCALE.prompt
-    row.predicted_score = request.predicted_score
+    row.predicted_score = score
     row.predicted_length = predicted_tokens / REQUEST_SCALE.predicted_length
     row.generated = np.float32(generated) / REQUEST_SCALE.generated
     row.kv_share = cached_share
@@ -102,17 +104,17 @@ def _show(row, request, predicted_tokens, generated, cached_share, used, elapsed
 
 
 @kernel
-def _tally(sums, request, output, remaining, used, elapsed_slo, step_slo):
+def _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo):
     """Add one request to the expert's sums (see ``_observe_expert``)."""
-    reserved, decode, used_sum, used_max, score, at_risk = sums
+    reserved, decode, used_sum, used_max, present, at_risk = sums
     late = elapsed_slo + np.float32(remaining) * step_slo > np.float32(output)
     return (
         reserved + (request.prompt + output),
         decode + remaining,
         used_sum + used,
         max(used_max, used),
-        score + request.predicted_score,
-        at_risk + (request.predicted_score if late else np.float32(0)),
+        present + score,
+        at_risk + (score if late else np.float32(0)),
     )
 
 
@@ -148,6 +150,7 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
     for i in range(n_dec):
         request = requests[np.uint32(running[np.uint32(i)])]  # unsigned: no test for an index from the end
         generated = np.int32(iteration - request.start)
+        score = with_odds(request.predicted_score, engine.score_odds)
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
@@ -155,11 +158,11 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < slots_run:
             cached_share = np.float32(request.prompt + generated - 1) * share
-            _show(rows_run[np.uint32(i)], request, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining)
+            _show(rows_run[np.uint32(i)], request, score, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining)
             mask_run[np.uint32(i)] = _ONE
         else:
             decode_beyond += remaining
-        sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
+        sums = _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
     # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
     shown_wait = 0
@@ -180,22 +183,24 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
                 continue
             request = actual.requests[b, index]
             n_wait += 1
+        score = with_odds(request.predicted_score, engine.score_odds)
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
         elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < n_run and i < slots_run:
-            _show(rows_run[i], request, predicted_tokens, generated, np.float32(cached) * share, used, elapsed_slo, remaining)
+            cached_share = np.float32(cached) * share
+            _show(rows_run[i], request, score, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining)
             mask_run[i] = _ONE
         elif i >= n_run and shown_wait < slots_wait:
-            _show(rows_wait[shown_wait], request, predicted_tokens, generated, np.float32(0), used, elapsed_slo, remaining)
+            _show(rows_wait[shown_wait], request, score, predicted_tokens, generated, np.float32(0), used, elapsed_slo, remaining)
             mask_wait[shown_wait] = _ONE
             shown_wait += 1
         else:
             decode_beyond += remaining
         prefill += request.prompt + generated
-        sums = _tally(sums, request, output, remaining, used, elapsed_slo, step_slo)
+        sums = _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
     for i in range(n_run, slots_run):  # clear the entries of the last observation
         if mask_run[i] == 0:
             break
@@ -207,7 +212,7 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
         mask_wait[i] = 0
         rows_wait[i] = _NO_REQUEST[0]
 
-    reserved, decode, used_sum, used_max, score, at_risk = sums
+    reserved, decode, used_sum, used_max, present, at_risk = sums
     row = rows.experts[b, e]
     row.running = n_run / EXPERT_SCALE.running
     row.waiting = n_wait / EXPERT_SCALE.waiting
@@ -218,7 +223,7 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
     row.decode_backlog = decode / EXPERT_SCALE.decode_backlog
     row.mean_budget_used = used_sum / max(n_run + n_wait, 1)
     row.max_budget_used = used_max
-    row.score_present = score / EXPERT_SCALE.score_present
+    row.score_present = present / EXPERT_SCALE.score_present
     row.score_at_risk = at_risk / EXPERT_SCALE.score_at_risk
     row.running_beyond = max(n_run - slots_run, 0) / EXPERT_SCALE.running_beyond
     row.waiting_beyond = max(n_wait - slots_wait, 0) / EXPERT_SCALE.waiting_beyond
@@ -291,7 +296,7 @@ def observe(telemetry, nominal, workload, pace, b, slo_s, rows):
         if present:
             arrived = rows.arrived[b, e]
             arrived.prompt = workload.prompt[b, r] / ARRIVED_SCALE.prompt
-            arrived.predicted_score = workload.predicted_score[b, r, e]
+            arrived.predicted_score = with_odds(workload.predicted_score[b, r, e], engine.score_odds)
             arrived.predicted_length = workload.predicted_tokens[b, r, e] * engine.length_factor / ARRIVED_SCALE.predicted_length
             rows.action_mask[b, e] = 1.0 if open_ and workload.prompt[b, r] < engine.max_model_len else 0.0
         else:

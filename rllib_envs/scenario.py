@@ -316,7 +316,8 @@ class Observation:
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     information: bool = False  # key "information": what the predictions are worth
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
-    calibrate: bool = False  # correct predicted lengths and engine figures by the episode's observations (sim/calibration.py)
+    calibrate: bool = False  # correct predictions and engine figures by the episode's observations (sim/calibration.py)
+    judged_share: Fraction = 0.0  # share of the finished answers whose score becomes known, to correct predicted scores by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -382,12 +383,12 @@ class Scenario:
     def _plain(self) -> dict[str, Any]:
         data = asdict(self)
         parameters = dict(data["workload"]["arrivals"].pop("parameters"))
-        if parameters:  # without parameters, text and fingerprint stay the same as before this field existed
+        # Where these fields say nothing, text and fingerprint are as before there were any.
+        if parameters:
             data["workload"]["arrivals"]["parameters"] = parameters
-        if self.predictions.predictors is None:  # likewise
-            del data["predictions"]["predictors"]
-        if not self.observation.information:
-            del data["observation"]["information"]
+        for part, name in (("predictions", "predictors"), ("observation", "information"), ("observation", "judged_share")):
+            if not data[part][name]:
+                del data[part][name]
         return data
 
 

@@ -135,7 +135,7 @@ class Simulation:
             state=self.state,
             late=self.state,
             nominal=nominal,
-            calibration=allocate_calibration(batch, n),
+            calibration=allocate_calibration(batch, m, n),
             workload=self.workload,
             cursor=self.cursor,
             late_cursor=np.zeros(batch, np.int32),
@@ -182,8 +182,10 @@ class Simulation:
         w.total[cluster] = count
         for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
+        w.judged[cluster, :count] = episode.judged
         self.state.engines[cluster] = engine_records(episode.engines)
-        reset_calibration(self.world.calibration, cluster, episode.nominal)
+        log_sd = np.sqrt(np.square(episode.predicted_log_sd, dtype=np.float64).mean(axis=0))
+        reset_calibration(self.world.calibration, cluster, episode.nominal, episode.predicted_log_median, log_sd)
         self.world.nominal[cluster] = self.world.calibration.configured[cluster]
         clear(self.state, cluster)
         self._start_telemetry(cluster, episode.telemetry_delay_s)

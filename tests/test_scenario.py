@@ -86,7 +86,9 @@ SCENARIOS = st.builds(
     ),
     faults=st.builds(Faults, engine_factor=positive, telemetry_delay_s=st.floats(0, 10), kv_factor=st.floats(0.01, 1)),
     reward=st.builds(Reward, realised_qos=st.floats(-5, 5), drop=positive),
-    observation=st.builds(Observation, running_slots=st.integers(1, 99), whatif=st.booleans(), calibrate=st.booleans()),
+    observation=st.builds(
+        Observation, running_slots=st.integers(1, 99), whatif=st.booleans(), calibrate=st.booleans(), judged_share=st.floats(0, 1)
+    ),
 )
 
 
@@ -340,6 +342,14 @@ def test_the_fingerprint_tells_any_change() -> None:
     prints = {s.fingerprint() for s in (scenario, *others)}
     assert len(prints) == 1 + len(others) > 20
     assert all(len(text) == 16 and int(text, 16) >= 0 for text in prints)
+
+
+def test_text_and_fingerprint_know_of_judged_answers_where_there_are_any() -> None:
+    scenario = load_scenario("edge6")
+    assert "judged_share" not in scenario.to_yaml()
+    judged = replace(scenario, observation=replace(scenario.observation, judged_share=0.2))
+    assert parse_scenario(judged.to_dict(), "here") == judged != scenario
+    assert judged.fingerprint() != scenario.fingerprint()
 
 
 def test_a_scenario_cannot_be_changed() -> None:

@@ -56,7 +56,7 @@ def test_without_them_everybody_else_fares_the_same(seed: int) -> None:
     scenario, episode, actions, long = with_long_prompts(seed, observation=Observation(whatif=True, calibrate=True))
     if long.all():
         return
-    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens")
+    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "judged")
     others = replace(episode, **{name: getattr(episode, name)[~long] for name in names})
     (with_them,), (without,) = ([run(scenario, of, acts)] for of, acts in ((episode, actions), (others, actions[~long])))
     for name in ("status", "route", "first_token_s", "finish_s", "preemptions", "qos"):
@@ -91,8 +91,9 @@ def test_one_that_a_single_expert_could_hold_is_the_routers_to_send() -> None:
     small, large = (replace(scenario.experts[0].engine, max_model_len=n, kv_tokens=4096, max_waiting=200) for n in (100, 1000))
     scenario = scenario_of([small, large])
     episode = replace(episode, prompt=np.full_like(episode.prompt, 500), engines=(small, large), nominal=(small, large))
-    columns = {name: getattr(episode, name)[:, :2] for name in ("score", "output", "predicted_score", "predicted_tokens")}
-    episode = replace(episode, **columns)
+    tables = ("score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd")
+    columns = {name: getattr(episode, name)[:, :2] for name in tables}
+    episode = replace(episode, **columns, predicted_log_median=episode.predicted_log_median[:2])
     status = run(scenario, episode, np.arange(episode.prompt.size) % 3).status
     assert (status[0::3] == REJECTED).all()
     assert not np.isin(status[1::3], (DROPPED, TOO_LONG)).any()

@@ -118,6 +118,8 @@ def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = RE
         predicted_score=random_scores((count, n), rng),
         predicted_tokens=np.clip(output * np.exp(0.5 * rng.standard_normal((count, n))), 1, 1e5).astype(np.float32),
         predicted_log_sd=np.full((count, n), 0.5, np.float32),
+        predicted_log_median=np.zeros(n),
+        judged=rng.random(count) < scenario.observation.judged_share,
         engines=(engines := tuple(expert.engine for expert in scenario.experts)),
         nominal=engines,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
@@ -131,7 +133,7 @@ def random_scores(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[n
 
 def first_requests(episode: Episode, count: int) -> Episode:
     """The episode cut after ``count`` requests."""
-    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens")
+    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "judged")
     return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
 
 

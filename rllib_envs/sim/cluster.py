@@ -38,6 +38,7 @@ class RequestTable(NamedTuple):
     predicted_score: NDArray[np.float32]  # (B, M, N)
     predicted_tokens: NDArray[np.float32]  # (B, M, N)
     predicted_log_sd: NDArray[np.float32]  # (B, M, N)
+    judged: NDArray[np.bool_]  # (B, M) whether the score of the answer becomes known when it has finished
 
 
 def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
@@ -52,6 +53,7 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
         predicted_score=np.zeros(table, np.float32),
         predicted_tokens=np.zeros(table, np.float32),
         predicted_log_sd=np.zeros(table, np.float32),
+        judged=np.zeros(table[:2], np.bool_),
     )
 
 

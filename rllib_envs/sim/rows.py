@@ -26,8 +26,8 @@ KV_UNIT_TOKENS = 16_384
 """KV memory is given as a logarithm, in this unit."""
 
 _PROMPT = Feature("prompt tokens", "tokens", 1024)
-_SCORE = Feature("predicted score")
-_LENGTH = Feature("predicted output tokens, times what calibration has learnt of the expert", "tokens", 256)
+_SCORE = Feature("predicted score, as corrected by calibration")
+_LENGTH = Feature("predicted output tokens, as corrected by calibration", "tokens", 256)
 
 EXPERT_TABLE: Mapping[str, Feature] = {
     "running": Feature("running requests", "requests", 32),
@@ -52,7 +52,7 @@ EXPERT_TABLE: Mapping[str, Feature] = {
     "kv_capacity": Feature("log2 of the KV memory in KV_UNIT_TOKENS", "log2", 4),
     "max_running": Feature("log2 of max_num_seqs", "log2", 8),
     # Learned errors of the figures, with calibration (which also corrects the figures above):
-    "length_drift": Feature("log of actual over predicted output length", "log"),
+    "length_drift": Feature("log of actual over predicted output length, beyond what is expected of it", "log"),
     "step_drift": Feature("log of observed over nominal iteration time", "log"),
     "mean_score": Feature("mean quality of its answers, as the scenario states it"),
 }

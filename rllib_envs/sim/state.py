@@ -30,8 +30,9 @@ ENGINE = np.dtype(
         ("blocks", "i4"),  # usable KV blocks
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
         ("reuse", "i4"),  # 1: preempted requests reuse their own untouched blocks
-        ("length_factor", "f4"),  # the router's factor on predicted lengths, learned by calibration
-        ("ahead", "i8"),  # 1: an iteration is composed as the one before it begins (of a size that leaves no padding)
+        ("ahead", "i4"),  # 1: an iteration is composed as the one before it begins
+        # The router's factors on predicted lengths and on the odds of predicted scores, learned by calibration.
+        ("length_factor", "f4"), ("score_odds", "f4"),
     ],
     align=True,
 )  # fmt: skip
@@ -138,7 +139,7 @@ class Arrived(NamedTuple):
 def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
     """(N,) ENGINE records of the profiles."""
     records = np.zeros(len(profiles), ENGINE)
-    records["length_factor"] = 1
+    records["length_factor"] = records["score_odds"] = 1
     for record, p in zip(records, profiles, strict=True):
         scale = p.overhead * 1e-3
         for name, ms in (

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import advance, cut_at, next_event, push, steps_begun, work_of
+from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, allocate
@@ -302,14 +303,15 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effect
     if not join(scratch, engine, slo_s, n, now_s):
         effect.own_latency = _MOST_LATENCY
         for i in range(n):
-            effect.soft_before += scratch.state.requests[0, i].predicted_score * _soft(scratch.before[i], tau)
+            score = with_odds(scratch.state.requests[0, i].predicted_score, engine.score_odds)
+            effect.soft_before += score * _soft(scratch.before[i], tau)
         return
     end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
     own = _latency(scratch, n)
     present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
-        score = scratch.state.requests[0, i].predicted_score
+        score = with_odds(scratch.state.requests[0, i].predicted_score, engine.score_odds)
         before, after = scratch.before[i], _latency(scratch, i)
         soft_before = score * _soft(before, tau)
         present += soft_before

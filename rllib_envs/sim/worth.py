@@ -19,8 +19,6 @@ WORTH = np.dtype(
     [
         ("score", "f8"), ("score_square", "f8"),  # averages of predicted scores, and of squared differences to them
         ("log_tokens", "f8"), ("log_tokens_square", "f8"),  # the same of the log of predicted lengths
-        ("error_square", "f8"),  # average of the square of log(actual / predicted tokens)
-        ("errors", "i8"),  # samples so far in it
     ],
     align=True,
 )  # fmt: skip
@@ -45,14 +43,6 @@ def reset_worth(worth: Worth, cluster: int) -> None:
 
 
 @kernel
-def note_error(record, output_tokens, predicted_tokens):
-    """Count a finished answer in a WORTH record."""
-    record.errors += 1
-    error = math.log(output_tokens / predicted_tokens)
-    record.error_square += max(_GAIN, 1.0 / record.errors) * (error * error - record.error_square)
-
-
-@kernel
 def _moved(mean, square, value, gain):
     """A moving average and that of squared differences to it, with one more value (Welford, exponentially weighted)."""
     difference = value - mean
@@ -61,8 +51,11 @@ def _moved(mean, square, value, gain):
 
 
 @kernel_inlined
-def write_worth(worth, workload, b, r, rows):
-    """Count the predictions for request r of cluster b, once, and write its INFORMATION_ROW records ``rows`` (B, N)."""
+def write_worth(worth, errors, workload, b, r, rows):
+    """Count the predictions for request r of cluster b, once, and write its INFORMATION_ROW records ``rows`` (B, N).
+
+    ``errors`` (B, N): what calibration has seen of their errors (ERRORS).
+    """
     present = r < workload.total[b]
     new = present and worth.counted[b] <= r
     for e in range(rows.shape[1]):
@@ -75,6 +68,6 @@ def write_worth(worth, workload, b, r, rows):
         row.predicted_log_sd = workload.predicted_log_sd[b, r, e] / INFORMATION_SCALE.predicted_log_sd if present else 0.0
         row.score_spread = math.sqrt(record.score_square) / INFORMATION_SCALE.score_spread
         row.length_spread = math.sqrt(record.log_tokens_square) / INFORMATION_SCALE.length_spread
-        row.length_error = math.sqrt(record.error_square) / INFORMATION_SCALE.length_error
+        row.length_error = math.sqrt(errors[b, e].square) / INFORMATION_SCALE.length_error
     if new:
         worth.counted[b] = r + 1

@@ -20,7 +20,7 @@ from rllib_envs.workload.predictions import predict
 from rllib_envs.workload.replay import episode_requests
 from rllib_envs.workload.variation import vary
 
-_STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation")
+_STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation", "judgements")
 _COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # each errs independently; c0_mixed_ms errs as c0_ms does
 _SCORE_GRID = 2.0**20
 """Scores are rounded to multiples of 2**-20, so that sums of them are exact in float64, in any order."""
@@ -37,6 +37,8 @@ class Episode:
     predicted_score: NDArray[np.float32]  # (M, N)
     predicted_tokens: NDArray[np.float32]  # (M, N) means
     predicted_log_sd: NDArray[np.float32]  # (M, N) standard deviation of the log length about its prediction
+    predicted_log_median: NDArray[np.float64]  # (N,) median of log(true / predicted tokens) if nothing is wrong
+    judged: NDArray[np.bool_]  # (M,) whether the score of the answer becomes known when it has finished
     engines: tuple[EngineProfile, ...]  # (N,) the actual engines
     nominal: tuple[EngineProfile, ...]  # (N,) as given to the router
     telemetry_delay_s: float
@@ -69,6 +71,8 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         predicted_score=predicted.score.astype(np.float32),
         predicted_tokens=predicted.output_tokens.astype(np.float32),
         predicted_log_sd=predicted.log_sd.astype(np.float32),
+        predicted_log_median=predicted.median,
+        judged=streams["judgements"].random(arrivals.arrival_s.size) < scenario.observation.judged_share,
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

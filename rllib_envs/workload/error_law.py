@@ -106,7 +106,12 @@ def draw_predictions(requests: RequestBatch, latent: Latent, rng: np.random.Gene
     error = _length_errors(log_sd, latent, common(), per_model())
     shift = WITH_REST * latent.rest_log_sd + WITH_EASE * latent.ease_log_sd
     tokens = requests.output_tokens * np.exp(-error) * np.interp(log_sd, _SD_KNOTS, _mean_factors(shift))
-    return Predicted(score=score, output_tokens=np.maximum(tokens, 1.0), log_sd=log_sd)
+    return Predicted(
+        score=score,
+        output_tokens=np.maximum(tokens, 1.0),
+        log_sd=log_sd,
+        log_median=np.full(log_sd.shape[1], _median_log_ratio(shift)),
+    )
 
 
 def _scores(
@@ -154,3 +159,11 @@ def _mean_factors(shift: float) -> NDArray[np.float64]:
     factors = 1 / means
     factors.setflags(write=False)
     return factors
+
+
+@lru_cache(maxsize=64)
+def _median_log_ratio(shift: float) -> float:
+    """Median of log(true / predicted), of requests with every predicted standard deviation."""
+    weights = np.exp(-(_GRID**2) / 2)
+    log_sd = LEAST_SD + EXCESS_SD * np.exp(EXCESS_SPREAD * _GRID)
+    return -float(np.log(np.interp(log_sd, _SD_KNOTS, _mean_factors(shift))) @ (weights / weights.sum()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -50,7 +51,7 @@ def predict(predictions: Predictions, requests: RequestBatch, rng: np.random.Gen
     tokens /= np.where(hidden, predictions.hidden_factor, 1.0)
     if predictions.length_buckets:
         tokens = _nearest_bucket(tokens, predictions.length_buckets)
-    return Predicted(score=np.clip(score, 0.0, 1.0), output_tokens=np.clip(tokens, 1.0, MAX_TOKENS), log_sd=base.log_sd)
+    return replace(base, score=np.clip(score, 0.0, 1.0), output_tokens=np.clip(tokens, 1.0, MAX_TOKENS))
 
 
 Law = Literal["measured", "oracle-noise", "given", "means", "task-means"]
@@ -103,9 +104,10 @@ def _base(law: Law, requests: RequestBatch, length_log_sd: float, rng: np.random
     if law == "means":
         means = requests.means
         score, tokens, log_sd = (np.broadcast_to(x, shape) for x in (means.score, means.output_tokens, means.log_sd))
-        return Predicted(score=score, output_tokens=tokens, log_sd=log_sd)
+        return replace(means, score=score, output_tokens=tokens, log_sd=log_sd)
     tokens = requests.output_tokens.astype(np.float64)
-    return Predicted(score=requests.probability, output_tokens=tokens, log_sd=np.full(shape, length_log_sd))
+    unbiased = np.zeros(shape[1])  # the noise leaves the median where it is
+    return Predicted(score=requests.probability, output_tokens=tokens, log_sd=np.full(shape, length_log_sd), log_median=unbiased)
 
 
 def _nearest_bucket(tokens: NDArray[np.float64], buckets: tuple[int, ...]) -> NDArray[np.float64]:

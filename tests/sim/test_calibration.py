@@ -13,19 +13,12 @@ from hypothesis import strategies as st
 
 from rllib_envs.decision import write_observation
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
-from rllib_envs.sim.calibration import (
-    CALIBRATION,
-    LENGTH_FLOOR,
-    LENGTH_PRIOR,
-    STEP_FLOOR,
-    STEP_PRIOR,
-    note_length,
-    note_step,
-)
-from rllib_envs.sim.rows import EXPERT_FEATURES
+from rllib_envs.sim.calibration import AVERAGE, STEP_FLOOR, STEP_PRIOR, note_step
+from rllib_envs.sim.offsets import with_odds
+from rllib_envs.sim.rows import ARRIVED_FEATURES, EXPERT_FEATURES
 from rllib_envs.sim.state import ENGINE
 from rllib_envs.simulation import Simulation
-from rllib_envs.workload.episode import Episode
+from rllib_envs.workload.episode import Episode, draw_episode
 from tests.draws import examples
 from tests.worlds import (
     REQUESTS,
@@ -42,9 +35,10 @@ from tests.worlds import (
 )
 
 WATCHED = Observation(whatif=True, counterfactual=True, running_slots=3, waiting_slots=2)
-CALIBRATED = replace(WATCHED, calibrate=True)
+CALIBRATED = replace(WATCHED, calibrate=True, judged_share=0.5)
 DRIFTS = [EXPERT_FEATURES.index(name) for name in ("length_drift", "step_drift")]
 TIMES = ("c0_s", "b_s", "c_s", "a_s", "q_s", "c_mixed_s", "c0_mixed_s")
+OVER = -1
 late_or_not = pytest.mark.parametrize("delay_s", [0.0, 0.07])
 
 World = tuple[Scenario, Episode, np.ndarray]
@@ -78,43 +72,56 @@ def test_random_worlds_show_completions() -> None:
     assert np.mean(np.array(played) > 0) > 0.8
 
 
+def length_logs(simulation: Simulation) -> np.ndarray:
+    """(B, N) the learned offsets of log lengths."""
+    lengths = simulation.world.calibration.lengths["mean"]
+    return lengths[:, -1:] + lengths[:, :-1]
+
+
+def score_logits(simulation: Simulation) -> np.ndarray:
+    """(B, N) the learned offsets of logits."""
+    scores = simulation.world.calibration.scores["mean"]
+    return scores[:, -1:] + scores[:, :-1]
+
+
 @given(st.lists(st.floats(0.2, 5), min_size=1, max_size=120))
-@pytest.mark.parametrize(
-    ("note", "name", "prior", "floor"),
-    [(note_length, "length_log", LENGTH_PRIOR, LENGTH_FLOOR), (note_step, "step_log", STEP_PRIOR, STEP_FLOOR)],
-)
-def test_an_average_starts_as_a_shrunk_mean_and_goes_on_as_a_moving_one(
-    note: object, name: str, prior: float, floor: float, ratios: list[float]
-) -> None:
-    record = np.zeros(1, CALIBRATION)[0]
+def test_an_average_starts_as_a_shrunk_mean_and_goes_on_as_a_moving_one(ratios: list[float]) -> None:
+    average = np.zeros(1, AVERAGE)[0]
     logs = np.log(ratios)
     for k, ratio in enumerate(ratios, start=1):
-        before = record[name]
-        note(record, 100.0 * ratio, 100.0)  # type: ignore[operator]
-        if prior + k <= 1 / floor:
-            assert record[name] == pytest.approx(logs[:k].sum() / (prior + k), abs=1e-12)
+        before = average["log"]
+        note_step(average, 100.0 * ratio, 100.0)
+        if STEP_PRIOR + k <= 1 / STEP_FLOOR:
+            assert average["log"] == pytest.approx(logs[:k].sum() / (STEP_PRIOR + k), abs=1e-12)
         else:
-            assert record[name] == pytest.approx((1 - floor) * before + floor * logs[k - 1], abs=1e-12)
+            assert average["log"] == pytest.approx((1 - STEP_FLOOR) * before + STEP_FLOOR * logs[k - 1], abs=1e-12)
 
 
 @late_or_not
 @examples(40)
 @given(seed=seeds)
-def test_where_nothing_is_wrong_nothing_changes_to_the_last_bit(delay_s: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    scenario, episode, actions = random_world(rng, observation=CALIBRATED, faults=Faults(telemetry_delay_s=delay_s))
-    episode = replace(episode, predicted_tokens=episode.output.astype(np.float32))
+def test_right_engine_figures_and_unjudged_scores_stay_as_they_are_to_the_last_bit(delay_s: float, seed: int) -> None:
+    observation = replace(CALIBRATED, judged_share=0.0)
+    scenario, episode, actions = random_world(
+        np.random.default_rng(seed), observation=observation, faults=Faults(telemetry_delay_s=delay_s)
+    )
     off = simulation_of(replace(scenario, observation=WATCHED), episode)
     on = simulation_of(scenario, episode)
+    told = on.world.nominal.copy()
+    score = ARRIVED_FEATURES.index("predicted_score")
     for action in actions:
         play(off, action[None])
         play(on, action[None])
-        assert_same(off.view, on.view)
+        np.testing.assert_array_equal(off.view.arrived[..., score], on.view.arrived[..., score])
+        np.testing.assert_array_equal(
+            off.view.experts[..., EXPERT_FEATURES.index("score_present")],
+            on.view.experts[..., EXPERT_FEATURES.index("score_present")],
+        )
         np.testing.assert_array_equal(off.marginal, on.marginal)
-    learnt = on.world.calibration.records
-    assert not learnt["length_log"].any()
-    assert not learnt["step_log"].any()
-    assert learnt["lengths"].sum() == shown(on, delay_s)
+    for name in (*TIMES, "score_odds"):
+        np.testing.assert_array_equal(on.world.nominal[name], told[name])
+    assert not on.world.calibration.steps["log"].any()
+    assert not score_logits(on).any()
 
 
 @late_or_not
@@ -130,37 +137,46 @@ def test_off_nothing_is_learnt_and_on_only_the_view_changes(delay_s: float, seed
     np.testing.assert_array_equal(off.marginal, on.marginal)
     assert off.world.nominal.tobytes() == told.tobytes()
     assert (told["length_factor"] == 1).all()
-    assert not off.world.calibration.records["steps"].any()
+    assert not off.world.calibration.steps["samples"].any()
+    assert not off.world.calibration.counted.any()
     assert not off.view.experts[..., DRIFTS].any()
-    assert on.world.calibration.records["lengths"].sum() == shown(off, delay_s)
+    assert (on.world.calibration.counted == OVER).sum() == shown(off, delay_s)
 
 
 @late_or_not
 @examples(60)
 @given(seed=seeds)
-def test_lengths_are_learnt_from_the_completions_that_telemetry_has_shown(delay_s: float, seed: int) -> None:
-    """Look by look, in order of arrival, from the records of the episode."""
+def test_nothing_is_learned_from_what_telemetry_does_not_show(delay_s: float, seed: int) -> None:
+    """Longer answers of those that have not finished, other scores of these and of those that nobody judges."""
     rng = np.random.default_rng(seed)
     scenario, episode, actions = faulty_world(rng, delay_s)
     count = int(rng.integers(1, REQUESTS))
     simulation = simulation_of(scenario, episode)
     play(simulation, actions[:count])
-    learnt = simulation.world.calibration.records[0].copy()
-    play(simulation, actions[count:])
-    ends = simulation.records(0)
-    average, samples = np.zeros(scenario.n_experts), np.zeros(scenario.n_experts, int)
-    seen_s = 0.0
-    for at_s in episode.arrival_s[1 : count + 1]:
-        view_s = max(at_s - delay_s, 0.0)
-        for r in np.flatnonzero((ends.finish_s > seen_s) & (ends.finish_s <= view_s)):
-            e = ends.route[r]
-            samples[e] += 1
-            told = min(episode.predicted_tokens[r, e], scenario.experts[e].engine.max_model_len - episode.prompt[r])
-            gain = max(1 / (LENGTH_PRIOR + samples[e]), LENGTH_FLOOR)
-            average[e] += gain * (math.log(ends.output_tokens[r] / told) - average[e])
-        seen_s = max(seen_s, view_s)
-    np.testing.assert_array_equal(learnt["lengths"], samples)
-    np.testing.assert_allclose(learnt["length_log"], average, atol=1e-12)
+    finish_s = simulation.records(0).finish_s
+    view_s = max(simulation.now_s[0] - delay_s, 0.0)
+    hidden = np.where(count < REQUESTS, ~(finish_s <= view_s), False)
+    output, score = episode.output.copy(), episode.score.copy()
+    output[hidden] += rng.integers(1, 50, output[hidden].shape, np.int32)
+    score[hidden | ~episode.judged] = 1 - score[hidden | ~episode.judged]
+    other = simulation_of(scenario, replace(episode, output=output, score=score))
+    play(other, actions[:count])
+    for one, another in zip(simulation.world.calibration, other.world.calibration, strict=True):
+        np.testing.assert_array_equal(one, another)
+
+
+@late_or_not
+@examples(40)
+@given(seed=seeds)
+def test_each_answer_that_is_shown_counts_once_whatever_the_looks(delay_s: float, seed: int) -> None:
+    scenario, episode, actions = faulty_world(np.random.default_rng(seed), delay_s)
+    simulation = simulation_of(scenario, episode)
+    for action in actions:
+        play(simulation, action[None])
+        calibration = simulation.world.calibration
+        finished = simulation.records(0).finish_s <= calibration.seen_s[0]
+        np.testing.assert_array_equal(calibration.counted[0] == OVER, finished)
+    assert (simulation.world.calibration.counted >= OVER).all()
 
 
 @late_or_not
@@ -174,14 +190,14 @@ def test_a_factor_of_all_times_is_learnt_as_it_is(delay_s: float, seed: int) -> 
     episode = replace(episode, engines=tuple(replace(engine, overhead=1.3) for engine in episode.engines))
     simulation = simulation_of(scenario, episode)
     play(simulation, actions)
-    learnt = simulation.world.calibration.records[0]
-    k = learnt["steps"]
+    learnt = simulation.world.calibration.steps[0]
+    k = learnt["samples"]
     left = np.where(
         k <= 1 / STEP_FLOOR - STEP_PRIOR,
         STEP_PRIOR / (STEP_PRIOR + k),
         STEP_PRIOR * STEP_FLOOR * (1 - STEP_FLOOR) ** (k - (1 / STEP_FLOOR - STEP_PRIOR)),
     )
-    np.testing.assert_allclose(learnt["step_log"], math.log(1.3) * (1 - left), rtol=1e-9)
+    np.testing.assert_allclose(learnt["log"], math.log(1.3) * (1 - left), rtol=1e-9)
     assert (k < REQUESTS + 1).all()
 
 
@@ -197,7 +213,7 @@ def test_an_iteration_counts_when_it_is_over() -> None:
     samples = []
     for action in (0, 2, 2, 2):  # sent to the first expert; then all are dropped
         play(simulation, np.array([action]))
-        samples.append(int(simulation.world.calibration.records["steps"][0, 0]))
+        samples.append(int(simulation.world.calibration.steps["samples"][0, 0]))
     assert samples == [0, 0, 1, 2]  # at 28 ms it is the same iteration again: a look is a sample
 
 
@@ -210,11 +226,9 @@ def test_only_decoding_is_timed(seed: int) -> None:
     prefill = tuple(replace(x.engine, a_ms=3 * x.engine.a_ms + 0.5, q_ms=9 * x.engine.q_ms) for x in scenario.experts)
     simulation = simulation_of(scenario, replace(episode, engines=prefill), episode)
     play(simulation, actions)
-    learnt = simulation.world.calibration.records
-    assert not learnt["step_log"][0].any()
-    for true, told, log in zip(
-        simulation.state.engines[1], simulation.world.calibration.configured[1], learnt["step_log"][1], strict=True
-    ):
+    learnt = simulation.world.calibration.steps["log"]
+    assert not learnt[0].any()
+    for true, told, log in zip(simulation.state.engines[1], simulation.world.calibration.configured[1], learnt[1], strict=True):
         errors = [0.0, *(math.log(true[name] / told[name]) for name in TIMES[:3] if told[name] > 0)]
         assert min(errors) - 1e-12 <= log <= max(errors) + 1e-12
 
@@ -242,9 +256,17 @@ def test_the_true_ratios_are_found(delay_s: float) -> None:
         rtol=0.02,
     )
     logs = simulation.view.experts[..., DRIFTS[0]].mean(axis=1)  # (8,) independent episodes
-    n = simulation.world.calibration.records["lengths"]
-    shrunk = -math.log(0.6) * (1 - LENGTH_PRIOR / (LENGTH_PRIOR + n.mean()))  # what the prior still holds back, about
-    assert abs(logs.mean() - shrunk) < 4.5 * logs.std(ddof=1) / math.sqrt(8) + 0.03  # short answers are over first
+    assert abs(logs.mean() + math.log(0.6)) < 4.5 * logs.std(ddof=1) / math.sqrt(8) + 0.1  # the prior holds some of it back
+
+
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_the_error_of_predicted_scores_is_found_from_the_judged_share(shift: float) -> None:
+    scenario = small("edge6", 500, observation=CALIBRATED)
+    episode = draw_episode(scenario, 12.0, 1)
+    told = with_odds(episode.score, np.float32(math.exp(-shift)))
+    simulation = simulation_of(scenario, replace(episode, predicted_score=told))
+    play(simulation, np.random.default_rng(0).integers(scenario.n_experts, size=scenario.workload.requests - 1))
+    assert score_logits(simulation)[0] == pytest.approx(shift, abs=0.25)
 
 
 @late_or_not
@@ -258,19 +280,24 @@ def test_what_is_learnt_goes_wherever_a_figure_is_used(delay_s: float, seed: int
     count = int(rng.integers(1, REQUESTS))
     play(simulation, actions[:count])
     factor = simulation.world.nominal["length_factor"].copy()  # (1, N)
-    learnt = simulation.world.calibration.records
-    np.testing.assert_array_equal(factor, np.exp(learnt["length_log"]).astype(np.float32))
+    odds = simulation.world.nominal["score_odds"].copy()
+    steps = simulation.world.calibration.steps["log"]
+    np.testing.assert_allclose(factor, np.exp(length_logs(simulation)), rtol=1e-6)
+    np.testing.assert_allclose(odds, np.exp(score_logits(simulation)), rtol=1e-6)
     for name in TIMES:
         told = simulation.world.calibration.configured[name]
-        np.testing.assert_allclose(simulation.world.nominal[name], told * np.exp(learnt["step_log"]), rtol=1e-12)
-    np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[0]], learnt["length_log"].astype(np.float32))
-    np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[1]], learnt["step_log"].astype(np.float32))
+        np.testing.assert_allclose(simulation.world.nominal[name], told * np.exp(steps), rtol=1e-12)
+    np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[0]], length_logs(simulation).astype(np.float32))
+    np.testing.assert_array_equal(simulation.view.experts[..., DRIFTS[1]], steps.astype(np.float32))
     other = copy.deepcopy(simulation)
-    other.world.nominal["length_factor"] = 1
+    other.world.nominal["length_factor"] = other.world.nominal["score_odds"] = 1
     other.workload.predicted_tokens[0] *= factor[0]
+    other.workload.predicted_score[0] = with_odds(other.workload.predicted_score[0], odds[0])
     sent = actions[:count] < scenario.n_experts
     for state in {id(s): s for s in (other.world.state, other.world.late)}.values():
         state.requests["predicted_tokens"][0, :count][sent] *= factor[0, actions[:count][sent]]
+        told = state.requests["predicted_score"][0, :count][sent]
+        state.requests["predicted_score"][0, :count][sent] = with_odds(told, odds[0, actions[:count][sent]])
     write_observation(other.world, other.rules._replace(calibrate=False), 0)
     assert_same(simulation.view, other.view)
 
@@ -310,4 +337,4 @@ def test_each_episode_begins_without_it(seed: int) -> None:
 def test_every_figure_of_an_engine_is_either_corrected_or_a_limit() -> None:
     """A figure that is added must be thought of."""
     limits = {"n0", "blocks", "max_seqs", "max_tokens", "max_model_len", "max_waiting", "reuse", "ahead", "handoff_s"}
-    assert set(ENGINE.names or ()) == {*TIMES, "length_factor"} | limits
+    assert set(ENGINE.names or ()) == {*TIMES, "length_factor", "score_odds"} | limits

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.scenario import Observation, Predictions
+from rllib_envs.sim.calibration import ERRORS, note_error
 from rllib_envs.sim.rows import INFORMATION_FEATURES, INFORMATION_TABLE
-from rllib_envs.sim.worth import WORTH, note_error
 from rllib_envs.simulation import Simulation
 from tests.draws import examples
 from tests.worlds import seeds, small
@@ -73,10 +73,26 @@ def test_an_episode_begins_without_what_the_last_one_has_shown():
     np.testing.assert_array_equal(*seen)
 
 
+def test_errors_are_the_root_mean_square_of_those_that_finished_answers_showed():
+    calibrated = replace(SCENARIO, observation=Observation(calibrate=True))
+    shown, simulation = play(informed(calibrated), seed=2, choose=lambda simulation: int(simulation.cursor[0] % 3))
+    assert (quantity(play(informed(SCENARIO), seed=2)[0], "length_error") == 0).all()
+    records = simulation.records(0)
+    error = np.log(records.output_tokens / records.predicted_tokens)
+    checked = 0
+    for i, now_s in enumerate(records.arrival_s):
+        for e in range(3):
+            known = (records.route == e) & (records.finish_s < now_s)
+            if known.any():
+                assert quantity(shown, "length_error")[i, e] == pytest.approx(np.sqrt(np.mean(error[known] ** 2)), rel=1e-5)
+                checked += 1
+    assert checked > 50
+
+
 @given(st.lists(st.tuples(st.integers(1, 4000), st.floats(1, 4000)), min_size=1, max_size=100))
-def test_errors_are_their_mean_square(answers):
-    record = np.zeros(1, WORTH)
+def test_the_first_hundred_errors_count_alike(answers):
+    errors = np.zeros(1, ERRORS)
     for actual, predicted in answers:
-        note_error(record[0], actual, predicted)
+        note_error(errors[0], actual, predicted)
     expected = np.mean(np.square(np.log([actual / predicted for actual, predicted in answers])))
-    assert record["error_square"][0] == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert errors["square"][0] == pytest.approx(expected, rel=1e-9, abs=1e-15)

@@ -64,6 +64,8 @@ def poisson_episodes(
             predicted_score=np.zeros((REQUESTS, 2), np.float32),
             predicted_tokens=np.ones((REQUESTS, 2), np.float32),
             predicted_log_sd=np.zeros((REQUESTS, 2), np.float32),
+            predicted_log_median=np.zeros(2),
+            judged=np.zeros(REQUESTS, np.bool_),
             engines=(profile, profile),
             nominal=(profile, profile),
             telemetry_delay_s=0.0,

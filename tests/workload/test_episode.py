@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import LOAD_FRACTIONS, Arrivals, Catalogue, Faults, Predictions, Scenario, TraceFile, with_workload
+from rllib_envs.scenario import (
+    LOAD_FRACTIONS,
+    Arrivals,
+    Catalogue,
+    Faults,
+    Observation,
+    Predictions,
+    Scenario,
+    TraceFile,
+    with_workload,
+)
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.workload.episode import Episode, draw_episode
 from tests.worlds import small
@@ -54,7 +64,7 @@ def test_a_seed_sequence_may_be_handed_in_twice(scenario: Scenario) -> None:
     [
         ({"predictions": Predictions(score_sd=0.4, length_log_sd=0.9)}, TOLD),
         ({"predictions": Predictions(hidden_share=0.5)}, {"predicted_tokens"}),
-        ({"predictions": Predictions(law="means")}, ALL_TOLD),
+        ({"predictions": Predictions(law="means")}, ALL_TOLD | {"predicted_log_median"}),
         ({"predictions": Predictions(score_bias=0.1)}, {"predicted_score"}),
         ({"faults": Faults(engine_factor=1.5)}, {"engines"}),
         ({"faults": Faults(engine_expert_log_sd=0.2)}, {"engines"}),
@@ -80,6 +90,16 @@ def test_other_requests_come_at_the_same_times_on_the_same_engines(scenario: Sce
     other = with_workload(faulty, catalogue=Catalogue(prompt_tokens_mean=100))
     assert differing(draw(faulty), draw(other)).isdisjoint({"arrival_s", "engines"})
     assert "prompt" in differing(draw(faulty), draw(other))
+
+
+def test_judged_answers_have_a_stream_of_their_own_and_more_of_them_include_the_fewer(scenario: Scenario) -> None:
+    some, more = (replace(scenario, observation=Observation(judged_share=share)) for share in (0.2, 0.6))
+    none, fewer, judged = draw(scenario), draw(some), draw(more)
+    assert differing(none, fewer) == differing(none, judged) == {"judged"}
+    assert not none.judged.any()
+    assert not (fewer.judged & ~judged.judged).any()
+    assert fewer.judged.mean() == pytest.approx(0.2, abs=0.08)
+    assert judged.judged.mean() == pytest.approx(0.6, abs=0.1)
 
 
 def test_shapes_kinds_and_ranges(scenario: Scenario) -> None:

@@ -137,7 +137,8 @@ def build_router(router: NamedRouter | RoutingPolicy, observation: Observation) 
     if not isinstance(router, NamedRouter):
         return _with_needs(as_heuristic(router), {}, observation)
     if router.is_trained:
-        return _load_trained(router)
+        trained, wanted = _load_trained(router)
+        return trained, replace(wanted, judged_share=observation.judged_share)  # whoever routes, the same answers are judged
     heuristic = _load_own(router.name) if router.heuristic is None else HEURISTICS[router.heuristic]
     return _with_needs(heuristic, dict(router.parameters), observation)
 
