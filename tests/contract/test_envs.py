@@ -29,6 +29,7 @@ EVERY_TERM = Reward(violation=0.5, paper_impact=0.25, drop=0.125, marginal_qos=2
 SCENARIOS = {
     "edge6": small("edge6"),
     "lookahead": small("edge6", observation=LOOKAHEAD),
+    "informed": small("edge3", observation=Observation(information=True, calibrate=True)),
     "paper3": small("paper3"),
     "edge3": small("edge3", reward=EVERY_TERM),
     "late telemetry": small("edge6", faults=Faults(telemetry_delay_s=1.0, engine_factor=1.2), observation=LOOKAHEAD),
@@ -226,8 +227,9 @@ def test_shapes_are_those_of_the_docstring(env_id: str, scenario: Scenario) -> N
     sizes = {"N": scenario.n_experts, "running_slots": spec.running_slots, "waiting_slots": spec.waiting_slots}
     rows = re.findall(r"^ *``(\w+)`` {2,}\(([^)]*)\)", str(type(env).__doc__), re.MULTILINE)
     said = {key: tuple(eval(size, {}, sizes) for size in shape.split(",") if size.strip()) for key, shape in rows}
-    if not spec.whatif:
-        del said["whatif"]
+    for part in ("whatif", "information"):
+        if not getattr(spec, part):
+            del said[part]
     assert isinstance(env.observation_space, gym.spaces.Dict)
     assert {key: space.shape for key, space in env.observation_space.items()} == said
     assert env.action_space == gym.spaces.Discrete(scenario.n_experts + 1)
