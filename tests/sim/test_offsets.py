@@ -98,7 +98,9 @@ def cohort(shift: float, until: float, rng: np.random.Generator, count: int = 30
         for look in np.arange(-1.0, min(until, end), 0.25):
             note_length(fixed[0], fixed[1], before, look, SD, False)
             before = look
-        if end <= until:
+        if end > until:
+            note_length(fixed[0], fixed[1], before, until, SD, False)
+        else:
             note_length(fixed[0], fixed[1], before, end, SD, True)
             alone = np.zeros(2, OFFSET)
             alone["variance"] = alone["least_variance"] = 1e-9
