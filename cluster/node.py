@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ _STARTED = "Ray runtime started."  # what ``ray start`` writes when the node ans
 _START_S, _STOP_S = 90.0, 20.0
 _LONGEST_FOLDER = 35  # characters: a Unix socket's path must stay under 108, and the dashboard's are deep below the folder
 _EXIT_NOT_RUNNING = 1
+_PORT_TRIES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,12 +205,16 @@ def _check(options: Options, folder: Path) -> None:
         port: int = getattr(options, name)
         if not 1024 <= port <= 65535:
             raise InputError(f"{name.replace('_', '-')} = {port}: must be from 1024 to 65535")
+        if port in _worker_ports(options):
+            raise InputError(f"{name.replace('_', '-')} = {port}: is one of worker-ports = {options.worker_ports}")
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((options.dashboard_host if name == "dashboard_port" else options.node_ip, port))
             except OSError as error:
                 raise InputError(f"{name.replace('_', '-')} = {port}: cannot be had: {error.strerror}") from None
+    if options.port == options.dashboard_port:
+        raise InputError(f"dashboard-port = {options.dashboard_port}: is the cluster's port, too")
 
 
 def _make_token(options: Options) -> None:
@@ -231,19 +236,21 @@ def _make_token(options: Options) -> None:
 
 
 def _command(options: Options, folder: Path) -> list[str]:
-    low, _, high = options.worker_ports.partition("-")
+    workers = _worker_ports(options)
+    agent, client = _free_ports(2, workers)  # Ray's usual ones are one for each machine, not for each node
     settings: dict[str, Any] = {
         "node-ip-address": options.node_ip,
-        "min-worker-port": low,
-        "max-worker-port": high,
+        "min-worker-port": workers[0],
+        "max-worker-port": workers[-1],
         "num-cpus": options.num_cpus,
         "num-gpus": options.num_gpus,
-        "dashboard-agent-listen-port": _free_port(),  # Ray's usual one is one for each machine, not for each node
+        "dashboard-agent-listen-port": agent,
         "temp-dir": folder / _TEMPORARY,
     }
     if options.head:
         settings |= {
             "port": options.port,
+            "ray-client-server-port": client,  # a head that cannot have it dies a moment after its start
             "dashboard-host": options.dashboard_host,
             "dashboard-port": options.dashboard_port,
             "autoscaling-config": options.autoscaling_config,
@@ -305,10 +312,25 @@ def _read(folder: Path) -> Node:
         raise InputError(f"{folder / _ABOUT}: not the description of a node: delete it when no Ray runs there") from None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _worker_ports(options: Options) -> range:
+    low, _, high = options.worker_ports.partition("-")
+    return range(int(low), int(high) + 1)
+
+
+def _free_ports(count: int, others: range) -> list[int]:
+    """Free ports of this machine, apart from others.
+
+    Raises:
+        InputError: none is found.
+    """
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(_PORT_TRIES)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))  # all are open at once, so that each has another port
+        found = [port for probe in probes if (port := probe.getsockname()[1]) not in others]
+    if len(found) < count:
+        raise InputError(f"worker-ports = {others[0]}-{others[-1]}: leaves no port for the rest of Ray")
+    return found[:count]
 
 
 def _describe(node: Node) -> str:
