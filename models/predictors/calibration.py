@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.predictors.weights import within
+
 COVERAGE = 0.8
 Z_OF_COVERAGE = 1.2815515594  # a normal variable is within it in 80 % of cases
 _NEWTON_STEPS = 50
@@ -26,7 +28,7 @@ class Corrections:
 
     def score(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., A) probability."""
-        return 1 / (1 + np.exp(-np.clip(self.slope * logit + self.offset, -30, 30)))
+        return 1 / (1 + np.exp(-within(self.slope * logit + self.offset, -30, 30)))
 
 
 def fit_corrections(
