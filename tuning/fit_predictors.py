@@ -1,7 +1,8 @@
 """Fit predictors of quality and length to prompts with known outcomes.
 
 The catalogue is a JSONL file, plain or gzip: a header line with the models, then for each prompt its text and every model's score
-and output tokens (docs/predictors.md). The command learns from the train split and writes a folder: the predictors, what they
+and output tokens. Or it is a log, as CSV, JSONL or Parquet: a row for each answer of a model, with the columns id, prompt, model,
+score and out_tokens (docs/predictors.md). The command learns from the train split and writes a folder: the predictors, what they
 predict for each prompt without having seen it, figures on the test split, and a picture. Interrupted, it goes on with the folds
 that it has. Example:
 
@@ -26,9 +27,10 @@ from models.predictors.kept import KeptFits
 from models.predictors.served import Prediction, Predictors
 from models.predictors.text import STATISTICS_VERSION, statistics_of
 from rllib_envs.errors import InputError
+from rllib_envs.workload.answer_logs import read_prompts
 from rllib_envs.workload.predicted import Predicted
 from rllib_envs.workload.prediction_table import TABLE, check_ids, table_of
-from rllib_envs.workload.prompt_files import PromptFile, in_train_split, read_prompt_file
+from rllib_envs.workload.prompt_files import PromptFile, in_train_split
 from tuning.output.literal import markdown, printable
 from tuning.output.plot_style import GREY, canvas, looks, save, short
 from tuning.output.progress import Progress
@@ -47,7 +49,7 @@ class Options:
     """Options of the command."""
 
     catalogue: Path
-    """File of the prompts and their outcomes."""
+    """File of the prompts and their outcomes, or log of answers: JSONL, CSV or Parquet."""
     models: tuple[str, ...] = ()
     """Models to fit predictors for. Default: all of the file."""
     out: Path = Path("runs/predictors")
@@ -68,7 +70,7 @@ def run(options: Options) -> None:
             written to.
     """
     options = replace(options, folds=3) if options.smoke else options
-    file = read_prompt_file(str(options.catalogue))
+    file = read_prompts(str(options.catalogue))
     chosen = _chosen(options, file)
     outcomes = _outcomes(file, [file.models.index(name) for name in chosen])
     train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
