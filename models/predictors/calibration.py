@@ -19,12 +19,12 @@ _MOST_LOG_SD_FACTOR = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Corrections:
-    """The corrections of A models."""
+    """The corrections of A models, for all prompts the same (A,), or those of each of P prompts (P, A)."""
 
-    slope: NDArray[np.float64]  # (A,) of the logit
-    offset: NDArray[np.float64]  # (A,)
-    sd_factor: NDArray[np.float64]  # (A,) of the standard deviation of the log length
-    smearing: NDArray[np.float64]  # (A,) mean length over exp(predicted log length)
+    slope: NDArray[np.float64]  # of the logit
+    offset: NDArray[np.float64]
+    sd_factor: NDArray[np.float64]  # of the standard deviation of the log length
+    smearing: NDArray[np.float64]  # mean length over exp(predicted log length)
 
     def score(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., A) probability."""

@@ -9,7 +9,9 @@ import pytest
 
 import edgeroute
 from models.predictors import kept
+from models.predictors.fit import Outcomes
 from models.predictors.served import Predictors
+from models.predictors.weights import Raw
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.prediction_table import read_table
@@ -61,6 +63,22 @@ def test_the_table_has_served_predictions_for_the_test_split_and_others_for_the_
         of_table, of_all = getattr(table, name), getattr(served, name)
         np.testing.assert_allclose(of_table[~train], of_all[~train], rtol=1e-5)
         assert (of_table[train] != of_all[train].astype(np.float32)).all()
+
+
+def test_the_corrections_of_a_prompt_know_nothing_of_its_fold():
+    rng = np.random.default_rng(0)
+    fold_of = np.arange(300) % 3
+    raw = Raw(logit=rng.standard_normal((300, 2)), log_length=5 + rng.random((300, 2)), log_sd=0.5 + rng.random((300, 2)))
+    score, length = (rng.random((300, 2)) < 0.5).astype(float), raw.log_length + rng.standard_normal((300, 2))
+    learned = Outcomes(statistics=np.zeros((300, 1)), score=score, log_length=length)
+    before = fit_predictors._crossed(raw, learned, fold_of)
+    score[fold_of == 1], length[fold_of == 1] = 0, 9.0
+    after = fit_predictors._crossed(raw, learned, fold_of)
+    for name in ("slope", "offset", "sd_factor", "smearing"):
+        changed = getattr(before, name) != getattr(after, name)
+        assert changed.shape == (300, 2)
+        assert not changed[fold_of == 1].any()
+        assert changed[fold_of != 1].all()
 
 
 def test_an_interrupted_fit_goes_on_with_what_it_has_and_comes_to_the_same(fitted, tmp_path, monkeypatch):
