@@ -1,7 +1,8 @@
 """Fit predictors of quality and length to prompts with known outcomes.
 
 The catalogue is a JSONL file, plain or gzip: a header line with the models, then for each prompt its text and every model's score
-and output tokens (docs/predictors.md). The command learns from the train split and writes a folder: the predictors, what they
+and output tokens. Or it is a log, as CSV, JSONL or Parquet: a row for each answer of a model, with the columns id, prompt, model,
+score and out_tokens (docs/predictors.md). The command learns from the train split and writes a folder: the predictors, what they
 predict for each prompt without having seen it, figures on the test split, and a picture. Interrupted, it goes on with the folds
 that it has. Example:
 
@@ -26,9 +27,10 @@ from models.predictors.kept import KeptFits
 from models.predictors.served import Prediction, Predictors
 from models.predictors.text import STATISTICS_VERSION, statistics_of
 from rllib_envs.errors import InputError
+from rllib_envs.workload.answer_logs import read_prompts
 from rllib_envs.workload.predicted import Predicted
 from rllib_envs.workload.prediction_table import TABLE, check_ids, table_of
-from rllib_envs.workload.prompt_files import PromptFile, in_train_split, read_prompt_file
+from rllib_envs.workload.prompt_files import PromptFile, in_train_split
 from tuning.output.literal import markdown, printable
 from tuning.output.plot_style import GREY, canvas, looks, save, short
 from tuning.output.progress import Progress
@@ -47,7 +49,7 @@ class Options:
     """Options of the command."""
 
     catalogue: Path
-    """File of the prompts and their outcomes."""
+    """File of the prompts and their outcomes, or log of answers: JSONL, CSV or Parquet."""
     models: tuple[str, ...] = ()
     """Models to fit predictors for. Default: all of the file."""
     out: Path = Path("runs/predictors")
@@ -68,7 +70,7 @@ def run(options: Options) -> None:
             written to.
     """
     options = replace(options, folds=3) if options.smoke else options
-    file = read_prompt_file(str(options.catalogue))
+    file = read_prompts(str(options.catalogue))
     chosen = _chosen(options, file)
     outcomes = _outcomes(file, [file.models.index(name) for name in chosen])
     train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
@@ -84,10 +86,11 @@ def run(options: Options) -> None:
     kept = KeptFits(options.out, json.dumps([data, chosen, settings, code_digest()]))
     tasks = [] if options.smoke else _tasks(file, outcomes, train)
     best = int(np.nanmean(outcomes.score[train], axis=0).argmax())
-    predictors, raw, left_out = _fit(options, outcomes, train, tasks, np.array(file.tasks), kept, chosen, best)
-    shown = _table(predictors, raw, outcomes, train)
+    predictors, corrections, raw, left_out = _fit(options, outcomes, train, tasks, np.array(file.tasks), kept, chosen, best)
+    crossed = replace(predictors, corrections=corrections)
+    shown = _table(predictors, crossed, raw, outcomes, train)
     held_out = _figures(predictors, shown, outcomes, ~train, best)
-    rows = {"test split": held_out, "train split, out of fold": _figures(predictors, shown, outcomes, train, best)} | left_out
+    rows = {"test split": held_out, "train split, out of fold": _figures(crossed, shown, outcomes, train, best)} | left_out
     about = {
         "catalogue": {"name": options.catalogue.name, "sha256": data, "prompts": len(file.ids), "train": int(train.sum())},
         "settings": settings,
@@ -169,8 +172,8 @@ def _fit(
     kept: KeptFits,
     models: tuple[str, ...],
     best: int,
-) -> tuple[Predictors, Raw, dict[str, Figures]]:
-    """The predictors, the raw out-of-fold predictions for the train split, and the figures of each task left out."""
+) -> tuple[Predictors, Corrections, Raw, dict[str, Figures]]:
+    """The predictors, corrections and raw out-of-fold predictions for the train split, and the figures of each task left out."""
     learned = outcomes.at(train)
     kind: Kind = kind_for(len(learned))
     names = [*(f"fold {i}" for i in range(options.folds)), "all", *(f"without task {task}" for task in tasks)]
@@ -205,7 +208,7 @@ def _fit(
     except KeyboardInterrupt:
         progress.interrupted("the same command goes on from there")
         raise
-    return predictors, raw, left_out
+    return predictors, _crossed(raw, learned, fold_of), raw, left_out
 
 
 def _corrections(raw: Raw, learned: Outcomes, rows: NDArray[np.bool_]) -> Corrections:
@@ -213,10 +216,16 @@ def _corrections(raw: Raw, learned: Outcomes, rows: NDArray[np.bool_]) -> Correc
     return fit_corrections(raw.logit[rows], raw.log_length[rows], raw.log_sd[rows], learned.score[rows], learned.log_length[rows])
 
 
-def _table(predictors: Predictors, raw: Raw, outcomes: Outcomes, train: NDArray[np.bool_]) -> Prediction:
+def _crossed(raw: Raw, learned: Outcomes, fold_of: NDArray[np.int64]) -> Corrections:
+    """(P, A) for each prompt the corrections that are fitted to the other folds."""
+    by_fold = [_corrections(raw, learned, fold_of != i) for i in range(fold_of.max() + 1)]
+    return Corrections(**{name: np.stack([getattr(found, name) for found in by_fold])[fold_of] for name in asdict(by_fold[0])})
+
+
+def _table(predictors: Predictors, crossed: Predictors, raw: Raw, outcomes: Outcomes, train: NDArray[np.bool_]) -> Prediction:
     """Predictions (P, A) for all prompts, for each by predictors that have not seen it."""
     shown = predictors.predict_from(outcomes.statistics)
-    own = predictors.corrected(raw)
+    own = crossed.corrected(raw)
     for name in ("score", "output_tokens", "log_sd"):
         getattr(shown, name)[train] = getattr(own, name)
     return shown

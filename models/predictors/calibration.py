@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.predictors.weights import within
+
 COVERAGE = 0.8
 Z_OF_COVERAGE = 1.2815515594  # a normal variable is within it in 80 % of cases
 _NEWTON_STEPS = 50
@@ -17,16 +19,16 @@ _MOST_LOG_SD_FACTOR = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Corrections:
-    """The corrections of A models."""
+    """The corrections of A models, for all prompts the same (A,), or those of each of P prompts (P, A)."""
 
-    slope: NDArray[np.float64]  # (A,) of the logit
-    offset: NDArray[np.float64]  # (A,)
-    sd_factor: NDArray[np.float64]  # (A,) of the standard deviation of the log length
-    smearing: NDArray[np.float64]  # (A,) mean length over exp(predicted log length)
+    slope: NDArray[np.float64]  # of the logit
+    offset: NDArray[np.float64]
+    sd_factor: NDArray[np.float64]  # of the standard deviation of the log length
+    smearing: NDArray[np.float64]  # mean length over exp(predicted log length)
 
     def score(self, logit: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., A) probability."""
-        return 1 / (1 + np.exp(-np.clip(self.slope * logit + self.offset, -30, 30)))
+        return 1 / (1 + np.exp(-within(self.slope * logit + self.offset, -30, 30)))
 
 
 def fit_corrections(

@@ -17,7 +17,7 @@ from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, read_description, read_file
 from models.predictors.calibration import Corrections
 from models.predictors.text import STATISTICS, STATISTICS_VERSION, statistics_of
-from models.predictors.weights import Raw, Weights
+from models.predictors.weights import Raw, Weights, within
 from rllib_envs.errors import InputError
 
 FORMAT = "edgeroute-predictors-1"
@@ -26,6 +26,7 @@ _WEIGHTS = "predictors.safetensors"
 _MOST_BYTES = 2**28  # thousand times the usual
 _MOST_MODELS, _MOST_WIDTH = 512, 4096
 _MOST_TOKENS = 2**24
+_MOST_LOG_TOKENS = float(np.log(_MOST_TOKENS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,15 +65,15 @@ class Predictors:
         """Predict from the statistics (B, S) of B texts."""
         x = self.weights.standardise(statistics)
         raw = self.weights.outputs(x)
-        novelty = np.sqrt(np.square(x).mean(axis=1, dtype=np.float64)) / self.usual_novelty
+        novelty = np.sqrt(np.square(x).sum(axis=1, dtype=np.float64) / x.shape[1]) / self.usual_novelty
         return replace(self.corrected(raw), novelty=novelty)
 
     def corrected(self, raw: Raw) -> Prediction:
         """Apply the corrections to predictions of the weights alone; their novelty is not known (NaN)."""
-        tokens = np.exp(np.clip(raw.log_length, 0, np.log(_MOST_TOKENS))) * self.corrections.smearing
+        tokens = np.exp(within(raw.log_length, 0, _MOST_LOG_TOKENS)) * self.corrections.smearing
         return Prediction(
             score=self.corrections.score(raw.logit),
-            output_tokens=np.clip(tokens, 1, _MOST_TOKENS),
+            output_tokens=within(tokens, 1, _MOST_TOKENS),
             log_sd=raw.log_sd * self.corrections.sd_factor,
             novelty=np.full(len(raw.logit), np.nan),
         )

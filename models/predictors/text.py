@@ -1,4 +1,8 @@
-"""Statistics of a prompt's text: the input of predictors. Pure Python, as they are served request by request."""
+"""Statistics of a prompt's text: the input of predictors, served request by request.
+
+They are quick for texts that are ASCII but for some signs: no category of Unicode is asked for there. Plain definitions are in
+``tests/models/test_text_statistics.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,15 @@ MAX_CHARS = 32_768
 """Only the beginning of longer texts is looked at, apart from their length."""
 
 _WORD = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)*")
+_ASCII_NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
-_OPTION = re.compile(r"^[ \t]*\(?[A-J][).:]\s", re.MULTILINE)
+_FIRST_OPTION = re.compile(r"[ \t]*\(?[A-J][).:]\s")
+_LATER_OPTION = re.compile(r"\n[ \t]*\(?[A-J][).:](?=\s)")
 _LATEX = re.compile(r"\\[a-zA-Z]+")
-_CALL = re.compile(r"\w\(")
-_BLANK = re.compile(r"_{2,}")
+_CALL = re.compile(r"\((?<=\w\()")  # begins with a plain character, which a search finds fast
+_BLANK = re.compile(r"__+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_IN_WORDS_OR_BETWEEN = re.compile(r"[\w\s]")
 
 _SIGNS = ("=", "+", "-", "*", "/", "^", "%", "$", "<", "{", "[", "(", "_", ":", ";", ",", "?", "!", '"', "'", "`", "\\", "\n")
 _WORDS_OF = {
@@ -48,7 +56,20 @@ _WORDS_OF = {
     "small words": "the a an of to is are was were be that this with as by on at from it",
     "conditions": "if then suppose assume given let when unless until such where",
 }
-_GROUPS = {name: frozenset(words.split()) for name, words in _WORDS_OF.items()}
+_GROUPS_OF = {
+    word: tuple(i for i, words in enumerate(_WORDS_OF.values()) if word in words.split())
+    for word in " ".join(_WORDS_OF.values()).split()
+}
+_QUESTION_WORDS = frozenset(_WORDS_OF["question words"].split())
+
+_CODES = range(128)
+_LETTERS = bytes(code | 32 if chr(code).isalpha() else 32 for code in _CODES).ljust(256)
+_ENDS = bytes(46 if chr(code) in ".!?" else 32 if chr(code).isspace() else 97 for code in _CODES).ljust(256)
+"""Tables for ``bytes.translate``: letters in lower case and space; ends of sentences as points, space, and what is neither."""
+
+_CODES_OF_SIGNS = [ord(sign) for sign in _SIGNS]
+_CODES_OF_CAPITALS = [code for code in _CODES if chr(code).isupper()]
+_CODES_OF_SPACE = [code for code in _CODES if chr(code).isspace()]
 
 STATISTICS: tuple[str, ...] = (
     "log characters",
@@ -77,7 +98,7 @@ STATISTICS: tuple[str, ...] = (
     "begins with a question word",
     "begins with a capital",
     *(f"log count of {sign!r}" for sign in _SIGNS),
-    *(f"share of words: {name}" for name in _GROUPS),
+    *(f"share of words: {name}" for name in _WORDS_OF),
 )
 
 
@@ -85,52 +106,83 @@ def text_statistics(text: str) -> NDArray[np.float64]:
     """(S,) the statistics of a text, in the order of ``STATISTICS``; finite for every text, also an empty one."""
     shown = text[:MAX_CHARS]
     chars = max(len(shown), 1)
-    words = _WORD.findall(shown.lower())
-    numbers = [word for word in words if word[0].isdecimal()]
-    counts = Counter(words)
-    total = max(len(words), 1)
-    sentences = len(_SENTENCE_END.findall(shown)) or 1
-    options = len(_OPTION.findall(shown))
-    longest = max(map(len, words), default=0)
+    others = "" if shown.isascii() else "".join(_NOT_ASCII.findall(shown))
+    seen = np.bincount(np.frombuffer(shown.encode("ascii", "ignore"), np.uint8), minlength=len(_CODES)).tolist()
+    words, numbers, sentences = _words(shown, others)
+    first = _WORD.search(shown)
+    counted = len(words) + len(numbers)
+    total = max(counted, 1)
+    different, different_numbers = set(words), set(numbers)
     digits = sum(map(len, numbers))
-    largest = max(map(_magnitude, numbers), default=0.0)
+    options = bool(_FIRST_OPTION.match(shown)) + len(_LATER_OPTION.findall(shown))
     stripped = shown.strip()
-    ascii_chars = len(shown.encode("ascii", "ignore"))
+    in_groups = [0] * len(_WORDS_OF)
+    for groups, count in Counter(map(_GROUPS_OF.get, words)).items():
+        for group in groups or ():
+            in_groups[group] += count
+    capitals = sum([seen[code] for code in _CODES_OF_CAPITALS]) + sum(map(str.isupper, others))
+    space = sum([seen[code] for code in _CODES_OF_SPACE]) + sum(map(str.isspace, others))
+    log1p = math.log1p
     values = [
-        math.log1p(len(text)),
-        math.log1p(len(words)),
-        math.log1p(shown.count("\n")),
-        math.log1p(sentences),
-        sum(map(len, words)) / total,
-        math.log1p(longest),
-        math.log1p(len(words) / sentences),
-        len(counts) / total,
+        log1p(len(text)),
+        log1p(counted),
+        log1p(seen[10]),
+        log1p(sentences),
+        (sum(map(len, words)) + digits) / total,
+        log1p(len(max(different | different_numbers, key=len, default=""))),
+        log1p(counted / sentences),
+        (len(different) + len(different_numbers)) / total,
         digits / chars,
-        sum(map(str.isupper, shown)) / chars,
-        (len(shown) - len("".join(shown.split()))) / chars,
-        1 - ascii_chars / chars if shown else 0.0,
-        math.log1p(len(numbers)),
-        math.log1p(len(set(numbers))),
-        largest,
-        sum("." in number or "," in number for number in numbers) / max(len(numbers), 1),
-        sum(len(number) == 1 for number in numbers) / max(len(numbers), 1),
-        math.log1p(options),
-        math.log1p(len(shown) / options) if options else 0.0,
-        math.log1p(len(_LATEX.findall(shown))),
-        math.log1p(len(_CALL.findall(shown))),
-        math.log1p(len(_BLANK.findall(shown))),
+        capitals / chars,
+        space / chars,
+        1 - (chars - len(others)) / chars if shown else 0.0,
+        log1p(len(numbers)),
+        log1p(len(different_numbers)),
+        _largest_magnitude(different_numbers),
+        sum(["." in number or "," in number for number in numbers]) / max(len(numbers), 1),
+        sum([len(number) == 1 for number in numbers]) / max(len(numbers), 1),
+        log1p(options),
+        log1p(len(shown) / options) if options else 0.0,
+        log1p(len(_LATEX.findall(shown))),
+        log1p(len(_CALL.findall(shown))),
+        log1p(len(_BLANK.findall(shown))),
         float(stripped.endswith("?")),
-        float(bool(words) and words[0] in _GROUPS["question words"]),
+        float(first is not None and first.group().lower() in _QUESTION_WORDS),
         float(stripped[:1].isupper()),
-        *(math.log1p(shown.count(sign)) for sign in _SIGNS),
-        *(sum(counts[word] for word in counts.keys() & group) / total for group in _GROUPS.values()),
+        *[log1p(seen[code]) for code in _CODES_OF_SIGNS],
+        *[count / total for count in in_groups],
     ]
     return np.array(values)
 
 
 def statistics_of(texts: Sequence[str]) -> NDArray[np.float64]:
     """(B, S) the statistics of B texts."""
-    return np.stack([text_statistics(text) for text in texts]) if texts else np.zeros((0, len(STATISTICS)))
+    rows = [text_statistics(text) for text in texts]
+    return np.array(rows) if rows else np.zeros((0, len(STATISTICS)))
+
+
+def _words(shown: str, others: str) -> tuple[list[str], list[str], int]:
+    """The words in lower case, the numbers, and how many sentences there are. ``others`` are the characters beyond ASCII."""
+    if others and _IN_WORDS_OR_BETWEEN.search(others):
+        both = _WORD.findall(shown.lower())
+        words, numbers = [], []
+        for word in both:
+            (numbers if word[0].isdecimal() else words).append(word)
+        return words, numbers, len(_SENTENCE_END.findall(shown)) or 1
+    plain = _NOT_ASCII.sub("\x01", shown) if others else shown  # signs that are neither in a word nor space nor a stop
+    data = plain.encode()
+    ends = data.translate(_ENDS)
+    words = data.translate(_LETTERS).decode().split()
+    return words, _ASCII_NUMBER.findall(plain), (ends.count(b". ") + ends.endswith(b".")) or 1
+
+
+def _largest_magnitude(numbers: set[str]) -> float:
+    largest = -math.inf
+    for number in sorted(numbers, key=len, reverse=True):
+        if len(number) <= largest:  # a number of so many characters is smaller, and so are all that follow
+            break
+        largest = max(largest, _magnitude(number))
+    return largest if numbers else 0.0
 
 
 def _magnitude(number: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,12 @@ MOST_STANDARDISED = 6.0
 _LEAST_SD, _MOST_SD = 0.05, 3.0
 
 Floats = NDArray[np.float32]
+_Float = TypeVar("_Float", np.float32, np.float64)
+
+
+def within(values: NDArray[_Float], low: float, high: float) -> NDArray[_Float]:
+    """``np.clip``, whose checks take longer than the small arrays of one request."""
+    return np.minimum(np.maximum(values, low), high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,18 +54,20 @@ class Weights:
     def standardise(self, statistics: NDArray[np.float64]) -> Floats:
         """(B, S) from (B, S)."""
         x = (statistics.astype(np.float32) - self.mean) / self.scale
-        return np.clip(x, -MOST_STANDARDISED, MOST_STANDARDISED)
+        return within(x, -MOST_STANDARDISED, MOST_STANDARDISED)
 
     def outputs(self, x: Floats) -> Raw:
         """Predictions for standardised statistics (B, S)."""
-        h = np.maximum(x @ self.first + self.first_bias, 0)
-        h = np.maximum(h @ self.second + self.second_bias, 0)
-        total = h @ self.heads + x @ self.skip + self.bias
-        logit, mean, log_sd = np.moveaxis(total.reshape(len(x), -1, 3), -1, 0).astype(np.float64)
-        sd = np.clip(np.exp(np.clip(log_sd, -10, 10)), _LEAST_SD, _MOST_SD)
+        total = x @ self.skip
+        if self.first_bias.size:
+            h = np.maximum(x @ self.first + self.first_bias, 0)
+            h = np.maximum(h @ self.second + self.second_bias, 0)
+            total += h @ self.heads
+        by_model = (total + self.bias).reshape(len(x), -1, 3).astype(np.float64)
+        sd = within(np.exp(within(by_model[..., 2], -10, 10)), _LEAST_SD, _MOST_SD)
         return Raw(
-            logit=logit,
-            log_length=mean * self.length_scale + self.length_mean,
+            logit=by_model[..., 0],
+            log_length=by_model[..., 1] * self.length_scale + self.length_mean,
             log_sd=(sd * self.length_scale).astype(np.float64),
         )
 

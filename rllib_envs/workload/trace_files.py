@@ -19,11 +19,11 @@ _BOM = b"\xef\xbb\xbf"  # byte-order mark that some editors write
 _HEAD_BYTES = 4096
 
 _KINDS = {
-    stat.S_IFDIR: "is a directory: give the path of one trace file in it",
+    stat.S_IFDIR: "is a directory: give the path of one file in it",
     stat.S_IFIFO: "is a pipe, which can be read only once: write what comes out of it to a file",
-    stat.S_IFCHR: "is a device: give the path of a trace file",
-    stat.S_IFBLK: "is a device: give the path of a trace file",
-    stat.S_IFSOCK: "is a socket: give the path of a trace file",
+    stat.S_IFCHR: "is a device: give the path of a file",
+    stat.S_IFBLK: "is a device: give the path of a file",
+    stat.S_IFSOCK: "is a socket: give the path of a file",
 }
 
 _UNPACK = "unpack it first"
@@ -86,7 +86,7 @@ def read_blocks(path: str) -> Generator[Block]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged gzip data ({error}): download or copy the file again") from None
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file: give the path of a trace file") from None
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -112,9 +112,9 @@ def _whole_lines(path: str, source: BinaryIO) -> Iterator[Block]:
         data = rest + fresh
         end = _end_of_lines(data)
         if len(rest) + _first_line(fresh) > BLOCK_BYTES:  # the one line that spans several chunks
-            raise InputError(f"{path}: line {line}: longer than 1 MiB: not a line of a trace")
+            raise InputError(f"{path}: line {line}: longer than 1 MiB: not a line of such a file")
         if len(data) >= BLOCK_BYTES and data.isspace():
-            raise InputError(f"{path}: line {line}: 1 MiB of blank lines: not a trace")
+            raise InputError(f"{path}: line {line}: 1 MiB of blank lines: nothing is read")
         if end:
             yield Block(line, data[:end])
         line += _count_lines(data[:end])
@@ -154,7 +154,7 @@ def _refuse_what_is_no_text(path: str, head: bytes) -> None:
         raise InputError(f"{path}: is a tar archive: {_UNPACK} (tar -x)")
     start = head[:_HEAD_BYTES].lstrip()
     if b"\0" in head[:_HEAD_BYTES]:
-        raise InputError(f"{path}: is binary data, no text: a trace is a CSV file or JSON lines, plain or gzip")
+        raise InputError(f"{path}: is binary data, no text: CSV files and JSON lines are read, plain or gzip")
     if start.startswith(b"<"):
         kind = "an XML file" if start.startswith(b"<?xml") else "an HTML page, perhaps an error message"
         raise InputError(f"{path}: is {kind}, not the data: download the file itself")

@@ -93,7 +93,7 @@ class RowReader:
         return _rows(self._layout, time_s[:end], [values[:end] for values in tokens])
 
     def _one_by_one(self, blocks: Iterable[Block]) -> Iterator[Rows]:
-        lines = _Lines(self._path, blocks)
+        lines = Lines(self._path, blocks)
         names = self._layout.named[1:]
         times: list[float] = []
         tokens: list[list[float]] = [[] for _ in names]
@@ -110,7 +110,7 @@ class RowReader:
                 times, tokens = [], [[] for _ in names]
         yield _rows(self._layout, np.array(times), [np.array(values) for values in tokens])
 
-    def _time_s(self, lines: _Lines, cell: str) -> float:
+    def _time_s(self, lines: Lines, cell: str) -> float:
         time = self._clock.parse(cell)
         if time is None:
             raise lines.refusal(self._layout.time, cell, self._clock.rule)
@@ -146,7 +146,7 @@ def _are_tokens(values: NDArray[np.float64]) -> bool:
     return bool(((values >= 0) & (values <= _MAX_TOKENS) & (np.floor(values) == values)).all())  # NaN is in no range
 
 
-def _token_count(lines: _Lines, name: str, cell: str) -> float:
+def _token_count(lines: Lines, name: str, cell: str) -> float:
     value = number(cell)
     if value is None or not 0 <= value <= _MAX_TOKENS or not value.is_integer():
         raise lines.refusal(name, cell, _TOKENS)
@@ -195,8 +195,8 @@ def _is_object_a_line(data: bytes, objects: int) -> bool:
     return objects == lines == data.count(b"\n{") + data.startswith(b"{")
 
 
-class _Lines:
-    """The lines of blocks as text, with their positions for messages."""
+class Lines:
+    """The lines of blocks as text, with their positions for messages. Iterating raises InputError for a row longer than 1 MiB."""
 
     def __init__(self, path: str, blocks: Iterable[Block]) -> None:
         self.path = path
@@ -213,10 +213,11 @@ class _Lines:
             yield decode(self.path, self.line, raw)
 
     def refusal(self, column: str, cell: str, rule: str) -> InputError:
+        """The error for a cell of the line taken last."""
         return InputError(f"{self.path}: line {self.line}, column {column!r}: {short(cell)!r} {rule}")
 
 
-def _csv_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
+def _csv_cells(layout: Layout, lines: Lines) -> Iterator[list[str]]:
     """The cells to read of each row, in the order of ``layout.named``."""
     index = [layout.header.index(name) for name in layout.named]
     rows = csv.reader(lines, strict=True)
@@ -232,7 +233,7 @@ def _csv_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
         raise InputError(f"{lines.path}: line {lines.line}: not CSV ({error}): correct the quotes in the row") from None
 
 
-def _json_cells(layout: Layout, lines: _Lines) -> Iterator[list[str]]:
+def _json_cells(layout: Layout, lines: Lines) -> Iterator[list[str]]:
     """The values to read of each object, in the order of ``layout.named``, as JSON."""
     for source in lines:
         lines.row_bytes = 0

@@ -9,12 +9,15 @@ import pytest
 
 import edgeroute
 from models.predictors import kept
+from models.predictors.fit import Outcomes
 from models.predictors.served import Predictors
+from models.predictors.weights import Raw
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.prediction_table import read_table
 from rllib_envs.workload.prompt_files import in_train_split, read_prompt_file
 from tests.prompts import MODELS, prompts, write_prompts
+from tests.workload.test_answer_logs import as_csv, as_json, as_parquet
 from tuning import fit_predictors
 from tuning.fit_predictors import Options, run
 
@@ -62,6 +65,22 @@ def test_the_table_has_served_predictions_for_the_test_split_and_others_for_the_
         assert (of_table[train] != of_all[train].astype(np.float32)).all()
 
 
+def test_the_corrections_of_a_prompt_know_nothing_of_its_fold():
+    rng = np.random.default_rng(0)
+    fold_of = np.arange(300) % 3
+    raw = Raw(logit=rng.standard_normal((300, 2)), log_length=5 + rng.random((300, 2)), log_sd=0.5 + rng.random((300, 2)))
+    score, length = (rng.random((300, 2)) < 0.5).astype(float), raw.log_length + rng.standard_normal((300, 2))
+    learned = Outcomes(statistics=np.zeros((300, 1)), score=score, log_length=length)
+    before = fit_predictors._crossed(raw, learned, fold_of)
+    score[fold_of == 1], length[fold_of == 1] = 0, 9.0
+    after = fit_predictors._crossed(raw, learned, fold_of)
+    for name in ("slope", "offset", "sd_factor", "smearing"):
+        changed = getattr(before, name) != getattr(after, name)
+        assert changed.shape == (300, 2)
+        assert not changed[fold_of == 1].any()
+        assert changed[fold_of != 1].all()
+
+
 def test_an_interrupted_fit_goes_on_with_what_it_has_and_comes_to_the_same(fitted, tmp_path, monkeypatch):
     path, whole = fitted
     fit, fits = fit_predictors.fit_weights, []
@@ -103,6 +122,38 @@ def test_fits_of_other_data_or_damaged_ones_are_not_gone_on_with(tmp_path):
     assert len(made) == 3
     one.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["f.jsonl"]
+
+
+def test_logs_in_every_format_give_the_same_predictors_as_the_file_of_prompts(tmp_path):
+    rows = [
+        {"id": r["id"], "task": r["task"], "prompt": r["prompt"], "model": model, "score": score, "out_tokens": tokens}
+        for r in RECORDS[:250]
+        for model, score, tokens in zip(MODELS, r["correct"], r["out_tokens"], strict=True)
+    ]
+    files = {
+        "wide.jsonl": write_prompts(tmp_path / "wide.jsonl", RECORDS[:250]).read_bytes(),
+        "log.csv": as_csv(rows),
+        "log.jsonl": as_json(rows),
+        "log.parquet": as_parquet(rows),
+    }
+    made = {}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        command = ["fit-predictors", "--catalogue", str(tmp_path / name), "--out", str(tmp_path / "p"), "--smoke"]
+        assert edgeroute.main(command) == 0
+        made[name] = {file.name: file.read_bytes() for file in (tmp_path / "p").iterdir() if file.suffix == ".safetensors"}
+    assert len(made["wide.jsonl"]) == 2
+    assert all(weights == made["wide.jsonl"] for weights in made.values())
+
+
+def test_malformed_rows_of_a_log_are_a_line_each_and_exit_code_2(tmp_path, capsys):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"id,prompt,model,score,out_tokens\n1,a,m,7,1\n2,b,m,1,-4\n")
+    assert edgeroute.main(["fit-predictors", "--catalogue", str(path), "--out", str(tmp_path / "p")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("edgeroute: error: ")
+    assert "line 2: column 'score': '7' must be a number from 0 to 1" in first
+    assert "line 3: column 'out_tokens': '-4' must be" in second
 
 
 def without_text(records):
