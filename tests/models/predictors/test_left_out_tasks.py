@@ -14,8 +14,8 @@ from models.predictors.calibration import fit_corrections
 from models.predictors.fit import Outcomes, fit_weights, folds_of, joined, predict_raw
 from models.predictors.text import statistics_of
 from rllib_envs.sim.offsets import OFFSET, note_length, note_score, start_lengths, start_scores, with_odds
-from rllib_envs.workload.prompt_files import read_prompt_file
 from rllib_envs.workload.predicted import Predicted
+from rllib_envs.workload.prompt_files import read_prompt_file
 
 ZEROEVAL = (
     "zeroeval/zeroeval_gsm_crux_math.jsonl.gz",
