@@ -29,7 +29,7 @@ def simulation_bytes(scenario: Scenario, batch: int, requests: int) -> dict[str,
     running, waiting = max(e.max_num_seqs for e in engines), max(e.max_waiting for e in engines)
     queue = 1 << (running + waiting - 1).bit_length()
     return {
-        f"workload.requests = {requests:,}": batch * requests * (REQUEST.itemsize + RECORD.itemsize + 17 + n * _TOLD_BYTES),
+        f"workload.requests = {requests:,}": batch * requests * (REQUEST.itemsize + RECORD.itemsize + 21 + n * _TOLD_BYTES),
         f"observation.running_slots = {seen.running_slots:,}": batch * n * seen.running_slots * _SHOWN_BYTES,
         f"observation.waiting_slots = {seen.waiting_slots:,}": batch * n * seen.waiting_slots * _SHOWN_BYTES,
         f"max_num_seqs = {running:,} and max_waiting = {waiting:,}": batch * n * (8 * running + 4 * queue + _WHATIF_BYTES),

@@ -249,9 +249,10 @@ def test_experts_in_another_order_are_seen_in_that_order(delay_s: float, seed: i
     scenario, episode, actions = random_world(rng, observation=observation, faults=Faults(telemetry_delay_s=delay_s))
     n = scenario.n_experts
     order = rng.permutation(n)
-    tables = {name: getattr(episode, name)[:, order] for name in ("score", "output", "predicted_score", "predicted_tokens")}
+    named = ("score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd")
+    tables = {name: getattr(episode, name)[:, order] for name in named}
     engines = {name: tuple(getattr(episode, name)[i] for i in order) for name in ("engines", "nominal")}
-    turned = replace(episode, **tables, **engines)
+    turned = replace(episode, **tables, **engines, predicted_log_median=episode.predicted_log_median[order])
     place = np.append(np.argsort(order), n)  # where each expert went; drop stays
     count = int(rng.integers(0, REQUESTS + 1))
     simulation = simulation_of(scenario, episode)

@@ -133,7 +133,7 @@ def random_scores(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[n
 
 def first_requests(episode: Episode, count: int) -> Episode:
     """The episode cut after ``count`` requests."""
-    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "judged")
+    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd", "judged")
     return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
 
 

@@ -15,17 +15,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.predictors.calibration import Corrections, fit_corrections
+from models.predictors.encoders import Encoder, load_encoder
 from models.predictors.fit import Kind, Outcomes, Raw, fit_weights, folds_of, joined, kind_for, predict_raw
 from models.predictors.held_out import Figures, figures_of
 from models.predictors.kept import KeptFits
-from models.predictors.served import Prediction, Predictors
-from models.predictors.text import STATISTICS_VERSION, statistics_of
+from models.predictors.served import Prediction, Predictors, inputs_of
+from models.predictors.text import STATISTICS_VERSION
 from rllib_envs.errors import InputError
 from rllib_envs.workload.answer_logs import read_prompts
 from rllib_envs.workload.predicted import Predicted
@@ -41,6 +42,7 @@ _LEAST_PROMPTS = 50
 _MOST_TASKS = 30
 _LEAST_OF_TASK = 20
 _NOVEL = 0.99
+_EMBEDDED = 100  # texts between two reports of progress
 _BINS = 10
 
 
@@ -52,6 +54,8 @@ class Options:
     """File of the prompts and their outcomes, or log of answers: JSONL, CSV or Parquet."""
     models: tuple[str, ...] = ()
     """Models to fit predictors for. Default: all of the file."""
+    encoder: Literal["stats", "wordllama", "minilm"] = "stats"
+    """What is read of a text. stats: its statistics. wordllama and minilm: an embedding too; their extras must be installed."""
     out: Path = Path("runs/predictors")
     """Folder of the predictors."""
     folds: int = 5
@@ -72,9 +76,10 @@ def run(options: Options) -> None:
     options = replace(options, folds=3) if options.smoke else options
     file = read_prompts(str(options.catalogue))
     chosen = _chosen(options, file)
-    outcomes = _outcomes(file, [file.models.index(name) for name in chosen])
-    train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
+    encoder = None if options.encoder == "stats" else load_encoder(options.encoder)
     check_ids(file)
+    outcomes = _outcomes(file, [file.models.index(name) for name in chosen], encoder)
+    train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
     _check(options, file, outcomes, train)
     data = content_digest([options.catalogue])
     settings = {
@@ -82,11 +87,14 @@ def run(options: Options) -> None:
         "seed": options.seed,
         "kind": kind_for(int(train.sum())),
         "statistics": STATISTICS_VERSION,
+        "encoder": options.encoder,
     }
-    kept = KeptFits(options.out, json.dumps([data, chosen, settings, code_digest()]))
+    kept = KeptFits(options.out, json.dumps([data, chosen, settings, encoder and encoder.versions, code_digest()]))
     tasks = [] if options.smoke else _tasks(file, outcomes, train)
     best = int(np.nanmean(outcomes.score[train], axis=0).argmax())
-    predictors, corrections, raw, left_out = _fit(options, outcomes, train, tasks, np.array(file.tasks), kept, chosen, best)
+    predictors, corrections, raw, left_out = _fit(
+        options, outcomes, train, tasks, np.array(file.tasks), kept, chosen, best, encoder
+    )
     crossed = replace(predictors, corrections=corrections)
     shown = _table(predictors, crossed, raw, outcomes, train)
     held_out = _figures(predictors, shown, outcomes, ~train, best)
@@ -119,13 +127,30 @@ def _chosen(options: Options, file: PromptFile) -> tuple[str, ...]:
     return tuple(dict.fromkeys(options.models)) or file.models
 
 
-def _outcomes(file: PromptFile, columns: Sequence[int]) -> Outcomes:
+def _outcomes(file: PromptFile, columns: Sequence[int], encoder: Encoder | None = None) -> Outcomes:
     texts = [text for text in file.texts if text is not None]
     if len(texts) < len(file.texts):
         absent = file.ids[file.texts.index(None)]
         raise InputError(f"{file.path}: prompt {absent!r} has no text: every line must have the key prompt")
     score, tokens = file.score[:, columns], file.output_tokens[:, columns]
-    return Outcomes(statistics=statistics_of(texts), score=score, log_length=np.log(np.maximum(tokens, 1)))
+    return Outcomes(statistics=_inputs(texts, encoder), score=score, log_length=np.log(np.maximum(tokens, 1)))
+
+
+def _inputs(texts: Sequence[str], encoder: Encoder | None) -> NDArray[np.float64]:
+    """What the predictors read, with progress where it takes its time."""
+    if encoder is None:
+        return inputs_of(texts, None)
+    parts = range(0, len(texts), _EMBEDDED)
+    progress = Progress(f"hundreds of texts, read by {encoder.name}", len(parts))
+    try:
+        rows: list[NDArray[np.float64]] = []
+        for begin in parts:
+            rows.append(inputs_of(texts[begin : begin + _EMBEDDED], encoder))
+            progress.advance()
+    except KeyboardInterrupt:
+        progress.interrupted("the same command begins anew: no fit was done")
+        raise
+    return np.concatenate(rows)
 
 
 def _check(options: Options, file: PromptFile, outcomes: Outcomes, train: NDArray[np.bool_]) -> None:
@@ -172,6 +197,7 @@ def _fit(
     kept: KeptFits,
     models: tuple[str, ...],
     best: int,
+    encoder: Encoder | None,
 ) -> tuple[Predictors, Corrections, Raw, dict[str, Figures]]:
     """The predictors, corrections and raw out-of-fold predictions for the train split, and the figures of each task left out."""
     learned = outcomes.at(train)
@@ -181,7 +207,7 @@ def _fit(
 
     def fitted(name: str, rows: NDArray[np.bool_]) -> Any:
         there = kept.has(name)
-        weights = kept.get(name, lambda: fit_weights(learned.at(rows), kind, options.seed))
+        weights = kept.get(name, lambda: fit_weights(learned.at(rows), kind, options.seed, encoder.width if encoder else 0))
         if not there:
             progress.advance()
         return weights
@@ -194,7 +220,9 @@ def _fit(
         weights = fitted("all", np.ones(len(learned), np.bool_))
         x = weights.standardise(learned.statistics)
         usual = float(np.quantile(np.sqrt(np.square(x).mean(axis=1, dtype=np.float64)), _NOVEL))
-        predictors = Predictors(models=models, weights=weights, corrections=corrections, usual_novelty=max(usual, 1e-6), about={})
+        predictors = Predictors(
+            models=models, weights=weights, corrections=corrections, usual_novelty=max(usual, 1e-6), about={}, encoder=encoder
+        )
         left_out: dict[str, Figures] = {}
         for task in tasks:
             others = task_of[train] != task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,16 +17,20 @@ Kind = Literal["network", "ridge"]
 RIDGE_BELOW = 1000
 """Fewer prompts than these are fitted by ridge regression."""
 
+DIRECTIONS = 16
+"""Principal components of an encoder's embedding that are learned from. With more of them single prompts are learned by heart."""
+
 _PROMPT_EPOCHS = 1344.0  # epochs times the square root of the number of prompts
 _EPOCHS = (8, 60)
 _LEAST_SCALE = 1e-3
+_LEAST_SHARE = 1e-6  # of the largest component: what is smaller is noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcomes:
     """P prompts with the outcomes of A models."""
 
-    statistics: NDArray[np.float64]  # (P, S)
+    statistics: NDArray[np.float64]  # (P, S), with an encoder (P, S + E)
     score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
     log_length: NDArray[np.float64]  # (P, A) log of the output tokens, NaN where not run
 
@@ -43,25 +47,28 @@ def kind_for(prompts: int) -> Kind:
     return "ridge" if prompts < RIDGE_BELOW else "network"
 
 
-def fit_weights(outcomes: Outcomes, kind: Kind, seed: int) -> Weights:
+def fit_weights(outcomes: Outcomes, kind: Kind, seed: int, encoded: int = 0) -> Weights:
     """Fit to prompts.
 
     Args:
         outcomes: at least one prompt, with an outcome of each model.
         kind: network or ridge regression.
         seed: fixes every draw; ridge regression draws nothing.
+        encoded: E, how many of the statistics are an encoder's embedding: the last ones.
     """
     mean, scale = _standard(outcomes.statistics)
     length_mean, length_scale = _standard(outcomes.log_length)
     blank = _linear(mean, scale, length_mean, length_scale)
     x = blank.standardise(outcomes.statistics).astype(np.float64)
+    seen = _directions(x, scale, encoded)
+    x = x if seen is None else x @ seen
     length = (outcomes.log_length - length_mean) / length_scale
     if kind == "ridge":
         skip, bias = fit_ridge(x, outcomes.score, length)
-        return _linear(mean, scale, length_mean, length_scale, skip, bias)
+        return _linear(mean, scale, length_mean, length_scale, skip if seen is None else seen @ skip, bias)
     epochs = int(np.clip(round(_PROMPT_EPOCHS / np.sqrt(len(outcomes))), *_EPOCHS))
     networks = fit_networks(x, outcomes.score, length, FitSettings(epochs=epochs), seed)
-    return joint_weights(networks, blank)
+    return _from_all(joint_weights(networks, blank), seen)
 
 
 def predict_raw(weights: Weights, statistics: NDArray[np.float64]) -> Raw:
@@ -82,6 +89,26 @@ def joined(parts: list[Raw], fold_of: NDArray[np.int64]) -> Raw:
         rows = fold_of == fold
         whole.logit[rows], whole.log_length[rows], whole.log_sd[rows] = part.logit, part.log_length, part.log_sd
     return whole
+
+
+def _directions(x: NDArray[np.float64], scale: NDArray[np.float64], encoded: int) -> NDArray[np.float64] | None:
+    """(S + E, S + K) what is fitted to: the statistics, and principal components of the embedding as it was, with variance 1."""
+    if not encoded:
+        return None
+    own = x.shape[1] - encoded
+    embedding = (x[:, own:] - x[:, own:].mean(axis=0)) * scale[own:]
+    variance, directions = np.linalg.eigh(embedding.T @ embedding / len(x))
+    variance, directions = variance[::-1][:DIRECTIONS], directions[:, ::-1][:, :DIRECTIONS]
+    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
+    directions = scale[own:, None] * directions / np.sqrt(np.maximum(variance, max(_LEAST_SHARE * variance[0], 1e-12)))
+    return np.asarray(block_diag(np.eye(own), directions), np.float64)
+
+
+def _from_all(weights: Weights, seen: NDArray[np.float64] | None) -> Weights:
+    """The same network, as one of all statistics."""
+    if seen is None:
+        return weights
+    return replace(weights, first=(seen @ weights.first).astype(np.float32), skip=(seen @ weights.skip).astype(np.float32))
 
 
 def _standard(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

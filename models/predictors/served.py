@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.numpy import load, save
 from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, read_description, read_file
 from models.predictors.calibration import Corrections
+from models.predictors.encoders import Encoder, load_encoder
 from models.predictors.text import STATISTICS, STATISTICS_VERSION, statistics_of
 from models.predictors.weights import Raw, Weights, within
 from rllib_envs.errors import InputError
@@ -26,6 +28,7 @@ _WEIGHTS = "predictors.safetensors"
 _MOST_BYTES = 2**28  # thousand times the usual
 _MOST_MODELS, _MOST_WIDTH = 512, 4096
 _MOST_TOKENS = 2**24
+_VERSION = re.compile(r"[\w.+!-]{1,50}")  # it is shown in a command to copy
 _MOST_LOG_TOKENS = float(np.log(_MOST_TOKENS))
 
 
@@ -49,6 +52,7 @@ class Predictors:
         corrections: fitted to out-of-fold predictions.
         usual_novelty: root mean square of the standardised statistics that 1 % of the prompts exceed.
         about: JSON that says where they come from: data, settings, figures.
+        encoder: whose embedding of a text they read beside its statistics.
     """
 
     models: tuple[str, ...]
@@ -56,10 +60,11 @@ class Predictors:
     corrections: Corrections
     usual_novelty: float
     about: Mapping[str, Any]
+    encoder: Encoder | None = None
 
     def predict(self, texts: Sequence[str]) -> Prediction:
         """Predict for B texts."""
-        return self.predict_from(statistics_of(texts))
+        return self.predict_from(inputs_of(texts, self.encoder))
 
     def predict_from(self, statistics: NDArray[np.float64]) -> Prediction:
         """Predict from the statistics (B, S) of B texts."""
@@ -95,6 +100,7 @@ class Predictors:
             contents = {
                 "format": FORMAT,
                 "statistics": {"version": STATISTICS_VERSION, "names": STATISTICS},
+                "encoder": None if self.encoder is None else {"name": self.encoder.name, "packages": self.encoder.versions},
                 "models": self.models,
                 "usual_novelty": self.usual_novelty,
                 "about": self.about,
@@ -107,7 +113,8 @@ class Predictors:
         """Load a folder; nothing in it is run, and its memory is bounded.
 
         Raises:
-            InputError: there are none, they are damaged, of another version, or no fit can have written them.
+            InputError: there are none, they are damaged, of another version, or no fit can have written them, or their encoder is
+                not installed.
         """
         where = folder / DESCRIPTION
         if folder.is_dir() and not where.exists():
@@ -127,7 +134,8 @@ class Predictors:
             raise InputError(f"{where}: damaged: about is no mapping")
         manifest = manifest_in(contents, where)
         check_folder(folder, manifest, where, "predictors")
-        arrays = _arrays(folder / _WEIGHTS, len(models))
+        encoder = _encoder(contents.get("encoder"), where)
+        arrays = _arrays(folder / _WEIGHTS, len(models), len(STATISTICS) + (encoder.width if encoder else 0))
         corrections = {name: arrays.pop(name).astype(np.float64) for name in _CORRECTIONS}
         return cls(
             models=models,
@@ -135,7 +143,14 @@ class Predictors:
             corrections=Corrections(**corrections),
             usual_novelty=usual,
             about=cast(dict[str, Any], about),
+            encoder=encoder,
         )
+
+
+def inputs_of(texts: Sequence[str], encoder: Encoder | None) -> NDArray[np.float64]:
+    """(B, S + E) what predictors read of B texts: the statistics, then the embedding of the encoder, where there is one."""
+    statistics = statistics_of(texts)
+    return statistics if encoder is None else np.hstack([statistics, encoder(texts)])
 
 
 _CORRECTIONS = ("slope", "offset", "sd_factor", "smearing")
@@ -148,7 +163,21 @@ def _models(found: object, where: Path) -> tuple[str, ...]:
     return tuple(cast(list[str], names))
 
 
-def _arrays(path: Path, models: int) -> dict[str, NDArray[Any]]:
+def _encoder(found: object, where: Path) -> Encoder | None:
+    if found is None:
+        return None
+    about = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    name, packages = about.get("name"), about.get("packages")
+    versions = list(cast(dict[str, Any], packages).values()) if isinstance(packages, dict) else [None]
+    if not isinstance(name, str) or not all(isinstance(value, str) and _VERSION.fullmatch(value) for value in versions):
+        raise InputError(f"{where}: encoder = {found!r:.100}: must have a name, and packages with their versions")
+    try:
+        return load_encoder(name, cast(dict[str, Any], packages))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error.__cause__
+
+
+def _arrays(path: Path, models: int, s: int) -> dict[str, NDArray[Any]]:
     """The arrays of the file, if they are exactly those of a fit for so many models, finite, and positive where they must be."""
     try:
         arrays: dict[str, NDArray[Any]] = load(read_file(path, _MOST_BYTES, "predictors"))
@@ -157,7 +186,7 @@ def _arrays(path: Path, models: int) -> dict[str, NDArray[Any]]:
     width = arrays["first_bias"].size if "first_bias" in arrays else 0
     if width > _MOST_WIDTH:
         raise InputError(f"{path}: does not fit: first_bias has {width:,} units: at most {_MOST_WIDTH:,} are allowed")
-    s, out = len(STATISTICS), 3 * models
+    out = 3 * models
     expected = {
         "mean": (s,), "scale": (s,), "length_mean": (models,), "length_scale": (models,),
         "first": (s, width), "first_bias": (width,), "second": (width, width), "second_bias": (width,),

@@ -65,6 +65,7 @@ class Calibration(NamedTuple):
     configured: NDArray[np.void]  # (B, N) ENGINE, the figures given to the router
     log_median: NDArray[np.float64]  # (B, N) median of log(actual / predicted tokens) where nothing is wrong
     log_sd: NDArray[np.float64]  # (B, N) its standard deviation, without outliers
+    grown: NDArray[np.int32]  # (B, M) tokens of each answer when telemetry last showed it under way
     counted: NDArray[np.int32]  # (B, M) tokens of each answer when it was counted last; -1: it is over
     first: NDArray[np.int32]  # (B,) every request before this one has been counted, or never will be
     seen_s: NDArray[np.float64]  # (B,) telemetry up to this time has been used
@@ -80,6 +81,7 @@ def allocate_calibration(batch: int, max_requests: int, n_experts: int) -> Calib
         configured=np.zeros((batch, n_experts), ENGINE),
         log_median=np.zeros((batch, n_experts)),
         log_sd=np.zeros((batch, n_experts)),
+        grown=np.zeros((batch, max_requests), np.int32),
         counted=np.zeros((batch, max_requests), np.int32),
         first=np.zeros(batch, np.int32),
         seen_s=np.zeros(batch),
@@ -108,6 +110,7 @@ def reset_calibration(
     calibration.errors[cluster] = np.zeros((), ERRORS)
     calibration.configured[cluster] = engine_records(configured)
     calibration.log_median[cluster], calibration.log_sd[cluster] = log_median, log_sd
+    calibration.grown[cluster] = 0
     calibration.counted[cluster] = 0
     calibration.first[cluster] = 0
     calibration.seen_s[cluster] = 0.0
@@ -170,31 +173,31 @@ def _count_tokens(calibration, b, e, r, tokens, predicted_tokens, ended):
 
 
 @kernel
-def _learn_running(calibration, telemetry, b):
-    """Count the answers under way that have grown enough since they were counted."""
+def _look_at_running(calibration, telemetry, b):
+    """Note how far the answers under way have grown."""
     source = telemetry.source
     for e in range(source.experts.shape[1]):
         expert = source.experts[b, e]
         iteration = expert.iteration + max(steps_begun(expert, telemetry.view_s) - 1, 0)
         for i in range(expert.n_dec):
             r = source.running[b, e, i]
-            request = source.requests[b, r]
-            generated = iteration - request.start
-            if generated > _GROWTH * calibration.counted[b, r]:
-                _count_tokens(calibration, b, e, r, generated, request.predicted_tokens, False)
+            calibration.grown[b, r] = iteration - source.requests[b, r].start
 
 
 @kernel
-def _learn_finished(calibration, workload, telemetry, b):
-    """Count the answers that telemetry shows as finished, each once, in order of arrival."""
+def _learn_answers(calibration, workload, telemetry, b):
+    """Count the answers that telemetry shows as finished, each once, and those that have grown enough since they were counted.
+
+    In order of arrival, so that nothing depends on the order of the experts.
+    """
     source, actual = telemetry.source, telemetry.actual
     shared = calibration.scores.shape[1] - 1
     settled = True
     for r in range(calibration.first[b], telemetry.first_pending):
         shown, record = source.records[b, r], actual.records[b, r]
+        e, request = record.route, source.requests[b, r]
         if shown.status == FINISHED:
             if calibration.counted[b, r] != _ALL:
-                e, request = record.route, source.requests[b, r]
                 cut = request.prompt + request.output >= calibration.configured[b, e].max_model_len
                 _count_tokens(calibration, b, e, r, request.output, request.predicted_tokens, not cut)
                 note_error(calibration.errors[b, e], request.output, request.predicted_tokens)
@@ -203,6 +206,8 @@ def _learn_finished(calibration, workload, telemetry, b):
                 calibration.counted[b, r] = _ALL
         elif record.status in (ROUTED, FINISHED):  # it will finish, or has finished and does not show it yet
             settled = False
+            if calibration.grown[b, r] > _GROWTH * calibration.counted[b, r]:
+                _count_tokens(calibration, b, e, r, calibration.grown[b, r], request.predicted_tokens, False)
         if settled:
             calibration.first[b] = r + 1
 
@@ -229,8 +234,8 @@ def update_calibration(calibration, nominal, workload, telemetry, b):
     """
     if telemetry.view_s <= calibration.seen_s[b]:
         return
-    _learn_running(calibration, telemetry, b)
-    _learn_finished(calibration, workload, telemetry, b)
+    _look_at_running(calibration, telemetry, b)
+    _learn_answers(calibration, workload, telemetry, b)
     for e in range(nominal.shape[1]):
         average, configured = calibration.steps[b, e], calibration.configured[b, e]
         _learn_step(average, configured, telemetry.source.experts[b, e], telemetry.view_s)

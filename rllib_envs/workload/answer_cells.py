@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rllib_envs.workload.answer_rows import Row
+from rllib_envs.workload.answer_rows import AnswerRow
 from rllib_envs.workload.trace_clocks import number
 from rllib_envs.workload.trace_formats import short
 
@@ -19,7 +19,7 @@ class Malformed(Exception):
     """What is wrong with a cell: column, value, what is allowed."""
 
 
-def text_in(row: Row, column: str, *, empty: bool = False) -> str:
+def text_in(row: AnswerRow, column: str, *, empty: bool = False) -> str:
     """Text; of ids and names a whole number is one too.
 
     Raises:
@@ -43,7 +43,7 @@ def text_in(row: Row, column: str, *, empty: bool = False) -> str:
     return value
 
 
-def number_in(row: Row, column: str, high: int) -> float:
+def number_in(row: AnswerRow, column: str, high: int) -> float:
     """A number from 0 to ``high``, NaN where there is none. A score may be true or false.
 
     Raises:

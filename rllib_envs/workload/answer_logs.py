@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.workload.answer_cells import Malformed, number_in, text_in
-from rllib_envs.workload.answer_rows import Row, head_of, read_rows, unit_of
+from rllib_envs.workload.answer_rows import AnswerRow, head_of, read_rows, unit_of
 from rllib_envs.workload.lengths import MAX_TOKENS
 from rllib_envs.workload.prompt_files import PromptFile, read_prompt_file
 from rllib_envs.workload.trace_formats import short
@@ -77,7 +77,7 @@ class _Log:
         self._prompt, self._model, self._row = array("q"), array("q"), array("q")
         self._score, self._length = array("d"), array("d")
 
-    def add(self, row: Row) -> None:
+    def add(self, row: AnswerRow) -> None:
         """Take a row, or note what is wrong with it.
 
         Raises:
@@ -109,7 +109,7 @@ class _Log:
         else:
             self._more += 1
 
-    def _prompt_of(self, row: Row) -> int:
+    def _prompt_of(self, row: AnswerRow) -> int:
         prompt_id, text = text_in(row, "id"), text_in(row, "prompt", empty=True)
         task = text_in(row, "task", empty=True) if row.cells.get("task") is not None else ""
         tokens = number_in(row, "prompt_tokens", MAX_TOKENS) if "prompt_tokens" in row.cells else math.nan
@@ -130,7 +130,7 @@ class _Log:
             self._tokens[found] = tokens
         return found
 
-    def _model_of(self, row: Row) -> int:
+    def _model_of(self, row: AnswerRow) -> int:
         found = self._models.setdefault(text_in(row, "model"), len(self._models))
         if len(self._models) > MOST_MODELS:
             raise InputError(

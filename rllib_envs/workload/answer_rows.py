@@ -32,7 +32,7 @@ _MOST_GROUP_BYTES = 2**31
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-class Row(NamedTuple):
+class AnswerRow(NamedTuple):
     """A row."""
 
     number: int  # in a CSV file or JSON lines the line that it begins in, in Parquet the row, from 1
@@ -53,7 +53,7 @@ def head_of(path: str) -> bytes:
         return b""
 
 
-def read_rows(path: str) -> Iterator[Row]:
+def read_rows(path: str) -> Iterator[AnswerRow]:
     """The rows of a log, with at most a batch in memory.
 
     Raises:
@@ -88,7 +88,7 @@ def _columns(where: str, present: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _csv_rows(path: str) -> Iterator[Row]:
+def _csv_rows(path: str) -> Iterator[AnswerRow]:
     lines = Lines(path, read_blocks(path))
     limit = csv.field_size_limit(BLOCK_BYTES)  # else a prompt may have but 131,072 characters
     rows = csv.reader(lines, strict=True)
@@ -106,9 +106,9 @@ def _csv_rows(path: str) -> Iterator[Row]:
                 index = {name: header.index(own) for name, own in names.items()}
             elif row and len(row) != len(header):
                 cells = f"{len(row)} cells for the header's {len(header)} columns: {short(','.join(row))!r}"
-                yield Row(begin, {}, names, f"{cells}: quote cells that hold commas")
+                yield AnswerRow(begin, {}, names, f"{cells}: quote cells that hold commas")
             elif row:
-                yield Row(begin, {name: row[i] for name, i in index.items()}, names)
+                yield AnswerRow(begin, {name: row[i] for name, i in index.items()}, names)
             begin = lines.line + 1
     except csv.Error as error:
         raise InputError(f"{path}: line {begin}: not CSV ({error}): correct the quotes in the row") from None
@@ -124,7 +124,7 @@ def _refuse_other_separators(where: str, header: list[str]) -> None:
             raise InputError(f"{where}: cells separated by {word}, not commas: {short(header[0])!r}: write commas")
 
 
-def _json_rows(path: str) -> Iterator[Row]:
+def _json_rows(path: str) -> Iterator[AnswerRow]:
     columns: dict[str, str] = {}
     lines = Lines(path, read_blocks(path))
     for text in lines:
@@ -135,17 +135,17 @@ def _json_rows(path: str) -> Iterator[Row]:
             record = parse_json(text.rstrip("\r\n"), "", lines.line)
         except InputError as error:
             what = str(error).removeprefix(f":{lines.line}:").lstrip()
-            yield Row(lines.line, {}, columns, f"column {what}" if what[:1].isdigit() else what)
+            yield AnswerRow(lines.line, {}, columns, f"column {what}" if what[:1].isdigit() else what)
             continue
         if not isinstance(record, dict):
-            yield Row(lines.line, {}, columns, f"{short(text.strip())!r} must be a JSON object")
+            yield AnswerRow(lines.line, {}, columns, f"{short(text.strip())!r} must be a JSON object")
             continue
         record = cast(dict[str, Any], record)
         columns = columns or _columns(f"{path}: line {lines.line}", list(record))
-        yield Row(lines.line, {name: record.get(own) for name, own in columns.items()}, columns)
+        yield AnswerRow(lines.line, {name: record.get(own) for name, own in columns.items()}, columns)
 
 
-def _parquet_rows(path: str) -> Iterator[Row]:
+def _parquet_rows(path: str) -> Iterator[AnswerRow]:
     try:
         with parquet.ParquetFile(path, memory_map=True) as file:
             schema = file.schema_arrow
@@ -158,7 +158,7 @@ def _parquet_rows(path: str) -> Iterator[Row]:
                 values = [batch.column(own).to_pylist() for own in columns.values()]
                 for cells in zip(*values, strict=True):
                     number += 1
-                    yield Row(number, dict(zip(columns, cells, strict=True)), columns)
+                    yield AnswerRow(number, dict(zip(columns, cells, strict=True)), columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: damaged Parquet: {short(' '.join(str(error).split()), 200)}") from None
 
