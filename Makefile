@@ -51,8 +51,8 @@ fuzz: .venv/.installed ## draw property tests anew until one fails (MINUTES=10: 
 		EDGEROUTE_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'hypothesis and not cluster' --hypothesis-profile=fuzz $(ARGS) || exit; \
 	done
 
-cluster-test: .venv/.installed ## run the tests of whole runs, on two nodes, over ssh and of processes that are killed; REQUIRED=1: skip none
-	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -n 2 --dist loadfile -m cluster --durations=15
+cluster-test: .venv/.installed ## run the tests of whole runs, on two nodes, over ssh and of processes that are killed; REQUIRED=1: skip none; NIGHTLY=1: the longest too
+	EDGEROUTE_CLUSTER_TESTS=$(if $(REQUIRED),required,) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'cluster$(if $(NIGHTLY),, and not nightly)' --durations=15
 
 bench: .venv/.installed ## measure what we claim about speed
 	$(BIN)/python -m benchmarks

@@ -127,7 +127,7 @@ def draw_requests(
     if lengths is not None:
         means = lengths.means(batch.means)
         ratio = means.output_tokens / batch.means.output_tokens
-        task_means = None if batch.task_means is None else _rescaled(batch.task_means, ratio)
+        task_means = None if batch.task_means is None else replace(_rescaled(batch.task_means, ratio), log_median=None)
         batch = replace(batch, means=means, task_means=task_means)
     return batch if prompt_tokens is None else replace(batch, prompt_tokens=_as_tokens(prompt_tokens))
 
@@ -266,6 +266,8 @@ def _pool(file: PromptFile, table: PredictionTable | None, experts: tuple[Expert
         given = _given(file, experts, columns, means, output_tokens, learned_from)
     else:
         given = table.predicted(file, experts)
+    if given is not None:
+        given = _with_median(given, output_tokens, learned_from)
     return RequestBatch(
         prompt_tokens=file.prompt_tokens[chosen],
         score=score[chosen],
@@ -279,11 +281,18 @@ def _pool(file: PromptFile, table: PredictionTable | None, experts: tuple[Expert
 
 def _means(score: NDArray[np.float64], output_tokens: NDArray[np.float64]) -> Predicted:
     """(1, N) the means of each expert, and how its log lengths spread."""
-    return Predicted(
+    means = Predicted(
         score=score.mean(axis=0, keepdims=True),
         output_tokens=output_tokens.mean(axis=0, keepdims=True),
         log_sd=np.log(output_tokens).std(axis=0, keepdims=True),
     )
+    return _with_median(means, output_tokens, np.ones(len(output_tokens), np.bool_))
+
+
+def _with_median(predicted: Predicted, output_tokens: NDArray[np.float64], known: NDArray[np.bool_]) -> Predicted:
+    """The predictions with the median of their errors at the prompts that are known: answers that loop leave it where it is."""
+    errors = np.log(output_tokens / predicted.output_tokens)[known]
+    return replace(predicted, log_median=np.median(errors, axis=0))
 
 
 def _given(
@@ -347,7 +356,7 @@ def _of_tasks(
             own = _means(score[members & known], output_tokens[members & known])
             for name in ("score", "output_tokens", "log_sd"):
                 getattr(found, name)[members] = getattr(own, name)
-    return found
+    return _with_median(found, output_tokens, known)
 
 
 def _task_means(score: NDArray[np.float64], tasks: tuple[str, ...], train: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -77,7 +77,8 @@ class GivenLengths:
     def means(self, usual: Predicted) -> Predicted:
         """What is expected of an answer whose request is not known; ``usual`` (1, N): the catalogue's own means."""
         tokens = self.law.mean() * usual.output_tokens / usual.output_tokens.mean()
-        return replace(usual, output_tokens=np.maximum(tokens, 1.0), log_sd=np.full_like(tokens, self.log_sd))
+        spread = np.full_like(tokens, self.log_sd)
+        return replace(usual, output_tokens=np.maximum(tokens, 1.0), log_sd=spread, log_median=None)
 
     def at_experts(
         self, mean_tokens: NDArray[np.float64], noise: NDArray[np.floating[Any]], rounding: NDArray[np.float64]

@@ -71,6 +71,7 @@ def test_an_evaluation_is_the_same_though_a_node_is_lost(own_cluster, tmp_path):
     assert cells(tmp_path / "cluster") == cells(tmp_path / "here")
 
 
+@pytest.mark.nightly
 def test_a_job_whose_head_is_lost_goes_on_when_it_is_sent_again(own_cluster, tmp_path):
     own_cluster.start("head")
     run = tmp_path / "run"

@@ -122,6 +122,7 @@ def test_the_exit_code_is_that_of_the_job(two_nodes):
     assert "runs/missing" in missing.stdout  # it is the job that says so
 
 
+@pytest.mark.nightly
 def test_a_job_that_is_stopped_leaves_a_checkpoint(two_nodes, tmp_path):
     sent = two_nodes.run("submit", "--address", two_nodes.url, "--no-wait", *TRAIN, "--minutes", 10, "--run-dir", "runs/long")
     assert sent.returncode == 0, sent.stderr
@@ -149,12 +150,20 @@ def test_ray_job_submit_runs_the_uploaded_project(two_nodes, tmp_path):
     assert "token" in wrong.stderr
 
 
+@pytest.mark.nightly
 def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
-    small = {"fleets": [], "variation": False, "envs_per_runner": 4, "requests": 50, "steps_per_iteration": 256, "generations": 0}
+    small = {
+        "fleets": [],
+        "variation": False,
+        "envs_per_runner": 4,
+        "requests": 200,
+        "steps_per_iteration": 256,
+        "generations": 0,
+    }
     (tmp_path / "small.yaml").write_text(json.dumps(small))
     done = two_nodes.run(
         "sweep", "--space", "reward-weights", "--config", tmp_path / "small.yaml", "--scheduler", "none", "--num-samples", 2,
-        "--iterations", 5, "--finalists", 1, "--final-seeds", 2, "--address", two_nodes.address,
+        "--iterations", 12, "--finalists", 1, "--final-seeds", 2, "--address", two_nodes.address,
         "--run-dir", tmp_path / "sweep", timeout_s=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -165,6 +174,7 @@ def test_the_trials_of_a_sweep_run_on_both_nodes(two_nodes, tmp_path):
     assert len({row["pid"] for row in rows}) == 2
 
 
+@pytest.mark.nightly
 def test_a_run_directory_need_not_be_shared(two_nodes, tmp_path):
     elsewhere = "/proc/self/cwd/run"  # what a process finds there depends on where it is
     two = [*TRAIN[:-1], "2"]

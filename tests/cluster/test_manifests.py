@@ -132,6 +132,7 @@ def test_both_launched_clusters_get_the_same():
     assert mine["file_mounts"] == cloud["file_mounts"]
 
 
+@pytest.mark.cluster
 def test_an_upload_is_small_and_runs(tmp_path):
     """In a tree with all that gathers in one."""
     tree, upload = tmp_path / "tree", tmp_path / "upload"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PROCESSES = {"avl_under_tune"}  # those that start some
+PROCESSES = ("stock_ppo", "avl_under_tune")  # examples that start processes, and take long
 
 
 @pytest.fixture

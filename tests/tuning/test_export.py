@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run_dir(one_ray, tmp_path_factory):
     """A tiny training run, from the command."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     assert edgeroute.main(["train", "--smoke", "--no-variation", "--run-dir", str(folder)]) == 0

@@ -1,7 +1,9 @@
 """``edgeroute fit-predictors`` from a file of prompts to a folder."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -23,6 +25,7 @@ from tuning.fit_predictors import Options, run
 
 pytestmark = pytest.mark.slow
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "prompts.jsonl"
 RECORDS = prompts(400)
 EXPERTS = [replace(expert, model=model) for expert, model in zip(load_scenario("edge6").experts, MODELS, strict=False)]
 
@@ -30,9 +33,13 @@ EXPERTS = [replace(expert, model=model) for expert, model in zip(load_scenario("
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
-    path = write_prompts(folder / "prompts.jsonl", RECORDS)
+    path = Path(shutil.copy(EXAMPLE, folder / "prompts.jsonl"))
     assert edgeroute.main(["fit-predictors", "--catalogue", str(path), "--out", str(folder / "p"), "--folds", "3"]) == 0
     return path, folder / "p"
+
+
+def test_the_prompts_of_the_examples_are_those_of_the_tests(tmp_path):
+    assert write_prompts(tmp_path / "prompts.jsonl", RECORDS).read_bytes() == EXAMPLE.read_bytes()
 
 
 def test_it_writes_predictors_their_predictions_and_how_good_they_are(fitted):

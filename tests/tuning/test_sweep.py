@@ -149,6 +149,7 @@ def test_a_folder_with_a_sweep_is_not_begun_anew(killed):
 
 
 @pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_trial_that_fails_is_listed_and_the_exit_code_says_so(tmp_path):
     """A folder is in the place of its scenario."""
     file, run_dir = tmp_path / "mine.yaml", tmp_path / "run"
@@ -203,7 +204,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(arguments, said, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_more_than_the_cluster_has_is_refused(tmp_path, capsys):
+def test_more_than_the_cluster_has_is_refused(one_ray, tmp_path, capsys):
     arguments = ["sweep", "--smoke", "--gpus-per-trial", "1", "--run-dir", str(tmp_path / "run")]
     assert edgeroute.main(arguments) == 2
     assert "gpus-per-trial = 1" in capsys.readouterr().err

@@ -279,6 +279,17 @@ def test_task_means_of_a_file_are_those_of_the_train_split_whatever_is_asked(pro
             np.testing.assert_allclose(told.score[asked], np.tile([remainder, 1 - remainder], (asked.sum(), 1)))
 
 
+def test_predictions_of_a_file_know_where_half_of_the_answers_are_longer(prompts: Path) -> None:
+    """On the train split, whatever is asked: so calibration finds nothing wrong with means, though most answers are shorter."""
+    learned, asked = (draw(file_pool(prompts, split), 3000) for split in ("train", "test"))
+    for told in ("means", "task_means"):
+        known, same = getattr(learned, told), getattr(asked, told)
+        np.testing.assert_array_equal(known.median, same.median)
+        errors = np.log(learned.output_tokens / known.output_tokens)
+        assert (np.abs((errors > known.median).mean(axis=0) - 0.5) < 0.05).all()
+        assert (known.median != -np.square(known.log_sd).mean(axis=0) / 2).all()
+
+
 def test_a_task_of_one_prompt_has_the_means_of_all(tmp_path: Path) -> None:
     alone = next(i for i in range(2, 400) if in_train_split(f"p{i}"))
     rows = [row(i, task="alone" if i == alone else "all") for i in range(400)]

@@ -113,7 +113,7 @@ def router_weights(algorithm):
     return {key: value.numpy() for key, value in router_of(algorithm).state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["avl", "ppo"])
+@pytest.mark.parametrize("name", ["avl", pytest.param("ppo", marks=pytest.mark.nightly)])
 def test_two_learners_come_to_the_same_weights_to_the_last_bit_and_to_those_of_one_but_for_rounding(trained, name):
     (two, reported), (one, expected) = trained(name, 2), trained(name, 0)
     first, second = weights(two)

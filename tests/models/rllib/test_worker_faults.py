@@ -128,6 +128,7 @@ def test_a_killed_worker_costs_its_sample_and_comes_back(pair, patient, caplog):
     assert incidents(caplog) == ["worker 2 failed, its sample is lost: its process died", "worker 2 is back"]
 
 
+@pytest.mark.nightly
 def test_a_worker_started_anew_unnoticed_acts_as_the_learner_does_and_meets_other_episodes(build):
     algorithm = build()
     first = {fragment.worker: fragment for fragment in collect(algorithm) if not fragment.group}
@@ -256,6 +257,7 @@ def test_where_those_asked_hang_a_worker_that_goes_on_stands_in_for_them(pair, p
     until_whole(algorithm)
 
 
+@pytest.mark.nightly
 def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(build):
     algorithm = build()
     os.kill(process_ids(algorithm)[1], signal.SIGSTOP)

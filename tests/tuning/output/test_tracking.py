@@ -262,6 +262,7 @@ def test_the_environment_is_heeded(tmp_path):
     assert set(run.tags) == {"a", "b"}
 
 
+@pytest.mark.cluster
 def test_an_evaluation_logs_its_tables_its_figures_and_the_bundles_it_judged(tmp_path):
     options = ["--smoke", "--jobs", 1, "--load", "light", "heavy", "--routers", "least-work", f"bundle:{SHIPPED}"]
     python(ROOT / "edgeroute.py", "evaluate", *options, "--out", "out", "--track", "wandb", home=tmp_path)
@@ -329,6 +330,7 @@ class _Socket:
         pass
 
 
+@pytest.mark.cluster
 def test_wandb_is_imported_by_those_alone_who_ask_for_it(tmp_path):
     code = (
         "import sys, tuning.train, tuning.evaluate; from tuning.output.tracking import *; from pathlib import Path\n"

@@ -28,6 +28,7 @@ with ray_session("local", Needs(cpus=1)):
 """
 
 
+@pytest.mark.cluster
 def test_it_starts_without_a_home_and_with_a_temporary_folder_too_long_for_sockets(tmp_path):
     long = tmp_path / ("y" * 90)
     long.mkdir()

@@ -209,6 +209,7 @@ def test_a_sweep_from_elsewhere_is_not_unpickled(case, resumed, tmp_path, monkey
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.nightly
 def test_a_trusted_sweep_is_gone_on_with_and_then_ones_own(killed, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     shutil.copytree(killed[1] / "run", run_dir)

@@ -228,6 +228,7 @@ def test_auto_resume_begins_where_no_checkpoint_was_come_to(tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray's own, as it hands data to a learner
 def test_a_lost_learner_ends_the_start_and_not_the_run(tmp_path, often, monkeypatch, capsys):
     iterate, starts = Trainer._iterate, []
