@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from array import array
+from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -34,14 +36,24 @@ _CHARACTERS_OF_TOKEN = 4
 def read_prompts(path: str) -> PromptFile:
     """Read prompts with the outcomes of models: the JSON lines of ``read_prompt_file``, or a log.
 
-    A log is CSV, JSON lines (both plain or gzip) or Parquet, which its content says. Prompts and models have the order in which
-    they come first. Without the column ``prompt_tokens`` a prompt has a token for each four characters.
+    A log is CSV, JSON lines (both plain or gzip) or Parquet, which its content says. It is read once until it is modified.
+    Prompts and models have the order in which they come first. Without the column ``prompt_tokens`` a prompt has a token for each
+    four characters.
 
     Raises:
         InputError: the file cannot be read, is too large, or has malformed rows. It names the first ten of them, one a line.
     """
+    try:
+        mtime_ns = Path(path).stat().st_mtime_ns
+    except (OSError, ValueError):  # the reader says what is wrong
+        mtime_ns = 0
     if _has_header(path):
         return read_prompt_file(path)
+    return _read_log(path, mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_log(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file is a new entry of the cache
     log = _Log(path)
     try:
         for row in read_rows(path):

@@ -218,7 +218,7 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
     catalogue = scenario.workload.catalogue
     predictors = scenario.predictions.predictors
     table = None if predictors is None else read_table(Path(predictors))
-    pool = _pool(read_prompt_file(str(catalogue.path)), table, scenario.experts, catalogue.split)
+    pool = _pool(read_catalogue(str(catalogue.path)), table, scenario.experts, catalogue.split)
     if lengths is None:
         rows = rng.integers(0, len(pool.prompt_tokens), n)
         output_tokens = pool.output_tokens[rows]
@@ -243,6 +243,19 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
         given=given,
         task_means=task_means,
     )
+
+
+def read_catalogue(path: str) -> PromptFile:
+    """The prompts of a file: JSON lines with a header; or a log, if its suffix is that of CSV or Parquet.
+
+    Raises:
+        InputError: as ``read_prompt_file`` or ``answer_logs.read_prompts``.
+    """
+    if Path(path.removesuffix(".gz")).suffix.lower() not in (".csv", ".parquet"):
+        return read_prompt_file(path)
+    from rllib_envs.workload.answer_logs import read_prompts  # here: it imports pyarrow, which takes long
+
+    return read_prompts(path)
 
 
 def _rescaled(predicted: Predicted, ratio: NDArray[np.float64]) -> Predicted:

@@ -43,7 +43,7 @@ class PromptFile:
 
 def in_train_split(prompt_id: str) -> bool:
     """Whether a prompt belongs to the train split: fixed by its id, the same for every file, machine and run."""
-    digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(prompt_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) < TRAIN_SHARE * 2**64
 
 

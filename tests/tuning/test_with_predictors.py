@@ -15,6 +15,7 @@ from rllib_envs.workload.episode import draw_episode
 from rllib_envs.workload.prediction_table import TABLE, read_table
 from rllib_envs.workload.prompt_files import in_train_split, read_prompt_file
 from tests.prompts import MODELS, prompts, write_prompts
+from tests.workload.test_answer_logs import as_csv
 from tuning.evaluation.matrix import Cell
 from tuning.specs.prompts import with_information
 from tuning.specs.routers import parse_router
@@ -87,6 +88,21 @@ def test_training_is_out_of_fold_in_every_fleet_and_trials_of_a_sweep_likewise(p
         for world in worlds_of:
             episode = draw_episode(replace(world, variation=None), 10.0, 1)
             assert set(map(tuple, episode.predicted_score.tolist())) <= out_of_fold
+
+
+def test_a_log_that_predictors_were_fitted_to_can_be_served_from(place, tmp_path, capsys):
+    log, folder = tmp_path / "log.csv", tmp_path / "predictors"
+    common = ("id", "task", "prompt", "prompt_tokens")
+    rows = [
+        {name: record[name] for name in common} | {"model": model, "score": score, "out_tokens": tokens}
+        for record in RECORDS
+        for model, score, tokens in zip(MODELS, record["correct"], record["out_tokens"], strict=True)
+    ]
+    log.write_bytes(as_csv(rows))
+    assert edgeroute.main(["fit-predictors", "--smoke", "--catalogue", str(log), "--out", str(folder)]) == 0
+    asked = options_of(place, catalogue=str(log), predictors=str(folder))
+    assert edgeroute.main(["simulate", *asked, "--smoke", "--load", "10"]) == 0
+    assert f"Predictions: those of the predictors {folder}" in capsys.readouterr().out
 
 
 def other_prompts(place, tmp_path):

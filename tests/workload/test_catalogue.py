@@ -264,6 +264,10 @@ def test_told_probability_of_a_file_is_the_task_mean_of_the_train_split(prompts:
     assert (batch.probability[even, 0] > 0).all()
 
 
+def test_an_id_may_hold_half_a_character_as_json_allows() -> None:
+    assert {in_train_split(f"\ud800{i}") for i in range(50)} == {True, False}
+
+
 def test_task_means_of_a_file_are_those_of_the_train_split_whatever_is_asked(prompts: Path) -> None:
     train = [i for i in range(400) if in_train_split(f"p{i}")]
     for split in ("train", "test"):

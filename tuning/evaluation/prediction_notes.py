@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rllib_envs.scenario import PredictionLaw, Scenario
+from rllib_envs.workload.catalogue import read_catalogue
 from rllib_envs.workload.predictions import Law, law_of
-from rllib_envs.workload.prompt_files import read_prompt_file
 
 
 def predicted_by(scenario: Scenario) -> Law:
@@ -51,4 +51,4 @@ def _source(law: Law, scenario: Scenario) -> str:
 
 def _keys(scenario: Scenario) -> tuple[str, ...]:
     path = scenario.workload.catalogue.path
-    return () if path is None else tuple(read_prompt_file(path).predicted)
+    return () if path is None else tuple(read_catalogue(path).predicted)
