@@ -191,6 +191,7 @@ def test_a_part_of_another_kind_is_refused(part, saved, tmp_path):
         refused(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [0, 10**9, True, "3", None])
 def test_experts_of_the_papers_policy_are_bounded(experts, tmp_path):
     save_bundle(tmp_path / "b", PaperPolicy(PaperSpec(experts=3, hidden=8)), OBSERVATION, {})

@@ -77,6 +77,7 @@ print(calls)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["exchange", "steps", "file", "secret"])
 def test_what_was_there_or_the_new_one_whenever_it_is_killed(tmp_path, mode):
     done = subprocess.run(
@@ -89,6 +90,7 @@ def test_what_was_there_or_the_new_one_whenever_it_is_killed(tmp_path, mode):
     assert int(done.stdout) > 5  # calls between which it was killed
 
 
+@pytest.mark.slow
 def test_what_another_process_is_just_writing_is_left_alone(tmp_path):
     with staged_folder(tmp_path / "it") as mine:
         other = multiprocessing.get_context("spawn").Process(target=_write, args=(tmp_path / "it",))

@@ -166,6 +166,7 @@ def test_a_swap_at_any_moment_of_the_copy_does_not_count(step, folder, monkeypat
     assert held == FILES
 
 
+@pytest.mark.slow
 def test_a_swap_under_way_never_gets_through(folder):
     """Another thread swaps a file as fast as it can."""
     found, path, over = manifest(folder), folder / "a" / "b" / "module.pkl", threading.Event()

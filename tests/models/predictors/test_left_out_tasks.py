@@ -17,6 +17,8 @@ from rllib_envs.sim.offsets import OFFSET, note_length, note_score, start_length
 from rllib_envs.workload.predicted import Predicted
 from rllib_envs.workload.prompt_files import read_prompt_file
 
+pytestmark = pytest.mark.slow  # fits predictors
+
 ZEROEVAL = (
     "zeroeval/zeroeval_gsm_crux_math.jsonl.gz",
     "gemma-2-2b-it Phi-3.5-mini-instruct Qwen2-7B-Instruct Meta-Llama-3.1-8B-Instruct gemma-2-9b-it Yi-1.5-9B-Chat",

@@ -18,6 +18,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from tuning.run_dir.lock import run_lock
+
+pytestmark = pytest.mark.slow  # starts processes
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -69,6 +69,7 @@ def test_hosts_may_share_a_key(key, tmp_path, monkeypatch):
     check_signature(contents, WHERE, trusted=False)
 
 
+@pytest.mark.slow
 def test_processes_that_begin_together_come_to_one_key(key):
     command = [sys.executable, "-c", "from tuning.run_dir.signature import signed; print(signed({}))"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

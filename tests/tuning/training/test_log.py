@@ -169,6 +169,7 @@ def test_a_signal_lets_the_iteration_end_and_saves(train, number):
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
 
 
+@pytest.mark.slow
 def test_sigterm_does_not_wait_for_ever(train, monkeypatch):
     monkeypatch.setattr(training_loop, "_PATIENCE_S", 1)
     asked = Asked(signal.SIGTERM, sleep_s=3.0)  # its iteration would take 300 s
