@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -71,16 +71,16 @@ class Predictors:
         x = self.weights.standardise(statistics)
         raw = self.weights.outputs(x)
         novelty = np.sqrt(np.square(x).sum(axis=1, dtype=np.float64) / x.shape[1]) / self.usual_novelty
-        return replace(self.corrected(raw), novelty=novelty)
+        return self.corrected(raw, novelty)
 
-    def corrected(self, raw: Raw) -> Prediction:
-        """Apply the corrections to predictions of the weights alone; their novelty is not known (NaN)."""
+    def corrected(self, raw: Raw, novelty: NDArray[np.float64] | None = None) -> Prediction:
+        """Apply the corrections to predictions of the weights alone; a novelty (B,) that is not given is not known (NaN)."""
         tokens = np.exp(within(raw.log_length, 0, _MOST_LOG_TOKENS)) * self.corrections.smearing
         return Prediction(
             score=self.corrections.score(raw.logit),
             output_tokens=within(tokens, 1, _MOST_TOKENS),
             log_sd=raw.log_sd * self.corrections.sd_factor,
-            novelty=np.full(len(raw.logit), np.nan),
+            novelty=np.full(len(raw.logit), np.nan) if novelty is None else novelty,
         )
 
     def save(self, folder: Path, extra: Callable[[Path], None] = lambda staged: None) -> None:

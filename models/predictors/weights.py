@@ -64,11 +64,11 @@ class Weights:
             h = np.maximum(h @ self.second + self.second_bias, 0)
             total += h @ self.heads
         by_model = (total + self.bias).reshape(len(x), -1, 3).astype(np.float64)
-        sd = within(np.exp(within(by_model[..., 2], -10, 10)), _LEAST_SD, _MOST_SD)
+        sd: NDArray[np.float64] = within(np.exp(np.minimum(by_model[..., 2], 10)), _LEAST_SD, _MOST_SD)
         return Raw(
             logit=by_model[..., 0],
             log_length=by_model[..., 1] * self.length_scale + self.length_mean,
-            log_sd=(sd * self.length_scale).astype(np.float64),
+            log_sd=sd * self.length_scale,
         )
 
     def arrays(self) -> dict[str, Floats]:
