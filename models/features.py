@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rllib_envs.sim.demand import FULL
 from rllib_envs.sim.rows import (
     ARRIVED_FEATURES,
     ARRIVED_TABLE,
@@ -37,6 +38,8 @@ _ENGINE = (
 )  # fmt: skip
 _ROLLED_SCALE = (0.25, 0.1, 0.25, 0.25, 0.25)
 _LN_CAPACITY = math.log(2 ** EXPERT_TABLE["kv_capacity"].scale)  # exp2 has no counterpart in ONNX
+_LN_SEATS = math.log(2 ** EXPERT_TABLE["max_running"].scale)
+_LEAST = 1e-9
 _BOUND = 20.0  # no request is worth more than 1, so the loss of more than twenty requests is cut off here
 
 _PACE = 4  # columns of the cluster that describe the offered load, which no action changes
@@ -156,6 +159,18 @@ def units(observation: Observation) -> tuple[Tensor, Tensor]:
     time = length * (sequence + context * (prompt + length / 2)) + prefill * prompt
     pace = torch.maximum(expert_column(observation, "step_time"), expert_column(observation, "base_time"))
     return time / 100, (prompt + length / 2) / kv_tokens(observation) * length * pace / 100
+
+
+def expert_time(observation: Observation) -> Tensor:
+    """(B, N) the time that the request takes of each expert, SLO, whichever resource is scarce there (``sim.demand``)."""
+    prompt, length = arrived_quantity(observation, "prompt"), arrived_quantity(observation, "predicted_length").clamp(min=1)
+    sequence, context, prefill = (expert_quantity(observation, f"{name}_time") for name in ("sequence", "context", "prefill"))
+    fixed = expert_column(observation, "base_time") - sequence
+    held = prompt + length / 2
+    own = (sequence + context * held + prefill * prompt / length).clamp(min=_LEAST)
+    seats = torch.exp(_LN_SEATS * expert_column(observation, "max_running"))
+    batch = torch.minimum(torch.minimum((FULL - fixed) / own, kv_tokens(observation) / held), seats)
+    return length * (fixed / batch.clamp(min=1) + own)
 
 
 def congestion(observation: Observation) -> Tensor:

@@ -88,7 +88,7 @@ class Price(nn.Module):
     logarithms of the offered load and of the number of experts, in how the load changes, and in the engine's figures;
     ``units = time + memory * share`` (``models.features.units``). Under overload nine of the parameters differ: then most
     requests are dropped, and the question is which ones. When load fluctuates, predictions for in-flight requests go stale
-    quickly, so deadlines are softened (``soft_deadline_bonus``). Initial values: the mean optimum of four earlier searches.
+    quickly, so deadlines are softened (``adjustment``). Initial values: the mean optimum of four earlier searches.
 
     A search sets the parameters, not gradients: to torch they are a buffer, ``terms``.
 
@@ -96,6 +96,8 @@ class Price(nn.Module):
         - observation: as ``EdgeRoutingEnv`` describes it, with a leading batch axis B
         - output: (B, N)
     """
+
+    TERMS = TERMS
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class Price(nn.Module):
         grown = size * (size / _TYPICAL_UNITS) ** term["size"]
         return log_price.clamp(-_LOG_BOUND, _LOG_BOUND).exp() * grown * scarce.clamp(min=0)
 
-    def soft_deadline_bonus(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
+    def adjustment(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) change of the predicted marginal QoS by softened deadlines; arguments as above."""
         slow, fast = _loads(observation)
         loose = (self.terms if terms is None else terms)[..., _USUAL.index("softening"), None]

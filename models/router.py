@@ -21,6 +21,7 @@ from models.features import (
 )
 from models.impact import Explanation, GatedMLP, ImpactEstimator
 from models.price import Price
+from models.relative_price import RelativePrice
 from rllib_envs.errors import InputError
 from rllib_envs.sim.rows import ARRIVED_FEATURES, CLUSTER_FEATURES, EXPERT_FEATURES, REQUEST_FEATURES
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 EncoderName = Literal["han", "aggregates", "pooled"]
 EdgesName = Literal["all", "running", "waiting"]
+PriceName = Literal["absolute", "relative"]
 
 _PRICE_LOG_BOUND = 2.0
 _WIDEST = 8192
@@ -53,13 +55,16 @@ class RouterSpec:
     semantic: bool = True
     """Weigh the graph's edge types by semantic attention; otherwise all count alike."""
     hidden: int = 96
-    """Width of the hidden layers of the heads."""
+    """Width of the hidden layers of the heads; 0: none, the future part of the scores is the price alone."""
     impact_hidden: int = 128
     """Width of the hidden layers of the impact estimator's correction; 0: no correction."""
     impact: bool = True
     """Observations hold the roll-out's results, and scores start from them. Without, the router learns all of the impact."""
     future: bool = True
     """Scores have a learned part for the opportunity cost of a decision."""
+    price: PriceName = "absolute"
+    """Price of congestion that the future part starts from. absolute: by the engines' own figures, for clusters like those of
+    training. relative: in proportion to the cluster's means, for any cluster; observations say what late requests need."""
     drop: bool = True
     """Allow the router to drop a request that some expert could take."""
     information: bool = False
@@ -75,7 +80,9 @@ class RouterSpec:
             raise InputError(f"encoder = {self.encoder!r}: allowed are {', '.join(get_args(EncoderName))}")
         if self.edges not in get_args(EdgesName):
             raise InputError(f"edges = {self.edges!r}: allowed are {', '.join(get_args(EdgesName))}")
-        for name, least in (("graph_hidden", 1), ("heads", 1), ("hidden", 1), ("impact_hidden", 0)):
+        if self.price not in get_args(PriceName):
+            raise InputError(f"price = {self.price!r}: allowed are {', '.join(get_args(PriceName))}")
+        for name, least in (("graph_hidden", 1), ("heads", 1), ("hidden", 0), ("impact_hidden", 0)):
             if not least <= getattr(self, name) <= _WIDEST:
                 raise InputError(f"{name} = {getattr(self, name)}: must be from {least} to {_WIDEST}")
             if getattr(self, name) > MOST_WIDTH:
@@ -88,6 +95,11 @@ class RouterSpec:
     def to_dict(self) -> dict[str, Any]:
         """For ``RouterSpec(**...)`` and JSON."""
         return asdict(self)
+
+    @property
+    def demand(self) -> bool:
+        """Whether observations must say what late requests need."""
+        return self.future and self.price == "relative"
 
     @property
     def choice_columns(self) -> int:
@@ -108,7 +120,8 @@ def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
         parts: names of the observation's parts.
 
     Raises:
-        InputError: the what-if results are missing, or what predictions are worth; or the latter is there unwanted.
+        InputError: the what-if results are missing, or what predictions are worth; or the latter is there unwanted. Or what late
+            requests need is missing.
     """
     if spec.impact and "whatif" not in parts:
         raise InputError(
@@ -120,6 +133,8 @@ def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
             f"observation.information = {'information' in parts}: it must be as in the router, whose information = "
             f"{spec.information}"
         )
+    if spec.demand and "demand" not in parts:
+        raise InputError("observation.demand = False: a router with price = 'relative' needs it: set observation.demand")
 
 
 class Parts(NamedTuple):
@@ -137,8 +152,8 @@ class Router(nn.Module):
 
     ``score(s, e) = impact(s, e) + future(s, e)``. The impact is the predicted marginal QoS (``ImpactEstimator``). The future part
     is the value of the expert's afterstate less that of the state: ``l - price * exp(m) + u``, with m and u learned and 0 at
-    first. So an untrained router is impact-greedy with a congestion price that rises with the offered load. l softens deadlines
-    when load fluctuates (``Price``). A drop changes nothing, now or later: its score is 0, plus a learned u.
+    first. So an untrained router is impact-greedy with a congestion price that rises with the offered load. l is the price's
+    own adjustment (``Price``, ``RelativePrice``). A drop changes nothing, now or later: its score is 0, plus a learned u.
 
     Weights are shared by the experts, so any number of experts works. Permuting the experts permutes their scores and leaves that
     of drop. The router sees the load of an expert in that expert's own columns and embedding.
@@ -157,8 +172,9 @@ class Router(nn.Module):
         self.encoder = _encoder(spec)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
         self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding, columns=spec.choice_columns)
-        self.future = GatedMLP(spec.choice_columns, spec.hidden, 3, self.embedding) if spec.future else None
-        self.price = Price() if spec.future else None
+        learned = spec.future and spec.hidden > 0
+        self.future = GatedMLP(spec.choice_columns, spec.hidden, 3, self.embedding) if learned else None
+        self.price = (RelativePrice() if spec.price == "relative" else Price()) if spec.future else None
         self.register_buffer("listening", torch.ones(()))
 
     @property
@@ -211,11 +227,14 @@ class Router(nn.Module):
         self, observation: Observation, columns: FeatureColumns, embedding: Tensor | None, terms: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, N) the future part of the experts' scores, and (B, 1) the score of a drop; ``terms`` as in ``Price``."""
-        if self.future is None or self.price is None:
-            return torch.zeros_like(columns.marginal), torch.zeros_like(columns.marginal[..., :1])
+        nothing = torch.zeros_like(columns.marginal[..., :1])
+        if self.price is None:
+            return torch.zeros_like(columns.marginal), nothing
+        if self.future is None:
+            return self.price.adjustment(observation, terms) - self.price(observation, terms), nothing
         log_price_shift, bonus, drop = self.future(columns.choice, embedding).unbind(dim=-1)
         price = self.price(observation, terms) * log_price_shift.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
-        return bonus + self.price.soft_deadline_bonus(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
+        return bonus + self.price.adjustment(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
 
     def explain(self, observation: Observation) -> Explanation:
         """The impact estimator's predictions for each expert, and their inputs."""

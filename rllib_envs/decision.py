@@ -9,6 +9,7 @@
 ``observe``               rows of the experts, their requests and the cluster
 ``write_worth``           what predictions are worth, if the observation has it
 ``predict``               predicted what-if result of each action, from the router's information
+``write_demand``          what late requests need, if the observation has it
 ``true_marginals``        true counterfactual of each action: a training target
 ========================  =====================================================================================================
 
@@ -37,6 +38,7 @@ from rllib_envs.sim.cluster import (
     sync_telemetry,
     true_marginals,
 )
+from rllib_envs.sim.demand import Demand, update_demand, update_late_ema, write_demand
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
 from rllib_envs.sim.state import State
 from rllib_envs.sim.whatif import Scratch, predict
@@ -58,6 +60,7 @@ class World(NamedTuple):
     now_s: NDArray[np.float64]  # (B,)
     pace: Pace
     worth: Worth
+    demand: Demand
     scratch: Scratch
     rows: ObservationRows  # the observations
     marginal: NDArray[np.float64]  # (B, N+1)
@@ -72,6 +75,7 @@ class Rules(NamedTuple):
     track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
     calibrate: bool  # learn the errors of the figures from telemetry
     inform: bool  # write what the predictions are worth
+    demand: bool  # write what late requests need
 
 
 @kernel_inlined
@@ -88,6 +92,9 @@ def decide(world, rules, b, action, step):
     advance_to_next(state, workload, world.cursor, world.now_s, b, rules.slo_s, step)
     if world.cursor[b] < workload.total[b]:
         update_gap_ema(world.pace, b, world.cursor[b], step.dt_s)
+        if rules.demand:
+            update_late_ema(world.demand, b, step.finished, step.late)
+            update_demand(world.demand, world.nominal, workload, b, world.cursor[b], world.pace.gaps[b], rules.slo_s)
 
 
 @kernel_inlined
@@ -106,6 +113,10 @@ def write_observation(world, rules, b):
         write_worth(world.worth, world.calibration.errors, workload, b, telemetry.arrived, rows.information)
     if rules.predict:
         predict(telemetry, nominal, workload, b, world.scratch, rules.slo_s, rules.tau, rows.whatif)
+    if rules.demand:
+        if telemetry.arrived == 0:  # nobody has decided yet
+            update_demand(world.demand, nominal, workload, b, 0, world.pace.gaps[b], rules.slo_s)
+        write_demand(world.demand, b, rows.demand[b])
     if rules.track_future == 2:
         true_marginals(
             world.state, workload, b, telemetry.arrived, telemetry.now_s, world.scratch, rules.slo_s, world.marginal[b]

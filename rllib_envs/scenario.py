@@ -315,9 +315,19 @@ class Observation:
     whatif: bool = False  # key "whatif": the predicted effect of each action
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     information: bool = False  # key "information": what the predictions are worth
+    demand: bool = False  # key "demand": what late requests need, and how long there has been overload
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
     calibrate: bool = False  # correct predictions and engine figures by the episode's observations (sim/calibration.py)
     judged_share: Fraction = 0.0  # share of the finished answers whose score becomes known, to correct predicted scores by
+
+
+_LATER = (
+    ("predictions", "predictors"),
+    ("observation", "information"),
+    ("observation", "demand"),
+    ("observation", "judged_share"),
+)
+"""Part and name of fields that came later and are off by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -386,7 +396,7 @@ class Scenario:
         # Where these fields say nothing, text and fingerprint are as before there were any.
         if parameters:
             data["workload"]["arrivals"]["parameters"] = parameters
-        for part, name in (("predictions", "predictors"), ("observation", "information"), ("observation", "judged_share")):
+        for part, name in _LATER:
             if not data[part][name]:
                 del data[part][name]
         return data

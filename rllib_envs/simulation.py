@@ -21,6 +21,7 @@ from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table, begin
+from rllib_envs.sim.demand import allocate_demand, reset_demand
 from rllib_envs.sim.state import (
     DROPPED,
     FINISHED,
@@ -147,6 +148,7 @@ class Simulation:
                 counted=np.zeros(batch, np.int32),
             ),
             worth=allocate_worth(batch, n),
+            demand=allocate_demand(batch),
             scratch=scratch_for(self.state),
             rows=self.rows,
             marginal=self.marginal,
@@ -158,6 +160,7 @@ class Simulation:
             track_future=2 if spec.counterfactual else int(scenario.reward.marginal_qos != 0),
             calibrate=spec.calibrate,
             inform=spec.information,
+            demand=spec.demand,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,6 +196,7 @@ class Simulation:
         begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
         self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap
         self.world.pace.counted[cluster] = 0
+        reset_demand(self.world.demand, cluster)
         reset_worth(self.world.worth, cluster)
         only = np.zeros(self.batch, np.bool_)
         only[cluster] = True

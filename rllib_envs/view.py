@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Expert, Observation
-from rllib_envs.sim.rows import ARRIVED_ROW, CLUSTER_ROW, EXPERT_ROW, INFORMATION_ROW, REQUEST_ROW, WHATIF_ROW
+from rllib_envs.sim.rows import ARRIVED_ROW, CLUSTER_ROW, DEMAND_ROW, EXPERT_ROW, INFORMATION_ROW, REQUEST_ROW, WHATIF_ROW
 
 
 class ObservationRows(NamedTuple):
@@ -25,6 +25,7 @@ class ObservationRows(NamedTuple):
     action_mask: NDArray[np.float32]  # (B, N+1); drop is always allowed
     whatif: NDArray[np.void]  # (B, N) WHATIF_ROW, or (B, 0) if the scenario does not set it
     information: NDArray[np.void]  # (B, N) INFORMATION_ROW, or (B, 0) likewise
+    demand: NDArray[np.void]  # (B,) DEMAND_ROW, or (0,) likewise
 
 
 class View(NamedTuple):
@@ -40,6 +41,7 @@ class View(NamedTuple):
     action_mask: NDArray[np.float32]  # (B, N+1)
     whatif: NDArray[np.float32]  # (B, N, 18), or (B, N, 0) if the scenario does not set it
     information: NDArray[np.float32]  # (B, N, 4), or (B, N, 0) likewise
+    demand: NDArray[np.float32]  # (B, 5), or (B, 0) likewise
 
 
 def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> ObservationRows:
@@ -56,6 +58,7 @@ def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> O
         action_mask=np.zeros((batch, len(experts) + 1), np.float32),
         whatif=np.zeros(shape if spec.whatif else (batch, 0), WHATIF_ROW),
         information=np.zeros(shape if spec.information else (batch, 0), INFORMATION_ROW),
+        demand=np.zeros(batch if spec.demand else 0, DEMAND_ROW),
     )
     rows.experts["mean_score"] = [expert.mean_score for expert in experts]
     return rows
@@ -74,6 +77,7 @@ def view_of(rows: ObservationRows) -> View:
         action_mask=rows.action_mask,
         whatif=_columns(rows.whatif, rows.experts.shape),
         information=_columns(rows.information, rows.experts.shape),
+        demand=_columns(rows.demand, rows.cluster.shape),
     )
 
 

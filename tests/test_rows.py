@@ -20,6 +20,8 @@ from rllib_envs.sim.rows import (
     ARRIVED_TABLE,
     CLUSTER_ROW,
     CLUSTER_TABLE,
+    DEMAND_ROW,
+    DEMAND_TABLE,
     EXPERT_ROW,
     EXPERT_TABLE,
     INFORMATION_ROW,
@@ -39,6 +41,7 @@ ROWS = {
     "cluster": (CLUSTER_ROW, CLUSTER_TABLE),
     "whatif": (WHATIF_ROW, WHATIF_TABLE),
     "information": (INFORMATION_ROW, INFORMATION_TABLE),
+    "demand": (DEMAND_ROW, DEMAND_TABLE),
 }
 PARTS = {"running": "requests", "waiting": "requests"}
 
@@ -46,12 +49,12 @@ PARTS = {"running": "requests", "waiting": "requests"}
 @pytest.mark.parametrize("part", ROWS)
 def test_a_record_is_its_table_in_order_and_what_bundles_were_trained_on(part: str) -> None:
     row, table = ROWS[part]
-    assert row.names == tuple(table) == layout_of(Observation(information=True))[part]
+    assert row.names == tuple(table) == layout_of(Observation(information=True, demand=True))[part]
     assert row.fields is not None
     assert [row.fields[name] for name in table] == [(np.dtype(np.float32), 4 * i) for i in range(len(table))]
     assert row.itemsize == 4 * len(table)
     shipped = json.loads((resources.files("tuning") / "presets" / "edge6-router" / "router.json").read_text())
-    if part != "information":  # which it was not trained with
+    if part in shipped["layout"]:  # what it was trained with
         assert current_names(shipped["layout"][part]) == list(table)
 
 
@@ -68,7 +71,9 @@ def pickled(simulation: Simulation) -> Simulation:
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
 def test_networks_read_the_memory_of_the_records(copied: Callable[[Simulation], Simulation]) -> None:
-    scenario = tight(small("edge3", observation=Observation(whatif=True, information=True, running_slots=3, waiting_slots=2)))
+    scenario = tight(
+        small("edge3", observation=Observation(whatif=True, information=True, demand=True, running_slots=3, waiting_slots=2))
+    )
     simulation = Simulation(scenario, 2)
     simulation.start_all([0, 1])
     play(simulation, np.zeros(20, np.int64))
@@ -92,3 +97,4 @@ def test_what_is_not_asked_for_has_no_memory(part: str) -> None:
     simulation = Simulation(small("edge3"), 2)
     assert getattr(simulation.view, part).shape == (2, 3, 0)
     assert getattr(simulation.rows, part).size == 0
+    assert simulation.view.demand.shape == (2, 0)

@@ -30,6 +30,7 @@ from rllib_envs.scenario import Observation
 from rllib_envs.sim.rows import (
     ARRIVED_FEATURES,
     CLUSTER_FEATURES,
+    DEMAND_FEATURES,
     EXPERT_FEATURES,
     INFORMATION_FEATURES,
     REQUEST_FEATURES,
@@ -47,7 +48,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 }
 """Columns of each part of an observation: weights are of use with these alone."""
 
-_INFORMATION = {"information": INFORMATION_FEATURES}
+_OPTIONAL = {"information": INFORMATION_FEATURES, "demand": DEMAND_FEATURES}
 """Of observations that have it."""
 
 Network = Router | PaperPolicy
@@ -150,7 +151,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 def layout_of(observation: Observation) -> dict[str, tuple[str, ...]]:
     """The columns of each part of such an observation."""
-    return LAYOUT | (_INFORMATION if observation.information else {})
+    return LAYOUT | {name: columns for name, columns in _OPTIONAL.items() if getattr(observation, name)}
 
 
 def _mapping(contents: dict[str, Any], name: str) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def bundle_router(folder: Path) -> tuple[baselines.RoutingPolicy, Observation]:
 
     def route(simulation: Simulation, rng: np.random.Generator) -> baselines.Actions:
         """(B,) greedy actions; ``rng`` is not used."""
-        for name in ("whatif", "calibrate", "information"):
+        for name in ("whatif", "calibrate", "information", "demand"):
             if getattr(bundle.observation, name) and not getattr(simulation.scenario.observation, name):
                 raise InputError(f"{folder}: the router needs observation.{name} = True; the scenario has False")
         with torch.inference_mode():  # also for the arrays: what is made outside has more to keep track of

@@ -41,7 +41,7 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
         """Build the networks."""
         self.router = build_router(self.model_config, self.observation_space)
         self.temperature: float = self.model_config.get("temperature", TEMPERATURE)
-        self.value = StateValue(hidden=self.router.spec.hidden, embedding=self.embedding)
+        self.value = StateValue(hidden=max(self.router.spec.hidden, 1), embedding=self.embedding)
         self.action_dist_cls = MaskedCategorical
 
     @property

@@ -120,12 +120,22 @@ INFORMATION_TABLE: Mapping[str, Feature] = {
 }
 """Features of an expert that say what predictions are worth."""
 
+DEMAND_TABLE: Mapping[str, Feature] = {
+    "log_expert_time": Feature("log of the expert time that late requests take (sim/demand.py)", "log SLO"),
+    "log_load_long_run": Feature("log of the offered load, in expert time: 0 where all experts are just full", "log"),
+    "log_load_recent": Feature("the same, fast", "log"),
+    "overload": Feature("how long and how far there has been overload: moving average of log_load_recent, where above 0", "log"),
+    "late": Feature("share of the requests that finished of late which missed the SLO: a moving average"),
+}
+"""Features of the cluster that put a request and a load in proportion, whatever the cluster."""
+
 EXPERT_FEATURES = tuple(EXPERT_TABLE)
 REQUEST_FEATURES = tuple(REQUEST_TABLE)
 ARRIVED_FEATURES = tuple(ARRIVED_TABLE)
 CLUSTER_FEATURES = tuple(CLUSTER_TABLE)
 WHATIF_FEATURES = tuple(WHATIF_TABLE)
 INFORMATION_FEATURES = tuple(INFORMATION_TABLE)
+DEMAND_FEATURES = tuple(DEMAND_TABLE)
 
 
 def _row(table: Mapping[str, Feature]) -> np.dtype[np.void]:
@@ -135,6 +145,7 @@ def _row(table: Mapping[str, Feature]) -> np.dtype[np.void]:
 
 EXPERT_ROW, REQUEST_ROW, ARRIVED_ROW = _row(EXPERT_TABLE), _row(REQUEST_TABLE), _row(ARRIVED_TABLE)
 CLUSTER_ROW, WHATIF_ROW, INFORMATION_ROW = _row(CLUSTER_TABLE), _row(WHATIF_TABLE), _row(INFORMATION_TABLE)
+DEMAND_ROW = _row(DEMAND_TABLE)
 
 
 def _scale(table: Mapping[str, Feature]) -> Any:

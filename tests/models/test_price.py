@@ -119,9 +119,9 @@ def test_deadlines_are_the_looser_the_more_the_load_swings(observation):
         (0.5, 0.5 / math.e, 0.7),
         (0.1, 8.0, 1 / 0.6),
     ):
-        got = Price().soft_deadline_bonus(with_load(observation, load, fast), terms(softening=0.6))
+        got = Price().adjustment(with_load(observation, load, fast), terms(softening=0.6))
         torch.testing.assert_close(got, 0.6 * times * looser, rtol=1e-5, atol=1e-9)
-    assert not Price().soft_deadline_bonus(with_load(observation, 0.1, 8.0), terms(softening=0.0)).any()
+    assert not Price().adjustment(with_load(observation, 0.1, 8.0), terms(softening=0.0)).any()
 
 
 def test_the_exponents_tell_full_from_empty_and_large_from_small(observation):

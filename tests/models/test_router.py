@@ -303,7 +303,7 @@ def test_without_what_if_results_it_still_tells_experts_apart(name):
         ({"encoder": "gat"}, "encoder = 'gat': allowed are han, aggregates, pooled"),
         ({"graph_hidden": 30}, "graph_hidden = 30, heads = 4: must be a multiple of heads"),
         ({"layers": 3}, "layers = 3: must be 1 or 2"),
-        ({"hidden": 0}, "hidden = 0: must be from 1 to 8192"),
+        ({"hidden": -1}, "hidden = -1: must be from 0 to 8192"),
         ({"impact_hidden": -1}, "impact_hidden = -1: must be from 0 to 8192"),
     ],
 )

@@ -31,7 +31,7 @@ def blocks_in_use(simulation: Simulation, e: int) -> int:
     engine, expert = simulation.state.engines[0, e], simulation.state.experts[0, e]
     begun = steps_begun(expert, simulation.now_s[0])
     crossed = blocks_crossed(expert, 1, begun) if begun > 1 else 0
-    return int(engine["blocks"] - expert["freed"] + expert["taken"] + crossed)
+    return int(engine["blocks"] - expert["freed"] - expert["leaving_blocks"] + expert["taken"] + crossed)
 
 
 @examples(150)

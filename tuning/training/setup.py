@@ -36,6 +36,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
     observation = Observation(
         whatif=options.spec.impact,
         information=options.spec.information,
+        demand=options.spec.demand,
         whatif_tau=SOFT_DEADLINE,
         counterfactual=options.preset != "paper",
         calibrate=options.calibrate,

@@ -71,6 +71,7 @@ class AVLConfig(VectorAlgorithmConfig):
         generations: int = NOT_GIVEN,
         population: int = NOT_GIVEN,
         search_variants: int = NOT_GIVEN,
+        search_drawn: int = NOT_GIVEN,
         search_requests: int = NOT_GIVEN,
         **kwargs: Any,
     ) -> Self:
@@ -82,7 +83,7 @@ class AVLConfig(VectorAlgorithmConfig):
         self._take({
             "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "warmup": warmup, "clip": clip,
             "kl_stop": kl_stop, "keep": keep, "generations": generations, "population": population,
-            "search_variants": search_variants, "search_requests": search_requests,
+            "search_variants": search_variants, "search_drawn": search_drawn, "search_requests": search_requests,
         })  # fmt: skip
         return super().training(**kwargs)
 
@@ -135,10 +136,15 @@ class AVL(VectorAlgorithm):
         if candidates is None:
             return
         workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
-        variants, requests = -(-config.search_variants // workers), config.search_requests
+        variants, drawn, requests = (
+            -(-config.search_variants // workers),
+            -(-config.search_drawn // workers),
+            config.search_requests,
+        )
         with self.metrics.log_time((TIMERS, "price_search")):
             results = self.rollout_workers.ask(
-                lambda runner: try_candidates(runner, candidates, generation, variants, requests), steps=steps_sampled(self)
+                lambda runner: try_candidates(runner, candidates, generation, variants, drawn, requests),
+                steps=steps_sampled(self),
             )
         ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer variants, where a worker has failed
         share_weights(self)

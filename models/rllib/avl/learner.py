@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.price import TERMS
+from models.price import Term
 from models.rllib.avl.module import AVLModule
 from models.rllib.avl.price_search import PriceSearch
 from models.rllib.learning.fragment_learner import Batch, FragmentLearner, clipped_gain
@@ -77,9 +77,9 @@ class AVLLearner(FragmentLearner):
     def build(self) -> None:
         """Build what every learner has, and the baselines."""
         self.baselines: dict[tuple[int, int], Baselines] = {}
-        self.search = PriceSearch(self.config.population, int(self.config.seed or 0))
         self._kl, self._improving = 0.0, False  # of the sample in work
         super().build()
+        self.search = PriceSearch(self._terms, self.config.population, int(self.config.seed or 0))
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """One optimizer: the losses share the encoder and are differentiated together."""
@@ -104,6 +104,10 @@ class AVLLearner(FragmentLearner):
     @property
     def _searching(self) -> bool:
         return self.search.generation < self.config.generations
+
+    @property
+    def _terms(self) -> Mapping[str, Term]:
+        return {} if self._router.price is None else self._router.price.TERMS
 
     @property
     def _router(self) -> Router:
@@ -225,7 +229,7 @@ class AVLLearner(FragmentLearner):
         logged: dict[str, float] = {}
         if self._searching:
             logged["search_generation"] = float(self.search.generation)
-            for term, mean, spread in zip(TERMS, self.search.settled, self.search.spread, strict=True):
+            for term, mean, spread in zip(self._terms, self.search.settled, self.search.spread, strict=True):
                 logged |= {f"price/{term}": float(mean), f"price_spread/{term}": float(spread)}
         return logged | {
             "kl": self._kl,

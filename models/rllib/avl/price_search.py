@@ -6,7 +6,7 @@ that differ in the price alone show it well, and the price has few parameters (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.price import TERMS
+from models.price import Term
 from models.router import Router
 from rllib_envs.scenario import Reward, Scenario, with_workload
+from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.simulation import Simulation
 
 if TYPE_CHECKING:
@@ -40,20 +41,21 @@ class PriceSearch:
     (Hansen and Ostermeier 2001, without the covariances; Salimans et al., arXiv 1703.03864, for the antithetic draws).
 
     Args:
+        terms: the price's parameters.
         population: candidates of a generation, an even number.
         seed: fixes the candidates.
 
     Attributes:
-        mean: (P,) of the distribution that candidates are drawn from, in the order of ``TERMS``.
+        mean: (P,) of the distribution that candidates are drawn from, in the order of ``terms``.
         settled: (P,) the result of the search: a moving average of the means (Polyak and Juditsky 1992), as each mean also
             follows the noise of its generation. The average includes the initial values, the result of earlier searches.
         generation: number of generations told.
     """
 
-    def __init__(self, population: int, seed: int) -> None:
-        self.mean = np.array([term.prior for term in TERMS.values()])
+    def __init__(self, terms: Mapping[str, Term], population: int, seed: int) -> None:
+        self.mean = np.array([term.prior for term in terms.values()])
         self.settled = self.mean
-        self.spread = np.array([term.spread for term in TERMS.values()])
+        self.spread = np.array([term.spread for term in terms.values()])
         self.generation = 0
         self._pairs, self._seed = max(population // 2, 1), seed
 
@@ -88,12 +90,14 @@ class PriceSearch:
         self.spread, self.generation = state["spread"], state["generation"]
 
     def _draws(self) -> Array:
-        half = np.random.default_rng([self._seed, _STREAM, self.generation]).standard_normal((self._pairs, len(TERMS)))
+        half = np.random.default_rng([self._seed, _STREAM, self.generation]).standard_normal((self._pairs, self.mean.size))
         return np.concatenate([half, -half])
 
 
-def try_candidates(runner: VectorEnvRunner, candidates: Array, generation: int, variants: int, requests: int) -> Array:
-    """(K, W) mean QoS of a worker's router with each candidate's price, in some of the worker's scenarios.
+def try_candidates(
+    runner: VectorEnvRunner, candidates: Array, generation: int, variants: int, drawn: int, requests: int
+) -> Array:
+    """(K, W) mean QoS of a worker's router with each candidate's price, in some of the worker's scenarios and in drawn ones.
 
     All candidates of a generation meet the same episodes; each generation meets new ones.
 
@@ -101,20 +105,25 @@ def try_candidates(runner: VectorEnvRunner, candidates: Array, generation: int, 
         runner: whose module and scenarios count.
         candidates: (K, P) parameters of the price.
         generation: fixes variants and episodes, with the worker's index and seed.
-        variants: about how many variants, in proportion to the worker's environments of each scenario.
+        variants: about how many variants, in proportion to the worker's environments of each scenario; 0 for none.
+        drawn: how many scenarios to draw (``rllib_envs.scenarios.procedural``), with the worker's kind of observation.
         requests: requests in an episode.
     """
     module: Any = runner.module
     seed = [int(runner.config.seed or 0), _STREAM, generation, runner.worker_index or 0]
     draw = np.random.default_rng(seed)
     results: list[Array] = []
-    for group in runner.env.groups:
+    for group in runner.env.groups if variants else ():
         known: Sequence[Scenario] = group.simulation.variants
         count = min(max(round(variants * len(known) / runner.num_envs), _MIN_VARIANTS), len(known))
         first = draw.random() * len(known) / count
         chosen = [known[int(first + i * len(known) / count)] for i in range(count)]  # spread over the loads
         seeds = [int(x) for x in draw.integers(2**62, size=count)]
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
+    seen = runner.env.groups[0].simulation.scenario.observation
+    for _ in range(drawn):
+        scenario = replace(draw_scenario(draw, requests=requests, faults=False), observation=seen)
+        results.append(_try_in(module.router, candidates, [_plain(scenario, requests)], [int(draw.integers(2**62))]))
     return np.concatenate(results, axis=1)
 
 

@@ -17,7 +17,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "keep": (0, 1),
     "generations": (0, 10**9),
     "population": (2, 4096),
-    "search_variants": (1, 10**5),
+    "search_variants": (0, 10**5),
+    "search_drawn": (0, 10**5),
     "search_requests": (1, 10**6),
 }
 
@@ -48,6 +49,8 @@ class AVLSettings:
     """avl: prices tried in a generation, an even number."""
     search_variants: int = 18
     """avl: environment variants that each price is tried in."""
+    search_drawn: int = 0
+    """avl: drawn scenarios that each price is tried in beside them: other clusters, loads, arrivals and predictions each time."""
     search_requests: int = 1000
     """avl: requests of an episode of that search."""
 
@@ -60,5 +63,7 @@ class AVLSettings:
         for name, (low, high) in _LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} = {getattr(self, name)}: must be from {low:,} to {high:,}")
+        if self.generations and not self.search_variants + self.search_drawn:
+            raise InputError("search_variants = 0 and search_drawn = 0: a search for the price needs scenarios to try prices in")
         if self.population % 2:
             raise InputError(f"population = {self.population}: must be even")

@@ -46,7 +46,7 @@ class SACModule(TorchRLModule, InferenceOnlyAPI):
             self.policy, critics = PaperPolicy(spec), [PaperValues(spec) for _ in range(2)]
         else:
             self.policy = router = build_router(config, self.observation_space)
-            critics = [ActionValue(hidden=router.spec.hidden, columns=router.spec.choice_columns) for _ in range(2)]
+            critics = [ActionValue(hidden=max(router.spec.hidden, 1), columns=router.spec.choice_columns) for _ in range(2)]
         self.critics = nn.ModuleList(critics)
         # What critics read of an observation: read once for all of them.
         self.read: Callable[[dict[str, Tensor]], Any] = dict if "paper" in config else read_columns

@@ -19,7 +19,7 @@ P = len(TERMS)
 
 def searched(target, *, generations, noise=0.0, seed=0):
     """How far a search is from the best in the end, where QoS falls with the squared distance, in two worlds of unlike scale."""
-    search, rng = PriceSearch(16, seed), np.random.default_rng(seed)
+    search, rng = PriceSearch(TERMS, 16, seed), np.random.default_rng(seed)
     spread = np.array([term.spread for term in TERMS.values()])
     distances = []
     for _ in range(generations):
@@ -42,7 +42,7 @@ def test_what_it_settles_on_follows_luck_less_than_where_it_is():
     target = np.array([term.prior for term in TERMS.values()])
     ratios = []
     for seed in range(5):
-        search, rng = PriceSearch(16, seed), np.random.default_rng(seed)
+        search, rng = PriceSearch(TERMS, 16, seed), np.random.default_rng(seed)
         for _ in range(40):
             search.tell(rng.standard_normal((16, 2)))
         ratios.append(np.square(search.settled - target).sum() / np.square(search.mean - target).sum())
@@ -53,7 +53,7 @@ def test_what_it_settles_on_goes_to_the_optimum_too_but_slower_at_first():
     start = np.array([term.prior for term in TERMS.values()])
     spread = np.array([term.spread for term in TERMS.values()])
     target = start + spread * np.random.default_rng(1).standard_normal(P)
-    search = PriceSearch(16, 0)
+    search = PriceSearch(TERMS, 16, 0)
 
     def left(terms):
         return (((terms - target) / spread) ** 2).mean() / (((start - target) / spread) ** 2).mean()
@@ -67,18 +67,18 @@ def test_what_it_settles_on_goes_to_the_optimum_too_but_slower_at_first():
 
 
 def test_candidates_are_antithetic_and_the_same_until_they_are_told_what_they_are_worth():
-    search = PriceSearch(6, 3)
+    search = PriceSearch(TERMS, 6, 3)
     first = search.ask()
     np.testing.assert_allclose(first[:3] + first[3:], np.tile(2 * search.mean, (3, 1)), atol=1e-12)
     assert np.array_equal(search.ask(), first)
     search.tell(np.zeros((6, 2)))
     assert search.generation == 1
     assert not np.isclose(search.ask(), first).any()
-    assert not np.isclose(PriceSearch(6, 4).ask(), first).any()
+    assert not np.isclose(PriceSearch(TERMS, 6, 4).ask(), first).any()
 
 
 def test_it_goes_on_from_its_state():
-    first, second = PriceSearch(6, 3), PriceSearch(6, 3)
+    first, second = PriceSearch(TERMS, 6, 3), PriceSearch(TERMS, 6, 3)
     qos = np.random.default_rng(0).random((6, 4))
     first.tell(qos)
     second.set_state(pickle.loads(pickle.dumps(first.get_state())))
@@ -92,7 +92,7 @@ def test_a_world_with_larger_differences_counts_more_by_their_root():
     """Differences a hundred times as large outweigh the other way round in nine worlds, not in eleven."""
     small, large = 0.1 * np.array([3.0, 2, 1, 0]), 10 * np.array([0.0, 1, 2, 3])
     for count, decisive in ((9, large), (11, small)):
-        both, alone = PriceSearch(4, 0), PriceSearch(4, 0)
+        both, alone = PriceSearch(TERMS, 4, 0), PriceSearch(TERMS, 4, 0)
         both.tell(np.stack([*[small] * count, large], axis=1))
         alone.tell(decisive[:, None])
         np.testing.assert_allclose(both.mean, alone.mean)
@@ -105,25 +105,38 @@ def runner(small_scenario):
 
 def test_what_a_candidate_is_worth_is_what_its_router_gets_in_that_world(runner):
     candidates = np.stack([np.array([term.prior + 4 * i for term in TERMS.values()]) for i in range(2)])
-    qos = try_candidates(runner, candidates, 0, 4, 25)
+    qos = try_candidates(runner, candidates, 0, 4, 0, 25)
     assert qos.shape == (2, 4)
-    assert np.array_equal(qos, try_candidates(runner, candidates, 0, 4, 25))
-    assert not np.array_equal(qos, try_candidates(runner, candidates, 1, 4, 25))
+    assert np.array_equal(qos, try_candidates(runner, candidates, 0, 4, 0, 25))
+    assert not np.array_equal(qos, try_candidates(runner, candidates, 1, 4, 0, 25))
     assert (qos[0] != qos[1]).any()
     router = runner.module.router
     before = router.price.terms.clone()
     for i, candidate in enumerate(candidates):
         router.price.terms.copy_(torch.from_numpy(candidate))
-        again = try_candidates(runner, np.stack([candidate] * 2), 0, 4, 25)
+        again = try_candidates(runner, np.stack([candidate] * 2), 0, 4, 0, 25)
         np.testing.assert_array_equal(again, np.stack([qos[i]] * 2))
         assert router.price.terms.numpy() == pytest.approx(candidate)
     router.price.terms.copy_(before)
 
 
+def test_drawn_worlds_are_new_each_generation_and_the_same_for_all_candidates(runner, monkeypatch):
+    met, start_all = [], Simulation.start_all
+    monkeypatch.setattr(Simulation, "start_all", lambda self, seeds: met.append((self.variants, seeds)) or start_all(self, seeds))
+    for generation in range(2):
+        qos = try_candidates(runner, np.zeros((3, P)), generation, 0, 2, 25)
+        assert qos.shape == (3, 2)
+    scenarios = [variants[0] for variants, _ in met]
+    assert len({scenario.fingerprint() for scenario in scenarios}) == 4
+    for variants, seeds in met:
+        assert variants == variants[:1] * 3
+        assert seeds == seeds[:1] * 3
+
+
 def test_episodes_are_whole_and_all_candidates_meet_the_same(runner, monkeypatch):
     met, start_all = [], Simulation.start_all
     monkeypatch.setattr(Simulation, "start_all", lambda self, seeds: met.append((self.variants, seeds)) or start_all(self, seeds))
-    try_candidates(runner, np.zeros((3, P)), 0, 4, 25)
+    try_candidates(runner, np.zeros((3, P)), 0, 4, 0, 25)
     for worlds, seeds in met:
         assert worlds == worlds[: len(worlds) // 3] * 3
         assert seeds == seeds[: len(seeds) // 3] * 3

@@ -1,0 +1,122 @@
+"""The relative price: the opportunity cost of a request in proportion to the cluster's own means, for any cluster.
+
+A textbook would charge a request for what it takes from later ones: the value of a mean request, times how many mean requests
+would fit into what it uses, times how scarce that is. So it is written here, and the parameters before training say just that.
+All inputs are ratios within bounds: a cluster unlike any in training changes the price no further than they allow.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.features import Observation, arrived_column, expert_column, expert_quantity, expert_time, whatif_column
+from models.price import Term
+from rllib_envs.sim.demand import MOST_LOG_LOAD
+from rllib_envs.sim.rows import DEMAND_FEATURES
+
+TERMS: dict[str, Term] = {
+    # The logarithm of the share of a mean request's quality that a mean request is charged, as a sum:
+    "level": Term(0.0, 0.25),
+    "load": Term(1.0, 0.25),  # times the log of the long-run offered load
+    "rise": Term(1.0, 0.25),  # times log(recent / long-run offered load)
+    "above": Term(0.0, 0.3),  # times the log of the recent offered load, where above 0
+    "overload": Term(0.0, 0.5),  # times how long and how far there has been overload
+    "late": Term(0.0, 1.0),  # times the share of requests that were late of late
+    "experts": Term(0.0, 0.2),  # times log(experts / 6): the fewer there are, the less the others can take over
+    "size": Term(0.0, 0.1),  # exponent beyond 1 of what the request takes over what a mean request takes
+    # Scarcity at the expert:
+    "memory": Term(0.5, 0.15),  # weight of its reserved KV memory; the rest is that of its time, both from 0 to 1
+    "power": Term(1.0, 0.2),  # exponent of their sum
+    "floor": Term(0.0, 0.05),  # cost of an idle expert
+    "queue": Term(0.0, 0.1),  # times waiting over running requests
+    # Predicted scores count as the expert's mean score plus this much of the difference:
+    "trust": Term(1.0, 0.1),
+    "trust_load": Term(0.0, 0.15),  # more of it for each unit of the log of the recent offered load
+}
+"""The parameters by name, in their order."""
+
+_LEAST_LOG_LOAD, _MOST_LONG_RUN = -4.0, 1.5
+_MOST_LOG_PRICE, _MOST_LOG_RATIO = 5.0, 9.0
+_MOST_USED, _MOST_QUEUE = 3.0, 4.0
+_LEAST_ROOM = 0.1
+_TYPICAL_EXPERTS = 6.0
+
+
+class RelativePrice(nn.Module):
+    """The opportunity cost of sending the request to each expert, in QoS.
+
+    ``cost = exp(terms) * quality * ratio**(1 + size) * (used**power + floor + queue * waiting / (1 + running))``, where
+
+    - ``quality``: mean over the experts of the request's predicted scores;
+    - ``ratio``: the time that the request takes of the expert, over that of late requests (``sim.demand``);
+    - ``used``: twice the weighted mean of the reserved share of the KV memory, and of the share that present requests take of
+      the time that an iteration's fixed cost leaves;
+    - ``terms``: the first seven of ``TERMS``.
+
+    A search sets the parameters, not gradients: to torch they are a buffer, ``terms``.
+
+    Shapes:
+        - observation: as ``EdgeRoutingEnv`` describes it, with ``demand`` and a leading batch axis B
+        - output: (B, N)
+    """
+
+    TERMS = TERMS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: Tensor
+        self.register_buffer("terms", torch.tensor([term.prior for term in TERMS.values()]))
+
+    def forward(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
+        """(B, N) costs; ``terms`` (B, len(TERMS)) are other parameters for each cluster of the batch."""
+        term = self._named(terms)
+        slow, fast = _loads(observation)
+        count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # not a constant of an exported graph
+        log_price = (
+            term["level"]
+            + term["load"] * slow
+            + term["rise"] * (fast - slow)
+            + term["above"] * fast.clamp(min=0)
+            + term["overload"] * _demand(observation, "overload")
+            + term["late"] * _demand(observation, "late")
+            + term["experts"] * (count / _TYPICAL_EXPERTS).log()
+        )
+        log_ratio = expert_time(observation).log() - _demand(observation, "log_expert_time")
+        log_ratio = log_ratio.clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO)
+        base, step = expert_column(observation, "base_time"), expert_column(observation, "step_time")
+        busy = ((step - base) / (1 - base).clamp(min=_LEAST_ROOM)).clamp(0, _MOST_USED)
+        memory = term["memory"].clamp(0, 1)
+        reserved = expert_column(observation, "kv_reserved").clamp(max=_MOST_USED)
+        used = (2 * (memory * reserved + (1 - memory) * busy)).clamp(min=1e-3)
+        queue = expert_quantity(observation, "waiting") / (1 + expert_quantity(observation, "running"))
+        scarcity = used ** term["power"].clamp(0.2, 4) + term["floor"] + term["queue"] * queue.clamp(max=_MOST_QUEUE)
+        quality = self._trusted(observation, fast, term).mean(dim=-1, keepdim=True)
+        log_cost = log_price.clamp(-_MOST_LOG_PRICE, _MOST_LOG_PRICE) + log_ratio * (1 + term["size"].clamp(-0.9, 1))
+        return quality * log_cost.exp() * scarcity.clamp(min=0)
+
+    def adjustment(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
+        """(B, N) change of the predicted marginal QoS by how far predicted scores are trusted; arguments as above."""
+        trusted = self._trusted(observation, _loads(observation)[1], self._named(terms))
+        return (trusted - arrived_column(observation, "predicted_score")) * whatif_column(observation, "own_success")
+
+    def _named(self, terms: Tensor | None) -> dict[str, Tensor]:
+        values = self.terms if terms is None else terms
+        return {name: values[..., i, None] for i, name in enumerate(TERMS)}
+
+    def _trusted(self, observation: Observation, fast: Tensor, term: dict[str, Tensor]) -> Tensor:
+        """(B, N) predicted scores, as far as they are trusted."""
+        mean = expert_column(observation, "mean_score")
+        trust = (term["trust"] + term["trust_load"] * fast).clamp(0, 2)
+        return mean + trust * (arrived_column(observation, "predicted_score") - mean)
+
+
+def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
+    """(B, 1) logarithms of the long-run and the recent offered load, within bounds."""
+    slow, fast = (_demand(observation, f"log_load_{span}") for span in ("long_run", "recent"))
+    return slow.clamp(_LEAST_LOG_LOAD, _MOST_LONG_RUN), fast.clamp(_LEAST_LOG_LOAD, MOST_LOG_LOAD)
+
+
+def _demand(observation: Observation, name: str) -> Tensor:
+    """(B, 1) one of DEMAND_FEATURES."""
+    return observation["demand"][..., DEMAND_FEATURES.index(name), None]
