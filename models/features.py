@@ -130,8 +130,7 @@ def read_columns(observation: Observation) -> FeatureColumns:
     soft_after = rolled[..., :1] + (own + soft_change).unsqueeze(-1)
     scale = rolled.new_tensor(_ROLLED_SCALE)
     cluster = _cluster(observation)
-    used_up = congestion(observation)
-    marginal = (own + soft_change).clamp(-_BOUND, _BOUND)
+    used_up, marginal = congestion(observation), predicted_marginal(observation)
     later = (growing + torch.stack(added, dim=-1), scale * torch.cat([soft_after, after], dim=-1))
     unbounded = [steady, growing, scale * rolled, *later, arrived, effect, torch.stack([used_up, 10 * used_up], dim=-1)]
     steady, before, changed, asked, effect, use = squash(torch.cat(unbounded, dim=-1)).split(_UNBOUNDED, dim=-1)
@@ -146,6 +145,12 @@ def read_columns(observation: Observation) -> FeatureColumns:
         request=torch.cat([told, engine, cluster[..., :_PACE], *worth], dim=-1),
         marginal=marginal,
     )
+
+
+def predicted_marginal(observation: Observation) -> Tensor:
+    """(B, N) the roll-out's estimate of the marginal QoS; 0 without what-if results."""
+    own = arrived_column(observation, "predicted_score") * whatif_column(observation, "own_success")
+    return (own + whatif_column(observation, "soft_change")).clamp(-_BOUND, _BOUND)
 
 
 def units(observation: Observation) -> tuple[Tensor, Tensor]:

@@ -98,6 +98,7 @@ class Price(nn.Module):
     """
 
     TERMS = TERMS
+    SEARCHES = 4  # that the parameters before training come from
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,8 @@ TERMS: dict[str, Term] = {
     "rise": Term(1.0, 0.25),  # times log(recent / long-run offered load)
     "above": Term(0.0, 0.3),  # times the log of the recent offered load, where above 0
     "overload": Term(0.0, 0.5),  # times how long and how far there has been overload
-    "late": Term(0.0, 1.0),  # times the share of requests that were late of late
+    "late": Term(0.0, 0.2),  # times log(1 + share of late requests / .03), of those that finished of late
+    "quality": Term(0.0, 0.3),  # times log(the expert's mean score / the mean over experts): a good one's place is worth more
     "experts": Term(0.0, 0.2),  # times log(experts / 6): the fewer there are, the less the others can take over
     "size": Term(0.0, 0.1),  # exponent beyond 1 of what the request takes over what a mean request takes
     # Scarcity at the expert:
@@ -37,10 +38,10 @@ TERMS: dict[str, Term] = {
 """The parameters by name, in their order."""
 
 _LEAST_LOG_LOAD, _MOST_LONG_RUN = -4.0, 1.5
-_MOST_LOG_PRICE, _MOST_LOG_RATIO = 5.0, 9.0
+_MOST_LOG_PRICE, _MOST_LOG_RATIO, _MOST_LOG_QUALITY = 5.0, 9.0, 2.0
 _MOST_USED, _MOST_QUEUE = 3.0, 4.0
 _LEAST_ROOM = 0.1
-_TYPICAL_EXPERTS = 6.0
+_TYPICAL_EXPERTS, _FEW_LATE = 6.0, 0.03
 
 
 class RelativePrice(nn.Module):
@@ -52,7 +53,7 @@ class RelativePrice(nn.Module):
     - ``ratio``: the time that the request takes of the expert, over that of late requests (``sim.demand``);
     - ``used``: twice the weighted mean of the reserved share of the KV memory, and of the share that present requests take of
       the time that an iteration's fixed cost leaves;
-    - ``terms``: the first seven of ``TERMS``.
+    - ``terms``: the first eight of ``TERMS``.
 
     A search sets the parameters, not gradients: to torch they are a buffer, ``terms``.
 
@@ -62,6 +63,7 @@ class RelativePrice(nn.Module):
     """
 
     TERMS = TERMS
+    SEARCHES = 0  # that the parameters before training come from: none
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +81,8 @@ class RelativePrice(nn.Module):
             + term["rise"] * (fast - slow)
             + term["above"] * fast.clamp(min=0)
             + term["overload"] * _demand(observation, "overload")
-            + term["late"] * _demand(observation, "late")
+            + term["late"] * (_demand(observation, "late") / _FEW_LATE).log1p()
+            + term["quality"] * _relative_quality(observation)
             + term["experts"] * (count / _TYPICAL_EXPERTS).log()
         )
         log_ratio = expert_time(observation).log() - _demand(observation, "log_expert_time")
@@ -115,6 +118,12 @@ def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
     """(B, 1) logarithms of the long-run and the recent offered load, within bounds."""
     slow, fast = (_demand(observation, f"log_load_{span}") for span in ("long_run", "recent"))
     return slow.clamp(_LEAST_LOG_LOAD, _MOST_LONG_RUN), fast.clamp(_LEAST_LOG_LOAD, MOST_LOG_LOAD)
+
+
+def _relative_quality(observation: Observation) -> Tensor:
+    """(B, N) log of each expert's mean score over the mean of all."""
+    mean = expert_column(observation, "mean_score").clamp(min=1e-3)
+    return (mean / mean.mean(dim=-1, keepdim=True)).log().clamp(-_MOST_LOG_QUALITY, _MOST_LOG_QUALITY)
 
 
 def _demand(observation: Observation, name: str) -> Tensor:

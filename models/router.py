@@ -16,6 +16,7 @@ from models.features import (
     REQUEST_COLUMNS,
     FeatureColumns,
     Observation,
+    predicted_marginal,
     read_columns,
     squash,
 )
@@ -186,9 +187,18 @@ class Router(nn.Module):
         """Enable or disable the encoder."""
         self.get_buffer("listening").fill_(float(on))
 
-    def forward(self, observation: Observation) -> Tensor:
-        """(B, N + 1) masked scores."""
-        return self.scores(observation, self.parts(observation))
+    def forward(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
+        """(B, N + 1) masked scores; ``terms`` as in ``Price``.
+
+        Raises:
+            InputError: as ``check_observation``.
+        """
+        if self.price is None or self.future is not None or self.estimator.correction is not None:
+            return self.scores(observation, self.parts(observation, terms))
+        check_observation(self.spec, observation)  # the price alone: no columns for networks
+        impact = predicted_marginal(observation)
+        future = self.price.adjustment(observation, terms) - self.price(observation, terms)
+        return self._masked(observation, impact + future, torch.zeros_like(impact[..., :1]))
 
     def parts(self, observation: Observation, terms: Tensor | None = None) -> Parts:
         """The parts of the scores, for training, search and explanations; ``terms`` as in ``Price``.
@@ -204,11 +214,13 @@ class Router(nn.Module):
 
     def scores(self, observation: Observation, parts: Parts) -> Tensor:
         """(B, N + 1) masked scores from their parts."""
+        return self._masked(observation, parts.impact + parts.future, parts.drop)
+
+    def _masked(self, observation: Observation, experts: Tensor, drop: Tensor) -> Tensor:
         mask = observation["action_mask"] > 0
-        drop = parts.drop
         if not self.spec.drop:  # only where no expert can take the request
             drop = torch.where(mask[..., :-1].any(dim=-1, keepdim=True), MASKED_SCORE / 2, drop)
-        return torch.where(mask, torch.cat([parts.impact + parts.future, drop], dim=-1), MASKED_SCORE)
+        return torch.where(mask, torch.cat([experts, drop], dim=-1), MASKED_SCORE)
 
     def embed(self, observation: Observation) -> Tensor | None:
         """(B, N, E) the encoder's embedding of each choice: the expert with and without the request; None if disabled."""

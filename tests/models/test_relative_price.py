@@ -177,3 +177,10 @@ def test_overload_counts_up_and_passes():
     assert not calm.view.demand[:, column].any()
     simulation.start_all([7, 8, 9, 10])
     assert not simulation.view.demand[:, column].any()
+
+
+def test_without_networks_the_shorter_way_to_the_scores_is_the_same(observation):
+    router = Router(SPEC).double()
+    terms = torch.tensor([term.prior + 0.1 for term in TERMS.values()], dtype=DOUBLE).expand(len(observation["cluster"]), -1)
+    assert torch.equal(router(observation), router.scores(observation, router.parts(observation)))
+    assert torch.equal(router(observation, terms), router.scores(observation, router.parts(observation, terms)))

@@ -52,6 +52,8 @@ def algorithm_config(options: TrainOptions, groups: list[Group], spec: RouterSpe
         "router": spec,
     }
     config = _configure(options, groups, common)
+    if options.smoke and options.algo == "avl":
+        config = config.training(search_drawn=min(options.avl.search_drawn, 1))
     return config.training(**_SMOKE[options.algo]) if options.smoke else config
 
 

@@ -25,7 +25,7 @@ from tuning.output.tracking import TrackOptions
 from tuning.specs.grammar import check_limits, nearest
 
 AlgorithmName = Literal["avl", "sac", "ppo"]
-PresetName = Literal["ours", "paper"]
+PresetName = Literal["ours", "any-cluster", "paper"]
 
 PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
@@ -67,7 +67,9 @@ class TrainOptions:
     """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation."""
     preset: PresetName = "ours"
     """paper: the method of arXiv 2508.00234. It takes SAC with the paper's hyperparameters and reward. The policy reads a pooled
-    graph embedding and no what-if results. The defaults of other options are the scenario paper3 under its own load."""
+    graph embedding and no what-if results. The defaults of other options are the scenario paper3 under its own load.
+    any-cluster: the price alone, in proportion to the cluster, searched for in clusters, loads, arrivals and predictions that are
+    drawn anew in each generation. The router needs no training for a cluster of its own."""
     config: Path | None = None
     """YAML file of options, by name, as a sweep writes it. The command line wins."""
     scenario: str = "edge6"
@@ -180,6 +182,19 @@ _PAPER = TrainOptions(
     reward=PAPER,
     router=RouterSpec(encoder="pooled", graph_hidden=64, heads=8, layers=2, impact=False),
 )
+_ANY_CLUSTER = TrainOptions(
+    preset="any-cluster",
+    fleets=(),
+    requests=300,
+    envs_per_runner=24,
+    steps_per_iteration=960,
+    validate_every=0,
+    router=RouterSpec(encoder="aggregates", price="relative", hidden=0),
+    correction=False,
+    avl=AVLSettings(warmup=0, generations=60, population=18, search_variants=0, search_drawn=24, search_requests=600),
+    iterations=61,
+)
+_PRESETS: Mapping[str, TrainOptions] = {"any-cluster": _ANY_CLUSTER, "paper": _PAPER}
 _SMOKE: dict[str, Any] = {
     "requests": 20, "envs_per_runner": 4, "steps_per_iteration": 64, "num_env_runners": 0, "validate_every": 2,
 }  # fmt: skip
@@ -211,7 +226,7 @@ _ADAPTER: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
 
 def preset(name: PresetName) -> TrainOptions:
     """The options of a preset."""
-    return _PAPER if name == "paper" else TrainOptions()
+    return _PRESETS.get(name, TrainOptions())
 
 
 def defaults(arguments: Sequence[str]) -> TrainOptions:

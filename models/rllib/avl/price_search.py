@@ -27,7 +27,8 @@ Array = NDArray[np.float64]
 
 _STEP = 0.8  # how far the mean goes towards the best
 _SETTLING = 0.05  # least weight of the newest mean in what is settled on
-_BEGINNING = 10  # weight of where the search begins there, in generations
+_SEARCH = 2.5  # weight there of where the search begins, in generations, for each earlier search that this comes from
+_LOSS = 2.0  # weight of what a candidate loses against the median one, beside what it gains: no world is to be made worse
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
 _QOS_FLOOR = 0.001  # differences below this are noise, also in a scenario where nothing else differs
 _STREAM = 11  # keeps its draws apart from those of the rollouts
@@ -42,6 +43,7 @@ class PriceSearch:
 
     Args:
         terms: the price's parameters.
+        searches: number of earlier searches that the initial parameters are the mean of.
         population: candidates of a generation, an even number.
         seed: fixes the candidates.
 
@@ -52,12 +54,13 @@ class PriceSearch:
         generation: number of generations told.
     """
 
-    def __init__(self, terms: Mapping[str, Term], population: int, seed: int) -> None:
+    def __init__(self, terms: Mapping[str, Term], searches: int, population: int, seed: int) -> None:
         self.mean = np.array([term.prior for term in terms.values()])
         self.settled = self.mean
         self.spread = np.array([term.spread for term in terms.values()])
         self.generation = 0
         self._pairs, self._seed = max(population // 2, 1), seed
+        self._beginning = _SEARCH * searches
 
     def ask(self) -> Array:
         """(K, P) the candidates of this generation; the same each time until they are told."""
@@ -67,10 +70,11 @@ class PriceSearch:
         """Report the fitness of the candidates: (K, W) mean QoS of each in W environment variants.
 
         A variant is weighted by the root of how much its QoS varies with the price. In proportion, overload would dominate; with
-        equal weights, the search would ignore it.
+        equal weights, the search would ignore it. A loss counts twice as much as a gain.
         """
         scale = (qos.var(axis=0) + _QOS_FLOOR**2) ** 0.25
-        order = np.argsort(-((qos - qos.mean(axis=0)) / scale).mean(axis=1), kind="stable")
+        gain = qos - np.median(qos, axis=0)
+        order = np.argsort(-(np.where(gain < 0, _LOSS * gain, gain) / scale).mean(axis=1), kind="stable")
         count = max(len(order) // 3, 1)
         weights = np.log(count + 0.5) - np.log(np.arange(1, count + 1))
         weights /= weights.sum()
@@ -78,7 +82,7 @@ class PriceSearch:
         self.mean = self.mean + _STEP * self.spread * (weights @ best)
         self.spread = self.spread * np.exp(_SPREAD_RATE * (weights @ best**2 - 1)).clip(*_SPREAD_RANGE)
         self.generation += 1
-        self.settled = self.settled + max(_SETTLING, 1 / (self.generation + _BEGINNING)) * (self.mean - self.settled)
+        self.settled = self.settled + max(_SETTLING, 1 / (self.generation + self._beginning)) * (self.mean - self.settled)
 
     def get_state(self) -> dict[str, Any]:
         """For ``set_state``."""
@@ -143,7 +147,6 @@ def _try_in(router: Router, candidates: Array, variants: list[Scenario], seeds: 
     observation = {key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}
     terms = torch.from_numpy(np.repeat(candidates, len(variants), axis=0).astype(np.float32))
     while not simulation.over.all():
-        scores = router.scores(observation, router.parts(observation, terms))
-        simulation.step(scores.argmax(dim=-1).numpy())
+        simulation.step(router(observation, terms).argmax(dim=-1).numpy())
     qos = [simulation.records(b).qos.mean() for b in range(simulation.batch)]
     return np.reshape(qos, (count, len(variants)))

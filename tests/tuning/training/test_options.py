@@ -89,7 +89,7 @@ def test_without_correction_none_is_learned():
         ("lrr: 1", r"unknown option 'lrr'; did you mean 'lr'"),
         ("lr: fast", r"lr: .*valid number \(got 'fast'\)"),
         ("algo: dqn", r"algo: .*'avl', 'sac' or 'ppo' \(got 'dqn'\)"),
-        ("hidden: -3", r"hidden = -3: must be from 1 to"),
+        ("hidden: -3", r"hidden = -3: must be from 0 to"),
         ("- lr", r"must be a mapping"),
         ("lr: [", r"not YAML"),
     ],
