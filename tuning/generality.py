@@ -11,17 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tuning.demo import SHIPPED_ROUTER
 from tuning.many_worlds.fleets import FIRST_SEED
 from tuning.many_worlds.measure import Size, measure
 from tuning.many_worlds.report import write_report
 from tuning.many_worlds.worlds import worlds
 from tuning.run_dir.lock import run_lock
 from tuning.specs.grammar import check_limits
-from tuning.specs.routers import parse_router
+from tuning.specs.routers import SHIPPED_ROUTER, parse_router
 
-_SMOKE_EXPERTS = 3
-_SMOKE = {"cells": 12, "requests": 200}
+_SMOKE_EXPERTS, _SMOKE_CELLS, _SMOKE_REQUESTS = 3, 12, 200
 
 
 HELP = {
@@ -61,7 +59,8 @@ def run(options: Options) -> None:
             folder.
     """
     if options.smoke:
-        options = replace(options, cells=options.cells or _SMOKE["cells"], requests=_SMOKE["requests"])
+        cells = _SMOKE_CELLS if options.cells is None else options.cells
+        options = replace(options, cells=cells, requests=_SMOKE_REQUESTS)
     every = worlds(options.first_seed)
     check_limits("cells", options.cells, 1, len(every))
     check_limits("episodes", options.episodes, 1, 1000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from tuning.many_worlds.measure import TUNED, UNTUNED, Result
+from tuning.many_worlds.measure import TUNED, UNTUNED, WorldResult
 from tuning.many_worlds.summary import CLOSE, difference
 from tuning.output.plot_style import COLOURS, GREY, head, panels, write_figure
 
@@ -16,7 +16,7 @@ _LINEAR = 0.003  # differences up to this are drawn to scale, larger ones logari
 _TICKS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def draw_differences(path: Path, kinds: Mapping[str, Sequence[Result]]) -> None:
+def draw_differences(path: Path, kinds: Mapping[str, Sequence[WorldResult]]) -> None:
     """Draw each world's difference as a dot, and the mean and the 5th to 95th percentile of each kind of world.
 
     Args:

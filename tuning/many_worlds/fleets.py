@@ -25,7 +25,6 @@ FIRST_SEED = 5000
 
 TRAINING_KIND, FIXED_KIND = "training", "fixed"
 _PER_LAW = 6
-_PER_HALF = _PER_LAW * len(UNSEEN)
 _STREAM = 60  # keeps a fleet's draws apart from all other draws with its seed
 
 
@@ -35,8 +34,7 @@ class Fleet:
 
     name: str
     kind: str  # "training", a key of ``UNSEEN``, or "fixed"
-    number: int  # within its half: drawn by the training law, drawn by another law, or fixed
-    of: int  # fleets in that half
+    phase: int  # where it begins in the order of the conditions
     seed: int  # of its draws, and of its episodes
 
 
@@ -46,20 +44,20 @@ def fleets(first_seed: int = FIRST_SEED) -> list[Fleet]:
     Args:
         first_seed: the first of their seeds; each has its own.
     """
-    kinds = list(UNSEEN)
+    half, laws = _PER_LAW * len(UNSEEN), list(UNSEEN)
     training = [
-        Fleet(name=f"training-{i + 1}", kind=TRAINING_KIND, number=i, of=_PER_HALF, seed=first_seed + 2 * i)
-        for i in range(_PER_HALF)
-    ]
+        Fleet(name=f"training-{i + 1}", kind=TRAINING_KIND, phase=i, seed=first_seed + 2 * i) for i in range(half)
+    ]  # fmt: skip
+    # 30 fleets do not divide by four loads: the second half begins where the first one leaves off.
     unseen = [
-        Fleet(name=f"{kind}-{i // len(kinds) + 1}", kind=kind, number=i, of=_PER_HALF, seed=first_seed + 2 * i + 1)
-        for i, kind in enumerate(kinds * _PER_LAW)
+        Fleet(name=f"{law}-{i // len(laws) + 1}", kind=law, phase=i + 2, seed=first_seed + 2 * i + 1)
+        for i, law in enumerate(laws * _PER_LAW)
     ]
     fixed = [
-        Fleet(name=name, kind=FIXED_KIND, number=i, of=len(FIXED), seed=first_seed + 2 * _PER_HALF + i)
-        for i, name in enumerate(FIXED)
-    ]
-    return sorted([*training, *unseen, *fixed], key=lambda fleet: (fleet.number + 0.5) / fleet.of)
+        Fleet(name=name, kind=FIXED_KIND, phase=i, seed=first_seed + 2 * half + i) for i, name in enumerate(FIXED)
+    ]  # fmt: skip
+    placed = [((i + 0.5) / len(part), fleet) for part in (training, unseen, fixed) for i, fleet in enumerate(part)]
+    return [fleet for _, fleet in sorted(placed, key=lambda pair: pair[0])]
 
 
 def make_fleets(wanted: Sequence[Fleet], folder: Path, jobs: int | None, *, experts: int | None) -> dict[Fleet, Scenario]:

@@ -21,7 +21,7 @@ from tuning.evaluation.matrix import start_simulation
 from tuning.evaluation.processes import run_all
 from tuning.many_worlds.fleets import make_fleets
 from tuning.many_worlds.tuned import BASELINE, Point, tune
-from tuning.many_worlds.worlds import World
+from tuning.many_worlds.worlds import NamedWorld
 from tuning.metrics.episode import mean_qos
 from tuning.output.progress import Progress
 from tuning.run_dir.atomic import write_json
@@ -46,10 +46,10 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class WorldResult:
     """What a world gave: QoS per arrived request of each episode."""
 
-    world: World
+    world: NamedWorld
     experts: int
     parameters: Point  # of the tuned baseline
     baselines: dict[str, list[float]]  # untuned, tuned, and the plain heuristics
@@ -58,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    world: World
+    world: NamedWorld
     scenario: Scenario
     router: NamedRouter
     episodes: int
@@ -70,7 +70,7 @@ class _Task:
         return self.baselines, self.own
 
 
-def measure(chosen: Sequence[World], router: NamedRouter, size: Size, folder: Path, jobs: int | None) -> list[Result]:
+def measure(chosen: Sequence[NamedWorld], router: NamedRouter, size: Size, folder: Path, jobs: int | None) -> list[WorldResult]:
     """Measure the router and its baselines in each world.
 
     Args:
@@ -137,10 +137,10 @@ def _qos(task: _Task, router: NamedRouter) -> list[float]:
     return [mean_qos(simulation.records(cluster)) for cluster in range(task.episodes)]
 
 
-def _read(task: _Task) -> Result:
+def _read(task: _Task) -> WorldResult:
     baselines, own = read_json(task.baselines), read_json(task.own)
     try:
-        return Result(
+        return WorldResult(
             world=task.world,
             experts=task.scenario.n_experts,
             parameters=baselines["parameters"],

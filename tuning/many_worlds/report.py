@@ -11,8 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from tuning.many_worlds.figure import draw_differences
-from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, Result, Size
-from tuning.many_worlds.summary import CLOSE, Bound, Row, beats_plain, best_plain, bounds, difference, groups, noise, summarise
+from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, Size, WorldResult
+from tuning.many_worlds.summary import (
+    CLOSE,
+    Bound,
+    KindRow,
+    beats_plain,
+    best_plain,
+    bounds,
+    difference,
+    groups,
+    noise,
+    summarise,
+)
 from tuning.output.literal import code
 from tuning.output.tables import markdown_table, show_known
 from tuning.run_dir.atomic import write_json, write_text
@@ -26,7 +37,7 @@ _TITLES = {
 }
 
 
-def write_report(out: Path, router: str, size: Size, first_seed: int, results: Sequence[Result]) -> None:
+def write_report(out: Path, router: str, size: Size, first_seed: int, results: Sequence[WorldResult]) -> None:
     """Print the tables, and write results.md, results.json, worlds.csv and differences.png.
 
     Args:
@@ -71,7 +82,7 @@ def write_report(out: Path, router: str, size: Size, first_seed: int, results: S
     print(f"\nWritten: {', '.join(str(out / name) for name in names)}")
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[KindRow]) -> str:
     header = ["worlds", "number", "mean", "standard error", "5th percentile", f"{CLOSE:g} or more, %", "worst", "worst world"]
     cells = [
         [
@@ -83,7 +94,7 @@ def _table(rows: Sequence[Row]) -> str:
     return markdown_table(header, cells)
 
 
-def _plain(results: Sequence[Result]) -> str:
+def _plain(results: Sequence[WorldResult]) -> str:
     better = beats_plain(results)
     worlds = sum(difference(result, best_plain(result)) > 0 for result in results)
     lost = [fleet for fleet, held in better.items() if not held]
@@ -99,7 +110,7 @@ def _judged(judged: Sequence[Bound]) -> str:
     return markdown_table(["bound", "found", "verdict"], rows)
 
 
-def _csv(results: Sequence[Result]) -> str:
+def _csv(results: Sequence[WorldResult]) -> str:
     players = (UNTUNED, TUNED, *PLAIN)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

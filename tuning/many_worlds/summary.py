@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuning.many_worlds.fleets import FIXED_KIND, TRAINING_KIND
-from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, Result
+from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, WorldResult
 
 DRAWN = "all drawn fleets"
 CLOSE = -0.003
@@ -19,7 +19,7 @@ _SHARE_CLOSE, _WORST_UNTUNED, _LOW_TUNED = 0.95, -0.01, -0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class KindRow:
     """Differences of QoS to one baseline over some of the worlds."""
 
     kind: str
@@ -41,25 +41,25 @@ class Bound:
     held: bool
 
 
-def difference(result: Result, baseline: str) -> float:
+def difference(result: WorldResult, baseline: str) -> float:
     """Mean over the episodes of the router's QoS less that of a baseline, on the same requests."""
     return float(np.mean(np.subtract(result.router, result.baselines[baseline])))
 
 
-def noise(result: Result, baseline: str) -> float:
+def noise(result: WorldResult, baseline: str) -> float:
     """Standard error of ``difference`` that comes from the episodes; NaN for a single one."""
     differences = np.subtract(result.router, result.baselines[baseline])
     return float(differences.std(ddof=1) / math.sqrt(differences.size)) if differences.size > 1 else math.nan
 
 
-def best_plain(result: Result) -> str:
+def best_plain(result: WorldResult) -> str:
     """The plain heuristic with the best mean QoS in a world."""
     return max(PLAIN, key=lambda name: float(np.mean(result.baselines[name])))
 
 
-def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
+def groups(results: Sequence[WorldResult]) -> dict[str, list[WorldResult]]:
     """The worlds by kind: all drawn ones, those of each law, load, arrivals and information, and each fixed fleet."""
-    found = dict[str, list[Result]]()
+    found = dict[str, list[WorldResult]]()
     for result in results:
         world = result.world
         if world.fleet.kind == FIXED_KIND:
@@ -74,11 +74,11 @@ def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
     return {name: found[name] for name in sorted(found, key=lambda name: [name.startswith(x) for x in ranks].index(True))}
 
 
-def summarise(kind: str, results: Sequence[Result], baseline: str) -> Row:
+def summarise(kind: str, results: Sequence[WorldResult], baseline: str) -> KindRow:
     """The row of one kind of world, of which there is at least one."""
     differences = np.array([difference(result, baseline) for result in results])
     worst = int(differences.argmin())
-    return Row(
+    return KindRow(
         kind=kind,
         worlds=len(results),
         mean=float(differences.mean()),
@@ -99,7 +99,7 @@ def _error(differences: np.ndarray, names: Sequence[str]) -> float:
     return math.sqrt(sum(x * x for x in of_fleet.values()) * n / (n - 1)) / differences.size if n > 1 else math.nan
 
 
-def beats_plain(results: Sequence[Result]) -> dict[str, bool]:
+def beats_plain(results: Sequence[WorldResult]) -> dict[str, bool]:
     """By fleet, whether the router's mean QoS over its worlds is above that of each plain heuristic."""
     fleets = dict.fromkeys(result.world.fleet.name for result in results)
     found = dict[str, bool]()
@@ -109,7 +109,7 @@ def beats_plain(results: Sequence[Result]) -> dict[str, bool]:
     return found
 
 
-def bounds(results: Sequence[Result]) -> list[Bound]:
+def bounds(results: Sequence[WorldResult]) -> list[Bound]:
     """The bounds of a router for any cluster, each with what was found."""
     drawn = groups(results).get(DRAWN, [])
     found = list[Bound]()

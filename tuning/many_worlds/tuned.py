@@ -34,10 +34,15 @@ def tune(scenario: Scenario, seeds: Sequence[int]) -> Point:
     best = DEFAULTS
     for name in ("price", "shrink", "tau"):
         best = _best(scenario, seeds, [best | {name: value} for value in HEURISTICS[BASELINE].parameters[name].grid])
-    prices = HEURISTICS[BASELINE].parameters["price"].grid
-    i = prices.index(best["price"])
-    middles = [(best["price"] + other) / 2 for other in (best["price"], *prices[max(i - 1, 0) : i], *prices[i + 1 : i + 2])]
-    return _best(scenario, seeds, [best | {"price": price} for price in middles])
+    return _best(scenario, seeds, [best | {"price": price} for price in _finer(best["price"])])
+
+
+def _finer(price: float) -> list[float]:
+    """A price of the grid and the middles to its neighbours; above the last one, twice and four times as much."""
+    grid = HEURISTICS[BASELINE].parameters["price"].grid
+    i = grid.index(price)
+    above = [(price + grid[i + 1]) / 2] if i + 1 < len(grid) else [2 * price, 4 * price]
+    return [price, *([(grid[i - 1] + price) / 2] if i else []), *above]
 
 
 def _best(scenario: Scenario, seeds: Sequence[int], points: Sequence[Point]) -> Point:

@@ -19,13 +19,12 @@ TOLD: dict[str, Predictions] = {str(told.law): told for told in INFORMATION[:3]}
 """Levels of information: what predictions a router gets."""
 
 _CONDITIONS = len(LOADS) * len(ARRIVALS) * len(TOLD)
-_FLEET_STEP, _ROUND_STEP = 13, 7  # found by trial to balance best; no factor in common with the number of conditions
 _STREAM = 61
 _OFFSET = 5000  # of episodes: the seeds before it are those of other commands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class NamedWorld:
     """A fleet under one condition."""
 
     fleet: Fleet
@@ -60,7 +59,7 @@ class World:
         return tuple(first + int(i) for i in rng.choice(among.stop - first, episodes, replace=False))
 
 
-def worlds(first_seed: int = FIRST_SEED, count: int | None = None) -> list[World]:
+def worlds(first_seed: int = FIRST_SEED, count: int | None = None) -> list[NamedWorld]:
     """The first ``count`` of all worlds.
 
     They come in rounds. In a round each fleet has its turn once, each with another condition, so that loads, arrivals and
@@ -71,21 +70,20 @@ def worlds(first_seed: int = FIRST_SEED, count: int | None = None) -> list[World
         count: how many; None for all.
     """
     every = fleets(first_seed)
-    conditions = [_condition(number) for number in range(_CONDITIONS)]
     found = [
-        World(fleet=fleet, load=load, arrivals=arrivals, told=told)
+        NamedWorld(fleet=fleet, load=load, arrivals=arrivals, told=told)
         for turn in range(_CONDITIONS)
         for fleet in every
-        for load, arrivals, told in [conditions[(_FLEET_STEP * fleet.number + _ROUND_STEP * turn) % _CONDITIONS]]
+        for load, arrivals, told in [_condition(fleet.phase, turn)]
     ]
     return found[:count]
 
 
-def _condition(number: int) -> tuple[str, str, str]:
-    """Load, arrivals and information; neighbours differ in the first two, and all combinations appear once."""
-    round_, place = divmod(number, len(LOADS) * len(ARRIVALS))
-    told = (round_ + place // len(ARRIVALS)) % len(TOLD)
-    return list(LOADS)[place % len(LOADS)], ARRIVALS[place % len(ARRIVALS)], list(TOLD)[told]
+def _condition(phase: int, turn: int) -> tuple[str, str, str]:
+    """Load, arrivals and information of a fleet at its turn. All 36 turns differ; three or four in a row are balanced."""
+    place = phase + turn
+    told = place + phase // len(ARRIVALS) + turn // len(ARRIVALS) + turn // 12
+    return list(LOADS)[place % len(LOADS)], ARRIVALS[place % len(ARRIVALS)], list(TOLD)[told % len(TOLD)]
 
 
 def _arrivals(name: str, episode_s: float) -> Arrivals:
