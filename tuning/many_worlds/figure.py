@@ -38,7 +38,9 @@ def draw_differences(path: Path, kinds: Mapping[str, Sequence[WorldResult]]) -> 
     axes[0].set_xticks([], minor=True)
     axes[0].set_yticks(range(len(kinds)), [f"{kind} ({len(own)})" for kind, own in kinds.items()])
     axes[0].set_ylim(len(kinds) - 0.4, -0.6)
-    figure.suptitle("dot: a world; bar: 5th to 95th percentile; large dot: mean", x=0.01, ha="left", fontsize=9)
+    figure.suptitle(
+        f"dot: a world; bar: 5th to 95th percentile; large dot: mean; dashed: {CLOSE:g}", x=0.01, ha="left", fontsize=9
+    )
     write_figure(figure, path)
 
 

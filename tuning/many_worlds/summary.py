@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuning.many_worlds.fleets import FIXED_KIND, TRAINING_KIND
+from rllib_envs.scenarios.procedural import UNSEEN
+from tuning.many_worlds.fleets import FIXED, FIXED_KIND, TRAINING_KIND
 from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, WorldResult
+from tuning.many_worlds.worlds import ARRIVALS, LOADS, TOLD
 
 DRAWN = "all drawn fleets"
 CLOSE = -0.003
@@ -59,19 +61,18 @@ def best_plain(result: WorldResult) -> str:
 
 def groups(results: Sequence[WorldResult]) -> dict[str, list[WorldResult]]:
     """The worlds by kind: all drawn ones, those of each law, load, arrivals and information, and each fixed fleet."""
-    found = dict[str, list[WorldResult]]()
-    for result in results:
-        world = result.world
-        if world.fleet.kind == FIXED_KIND:
-            kinds = [f"fixed: {world.fleet.name}"]
-        else:
-            of_training = world.fleet.kind == TRAINING_KIND
-            kinds = [DRAWN, "training law"] if of_training else [DRAWN, "other laws", f"law: {world.fleet.kind}"]
-            kinds += [f"load: {world.load}", f"arrivals: {world.arrivals}", f"told: {world.told}"]
-        for kind in kinds:
-            found.setdefault(kind, []).append(result)
-    ranks = (DRAWN, "training", "other", "law", "load", "arrivals", "told", "fixed")
-    return {name: found[name] for name in sorted(found, key=lambda name: [name.startswith(x) for x in ranks].index(True))}
+    drawn = [r for r in results if r.world.fleet.kind != FIXED_KIND]
+    kinds = {
+        DRAWN: drawn,
+        "training law": [r for r in drawn if r.world.fleet.kind == TRAINING_KIND],
+        "other laws": [r for r in drawn if r.world.fleet.kind != TRAINING_KIND],
+        **{f"law: {law}": [r for r in drawn if r.world.fleet.kind == law] for law in UNSEEN},
+        **{f"load: {load}": [r for r in drawn if r.world.load == load] for load in LOADS},
+        **{f"arrivals: {arrivals}": [r for r in drawn if r.world.arrivals == arrivals] for arrivals in ARRIVALS},
+        **{f"told: {told}": [r for r in drawn if r.world.told == told] for told in TOLD},
+        **{f"fixed: {name}": [r for r in results if r.world.fleet.name == name] for name in FIXED},
+    }
+    return {kind: own for kind, own in kinds.items() if own}
 
 
 def summarise(kind: str, results: Sequence[WorldResult], baseline: str) -> KindRow:
