@@ -83,11 +83,12 @@ def write_report(out: Path, router: str, size: Size, first_seed: int, results: S
 
 
 def _table(rows: Sequence[KindRow]) -> str:
-    header = ["worlds", "number", "mean", "standard error", "5th percentile", f"{CLOSE:g} or more, %", "worst", "worst world"]
+    known = ["worlds", "number", "mean", "standard error", "error of a world", "5th percentile"]
+    header = [*known, f"{CLOSE:g} or more, %", "worst", "worst world"]
     cells = [
         [
-            row.kind, str(row.worlds), f"{row.mean:+.4f}", show_known(row.error, ".4f"), f"{row.low:+.4f}",
-            f"{100 * row.close:.1f}", f"{row.worst:+.4f}", row.worst_world,
+            row.kind, str(row.worlds), f"{row.mean:+.4f}", show_known(row.error, ".4f"), show_known(row.noise, ".4f"),
+            f"{row.low:+.4f}", f"{100 * row.close:.1f}", f"{row.worst:+.4f}", row.worst_world,
         ]
         for row in rows
     ]  # fmt: skip

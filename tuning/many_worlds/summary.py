@@ -28,6 +28,7 @@ class KindRow:
     worlds: int
     mean: float
     error: float  # standard error of the mean; worlds of a fleet are not independent, so it counts fleets; NaN for one fleet
+    noise: float  # error of one world's difference: root mean square of ``noise``; NaN for a single episode
     low: float  # 5th percentile
     close: float  # share of the worlds with ``CLOSE`` or more
     worst: float
@@ -84,6 +85,7 @@ def summarise(kind: str, results: Sequence[WorldResult], baseline: str) -> KindR
         worlds=len(results),
         mean=float(differences.mean()),
         error=_error(differences, [result.world.fleet.name for result in results]),
+        noise=math.sqrt(np.mean([noise(result, baseline) ** 2 for result in results])),
         low=float(np.quantile(differences, 0.05)),
         close=float((differences >= CLOSE).mean()),
         worst=float(differences[worst]),

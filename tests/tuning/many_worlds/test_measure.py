@@ -45,6 +45,14 @@ def test_tuning_is_no_worse_than_the_defaults_on_its_own_episodes():
     assert tuned > untuned
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_episodes():
+    """Nothing here depends on how long an episode is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generality, "_SMOKE_REQUESTS", 50)
+        yield
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """A small measurement of the baseline itself."""

@@ -100,5 +100,5 @@ def test_worlds_of_a_fleet_count_as_one_for_the_error():
 def test_the_noise_of_a_world_is_that_of_its_episodes():
     result = replace(results(count=1)[0], router=[0.5, 0.7], baselines={UNTUNED: [0.4, 0.4]})
     assert difference(result, UNTUNED) == pytest.approx(0.2)
-    assert noise(result, UNTUNED) == pytest.approx(0.1)
+    assert noise(result, UNTUNED) == summarise("", [result] * 3, UNTUNED).noise == pytest.approx(0.1)
     assert np.isnan(noise(replace(result, router=[0.5], baselines={UNTUNED: [0.4]}), UNTUNED))
