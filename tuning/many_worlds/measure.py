@@ -62,6 +62,7 @@ class _Task:
     scenario: Scenario
     router: NamedRouter
     episodes: int
+    made_of: tuple[str, str]
     baselines: Path  # files of the results
     own: Path
 
@@ -85,19 +86,20 @@ def measure(chosen: Sequence[NamedWorld], router: NamedRouter, size: Size, folde
         KeyboardInterrupt: at once; what is finished stays.
     """
     drawn = make_fleets(list(dict.fromkeys(w.fleet for w in chosen)), folder / "fleets", jobs, experts=size.experts)
-    code = code_digest() + content_digest([Path(__file__).parent / name for name in _CODE])
-    own = (router.text, content_digest([router.path]) if router.path else "")
+    code, own = _made_of(router)
     fingerprints = {fleet: scenario.fingerprint() for fleet, scenario in drawn.items()}
     tasks = list[_Task]()
     for world in chosen:
         scenario = world.scenario(drawn[world.fleet], size.requests)
         parts = (code, fingerprints[world.fleet], world.load, world.arrivals, world.told, size.requests)
         parts += (world.seeds(size.episodes), world.tuning_seeds(size.episodes))
-        files = (folder / "baselines" / f"{_key(*parts)}.json", folder / "router" / f"{_key(*parts, *own)}.json")
-        task = _Task(
-            world=world, scenario=scenario, router=router, episodes=size.episodes, baselines=files[0], own=files[1]
+        files = (folder / "baselines" / f"{_key(*parts)}.json", folder / "router" / f"{_key(*parts, router.text, own)}.json")
+        tasks.append(
+            _Task(
+                world=world, scenario=scenario, router=router, episodes=size.episodes, made_of=(code, own),
+                baselines=files[0], own=files[1],
+            )
         )  # fmt: skip
-        tasks.append(task)
     todo = [task for task in tasks if not all(file.exists() for file in task.files)]
     progress = Progress("worlds", len(tasks), len(tasks) - len(todo))
     try:
@@ -111,6 +113,12 @@ def measure(chosen: Sequence[NamedWorld], router: NamedRouter, size: Size, folde
 _CODE = ("fleets.py", "worlds.py", "tuned.py", "measure.py")  # what decides a result beside the code of a cell
 
 
+def _made_of(router: NamedRouter) -> tuple[str, str]:
+    """Digests of the source code and of the router's files."""
+    code = code_digest() + content_digest([Path(__file__).parent / name for name in _CODE])
+    return code, content_digest([] if router.path is None else [router.path])
+
+
 def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
@@ -118,7 +126,10 @@ def _key(*parts: Any) -> str:
 def _measure_and_keep(task: _Task) -> None:
     for file, run in ((task.baselines, _baselines), (task.own, _router)):
         if not file.exists():
-            write_json(file, run(task))
+            found = run(task)
+            if _made_of(task.router) != task.made_of:
+                raise InputError("the source code or the router changed while the run was going on: start it again")
+            write_json(file, found)
 
 
 def _baselines(task: _Task) -> dict[str, Any]:

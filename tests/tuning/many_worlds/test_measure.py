@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 SCENARIO = with_workload(load_scenario("edge3"), requests=80, load="heavy")
 SEEDS = (1, 2)
 POINTS = [DEFAULTS, DEFAULTS | {"price": 4.0, "tau": 0.2}, DEFAULTS | {"shrink": 1.25}, DEFAULTS | {"price": 16.0}]
+OWN = "from pathlib import Path\ndef route(simulation, rng):\n"
 SMALL = {"smoke": True, "cells": 3, "jobs": 1}
 FILES = ("results.md", "results.json", "worlds.csv", "differences.png")
 
@@ -130,6 +131,16 @@ def test_an_interrupted_run_goes_on_to_the_same_files(out, tmp_path, monkeypatch
 def test_results_do_not_depend_on_the_number_of_processes(out, tmp_path):
     generality.run(generality.Options(router=BASELINE, out=tmp_path, **SMALL | {"jobs": 2}))
     assert contents(tmp_path) == contents(out)
+
+
+def test_a_router_that_changes_on_the_way_leaves_no_result(out, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(f"{OWN}    Path({str(own)!r}).write_text('')\n    return simulation.view.action_mask.argmax(axis=1)\n")
+    for name in ("fleets", "baselines"):
+        (tmp_path / name).symlink_to(out / name)
+    with pytest.raises(InputError, match="the source code or the router changed"):
+        generality.run(generality.Options(router=f"python:{own}:route", out=tmp_path, **SMALL))
+    assert not (tmp_path / "router").exists()
 
 
 def test_a_file_that_is_no_result_is_named(out, tmp_path):
