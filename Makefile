@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo quick test fuzz cluster-test bench results lint clean
+.PHONY: help venv demo quick test fuzz cluster-test bench results generality lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
@@ -10,7 +10,7 @@ EXAMPLES := 200
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo quick test fuzz cluster-test bench results: export OMP_NUM_THREADS := 1
+demo quick test fuzz cluster-test bench results generality: export OMP_NUM_THREADS := 1
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ bench: .venv/.installed ## measure what we claim about speed
 
 results: .venv/.installed ## run anew what docs/results.md shows, for hours; stopped, it goes on where it was (ARGS=--smoke: minutes)
 	$(BIN)/python -m benchmarks.results $(ARGS)
+
+generality: .venv/.installed ## measure the shipped router in many worlds, for hours; stopped, it goes on (ARGS='--cells 252 --router bundle:PATH')
+	$(BIN)/edgeroute generality $(ARGS)
 
 lint: .venv/.installed ## check style, formatting, types and the import direction
 	$(BIN)/ruff check .

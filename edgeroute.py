@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("tuning.sweep", "try many settings of a training run with Ray Tune"),
     "export": ("tuning.export", "write the router of a training run as a bundle, for evaluation and serving"),
     "demo": ("tuning.demo", "train a small router and compare it with the heuristics, in a few minutes on a laptop"),
+    "generality": ("tuning.generality", "measure a router in many worlds that training never drew"),
     "capacity": ("tuning.capacity", "measure the load that a scenario's cluster can carry"),
     "fit-profile": ("tuning.fit_profile", "fit an expert's engine to measured layer times of your GPU and model"),
     "fit-predictors": ("tuning.fit_predictors", "fit predictors of quality and length to prompts with known outcomes"),

@@ -24,10 +24,9 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, Catalogue, Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.catalogue import draw_requests
-from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, start_simulation
 from tuning.output.tables import markdown_table
-from tuning.specs.routers import parse_router
+from tuning.specs.routers import SHIPPED_ROUTER, parse_router
 
 HEURISTICS = [f"impact-greedy:price={price},tau=0.05" for price in (0, 1, 4, 12)]
 ROUTER = f"bundle:{SHIPPED_ROUTER}"

@@ -13,8 +13,8 @@ from dataclasses import replace
 from models.envelope import Envelope
 from models.export.bundle import TRAINED_ON, load_bundle
 from rllib_envs.scenario import with_workload
-from tuning.demo import SHIPPED_ROUTER
 from tuning.run_dir.atomic import write_text
+from tuning.specs.routers import SHIPPED_ROUTER
 from tuning.training.options import TrainOptions, complete
 from tuning.training.setup import envelope_of, variant_options
 from tuning.training.variants import base_scenario, training_groups

@@ -25,10 +25,9 @@ from models.export.bundle import load_bundle
 from rllib_envs.scenario import with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
-from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.matrix import start_simulation
 from tuning.specs.prompts import with_predictions
-from tuning.specs.routers import parse_router
+from tuning.specs.routers import SHIPPED_ROUTER, parse_router
 
 
 def main() -> None:

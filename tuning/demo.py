@@ -14,12 +14,10 @@ from pathlib import Path
 
 from tuning import evaluate, train
 from tuning.specs.grammar import check_limits
+from tuning.specs.routers import SHIPPED_ROUTER
 from tuning.specs.workloads import TraceOptions
 
 _ROOT = Path(__file__).resolve().parents[1]
-SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
-"""Bundle of a router for edge6: ``edgeroute train``, then ``edgeroute export``."""
-
 _TRACE = Path("azure_llm_2023") / "AzureLLMInferenceTrace_conv.csv.gz"
 _SEEDS, _REQUESTS = 6, 1000
 _SHIPPED = "edge6"

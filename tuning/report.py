@@ -30,8 +30,8 @@ from tuning.reports.sweep_section import sweep_section
 from tuning.reports.training_section import training_sections
 from tuning.run_dir.atomic import write_text
 from tuning.specs.prompts import with_predictions
+from tuning.specs.routers import SHIPPED_ROUTER
 
-_SHIPPED_ROUTER = Path(__file__).parent / "presets" / "edge6-router"
 _SHIPPED_SCENARIO = "edge6"
 _BOOTSTRAP_SEED = 0
 
@@ -98,6 +98,6 @@ def _question(options: Options, trained: Sequence[TrainingRun]) -> Question:
             router, scenario = f"The router of {run.path}", parse_scenario(run.world, str(run.path))
             break
     else:
-        bundle, router = _SHIPPED_ROUTER, "The router that comes with edgeroute"
+        bundle, router = SHIPPED_ROUTER, "The router that comes with edgeroute"
         scenario = with_predictions(load_scenario(_SHIPPED_SCENARIO), "oracle-noise")  # as in its training
     return Question(bundle=bundle, router=router, scenario=scenario, load=options.load, minute=options.minute, seed=options.seed)

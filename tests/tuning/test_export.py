@@ -7,7 +7,7 @@ import pytest
 
 import edgeroute
 from models.export.bundle import load_bundle
-from tuning.demo import SHIPPED_ROUTER
+from tuning.specs.routers import SHIPPED_ROUTER
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from cluster import preflight
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
-from tuning import demo, evaluate, simulate, sweep, tune_heuristics
+from tuning import demo, evaluate, generality, simulate, sweep, tune_heuristics
 from tuning.training.options import TrainOptions
 from tuning.training.setup import _check_sample
 
@@ -26,6 +26,12 @@ WRONG = [(demo, {"minutes": value}) for value in (0.0, -1.0, NAN, float("inf"))]
     (evaluate, {"seeds": 10**9}),
     (evaluate, {"first_seed": -1}),
     (evaluate, {"first_seed": 10**30}),
+    (generality, {"cells": 0}),
+    (generality, {"cells": 10_000}),
+    (generality, {"episodes": 0}),
+    (generality, {"requests": 0}),
+    (generality, {"first_seed": 4999}),
+    (generality, {"jobs": 0}),
     (tune_heuristics, {"seeds": 0}),
     (sweep, {"num_samples": 0}),
     (sweep, {"iterations": 0}),

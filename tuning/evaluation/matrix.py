@@ -9,14 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +22,7 @@ from rllib_envs.json_files import read_json
 from rllib_envs.own_code import parse_own
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
+from tuning.evaluation.processes import run_all
 from tuning.metrics.episode import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.output.progress import Progress
 from tuning.run_dir.atomic import write_json
@@ -138,40 +132,15 @@ def run_cells(
     unfinished = {file: cell for file, cell in zip(files, cells, strict=True) if not file.exists()}
     todo = list(unfinished.items())
     progress = Progress(label, len(set(files)), len(set(files)) - len(todo))
-    jobs = min(jobs or _cores(), len(todo))
     try:
         if address is not None and todo:
             _run_on_cluster(todo, address, progress)
-        elif jobs <= 1:
-            for file, cell in todo:
-                _run_and_keep(file, cell)
-                progress.advance()
         else:
-            _run_parallel(todo, jobs, progress)
+            run_all(_run_and_keep, todo, jobs, progress)
     except KeyboardInterrupt:
         progress.interrupted(f"finished cells are kept in {folder}; the same command goes on from there")
         raise
     return [_read_result(file) for file in files]
-
-
-def _run_parallel(work: list[tuple[Path, Cell]], jobs: int, progress: Progress) -> None:
-    before = set(multiprocessing.active_children())
-    with _single_threaded():
-        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker)
-        try:
-            for future in as_completed([pool.submit(_run_and_keep, file, cell) for file, cell in work]):
-                future.result()
-                progress.advance()
-        except BrokenProcessPool:
-            raise InputError(
-                f"a worker process was killed, perhaps for want of memory: try fewer than {jobs} jobs, or fewer seeds"
-            ) from None
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _run_on_cluster(work: list[tuple[Path, Cell]], address: str, progress: Progress) -> None:
@@ -199,7 +168,8 @@ def _run_on_cluster(work: list[tuple[Path, Cell]], address: str, progress: Progr
             progress.advance()
 
 
-def _run_and_keep(file: Path, cell: Cell) -> None:
+def _run_and_keep(work: tuple[Path, Cell]) -> None:
+    file, cell = work
     _keep(file, run_cell(cell))
 
 
@@ -218,36 +188,3 @@ def _read_result(file: Path) -> CellResult:
         return CellResult(**{**data, "metrics": metrics})
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file}: not the result of a cell: delete it and run the command again") from None
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-@contextmanager
-def _single_threaded() -> Generator[None]:
-    """Processes started within use one thread each: with a process for each core, more threads only compete."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

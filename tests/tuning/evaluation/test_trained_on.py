@@ -11,11 +11,10 @@ from models.envelope import measure
 from models.export.bundle import load_bundle
 from rllib_envs.scenario import with_workload
 from rllib_envs.scenarios.load import load_scenario
-from tuning.demo import SHIPPED_ROUTER
 from tuning.evaluation.trained_on import UNKNOWN, notes_on_training
 from tuning.specs.faults import FAULTS
 from tuning.specs.prompts import with_predictions, with_prompts
-from tuning.specs.routers import parse_router
+from tuning.specs.routers import SHIPPED_ROUTER, parse_router
 from tuning.specs.workloads import TraceOptions, make_workloads
 
 pytestmark = pytest.mark.slow

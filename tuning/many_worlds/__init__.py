@@ -1,0 +1,1 @@
+"""How a router does in many worlds that training never drew."""
