@@ -26,6 +26,7 @@ from rllib_envs.heuristic import (
     present,
     whatif_feature,
 )
+from rllib_envs.lodestar import Lodestar
 from rllib_envs.sim.rows import KV_UNIT_TOKENS
 from rllib_envs.simulation import Simulation
 from rllib_envs.view import View
@@ -119,6 +120,15 @@ def polyserve(simulation: Simulation, rng: np.random.Generator, *, bound: float 
     load = _peak_step_time(view)
     feasible = mask & (np.maximum(load, whatif_feature(view, "own_latency")) <= bound)
     return np.where(feasible.any(axis=1), best_expert(load, feasible), best_expert(-load, mask))
+
+
+lodestar = heuristic(
+    needs=("whatif",),
+    parameters={
+        "every": Parameter(low=1, grid=(100, 300, 1000), whole=True),
+        "explore": Parameter(low=0.0, high=1.0, grid=(0.0, 0.02)),
+    },
+)(Lodestar)
 
 
 def _in_time(probability: Values, mask: np.ndarray, confidence: float) -> np.ndarray:

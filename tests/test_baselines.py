@@ -23,7 +23,7 @@ from rllib_envs.baselines import (
     random,
     round_robin,
 )
-from rllib_envs.published_baselines import lmetric, polyserve, route_balance, slo_headroom
+from rllib_envs.published_baselines import lmetric, lodestar, polyserve, route_balance, slo_headroom
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
 from rllib_envs.simulation import Simulation
 from tests.draws import examples
@@ -51,6 +51,7 @@ ROUTERS: dict[str, RoutingPolicy] = {
     "SLO headroom, least": slo_headroom,
     "SLO headroom, most": partial(slo_headroom, most=1),
     "PolyServe": polyserve,
+    "Lodestar": lodestar.policy(every=8, explore=0.1),
 }
 every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=list(ROUTERS))
 

@@ -172,6 +172,7 @@ def test_each_has_numbers_to_tune_that_change_something() -> None:
         "route-balance": {"tau", "latency", "cost"},
         "slo-headroom": {"bound", "most"},
         "polyserve": {"bound"},
+        "lodestar": {"tau", "every", "explore"},
     }.items():
         assert HEURISTICS[name].grid.keys() == numbers
         assert HEURISTICS[name].needs == HEURISTICS["impact-greedy"].needs  # the same information
