@@ -1,10 +1,10 @@
 """Published routers as baselines, written from their papers, under the rules of ``rllib_envs.baselines``.
 
-Their papers predict latency by trained models, profiles or simulators. Here they read the what-if results, as impact-greedy does.
-So they differ in what they do with the same information. They have numbers to tune where their papers have some.
+Papers predict latency by trained models, profiles or simulators. Here their routers read the what-if results, as impact-greedy
+does. So they differ in what they do with the same information. They have numbers to tune where their papers have some.
 
-The papers' routers choose among servers of one model, except for RouteBalance's. They know no quality, so they send a request to
-the worst model as soon as to the best. None of them drops a request that some expert can take.
+``lmetric``, ``slo_headroom`` and ``polyserve`` are from papers on servers of one model. They know no quality, so they send a
+request to the worst model as soon as to the best. None here drops a request that some expert can take.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rllib_envs.sim.rows import KV_UNIT_TOKENS
 from rllib_envs.simulation import Simulation
 from rllib_envs.view import View
 
-_WEIGHT = Parameter(low=0.0, high=1e3, grid=(0.0, 0.1, 0.25, 0.5, 1.0, 2.0))
-_BOUND = Parameter(low=0.0, high=10.0, grid=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2))
+_WEIGHT = Parameter(low=0.0, high=1e3, grid=(0.0, 0.2, 0.5, 1.0, 2.0))
+_BOUND = Parameter(low=0.0, high=10.0, grid=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
 
 _RELAX_STEP, _RELAX_ROUNDS = 0.1, 3
 
