@@ -3,12 +3,14 @@
 A new heuristic is one function here under ``@heuristic``; names, help, checks and tuning follow from it. It takes the
 simulation and a generator, and returns (B,) actions. It reads only the observation. The one exception is
 ``impact_greedy_true``, the reference with true information. If no expert can take the request, it is dropped.
+``rllib_envs.published_baselines`` has the routers of papers; ``HEURISTICS`` lists all.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from rllib_envs import published_baselines
 from rllib_envs.heuristic import (
     Actions,
     Heuristic,
@@ -81,14 +83,6 @@ def least_kv(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the smallest share of its KV blocks in use; ties at random."""
     view = simulation.view
     return best_expert(-expert_feature(view, "kv_used") - 1e-6 * rng.random(available(view).shape), available(view))
-
-
-@heuristic()
-def lmetric(simulation: Simulation, rng: np.random.Generator) -> Actions:
-    """The least product of prefill tokens to compute (queued and new) and batch size (LMetric)."""
-    view = simulation.view
-    prefill = expert_quantity(view, "prefill_backlog") + arrived_quantity(view, "prompt")
-    return best_expert(-prefill * (present(view) + 1), available(view))
 
 
 @heuristic(
@@ -169,6 +163,8 @@ def _congestion(view: View) -> Values:
 
 
 HEURISTICS: dict[str, Heuristic] = {
-    name.replace("_", "-"): value for name, value in list(vars().items()) if isinstance(value, Heuristic)
+    name.replace("_", "-"): value
+    for name, value in [*vars().items(), *vars(published_baselines).items()]
+    if isinstance(value, Heuristic)
 }
-"""Name on the command line -> heuristic, in the order of this file."""
+"""Name on the command line -> heuristic, in the order of this file, then of the published ones."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -45,20 +46,27 @@ class Parameter:
 TAU = Parameter(low=1e-3, high=1e3, grid=(0.02, 0.05, 0.1, 0.2))
 """``tau``, which every heuristic with what-if results takes: the scenario's ``observation.whatif_tau``."""
 
+UNTUNED_TAU = replace(TAU, grid=())
+"""``tau`` of a heuristic that reads no soft deadline: it changes nothing, so there is nothing to tune."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heuristic:
     """A heuristic router and its metadata. A call returns its decisions."""
 
-    decide: Callable[..., Actions]
+    decide: Callable[..., Any]  # the function; of a router that learns, the class of its policies
     needs: frozenset[Need]  # fields that its scenario must provide
     parameters: Mapping[str, Parameter]  # by name, those of the function and ``tau``
     best: bool  # whether it belongs to the group ``best``
     tuned_as: str | None  # heuristic whose tuned parameters it uses, if it has none of its own
 
     def __call__(self, simulation: Simulation, rng: np.random.Generator, **parameters: float) -> Actions:
-        """(B,) actions for the arrived requests."""
-        return self.decide(simulation, rng, **parameters)
+        """(B,) actions for the arrived requests; a router that learns begins anew with each call."""
+        return self.policy(**parameters)(simulation, rng)
+
+    def policy(self, **parameters: float) -> RoutingPolicy:
+        """The router of one run. What it learns is in the returned object alone."""
+        return self.decide(**parameters) if isinstance(self.decide, type) else partial(self.decide, **parameters)
 
     @property
     def sees_truth(self) -> bool:
@@ -79,12 +87,15 @@ def heuristic(
     parameters: Mapping[str, Parameter] | None = None,
     best: bool = False,
     tuned_as: str | None = None,
-) -> Callable[[Callable[..., Actions]], Heuristic]:
+) -> Callable[[Callable[..., Any]], Heuristic]:
     """Make a heuristic of a function of (simulation, generator) and keyword-only numbers with defaults.
+
+    A router that learns within an episode is a class instead. It is made from the numbers, and its instances are called with
+    (simulation, generator). An instance serves one run, and forgets a cluster's past when an episode begins there.
 
     Args:
         needs: fields of ``Observation`` that it needs; with ``whatif`` it also takes ``tau``.
-        parameters: bounds of its numbers, and values to tune; a number that is not named has no bounds.
+        parameters: bounds of its numbers (and of ``tau``), and values to tune; a number that is not named has no bounds.
         best: whether it belongs to ``best`` on the command line.
         tuned_as: name of the heuristic whose tuned parameters it uses.
 
@@ -92,14 +103,14 @@ def heuristic(
         TypeError: the function has other arguments, or a named parameter does not exist.
     """
 
-    def make(function: Callable[..., Actions]) -> Heuristic:
+    def make(function: Callable[..., Any]) -> Heuristic:
         described = dict(parameters or {})
-        numbers = keywords(function, ("simulation", "rng"))
-        for name in described.keys() - numbers.keys():
+        numbers = keywords(function, () if isinstance(function, type) else ("simulation", "rng"))
+        tau = {"tau": TAU} if "whatif" in needs else {}
+        for name in described.keys() - numbers.keys() - tau.keys():
             raise TypeError(f"{name}: described, but no keyword-only parameter of the function")
         for name in [name for name, default in numbers.items() if default is REQUIRED]:
             raise TypeError(f"{name}: must have a default")
-        tau = {"tau": TAU} if "whatif" in needs else {}
         rest = {name: Parameter() for name in numbers if name not in described}
         return Heuristic(
             decide=function, needs=frozenset(needs), parameters={**tau, **described, **rest}, best=best, tuned_as=tuned_as

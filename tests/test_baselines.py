@@ -17,17 +17,17 @@ from rllib_envs.baselines import (
     join_shortest_queue,
     least_kv,
     least_work,
-    lmetric,
     myopic_impact_greedy,
     power_of_two,
     quality_greedy,
     random,
     round_robin,
 )
+from rllib_envs.published_baselines import lmetric, lodestar, polyserve, route_balance, slo_headroom
 from rllib_envs.scenario import Faults, Observation, Predictions, Scenario
-from rllib_envs.sim.rows import ARRIVED_FEATURES, EXPERT_FEATURES, WHATIF_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.draws import examples
+from tests.shown import choose, forbid, shown
 from tests.worlds import random_world, seeds, simulation_of, small
 
 LOOKAHEAD = Observation(whatif=True, counterfactual=True)
@@ -39,7 +39,6 @@ ROUTERS: dict[str, RoutingPolicy] = {
     "power of two": power_of_two,
     "least work": least_work,
     "least kv": least_kv,
-    "lmetric": lmetric,
     "quality greedy": quality_greedy,
     "quality greedy, capped": partial(quality_greedy, cap=2),
     "impact greedy": impact_greedy,
@@ -47,6 +46,12 @@ ROUTERS: dict[str, RoutingPolicy] = {
     "impact greedy, myopic": myopic_impact_greedy,
     "impact greedy, calibrated": calibrated_impact_greedy,
     "impact greedy, true": impact_greedy_true,
+    "lmetric": lmetric,
+    "RouteBalance": route_balance,
+    "SLO headroom, least": slo_headroom,
+    "SLO headroom, most": partial(slo_headroom, most=1),
+    "PolyServe": polyserve,
+    "Lodestar": lodestar.policy(every=8, explore=0.1),
 }
 every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=list(ROUTERS))
 
@@ -54,36 +59,6 @@ every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=list(ROUT
 @pytest.fixture(scope="module")
 def scenario() -> Scenario:
     return small("edge3", observation=LOOKAHEAD)
-
-
-def shown(scenario: Scenario, **values: list[float]) -> Simulation:
-    """A cluster that shows these feature values of its three experts, all of which can take the request; the rest is 0."""
-    simulation = Simulation(scenario, 1)
-    view = simulation.view
-    for array in (view.experts, view.arrived, view.whatif, simulation.marginal):
-        array[:] = 0
-    view.action_mask[:] = 1
-    tables = {EXPERT_FEATURES: view.experts, ARRIVED_FEATURES: view.arrived, WHATIF_FEATURES: view.whatif}
-    for name, column in values.items():
-        if name == "marginal":
-            simulation.marginal[0, :N] = column
-            continue
-        ((names, table),) = ((names, table) for names, table in tables.items() if name in names)
-        table[0, :, names.index(name)] = column
-    return simulation
-
-
-def forbid(simulation: Simulation, *experts: int) -> Simulation:
-    simulation.view.action_mask[0, list(experts)] = 0
-    return simulation
-
-
-def choose(router: RoutingPolicy, simulation: Simulation, times: int = 1) -> set[int]:
-    """What the router picks, asked so many times."""
-    rng = np.random.default_rng(0)
-    picked = [router(simulation, rng) for _ in range(times)]
-    assert {action.shape for action in picked} == {(1,)}
-    return {int(action[0]) for action in picked}
 
 
 @every_router
@@ -161,12 +136,6 @@ def test_least_work_weighs_tokens_by_the_engines_time(scenario: Scenario) -> Non
 def test_least_kv_takes_the_emptiest_memory(scenario: Scenario) -> None:
     assert choose(least_kv, shown(scenario, kv_used=[0.5, 0.2, 0.21]), 20) == {1}
     assert choose(least_kv, shown(scenario, kv_used=[0.5, 0.2, 0.2]), 50) == {1, 2}
-
-
-def test_lmetric_multiplies_prefill_and_batch(scenario: Scenario) -> None:
-    prompt = {"prompt": [0.1, 0.1, 0.1]}
-    assert choose(lmetric, shown(scenario, running=[4 / 32, 3 / 32, 8 / 32], **prompt)) == {1}
-    assert choose(lmetric, shown(scenario, running=[1 / 32, 3 / 32, 8 / 32], prefill_backlog=[1, 0, 0], **prompt)) == {1}
 
 
 def test_quality_greedy_takes_the_best_told_score_below_the_cap(scenario: Scenario) -> None:

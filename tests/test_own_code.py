@@ -201,7 +201,7 @@ def test_a_file_runs_once_for_each_content(mine, tmp_path):
 
 def test_the_table_knows_every_heuristic_and_what_it_takes():
     for name, entry in HEURISTICS.items():
-        assert entry.decide.__name__.replace("_", "-") == name
+        assert entry.decide.__name__.replace("_", "-").lower() == name
         assert ("tau" in entry.parameters) == ("whatif" in entry.needs)
         assert all(p.low <= value <= p.high for p in entry.parameters.values() for value in p.grid)
         assert entry.tuned_as is None or entry.parameters.keys() == HEURISTICS[entry.tuned_as].parameters.keys()

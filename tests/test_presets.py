@@ -3,18 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.scenarios.fleet import GPUS, MODELS, engine_by_rule, generate_fleet
+from rllib_envs.scenarios.fleet import GIB, GPUS, KV_SHARE, MODELS, Gpu, Model, engine_by_rule, generate_fleet
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.workload.prompt_files import read_prompt_file
 
 pytestmark = pytest.mark.slow
 
-PRESETS = ("edge6", "paper3")
+PRESETS = ("edge6", "paper3", "balance13")
 GPU = {gpu.name: gpu for gpu in GPUS}
 MODEL = {model.zeroeval_name: model for model in MODELS}
 MEASURED = {"qwen2-7b", "llama-3.1-8b"}
@@ -91,6 +93,61 @@ def test_paper3_profile_gives_the_papers_impact_formula() -> None:
         assert prompt_step == pytest.approx(k1 * (p + 1))  # + 1: the neighbour's own decoded token counts as well
         later = [engine.iteration_s(2, context + p + k) - engine.iteration_s(1, context) for k in range(1, 20)]
         assert later == pytest.approx([2.5e-5 * (p + k) for k in range(1, 20)])
+
+
+V100 = Gpu(name="V100", memory_gib=16, bandwidth_gb_s=900, c0_ms_per_b=2.7, a_ms_per_b=0.022, n0_tokens=123)
+BALANCE13 = {  # name: instances, GPU, GPUs, share of their memory, billions of parameters, shape, nominal ms per token
+    "qwen2.5-3b": (3, GPU["A30"], 1, 0.9, 3.09, (36, 16, 2, 128), 12.3),
+    "qwen2.5-7b": (5, GPU["A30"], 1, 0.9, 7.62, (28, 28, 4, 128), 20.6),
+    "qwen2.5-14b": (3, V100, 4, 0.85, 14.77, (48, 40, 8, 128), 18.4),
+    "qwen2.5-72b": (2, GPU["A100"], 4, 0.95, 72.71, (80, 64, 8, 128), 47.4),
+}
+
+
+def test_balance13_has_the_papers_instances_and_engines_by_its_comments_rules() -> None:
+    scenario = load_scenario("balance13")
+    assert [expert.name for expert in scenario.experts] == [
+        f"{name}.{i}" for name, (count, *_) in BALANCE13.items() for i in range(1, count + 1)
+    ]
+    assert sum(count * gpus for count, _, gpus, *_ in BALANCE13.values()) == 28
+    for expert in scenario.experts:
+        _, gpu, gpus, share, params_b, (layers, heads, kv_heads, head_size), nominal_ms = BALANCE13[expert.name[:-2]]
+        model = Model(
+            name="", zeroeval_name="", params_b=params_b, layers=layers, heads=heads, kv_heads=kv_heads, head_size=head_size,
+            mean_score=0.5, mean_output_tokens=100,
+        )  # fmt: skip
+        together = replace(
+            gpu,
+            memory_gib=gpu.memory_gib * gpus,
+            bandwidth_gb_s=gpu.bandwidth_gb_s * gpus,
+            c0_ms_per_b=gpu.c0_ms_per_b / gpus,
+            a_ms_per_b=gpu.a_ms_per_b / gpus,
+        )
+        rule, engine = engine_by_rule(together, model), expert.engine
+        free_bytes = (share * gpu.memory_gib - 1) * gpus * GIB - 2e9 * params_b
+        assert engine == replace(
+            rule, c0_ms=engine.c0_ms, kv_tokens=int(KV_SHARE * free_bytes / model.kv_bytes_per_token), max_model_len=8192
+        )
+        assert expert.params_b == params_b
+        assert engine.c0_ms * engine.overhead == pytest.approx(nominal_ms, rel=2e-3)
+        # The rules come near on one GPU; they leave out what several have to say to each other.
+        assert (0.7 if gpus == 1 else 0.5) < rule.c0_ms / engine.c0_ms < 1.1
+
+
+def test_balance13_has_the_means_of_the_zeroeval_file(data_dir: Path) -> None:
+    file = read_prompt_file(str(data_dir / "zeroeval" / "zeroeval_gsm_crux_math.jsonl.gz"))
+    own = {expert.model: (expert.mean_score, expert.mean_output_tokens) for expert in load_scenario("balance13").experts}
+    rows = np.array([task != "gsm" for task in file.tasks])
+
+    def means(model: str) -> NDArray[np.float64]:
+        column = file.models.index(model)
+        return np.array([file.score[rows, column].mean(), file.output_tokens[rows, column].mean()])
+
+    for size in ("3B", "7B", "72B"):
+        assert means(f"Qwen2.5-{size}-Instruct") == pytest.approx(own[f"Qwen2.5-{size}-Instruct"], rel=2e-3)
+    below, above = means("Qwen2.5-7B-Instruct"), means("Qwen2.5-32B-Instruct")
+    between = np.log(14.77 / 7.62) / np.log(32.5 / 7.62)
+    assert below + between * (above - below) == pytest.approx(own["Qwen2.5-14B-Instruct"], rel=2e-3)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_add_a_heuristic(monkeypatch):
     follow(page)
     run_commands(page)
     new = changed(baselines, page, "rllib_envs/baselines.py", before="HEURISTICS: ")
-    assert list(new.HEURISTICS) == [*baselines.HEURISTICS, "score-for-load"]
+    assert new.HEURISTICS.keys() == {*baselines.HEURISTICS, "score-for-load"}
     added = new.HEURISTICS["score-for-load"]
     assert isinstance(added, Heuristic)
     assert added.grid == {"charge": (0.005, 0.01, 0.02, 0.04)}

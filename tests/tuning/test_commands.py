@@ -132,7 +132,8 @@ def test_tuned_parameters_go_from_one_command_to_the_other(tmp_path, capsys):
     assert "| quality-greedy:cap=" in capsys.readouterr().out
     (entry,) = json.loads(tuned.read_text())["workloads"].values()
     parameters = entry["parameters"]
-    assert set(parameters) == {"quality-greedy", "impact-greedy", "myopic-impact-greedy"}
+    published = {"route-balance", "slo-headroom", "polyserve", "lodestar"}
+    assert set(parameters) == {"quality-greedy", "impact-greedy", "myopic-impact-greedy", *published}
     routers = ["quality-greedy", "least-work"]
     options = ["--smoke", "--jobs", 1, "--load", "heavy", "--routers", *routers, "--tuned", tuned, "--out", tmp_path / "evaluate"]
     judge("evaluate", *options)

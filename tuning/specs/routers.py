@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from rllib_envs.baselines import HEURISTICS
@@ -152,7 +151,7 @@ def _with_needs(heuristic: Heuristic, values: dict[str, float], observation: Obs
         needs["whatif_tau"] = values.pop("tau")
     # Only what it needs: what-if results and counterfactuals are the expensive part of a simulation.
     off: dict[str, bool | float] = dict.fromkeys(("whatif", "information", "demand", "counterfactual", "calibrate"), False)
-    return partial(heuristic.decide, **values), replace(observation, **(off | needs))
+    return heuristic.policy(**values), replace(observation, **(off | needs))
 
 
 def _load_own(text: str) -> Heuristic:

@@ -73,7 +73,8 @@ class TrainOptions:
     config: Path | None = None
     """YAML file of options, by name, as a sweep writes it. The command line wins."""
     scenario: str = "edge6"
-    """A preset (edge6, paper3, edgeN with N from 2 to 256) or a YAML file. Training sets its reward and observation."""
+    """A preset (edge6, paper3, balance13, edgeN with N from 2 to 256) or a YAML file. Training sets its reward and
+    observation."""
     load: str = "mixed"
     """mixed, light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own (the scenario's). mixed draws a
     load for each environment from the scenario's mixed_range, and some episodes have bursts."""

@@ -105,7 +105,8 @@ def test_differences_are_drawn_on_each_workload_and_in_the_mean(tmp_path, drawn)
     assert [label.get_text() for label in axes.get_yticklabels()] == [*(p.workload.name for p in points), "mean over workloads"]
     shown = {text.get_text() for text in axes.get_legend().get_texts()}
     # The reference and plain ones would set the scale.
-    assert shown == {"impact-greedy", "myopic-impact-greedy", "calibrated-impact-greedy"}
+    published = {"route-balance", "slo-headroom", "polyserve", "lodestar"}
+    assert shown == {"impact-greedy", "myopic-impact-greedy", "calibrated-impact-greedy", *published}
     for container in axes.containers:
         (row,) = [row for row in summary.rows if row.router.name == container.get_label()]
         expected = [*(interval.mean for interval in row.differences), row.difference.mean]
