@@ -80,8 +80,8 @@ class _Passed(nn.Module):
 class _Actor(Router):
     """Masked logits that RLlib's ``softmax().log()`` can take."""
 
-    def forward(self, observation: Any) -> torch.Tensor:
-        return (super().forward(observation) / TEMPERATURE).clamp(min=-40.0)
+    def forward(self, observation: Any, terms: torch.Tensor | None = None) -> torch.Tensor:
+        return (super().forward(observation, terms) / TEMPERATURE).clamp(min=-40.0)
 
 
 class _Critic(ActionValue):
