@@ -7,6 +7,8 @@ All inputs are ratios within bounds: a cluster unlike any in training changes th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,7 @@ TERMS: dict[str, Term] = {
 """The parameters by name, in their order."""
 
 _LEAST_LOG_LOAD, _MOST_LONG_RUN = -4.0, 1.5
-_MOST_LOG_PRICE, _MOST_LOG_RATIO, _MOST_LOG_QUALITY = 5.0, 9.0, 2.0
+_LEAST_LOG_PRICE, _MOST_LOG_PRICE, _MOST_LOG_RATIO, _MOST_LOG_QUALITY = -20.0, 5.0, 9.0, 2.0
 _MOST_USED, _MOST_QUEUE = 3.0, 4.0
 _LEAST_ROOM = 0.1
 _TYPICAL_EXPERTS, _FEW_LATE = 6.0, 0.03
@@ -64,6 +66,8 @@ class RelativePrice(nn.Module):
 
     TERMS = TERMS
     SEARCHES = 0  # that the parameters before training come from: none
+    REFERENCE: Mapping[str, float] | None = {"level": -50.0, "trust": 0.75, "trust_load": 0.0}
+    """Parameters that make the router impact-greedy with its defaults, which the search is to leave behind nowhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class RelativePrice(nn.Module):
         queue = expert_quantity(observation, "waiting") / (1 + expert_quantity(observation, "running"))
         scarcity = used ** term["power"].clamp(0.2, 4) + term["floor"] + term["queue"] * queue.clamp(max=_MOST_QUEUE)
         quality = self._trusted(observation, fast, term).mean(dim=-1, keepdim=True)
-        log_cost = log_price.clamp(-_MOST_LOG_PRICE, _MOST_LOG_PRICE) + log_ratio * (1 + term["size"].clamp(-0.9, 1))
+        log_cost = log_price.clamp(_LEAST_LOG_PRICE, _MOST_LOG_PRICE) + log_ratio * (1 + term["size"].clamp(-0.9, 1))
         return quality * log_cost.exp() * scarcity.clamp(min=0)
 
     def adjustment(self, observation: Observation, terms: Tensor | None = None) -> Tensor:

@@ -26,7 +26,8 @@ on the way, which is what counts where the router is told wrong figures."""
 REFERENCES = tuple(name for name, heuristic in HEURISTICS.items() if heuristic.sees_truth)
 """Heuristics that see true lengths and scores, as no router does: shown for reference, never a baseline unasked."""
 
-SHIPPED_ROUTER = Path(__file__).resolve().parents[1] / "presets" / "edge6-router"
+_PRESETS = Path(__file__).resolve().parents[1] / "presets"
+SHIPPED_ROUTER, ANY_CLUSTER_ROUTER = _PRESETS / "edge6-router", _PRESETS / "any-cluster-router"
 """Bundle of the router that ships with the project: ``edgeroute train``, then ``edgeroute export``."""
 
 _CHECKPOINT, _BUNDLE = "checkpoint:", "bundle:"

@@ -17,6 +17,7 @@ from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import machine_bytes
 from rllib_envs.scenario import Observation, Scenario
+from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.simulation import Simulation
 from tuning.ray_cluster.check import Needs
 from tuning.training.algorithms import algorithm_config, network_spec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 _SEED_STRIDE = 1_000_003  # from one start of a run to the next, so that a resumed one does not meet the same episodes again
+_DRAWN, _MEASURED = 4000, 24  # seed and number of the drawn scenarios that stand for all that a run draws
 _VALIDATION = {"seeds": 4, "requests": 1200}
 
 
@@ -94,15 +96,22 @@ def validator_of(options: TrainOptions, scenario: Scenario) -> Validator:
     return Validator(scenario, options.load, seeds=size["seeds"], requests=min(size["requests"], options.requests))
 
 
-def envelope_of(groups: Sequence[Group]) -> Envelope:
-    """The training range of a run's environment variants (``variants.training_groups``)."""
+def envelope_of(groups: Sequence[Group], drawn: int = 0) -> Envelope:
+    """The training range of a run: of its environment variants (``variants.training_groups``), or of drawn scenarios.
+
+    Args:
+        groups: the environment variants.
+        drawn: how many scenarios to draw instead, where the run draws its own.
+    """
+    if drawn:
+        return Envelope.of([measure([draw_scenario(np.random.default_rng([_DRAWN, i]), faults=False)]) for i in range(drawn)])
     return Envelope.of([measure([variants] if isinstance(variants, Scenario) else list(variants)) for variants, _ in groups])
 
 
 def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
     """Metadata for the checkpoints of a run."""
     return {
-        TRAINED_ON: envelope_of(groups).to_json(),
+        TRAINED_ON: envelope_of(groups, _drawn(options)).to_json(),
         "starts": starts,
         "algo": options.algo,
         "seed": options.seed,
@@ -110,6 +119,13 @@ def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group]
         "scenario": scenario.name,
         "fingerprint": scenario.fingerprint(),
     }
+
+
+def _drawn(options: TrainOptions) -> int:
+    """How many drawn scenarios stand for those of a run; none where it trains in its environment variants too."""
+    if options.algo != "avl" or not options.avl.search_drawn or options.avl.search_variants:
+        return 0
+    return 1 if options.smoke else _MEASURED
 
 
 def _with_workers(options: TrainOptions) -> TrainOptions:

@@ -79,7 +79,7 @@ class AVLLearner(FragmentLearner):
         self.baselines: dict[tuple[int, int], Baselines] = {}
         self._kl, self._improving = 0.0, False  # of the sample in work
         super().build()
-        self.search = PriceSearch(self._terms, self._searches, self.config.population, int(self.config.seed or 0))
+        self.search = self._new_search()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """One optimizer: the losses share the encoder and are differentiated together."""
@@ -109,9 +109,11 @@ class AVLLearner(FragmentLearner):
     def _terms(self) -> Mapping[str, Term]:
         return {} if self._router.price is None else self._router.price.TERMS
 
-    @property
-    def _searches(self) -> int:
-        return 0 if self._router.price is None else self._router.price.SEARCHES
+    def _new_search(self) -> PriceSearch:
+        price, population, seed = self._router.price, self.config.population, int(self.config.seed or 0)
+        if price is None:
+            return PriceSearch({}, population=population, seed=seed)
+        return PriceSearch(price.TERMS, population=population, seed=seed, searches=price.SEARCHES, reference=price.REFERENCE)
 
     @property
     def _router(self) -> Router:

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 _STEP = 0.8  # how far the mean goes towards the best
 _SETTLING = 0.05  # least weight of the newest mean in what is settled on
 _SEARCH = 2.5  # weight there of where the search begins, in generations, for each earlier search that this comes from
-_LOSS = 2.0  # weight of what a candidate loses against the median one, beside what it gains: no world is to be made worse
+_LOSS = 4.0  # weight of what a candidate loses against the reference, beside what it gains: no world is to be made worse
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
 _QOS_FLOOR = 0.001  # differences below this are noise, also in a scenario where nothing else differs
 _STREAM = 11  # keeps its draws apart from those of the rollouts
@@ -44,6 +44,7 @@ class PriceSearch:
     Args:
         terms: the price's parameters.
         searches: number of earlier searches that the initial parameters are the mean of.
+        reference: some of the parameters, of a price that no candidate should be worse than; None for no such price.
         population: candidates of a generation, an even number.
         seed: fixes the candidates.
 
@@ -54,27 +55,41 @@ class PriceSearch:
         generation: number of generations told.
     """
 
-    def __init__(self, terms: Mapping[str, Term], searches: int, population: int, seed: int) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        *,
+        population: int,
+        seed: int,
+        searches: int = 0,
+        reference: Mapping[str, float] | None = None,
+    ) -> None:
         self.mean = np.array([term.prior for term in terms.values()])
         self.settled = self.mean
         self.spread = np.array([term.spread for term in terms.values()])
         self.generation = 0
         self._pairs, self._seed = max(population // 2, 1), seed
         self._beginning = _SEARCH * searches
+        priors = {name: term.prior for name, term in terms.items()}
+        self._reference = np.array([list((priors | dict(reference)).values())]) if reference else np.zeros((0, len(terms)))
 
     def ask(self) -> Array:
-        """(K, P) the candidates of this generation; the same each time until they are told."""
-        return self.mean + self.spread * self._draws()
+        """(K, P) the candidates of this generation, then the reference if there is one; the same each time until told."""
+        return np.concatenate([self.mean + self.spread * self._draws(), self._reference])
 
     def tell(self, qos: Array) -> None:
-        """Report the fitness of the candidates: (K, W) mean QoS of each in W environment variants.
+        """Report the fitness of what ``ask`` returned: (K or K + 1, W) mean QoS of each in W environment variants.
 
         A variant is weighted by the root of how much its QoS varies with the price. In proportion, overload would dominate; with
-        equal weights, the search would ignore it. A loss counts twice as much as a gain.
+        equal weights, the search would ignore it. A loss against the reference counts four times as much as a gain.
         """
+        qos, reference = np.split(qos, [len(self._draws())])
         scale = (qos.var(axis=0) + _QOS_FLOOR**2) ** 0.25
-        gain = qos - np.median(qos, axis=0)
-        order = np.argsort(-(np.where(gain < 0, _LOSS * gain, gain) / scale).mean(axis=1), kind="stable")
+        gain = qos - qos.mean(axis=0)
+        if len(reference):
+            gain = qos - reference
+            gain = np.where(gain < 0, _LOSS * gain, gain)
+        order = np.argsort(-(gain / scale).mean(axis=1), kind="stable")
         count = max(len(order) // 3, 1)
         weights = np.log(count + 0.5) - np.log(np.arange(1, count + 1))
         weights /= weights.sum()

@@ -19,7 +19,7 @@ P = len(TERMS)
 
 def searched(target, *, generations, noise=0.0, seed=0):
     """How far a search is from the best in the end, where QoS falls with the squared distance, in two worlds of unlike scale."""
-    search, rng = PriceSearch(TERMS, 4, 16, seed), np.random.default_rng(seed)
+    search, rng = PriceSearch(TERMS, population=16, seed=seed, searches=4), np.random.default_rng(seed)
     spread = np.array([term.spread for term in TERMS.values()])
     distances = []
     for _ in range(generations):
@@ -42,7 +42,7 @@ def test_what_it_settles_on_follows_luck_less_than_where_it_is():
     target = np.array([term.prior for term in TERMS.values()])
     ratios = []
     for seed in range(5):
-        search, rng = PriceSearch(TERMS, 4, 16, seed), np.random.default_rng(seed)
+        search, rng = PriceSearch(TERMS, population=16, seed=seed, searches=4), np.random.default_rng(seed)
         for _ in range(40):
             search.tell(rng.standard_normal((16, 2)))
         ratios.append(np.square(search.settled - target).sum() / np.square(search.mean - target).sum())
@@ -53,7 +53,7 @@ def test_what_it_settles_on_goes_to_the_optimum_too_but_slower_at_first():
     start = np.array([term.prior for term in TERMS.values()])
     spread = np.array([term.spread for term in TERMS.values()])
     target = start + spread * np.random.default_rng(1).standard_normal(P)
-    search = PriceSearch(TERMS, 4, 16, 0)
+    search = PriceSearch(TERMS, population=16, seed=0, searches=4)
 
     def left(terms):
         return (((terms - target) / spread) ** 2).mean() / (((start - target) / spread) ** 2).mean()
@@ -67,18 +67,18 @@ def test_what_it_settles_on_goes_to_the_optimum_too_but_slower_at_first():
 
 
 def test_candidates_are_antithetic_and_the_same_until_they_are_told_what_they_are_worth():
-    search = PriceSearch(TERMS, 4, 6, 3)
+    search = PriceSearch(TERMS, population=6, seed=3, searches=4)
     first = search.ask()
     np.testing.assert_allclose(first[:3] + first[3:], np.tile(2 * search.mean, (3, 1)), atol=1e-12)
     assert np.array_equal(search.ask(), first)
     search.tell(np.zeros((6, 2)))
     assert search.generation == 1
     assert not np.isclose(search.ask(), first).any()
-    assert not np.isclose(PriceSearch(TERMS, 4, 6, 4).ask(), first).any()
+    assert not np.isclose(PriceSearch(TERMS, population=6, seed=4, searches=4).ask(), first).any()
 
 
 def test_it_goes_on_from_its_state():
-    first, second = PriceSearch(TERMS, 4, 6, 3), PriceSearch(TERMS, 4, 6, 3)
+    first, second = PriceSearch(TERMS, population=6, seed=3, searches=4), PriceSearch(TERMS, population=6, seed=3, searches=4)
     qos = np.random.default_rng(0).random((6, 4))
     first.tell(qos)
     second.set_state(pickle.loads(pickle.dumps(first.get_state())))
@@ -88,22 +88,22 @@ def test_it_goes_on_from_its_state():
     assert np.array_equal(first.settled, second.settled)
 
 
-def test_a_loss_counts_twice_as_much_as_a_gain():
-    """By the roots of their sizes: to make up for a loss takes a gain four times as large in another world."""
-    for gain, better in ((0.035, False), (0.045, True)):
-        search = PriceSearch(TERMS, 4, 4, 0)
-        first = search.ask()[0]
-        qos = np.array([[gain, -0.01], [0.0, 0.0], [0.0, 0.0], [-gain, 0.01]])
-        search.tell(qos + 0.5)
+def test_a_loss_against_the_reference_counts_four_times_as_much_as_a_gain():
+    """By the roots of their sizes: to make up for a loss takes a gain sixteen times as large in another world."""
+    for gain, better in ((0.14, False), (0.18, True)):
+        search = PriceSearch(TERMS, population=4, seed=0, reference={"level": -9.0})
+        first, *_, reference = search.ask()
+        assert dict(zip(TERMS, reference, strict=True))["level"] == -9.0
+        search.tell(0.5 + np.array([[gain, -0.01], [0.0, 0.0], [0.0, 0.0], [-gain, 0.01], [0.0, 0.0]]))
         closer = np.abs(search.mean - first).sum() < np.abs(np.array([t.prior for t in TERMS.values()]) - first).sum()
         assert closer == better
 
 
 def test_a_world_with_larger_differences_counts_more_by_their_root():
     """Differences a hundred times as large outweigh the other way round in nine worlds, not in eleven."""
-    small, large = 0.1 * np.array([1.0, 0]), 10 * np.array([0.0, 1])
+    small, large = 0.1 * np.array([3.0, 2, 1, 0]), 10 * np.array([0.0, 1, 2, 3])
     for count, decisive in ((9, large), (11, small)):
-        both, alone = PriceSearch(TERMS, 4, 2, 0), PriceSearch(TERMS, 4, 2, 0)
+        both, alone = (PriceSearch(TERMS, population=4, seed=0) for _ in range(2))
         both.tell(np.stack([*[small] * count, large], axis=1))
         alone.tell(decisive[:, None])
         np.testing.assert_allclose(both.mean, alone.mean)
