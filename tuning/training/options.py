@@ -68,8 +68,8 @@ class TrainOptions:
     preset: PresetName = "ours"
     """paper: the method of arXiv 2508.00234. It takes SAC with the paper's hyperparameters and reward. The policy reads a pooled
     graph embedding and no what-if results. The defaults of other options are the scenario paper3 under its own load.
-    any-cluster: the price alone, in proportion to the cluster, searched for in clusters, loads, arrivals and predictions that are
-    drawn anew in each generation. The router needs no training for a cluster of its own."""
+    any-cluster: a price alone, in proportion to the cluster. The search for it draws clusters, loads, arrivals and predictions
+    anew in each generation. The router suits other clusters too."""
     config: Path | None = None
     """YAML file of options, by name, as a sweep writes it. The command line wins."""
     scenario: str = "edge6"

@@ -13,13 +13,14 @@ import edgeroute
 from rllib_envs.errors import InputError
 from tuning.run_dir.lock import LOCK, run_lock
 
+pytestmark = pytest.mark.slow  # starts processes
+
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
 from tuning.run_dir.lock import run_lock
 
-pytestmark = pytest.mark.slow  # starts processes
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

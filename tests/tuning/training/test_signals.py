@@ -74,6 +74,7 @@ def test_a_run_whose_terminal_is_gone_saves(tmp_path):
     ours, its = pty.openpty()
 
     def own_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
         os.setsid()
         fcntl.ioctl(its, termios.TIOCSCTTY, 0)
 
