@@ -17,7 +17,7 @@ from tuning.many_worlds.report import write_report
 from tuning.many_worlds.worlds import worlds
 from tuning.run_dir.lock import run_lock
 from tuning.specs.grammar import check_limits
-from tuning.specs.routers import SHIPPED_ROUTER, parse_router
+from tuning.specs.routers import ANY_CLUSTER_ROUTER, parse_router
 
 _SMOKE_EXPERTS, _SMOKE_CELLS, _SMOKE_REQUESTS = 3, 12, 200
 
@@ -34,7 +34,7 @@ class Options:
     """Options of the command."""
 
     router: str | None = None
-    """bundle:PATH, checkpoint:PATH, or a heuristic by name. Default: the router that ships with the project."""
+    """bundle:PATH, checkpoint:PATH, or a heuristic by name. Default: the router for any cluster that ships with the project."""
     cells: int | None = None
     """Number of worlds. A smaller number is part of every larger one and has as many of each kind. Default: all, for hours."""
     episodes: int = 2
@@ -67,7 +67,7 @@ def run(options: Options) -> None:
     check_limits("requests", options.requests, 1, 10**6)
     check_limits("first_seed", options.first_seed, FIRST_SEED, 10**9)
     check_limits("jobs", options.jobs, 1, 4096)
-    router = parse_router(options.router or f"bundle:{SHIPPED_ROUTER}")
+    router = parse_router(options.router or f"bundle:{ANY_CLUSTER_ROUTER}")
     size = Size(episodes=options.episodes, requests=options.requests, experts=_SMOKE_EXPERTS if options.smoke else None)
     with run_lock(options.out):
         results = measure(every[: options.cells], router, size, options.out, options.jobs)

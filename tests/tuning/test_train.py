@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from models.envelope import measure
 from models.export.bundle import load_bundle
 from models.paper.networks import PaperPolicy
 from models.rllib.avl.learner import AVLLearner
@@ -119,6 +120,17 @@ def test_the_other_algorithms_train_too(algo, one_ray, tmp_path):
     assert run(TrainOptions(algo=algo, run_dir=tmp_path / algo, **TINY)) == 0
     about = load_bundle(find_checkpoint(tmp_path / algo) / BUNDLE).about
     assert (about["algo"], about["iteration"]) == (algo, 2)
+
+
+def test_a_price_for_any_cluster_is_searched_for_in_drawn_ones(one_ray, tmp_path):
+    assert run(replace(preset("any-cluster"), run_dir=tmp_path / "any", smoke=True, iterations=2)) == 0
+    bundle = load_bundle(find_checkpoint(tmp_path / "any") / BUNDLE)
+    price = bundle.router.price
+    assert bundle.observation.demand
+    assert not list(bundle.router.parameters())
+    assert not torch.equal(price.terms, type(price)().terms)  # the generation moved it
+    edge6 = preset("any-cluster").scenario
+    assert bundle.trained_on.outside(measure([load_scenario(edge6)]))  # its range is that of what was drawn: one fleet here
 
 
 def test_the_paper_arm_is_the_papers(one_ray, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.export.bundle import load_bundle
+from models.export.bundle import load_bundle, save_bundle
 from rllib_envs.scenario import Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.matrix import start_simulation
@@ -37,3 +37,9 @@ def test_it_is_not_worse_than_impact_greedy_where_it_was_not_trained(name: str, 
     (workload,) = make_workloads(scenario, (load,), (), TraceOptions(), None)
     world = with_workload(workload.scenario, requests=600)
     assert qos(ROUTER, world) >= qos("calibrated-impact-greedy", world) - 0.003
+
+
+@pytest.mark.slow
+def test_its_onnx_graph_scores_as_it_does_at_any_size(tmp_path):
+    bundle = load_bundle(ANY_CLUSTER_ROUTER)
+    assert save_bundle(tmp_path / "bundle", bundle.router, bundle.observation, {}, onnx=True) < 1e-5
