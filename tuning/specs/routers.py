@@ -28,7 +28,7 @@ REFERENCES = tuple(name for name, heuristic in HEURISTICS.items() if heuristic.s
 
 _PRESETS = Path(__file__).resolve().parents[1] / "presets"
 SHIPPED_ROUTER, ANY_CLUSTER_ROUTER = _PRESETS / "edge6-router", _PRESETS / "any-cluster-router"
-"""Bundle of the router that ships with the project: ``edgeroute train``, then ``edgeroute export``."""
+"""Bundles that ship with the project, of ``edgeroute train`` and ``edgeroute train --preset any-cluster``."""
 
 _CHECKPOINT, _BUNDLE = "checkpoint:", "bundle:"
 
