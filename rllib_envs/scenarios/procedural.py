@@ -4,7 +4,7 @@
 training never draws. The engines' figures are drawn relative to the SLO, to each other or to the memory, as these ratios decide
 what is scarce:
 
-- an idle iteration takes .08 to .75 of the SLO, from an H100 with a small model to a T4 with one that is nearly too large;
+- an idle iteration takes .05 to .75 of the SLO, from an H100 with a small model to a T4 with one that is nearly too large;
 - prefill, batch and attention costs relative to it span the measured pairs of ``rllib_envs.scenarios.fleet`` and twice as much;
 - a context token costs 3e-5 ms (an H100 with grouped heads) to 2.5e-2 ms (``paper3``);
 - the KV memory holds from barely one of the longest requests to hundreds.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rllib_envs.capacity import capacity_rps
-from rllib_envs.scenario import Arrivals, Catalogue, Expert, Predictions, Scenario, Variation, Workload, with_workload
+from rllib_envs.scenario import Arrivals, Catalogue, Expert, Predictions, Scenario, Workload, with_workload
 from rllib_envs.sim.profile import EngineProfile
 
 LOADS = (0.1, 1.8)
@@ -121,16 +121,7 @@ def draw_able_fleet(rng: np.random.Generator, law: FleetLaw = TRAINING, experts:
             return replace(fleet, capacity_rps=_round(carried_rps))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conditions:
-    """What a fleet meets: arrivals, load over the capacity, and what the router is told."""
-
-    load: float
-    arrivals: Arrivals
-    predictions: Predictions
-
-
-def draw_conditions(rng: np.random.Generator, rate_rps: float, load: float, requests: int) -> Conditions:
+def draw_conditions(rng: np.random.Generator, rate_rps: float, requests: int) -> tuple[Arrivals, Predictions]:
     """Draw arrivals and predictions for an episode of ``requests`` requests at a mean rate of ``rate_rps``.
 
     A cycle of a fluctuating process is at most half the episode: a longer one would be another load.
@@ -151,8 +142,7 @@ def draw_conditions(rng: np.random.Generator, rate_rps: float, load: float, requ
     else:
         period_s = min(_log_uniform(rng, 60, 600), 2 * longest_s)
         arrivals = Arrivals(kind="diurnal", period_s=_round(period_s), amplitude=_round(rng.uniform(0.3, 0.9)))
-    told = INFORMATION[int(rng.integers(len(INFORMATION)))]
-    return Conditions(load=load, arrivals=arrivals, predictions=told)
+    return arrivals, INFORMATION[int(rng.integers(len(INFORMATION)))]
 
 
 INFORMATION = (
@@ -165,7 +155,7 @@ INFORMATION = (
 
 
 def draw_scenario(
-    rng: np.random.Generator, *, law: FleetLaw = TRAINING, experts: int | None = None, requests: int = 1000, faults: bool = True
+    rng: np.random.Generator, *, law: FleetLaw = TRAINING, experts: int | None = None, requests: int = 1000
 ) -> Scenario:
     """Draw a fleet and its conditions: one of the worlds that training meets.
 
@@ -174,15 +164,12 @@ def draw_scenario(
         law: that of the fleet.
         experts: number of experts; None to draw it.
         requests: arrivals in an episode.
-        faults: whether some episodes have faults (``Variation``).
     """
     fleet = draw_able_fleet(rng, law, experts)
     load = _log_uniform(rng, *LOADS)
     rate_rps = _round(load * capacity_rps(fleet))
-    told = draw_conditions(rng, rate_rps, load, requests)
-    variation = Variation(fault_share=0.3, burst_share=0.0) if faults else None
-    scenario = with_workload(fleet, arrivals=told.arrivals, load=rate_rps, requests=requests)
-    return replace(scenario, predictions=told.predictions, variation=variation)
+    arrivals, predictions = draw_conditions(rng, rate_rps, requests)
+    return replace(with_workload(fleet, arrivals=arrivals, load=rate_rps, requests=requests), predictions=predictions)
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

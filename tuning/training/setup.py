@@ -104,7 +104,7 @@ def envelope_of(groups: Sequence[Group], drawn: int = 0) -> Envelope:
         drawn: how many scenarios to draw instead, where the run draws its own.
     """
     if drawn:
-        return Envelope.of([measure([draw_scenario(np.random.default_rng([_DRAWN, i]), faults=False)]) for i in range(drawn)])
+        return Envelope.of([measure([draw_scenario(np.random.default_rng([_DRAWN, i]))]) for i in range(drawn)])
     return Envelope.of([measure([variants] if isinstance(variants, Scenario) else list(variants)) for variants, _ in groups])
 
 

@@ -141,7 +141,7 @@ def try_candidates(
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
     seen = runner.env.groups[0].simulation.scenario.observation
     for _ in range(drawn):
-        scenario = replace(draw_scenario(draw, requests=requests, faults=False), observation=seen)
+        scenario = replace(draw_scenario(draw, requests=requests), observation=seen)
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests)], [int(draw.integers(2**62))]))
     return np.concatenate(results, axis=1)
 
