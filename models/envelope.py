@@ -143,10 +143,13 @@ class Envelope:
         """For JSON."""
         return {name: list(limits) for name, limits in self.ranges.items()}
 
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, least and greatest value of each input, as text."""
+        return [(name, INPUTS[name].show(low), INPUTS[name].show(high)) for name, (low, high) in self.ranges.items()]
+
     def __str__(self) -> str:
         """All ranges, in one line."""
-        parts = [(name, INPUTS[name].show, limits) for name, limits in self.ranges.items()]
-        return ", ".join(f"{name} {show(low)} to {show(high)}" for name, show, (low, high) in parts)
+        return ", ".join(f"{name} {low} to {high}" for name, low, high in self.rows())
 
     def outside(self, measured: Measured) -> list[Outside]:
         """The inputs of a scenario that are outside, the worst first."""

@@ -19,6 +19,7 @@ from models.features import (
     expert_quantity,
     whatif_column,
 )
+from models.learned_range import LearnedRange
 from rllib_envs.sim.rows import REQUEST_TABLE
 
 
@@ -49,15 +50,16 @@ class ImpactEstimator(nn.Module):
         hidden: width of the correction's layers; 0 for none.
         embedding: width of an encoder's embedding of each choice, an optional input of the correction (``GatedMLP``); 0 for none.
         columns: columns of ``FeatureColumns.choice``.
+        bounded: the correction fades out beyond the inputs of training (``LearnedRange``).
 
     Shapes:
         - columns: ``read_columns`` of the observation; embedding: (B, N, embedding)
         - output: (B, N)
     """
 
-    def __init__(self, *, hidden: int = 128, embedding: int = 0, columns: int = CHOICE_COLUMNS) -> None:
+    def __init__(self, *, hidden: int = 128, embedding: int = 0, columns: int = CHOICE_COLUMNS, bounded: bool = False) -> None:
         super().__init__()
-        self.correction = GatedMLP(columns, hidden, 1, embedding) if hidden else None
+        self.correction = GatedMLP(columns, hidden, 1, embedding, bounded=bounded) if hidden else None
 
     def forward(self, columns: FeatureColumns, embedding: Tensor | None = None) -> Tensor:
         """(B, N) predicted marginal QoS."""
@@ -96,19 +98,22 @@ class GatedMLP(nn.Module):
         hidden: width of the hidden layers.
         out: width of the output, which is 0 before training.
         embedding: width of the embedding; 0 for none.
+        bounded: the output fades to 0 beyond the inputs of training (``LearnedRange``).
     """
 
-    def __init__(self, columns: int, hidden: int, out: int, embedding: int = 0) -> None:
+    def __init__(self, columns: int, hidden: int, out: int, embedding: int = 0, *, bounded: bool = False) -> None:
         super().__init__()
         self.first, self.second, self.last = nn.Linear(columns, hidden), nn.Linear(hidden, hidden), zero_linear(hidden, out)
         self.branch = zero_linear(embedding, hidden, bias=False) if embedding else None
+        self.range = LearnedRange(columns) if bounded else None
 
     def forward(self, columns: Tensor, embedding: Tensor | None = None) -> Tensor:
         """(..., out) of (..., columns) and (..., embedding)."""
         x = self.first(columns)
         if self.branch is not None and embedding is not None:
             x = x + self.branch(embedding)
-        return self.last(self.second(x.relu()).relu())
+        out = self.last(self.second(x.relu()).relu())
+        return out if self.range is None else out * self.range(columns)
 
 
 def zero_linear(width: int, out: int, *, bias: bool = True) -> nn.Linear:

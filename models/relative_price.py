@@ -24,15 +24,21 @@ TERMS: dict[str, Term] = {
     "rise": Term(1.0, 0.25),  # times log(recent / long-run offered load)
     "above": Term(0.0, 0.3),  # times the log of the recent offered load, where above 0
     "overload": Term(0.0, 0.5),  # times how long and how far there has been overload
-    "late": Term(0.0, 0.2),  # times log(1 + share of late requests / .03), of those that finished of late
+    "late": Term(0.0, 0.2),  # times log(1 + share of requests that were late against what was predicted / .03)
     "quality": Term(0.0, 0.3),  # times log(the expert's mean score / the mean over experts): a good one's place is worth more
+    "use": Term(0.0, 0.2),  # times the log of what is used of the experts in the mean: with room elsewhere, a place costs less
     "experts": Term(0.0, 0.2),  # times log(experts / 6): the fewer there are, the less the others can take over
+    "own": Term(0.0, 0.2),  # times log(mean predicted score of the request / of the experts' mean scores)
     "size": Term(0.0, 0.1),  # exponent beyond 1 of what the request takes over what a mean request takes
     # Scarcity at the expert:
     "memory": Term(0.5, 0.15),  # weight of its reserved KV memory; the rest is that of its time, both from 0 to 1
     "power": Term(1.0, 0.2),  # exponent of their sum
     "floor": Term(0.0, 0.05),  # cost of an idle expert
     "queue": Term(0.0, 0.1),  # times waiting over running requests
+    # Weight of softened deadlines, from 0 to 1, as a sum:
+    "soft": Term(0.0, 0.2),
+    "soft_load": Term(0.0, 0.15),  # times the log of the recent offered load
+    "soft_error": Term(0.0, 0.4),  # times (root mean square error of log lengths - .4)
     # Predicted scores count as the expert's mean score plus this much of the difference:
     "trust": Term(1.0, 0.1),
     "trust_load": Term(0.0, 0.15),  # more of it for each unit of the log of the recent offered load
@@ -42,8 +48,9 @@ TERMS: dict[str, Term] = {
 _LEAST_LOG_LOAD, _MOST_LONG_RUN = -4.0, 1.5
 _LEAST_LOG_PRICE, _MOST_LOG_PRICE, _MOST_LOG_RATIO, _MOST_LOG_QUALITY = -20.0, 5.0, 9.0, 2.0
 _MOST_USED, _MOST_QUEUE = 3.0, 4.0
-_LEAST_ROOM = 0.1
-_TYPICAL_EXPERTS, _FEW_LATE = 6.0, 0.03
+_LEAST_ROOM, _LEAST_QUALITY, _LEAST_USED = 0.1, 1e-3, 0.05
+_TYPICAL_EXPERTS, _TYPICAL_ERROR, _FEW_LATE = 6.0, 0.4, 0.03
+_MOST_ERROR = 1.5
 
 
 class RelativePrice(nn.Module):
@@ -51,11 +58,11 @@ class RelativePrice(nn.Module):
 
     ``cost = exp(terms) * quality * ratio**(1 + size) * (used**power + floor + queue * waiting / (1 + running))``, where
 
-    - ``quality``: mean over the experts of the request's predicted scores;
+    - ``quality``: mean over the experts of their mean scores: what later requests are worth, whoever this one is;
     - ``ratio``: the time that the request takes of the expert, over that of late requests (``sim.demand``);
     - ``used``: twice the weighted mean of the reserved share of the KV memory, and of the share that present requests take of
       the time that an iteration's fixed cost leaves;
-    - ``terms``: the first eight of ``TERMS``.
+    - ``terms``: the first ten of ``TERMS``.
 
     A search sets the parameters, not gradients: to torch they are a buffer, ``terms``.
 
@@ -85,7 +92,7 @@ class RelativePrice(nn.Module):
             + term["rise"] * (fast - slow)
             + term["above"] * fast.clamp(min=0)
             + term["overload"] * _demand(observation, "overload")
-            + term["late"] * (_demand(observation, "late") / _FEW_LATE).log1p()
+            + term["late"] * (_unforeseen(observation) / _FEW_LATE).log1p()
             + term["quality"] * _relative_quality(observation)
             + term["experts"] * (count / _TYPICAL_EXPERTS).log()
         )
@@ -98,14 +105,22 @@ class RelativePrice(nn.Module):
         used = (2 * (memory * reserved + (1 - memory) * busy)).clamp(min=1e-3)
         queue = expert_quantity(observation, "waiting") / (1 + expert_quantity(observation, "running"))
         scarcity = used ** term["power"].clamp(0.2, 4) + term["floor"] + term["queue"] * queue.clamp(max=_MOST_QUEUE)
-        quality = self._trusted(observation, fast, term).mean(dim=-1, keepdim=True)
+        quality = expert_column(observation, "mean_score").mean(dim=-1, keepdim=True).clamp(min=_LEAST_QUALITY)
+        own = self._trusted(observation, fast, term).mean(dim=-1, keepdim=True).clamp(min=_LEAST_QUALITY)
+        log_price = log_price + term["use"] * used.mean(dim=-1, keepdim=True).clamp(min=_LEAST_USED).log()
+        log_price = log_price + term["own"] * (own / quality).log().clamp(-_MOST_LOG_QUALITY, _MOST_LOG_QUALITY)
         log_cost = log_price.clamp(_LEAST_LOG_PRICE, _MOST_LOG_PRICE) + log_ratio * (1 + term["size"].clamp(-0.9, 1))
         return quality * log_cost.exp() * scarcity.clamp(min=0)
 
     def adjustment(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
-        """(B, N) change of the predicted marginal QoS by how far predicted scores are trusted; arguments as above."""
-        trusted = self._trusted(observation, _loads(observation)[1], self._named(terms))
-        return (trusted - arrived_column(observation, "predicted_score")) * whatif_column(observation, "own_success")
+        """(B, N) change of the predicted marginal QoS by trust in scores and by softened deadlines; arguments as above."""
+        term, fast = self._named(terms), _loads(observation)[1]
+        wrong = _demand(observation, "length_error").clamp(max=_MOST_ERROR) - _TYPICAL_ERROR
+        soft = (term["soft"] + term["soft_load"] * fast + term["soft_error"] * wrong).clamp(0, 1)
+        strict, change = whatif_column(observation, "own_success"), whatif_column(observation, "soft_change")
+        success = strict + soft * (whatif_column(observation, "own_success_softened") - strict)
+        others = soft * (whatif_column(observation, "soft_change_softened") - change)
+        return self._trusted(observation, fast, term) * success - arrived_column(observation, "predicted_score") * strict + others
 
     def _named(self, terms: Tensor | None) -> dict[str, Tensor]:
         values = self.terms if terms is None else terms
@@ -126,8 +141,16 @@ def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
 
 def _relative_quality(observation: Observation) -> Tensor:
     """(B, N) log of each expert's mean score over the mean of all."""
-    mean = expert_column(observation, "mean_score").clamp(min=1e-3)
+    mean = expert_column(observation, "mean_score").clamp(min=_LEAST_QUALITY)
     return (mean / mean.mean(dim=-1, keepdim=True)).log().clamp(-_MOST_LOG_QUALITY, _MOST_LOG_QUALITY)
+
+
+def _unforeseen(observation: Observation) -> Tensor:
+    """(B, 1) share of requests that were late although the roll-out did not say so: what later arrivals did to them.
+
+    Some requests are late wherever they go. A price does not help them.
+    """
+    return (_demand(observation, "late") - _demand(observation, "foreseen")).clamp(min=0)
 
 
 def _demand(observation: Observation, name: str) -> Tensor:

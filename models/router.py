@@ -68,6 +68,9 @@ class RouterSpec:
     training. relative: in proportion to the cluster's means, for any cluster; observations say what late requests need."""
     drop: bool = True
     """Allow the router to drop a request that some expert could take."""
+    bounded: bool = False
+    """What networks add to impact and price fades out beyond the inputs of training. Then the router is impact-greedy with a
+    price. A router without impact has nothing to fall back on, so there it counts as False."""
     information: bool = False
     """Observations say what predictions are worth, and scores depend on it: one router then suits many predictors."""
 
@@ -172,9 +175,12 @@ class Router(nn.Module):
         self.spec = spec
         self.encoder = _encoder(spec)
         self.embedding = {"han": 2, "pooled": 1, "aggregates": 0}[spec.encoder] * spec.graph_hidden
-        self.estimator = ImpactEstimator(hidden=spec.impact_hidden, embedding=self.embedding, columns=spec.choice_columns)
+        bounded = spec.bounded and spec.impact
+        self.estimator = ImpactEstimator(
+            hidden=spec.impact_hidden, embedding=self.embedding, columns=spec.choice_columns, bounded=bounded
+        )
         learned = spec.future and spec.hidden > 0
-        self.future = GatedMLP(spec.choice_columns, spec.hidden, 3, self.embedding) if learned else None
+        self.future = GatedMLP(spec.choice_columns, spec.hidden, 3, self.embedding, bounded=bounded) if learned else None
         self.price = (RelativePrice() if spec.price == "relative" else Price()) if spec.future else None
         self.register_buffer("listening", torch.ones(()))
 

@@ -38,7 +38,7 @@ from rllib_envs.sim.cluster import (
     sync_telemetry,
     true_marginals,
 )
-from rllib_envs.sim.demand import Demand, update_demand, update_late_ema, write_demand
+from rllib_envs.sim.demand import Demand, update_demand, update_foreseen_ema, update_late_ema, write_demand
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
 from rllib_envs.sim.state import State
 from rllib_envs.sim.whatif import Scratch, predict
@@ -88,6 +88,8 @@ def decide(world, rules, b, action, step):
             marginal = marginal_qos(state, workload, b, r, action, now_s, world.scratch, rules.slo_s)
         else:
             marginal = world.marginal[b, action]
+    if rules.demand and rules.predict and action < state.experts.shape[1]:
+        update_foreseen_ema(world.demand, b, world.rows.whatif[b, action].own_success)
     route(state, workload, b, r, action, now_s, marginal, step)
     advance_to_next(state, workload, world.cursor, world.now_s, b, rules.slo_s, step)
     if world.cursor[b] < workload.total[b]:
@@ -116,7 +118,7 @@ def write_observation(world, rules, b):
     if rules.demand:
         if telemetry.arrived == 0:  # nobody has decided yet
             update_demand(world.demand, nominal, workload, b, 0, world.pace.gaps[b], rules.slo_s)
-        write_demand(world.demand, b, rows.demand[b])
+        write_demand(world.demand, world.calibration.errors, b, rows.demand[b])
     if rules.track_future == 2:
         true_marginals(
             world.state, workload, b, telemetry.arrived, telemetry.now_s, world.scratch, rules.slo_s, world.marginal[b]

@@ -47,7 +47,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     ``action_mask``   (N + 1,)                    1 where the action is possible; drop always is
     ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario sets it
     ``information``   (N, 4)                      what predictions are worth (INFORMATION_FEATURES), if the scenario sets it
-    ``demand``        (5,)                        what late requests need (DEMAND_FEATURES), if the scenario sets it
+    ``demand``        (7,)                        what late requests need (DEMAND_FEATURES), if the scenario sets it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights

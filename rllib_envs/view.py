@@ -41,7 +41,7 @@ class View(NamedTuple):
     action_mask: NDArray[np.float32]  # (B, N+1)
     whatif: NDArray[np.float32]  # (B, N, 18), or (B, N, 0) if the scenario does not set it
     information: NDArray[np.float32]  # (B, N, 4), or (B, N, 0) likewise
-    demand: NDArray[np.float32]  # (B, 5), or (B, 0) likewise
+    demand: NDArray[np.float32]  # (B, 7), or (B, 0) likewise
 
 
 def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> ObservationRows:

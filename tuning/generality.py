@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tuning.evaluation.trained_on import envelope_of_router
 from tuning.many_worlds.fleets import FIRST_SEED
 from tuning.many_worlds.measure import Size, measure
 from tuning.many_worlds.report import write_report
@@ -68,7 +69,8 @@ def run(options: Options) -> None:
     check_limits("first_seed", options.first_seed, FIRST_SEED, 10**9)
     check_limits("jobs", options.jobs, 1, 4096)
     router = parse_router(options.router or f"bundle:{ANY_CLUSTER_ROUTER}")
+    trained_on = envelope_of_router(router) if router.is_trained else None
     size = Size(episodes=options.episodes, requests=options.requests, experts=_SMOKE_EXPERTS if options.smoke else None)
     with run_lock(options.out):
         results = measure(every[: options.cells], router, size, options.out, options.jobs)
-        write_report(options.out, router.name, size, options.first_seed, results)
+        write_report(options.out, router.name, trained_on, size, options.first_seed, results)

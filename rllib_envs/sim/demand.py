@@ -44,6 +44,7 @@ DEMAND = np.dtype(
         ("log_expert_time", "f8"),
         ("overload", "f8"),
         ("late", "f8"),
+        ("foreseen", "f8"),
     ],
     align=True,
 )  # fmt: skip
@@ -104,11 +105,30 @@ def update_late_ema(demand, b, finished, late):
 
 
 @kernel
-def write_demand(demand, b, row):
-    """Write the DEMAND_ROW of cluster b."""
+def update_foreseen_ema(demand, b, own_success):
+    """Count a request of cluster b that is sent to an expert, with the predicted probability that it is in time there."""
+    record = demand.records[b]
+    record.foreseen += _LATE_GAIN * (1.0 - own_success - record.foreseen)
+
+
+@kernel
+def write_demand(demand, errors, b, row):
+    """Write the DEMAND_ROW of cluster b; ``errors`` (B, N): what calibration has seen of predicted lengths (ERRORS)."""
     record = demand.records[b]
     row.log_expert_time = record.log_expert_time
     row.log_load_long_run = record.log_load[_SLOW]
     row.log_load_recent = record.log_load[_FAST]
     row.overload = record.overload
     row.late = record.late
+    row.foreseen = record.foreseen
+    row.length_error = _length_error(errors[b])
+
+
+@kernel
+def _length_error(errors):
+    """Root mean square of log(actual / predicted tokens) over the finished answers of all experts; 0 where there are none."""
+    square, samples = 0.0, 0
+    for e in range(errors.size):
+        square += errors[e].samples * errors[e].square
+        samples += errors[e].samples
+    return math.sqrt(square / max(samples, 1))

@@ -126,6 +126,8 @@ DEMAND_TABLE: Mapping[str, Feature] = {
     "log_load_recent": Feature("the same, fast", "log"),
     "overload": Feature("how long and how far there has been overload: moving average of log_load_recent, where above 0", "log"),
     "late": Feature("share of the requests that finished of late which missed the SLO: a moving average"),
+    "foreseen": Feature("the same share as the roll-out predicted it when they were sent; 0 without the what-if results"),
+    "length_error": Feature("root mean square of log(actual / predicted length) of finished answers, with calibration", "log"),
 }
 """Features of the cluster that put a request and a load in proportion, whatever the cluster."""
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.features import arrived_column, expert_column, expert_time, whatif_column
+from models.features import arrived_column, expert_column, expert_time, predicted_marginal, whatif_column
 from models.relative_price import TERMS, RelativePrice
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario, with_workload
 from rllib_envs.scenarios.procedural import TRAINING, UNSEEN, draw_scenario
 from rllib_envs.sim.demand import expert_time_s
-from rllib_envs.sim.rows import DEMAND_FEATURES, EXPERT_FEATURES
+from rllib_envs.sim.rows import ARRIVED_FEATURES, DEMAND_FEATURES, EXPERT_FEATURES
 from rllib_envs.simulation import Simulation
 from tests.models.observed import busy, seen, world
 
@@ -41,14 +41,14 @@ def changed(observation, part, name, change):
     return {**observation, part: values}
 
 
-def test_before_training_a_mean_request_at_full_use_and_full_load_costs_its_quality(observation):
+def test_before_training_a_mean_request_at_full_use_and_full_load_costs_a_mean_quality(observation):
     one = observation
     for name in ("step_time", "kv_reserved"):  # half of the memory and half of the time: used = 1
         half = (1 + expert_column(one, "base_time")) / 2 if name == "step_time" else torch.full_like(one["experts"][..., 0], 0.5)
         one = changed(one, "experts", name, lambda _, half=half: half)
     for name in ("log_load_long_run", "log_load_recent"):
         one = changed(one, "demand", name, torch.zeros_like)
-    ratio = price(one) / arrived_column(one, "predicted_score").mean(dim=-1, keepdim=True)
+    ratio = price(one) / expert_column(one, "mean_score").mean(dim=-1, keepdim=True)
     torch.testing.assert_close(ratio, expert_time(one) / one["demand"][..., :1].exp(), rtol=1e-9, atol=0.0)
 
 
@@ -87,6 +87,56 @@ def test_a_long_overload_makes_it_dearer_than_a_flood_where_that_counts(observat
     longer = changed(observation, "demand", "overload", lambda x: x + 0.5)
     torch.testing.assert_close(price(longer, overload=1.0), price(observation, overload=1.0) * math.exp(0.5))
     torch.testing.assert_close(price(longer), price(observation))
+
+
+def test_room_elsewhere_makes_it_cheaper_where_that_counts(observation):
+    first = torch.arange(observation["experts"].shape[1]) == 0
+    fuller = changed(observation, "experts", "kv_reserved", lambda x: torch.where(first, x, x + 0.2))
+    torch.testing.assert_close(price(fuller)[:, 0], price(observation)[:, 0])
+    assert (price(fuller, use=0.5)[:, 0] > price(observation, use=0.5)[:, 0]).all()
+
+
+def test_only_lateness_that_was_not_foreseen_makes_it_dearer(observation):
+    late = changed(observation, "demand", "late", lambda x: torch.full_like(x, 0.3))
+    foreseen = changed(late, "demand", "foreseen", lambda x: torch.full_like(x, 0.3))
+    torch.testing.assert_close(price(foreseen, late=1.0), price(observation, late=0.0))
+    assert (price(late, late=1.0) > 2 * price(foreseen, late=1.0)).all()
+    torch.testing.assert_close(price(late, late=0.0), price(foreseen, late=0.0))
+
+
+def test_what_a_request_takes_from_others_does_not_depend_on_its_own_quality_before_training(observation):
+    better = {**observation, "arrived": observation["arrived"].clone()}
+    better["arrived"][..., ARRIVED_FEATURES.index("predicted_score")] += 0.1
+    torch.testing.assert_close(price(better), price(observation))
+    assert (price(better, own=1.0) > price(observation, own=1.0)).all()
+
+
+def test_softened_deadlines_count_as_far_as_their_weight(observation):
+    def marginal(**terms):
+        values = torch.tensor([terms.get(name, term.prior) for name, term in TERMS.items()], dtype=DOUBLE)
+        return predicted_marginal(observation) + RelativePrice().adjustment(observation, values)
+
+    own = arrived_column(observation, "predicted_score") * whatif_column(observation, "own_success_softened")
+    softened = own + whatif_column(observation, "soft_change_softened")
+    torch.testing.assert_close(marginal(soft=1.0), softened)
+    torch.testing.assert_close(marginal(soft=0.25), 0.75 * predicted_marginal(observation) + 0.25 * softened)
+    torch.testing.assert_close(marginal(soft=0.5, soft_error=100.0), predicted_marginal(observation))  # no answer has finished
+    wrong = changed(observation, "demand", "length_error", lambda x: torch.full_like(x, 0.5))
+    values = torch.tensor([{"soft_error": 2.0}.get(name, term.prior) for name, term in TERMS.items()], dtype=DOUBLE)
+    found = predicted_marginal(wrong) + RelativePrice().adjustment(wrong, values)
+    torch.testing.assert_close(found, 0.8 * predicted_marginal(wrong) + 0.2 * softened)
+
+
+def test_length_errors_and_foreseen_lateness_are_shown_as_they_come():
+    scenario = world(load=4.0, demand=True)
+    seen_once = busy(replace(scenario, observation=replace(scenario.observation, calibrate=True)), decisions=300)
+    shown = {name: seen_once.view.demand[:, i] for i, name in enumerate(DEMAND_FEATURES)}
+    errors = seen_once.world.calibration.errors
+    square = (errors["samples"] * errors["square"]).sum(axis=1) / errors["samples"].sum(axis=1)
+    np.testing.assert_allclose(shown["length_error"], np.sqrt(square), rtol=1e-6)
+    assert ((shown["foreseen"] > 0) & (shown["foreseen"] < 1)).all()
+    uncalibrated = busy(scenario, decisions=300).view.demand
+    assert not uncalibrated[:, DEMAND_FEATURES.index("length_error")].any()
 
 
 def test_trust_changes_nothing_at_1_and_leaves_the_means_at_0(observation):

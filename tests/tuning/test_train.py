@@ -83,6 +83,14 @@ def test_the_router_routes_without_ray(trained):
     assert (route(simulation, np.random.default_rng(0)) <= 6).all()
 
 
+def test_the_networks_know_the_range_of_their_inputs_in_training(trained):
+    kept = weights(trained)
+    for network in ("estimator.correction", "future"):
+        low, high = (kept[f"{network}.range.{side}"] for side in ("low", "high"))
+        assert (low <= high).all()
+        assert (low < high).sum() > len(low) / 2
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(trained, one_ray, tmp_path):
     assert run(TrainOptions(run_dir=tmp_path / "same", iterations=4, **TINY)) == 0
     assert same(weights(trained), weights(tmp_path / "same"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.envelope import Envelope
 from tuning.many_worlds.figure import draw_differences
 from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, Size, WorldResult
 from tuning.many_worlds.summary import (
@@ -37,12 +38,15 @@ _TITLES = {
 }
 
 
-def write_report(out: Path, router: str, size: Size, first_seed: int, results: Sequence[WorldResult]) -> None:
+def write_report(
+    out: Path, router: str, trained_on: Envelope | None, size: Size, first_seed: int, results: Sequence[WorldResult]
+) -> None:
     """Print the tables, and write results.md, results.json, worlds.csv and differences.png.
 
     Args:
         out: folder.
         router: as the user named it.
+        trained_on: its training range; None if it has none.
         size: how much was simulated.
         first_seed: of the fleets.
         results: one or more.
@@ -60,7 +64,8 @@ def write_report(out: Path, router: str, size: Size, first_seed: int, results: S
     )
     tables = [part for baseline, title in _TITLES.items() for part in (title, _table(rows[baseline]))]
     plain = ["## Against plain heuristics", _plain(results)]
-    text = "\n\n".join(["# Many worlds", head, *tables, *plain, "## Bounds", _judged(judged)])
+    ranges = [] if trained_on is None else ["## Training range", _ranges(trained_on)]
+    text = "\n\n".join(["# Many worlds", head, *tables, *plain, "## Bounds", _judged(judged), *ranges])
     print(text)
     draw_differences(out / "differences.png", kinds)
     write_text(out / "results.md", f"{text}\n\n![differences.png](differences.png)\n")
@@ -109,6 +114,10 @@ def _plain(results: Sequence[WorldResult]) -> str:
 def _judged(judged: Sequence[Bound]) -> str:
     rows = [[bound.text, bound.found, "held" if bound.held else "not held"] for bound in judged]
     return markdown_table(["bound", "found", "verdict"], rows)
+
+
+def _ranges(trained_on: Envelope) -> str:
+    return markdown_table(["input", "least", "greatest"], [list(row) for row in trained_on.rows()])
 
 
 def _csv(results: Sequence[WorldResult]) -> str:

@@ -100,7 +100,7 @@ class TrainOptions:
     """The same for waiting requests."""
     reward: Reward = MARGINAL
     """Weights of the reward's terms."""
-    router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
+    router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=lambda: RouterSpec(bounded=True))
     correction: bool = True
     """Learn a correction of the impact estimate. Without it, impact-hidden counts as 0."""
     avl: Annotated[AVLSettings, tyro.conf.arg(name="")] = field(default_factory=AVLSettings)

@@ -116,7 +116,7 @@ def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group]
         "algo": options.algo,
         "seed": options.seed,
         "observation": asdict(replace(scenario.observation, counterfactual=False)),
-        "scenario": scenario.name,
+        "scenario": "drawn" if _drawn(options) else scenario.name,
         "fingerprint": scenario.fingerprint(),
     }
 

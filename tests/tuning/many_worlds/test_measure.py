@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 
 import tuning.many_worlds.measure as measure_module
+from models.export.bundle import load_bundle
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import with_workload
 from rllib_envs.scenarios.load import load_scenario
@@ -15,7 +17,7 @@ from tuning.evaluation.matrix import Cell, run_cell
 from tuning.many_worlds.measure import PLAIN
 from tuning.many_worlds.tuned import BASELINE, DEFAULTS, mean_qos_of, tune
 from tuning.specs.grammar import format_spec
-from tuning.specs.routers import parse_router
+from tuning.specs.routers import ANY_CLUSTER_ROUTER, parse_router
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +105,18 @@ def test_a_bad_router_meets_the_same_baselines_and_holds_no_bound(out, tmp_path,
     judged = json.loads((tmp_path / "results.json").read_text())["bounds"]
     assert judged
     assert not any(bound["held"] for bound in judged)
+
+
+def test_the_report_of_a_trained_router_says_what_it_was_trained_with(out, tmp_path):
+    for name in ("fleets", "baselines"):
+        (tmp_path / name).symlink_to(out / name)
+    generality.run(generality.Options(router=None, out=tmp_path, **SMALL))
+    table = (tmp_path / "results.md").read_text().split("## Training range")[1]
+    trained_on = load_bundle(ANY_CLUSTER_ROUTER).trained_on
+    assert trained_on is not None
+    for row in trained_on.rows():
+        assert re.search(r"\|\s+".join(re.escape(cell) + r"\s+" for cell in row), table), row
+    assert "## Training range" not in (out / "results.md").read_text()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_files(out, tmp_path, monkeypatch, capsys):
