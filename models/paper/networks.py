@@ -29,6 +29,7 @@ class PaperSpec:
     experts: int  # N
     hidden: int = 64
     heads: int = 8
+    told_apart: bool = False  # ours: an expert's node also has the expert's index and what is predicted for the request there
 
     def __post_init__(self) -> None:
         """Refuse invalid sizes.
@@ -65,7 +66,8 @@ class PaperValues(nn.Module):
 
         super().__init__()
         self.spec = spec
-        self.encoder = PooledHAN(len(_EXPERT), len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)
+        expert_features = len(_EXPERT) + (spec.experts + len(ARRIVED_FEATURES)) * spec.told_apart
+        self.encoder = PooledHAN(expert_features, len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)
         self.head = nn.Sequential(
             nn.Linear(spec.hidden, spec.hidden), nn.ReLU(), nn.Linear(spec.hidden, spec.experts + 1)
         )  # fmt: skip
@@ -73,6 +75,9 @@ class PaperValues(nn.Module):
     def forward(self, observation: Observation) -> Tensor:
         """(B, N + 1) values of all actions, possible or not."""
         experts = observation["experts"][..., [EXPERT_FEATURES.index(name) for name in _EXPERT]]
+        if self.spec.told_apart:
+            which = torch.eye(self.spec.experts, device=experts.device).expand(experts.shape[0], -1, -1)
+            experts = torch.cat([experts, observation["arrived"], which], dim=-1)
         columns = [REQUEST_FEATURES.index(name) for name in _REQUEST]
         running, waiting = (observation[name][..., columns] for name in ("running", "waiting"))
         masks = (observation["running_mask"], observation["waiting_mask"])
