@@ -10,12 +10,12 @@ from models.impact import zero_linear
 
 
 class ActionValue(nn.Module):
-    """Action values ``Q(s, e) = prior of e + learned residual``, that of drop with a prior of 0.
+    """Action values ``Q(s, e) = prior of e + learned state value + learned residual``, that of drop with a prior of 0.
 
-    The prior is the predicted marginal QoS unless it is given. The residual of an expert comes from its own columns and from the
-    mean and maximum over experts; that of drop from the latter two. Permuting the experts permutes their values. Residuals are 0
-    before training, so that an untrained critic ranks actions by the prior. An observation without what-if results has no
-    predictions.
+    The prior is the predicted marginal QoS unless it is given. The state value is common to all actions: their differences need
+    not learn it. The residual of an expert comes from its own columns and from the mean and maximum over experts; that of drop
+    and the state value come from the latter two. Permuting the experts permutes their values. What is learned is 0 before
+    training, so that an untrained critic ranks actions by the prior. An observation without what-if results has no predictions.
 
     Args:
         hidden: width of the hidden layers.
@@ -33,6 +33,7 @@ class ActionValue(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.expert_head = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
         self.drop_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
+        self.state_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), zero_linear(hidden, 1))
 
     def forward(self, columns: FeatureColumns, embedding: Tensor | None = None, prior: Tensor | None = None) -> Tensor:
         """(B, N + 1) action values."""
@@ -41,4 +42,5 @@ class ActionValue(nn.Module):
         pooled = torch.cat([embeddings.mean(dim=-2), embeddings.amax(dim=-2)], dim=-1)
         everywhere = pooled.unsqueeze(-2).expand(*embeddings.shape[:-1], -1)
         experts = self.expert_head(torch.cat([embeddings, everywhere], dim=-1)).squeeze(-1)
-        return torch.cat([experts + (columns.marginal if prior is None else prior), self.drop_head(pooled)], dim=-1)
+        values = torch.cat([experts + (columns.marginal if prior is None else prior), self.drop_head(pooled)], dim=-1)
+        return values + self.state_head(pooled)

@@ -29,7 +29,7 @@ class PaperSpec:
     experts: int  # N
     hidden: int = 64
     heads: int = 8
-    told_apart: bool = False  # ours: an expert's node also has the expert's index and what is predicted for the request there
+    told_apart: bool = False  # ours: the outputs also read each expert's features and predictions, in the experts' order
 
     def __post_init__(self) -> None:
         """Refuse invalid sizes.
@@ -66,22 +66,21 @@ class PaperValues(nn.Module):
 
         super().__init__()
         self.spec = spec
-        expert_features = len(_EXPERT) + (spec.experts + len(ARRIVED_FEATURES)) * spec.told_apart
-        self.encoder = PooledHAN(expert_features, len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)
-        self.head = nn.Sequential(
-            nn.Linear(spec.hidden, spec.hidden), nn.ReLU(), nn.Linear(spec.hidden, spec.experts + 1)
-        )  # fmt: skip
+        self.encoder = PooledHAN(len(_EXPERT), len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)
+        width = spec.hidden + spec.experts * (len(_EXPERT) + len(ARRIVED_FEATURES)) * spec.told_apart
+        self.head = nn.Sequential(nn.Linear(width, spec.hidden), nn.ReLU(), nn.Linear(spec.hidden, spec.experts + 1))
 
     def forward(self, observation: Observation) -> Tensor:
         """(B, N + 1) values of all actions, possible or not."""
         experts = observation["experts"][..., [EXPERT_FEATURES.index(name) for name in _EXPERT]]
-        if self.spec.told_apart:
-            which = torch.eye(self.spec.experts, device=experts.device).expand(experts.shape[0], -1, -1)
-            experts = torch.cat([experts, observation["arrived"], which], dim=-1)
         columns = [REQUEST_FEATURES.index(name) for name in _REQUEST]
         running, waiting = (observation[name][..., columns] for name in ("running", "waiting"))
         masks = (observation["running_mask"], observation["waiting_mask"])
-        return self.head(self.encoder(experts, observation["arrived"], running, masks[0], waiting, masks[1]))
+        embedding = self.encoder(experts, observation["arrived"], running, masks[0], waiting, masks[1])
+        if self.spec.told_apart:
+            own = torch.cat([experts, observation["arrived"]], dim=-1).flatten(start_dim=1)
+            embedding = torch.cat([embedding, own], dim=-1)
+        return self.head(embedding)
 
 
 class PaperPolicy(nn.Module):

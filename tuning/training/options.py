@@ -105,7 +105,7 @@ class TrainOptions:
     """Weights of the reward's terms."""
     router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=RouterSpec)
     told_apart: bool = False
-    """paper: the graph tells experts apart. A node has the expert's index, and what is predicted for the request there."""
+    """paper: beside the graph's embedding the outputs read each expert's features and predictions. The embedding has neither."""
     correction: bool = True
     """Learn a correction of the impact estimate. Without it, impact-hidden counts as 0."""
     avl: Annotated[AVLSettings, tyro.conf.arg(name="")] = field(default_factory=AVLSettings)

@@ -243,12 +243,12 @@ def sac_config(
         settings: hyperparameters that differ from the usual ones.
     """
     settings = SACSettings() if settings is None else settings
-    model: dict[str, Any] = {"router": router.to_dict(), "temperature": temperature}
-    paper = isinstance(router, PaperSpec)
+    paper, known = isinstance(router, PaperSpec), first_scenarios({"scenarios": list(scenarios)})
     if paper:
-        model = {"paper": router.to_dict(), "temperature": 1.0}
-    elif all(variant.observation.counterfactual for variant in first_scenarios({"scenarios": list(scenarios)})):
-        model["counterfactual"] = True
+        model: dict[str, Any] = {"paper": router.to_dict(), "temperature": 1.0}
+    else:
+        counterfactual = settings.impact_estimator and all(variant.observation.counterfactual for variant in known)
+        model = {"router": router.to_dict(), "temperature": temperature, "counterfactual": counterfactual}
     if settings.initial_alpha is not None:
         model["initial_alpha"] = settings.initial_alpha
     environments = sum(count for _, count in scenarios)

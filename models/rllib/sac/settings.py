@@ -15,7 +15,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "critic_warmup": (0, 10**9),
     "steps_per_update": (1, 10**6),
 }
-_OF_MODULE = "initial_alpha"
+_OF_MODULE = ("initial_alpha", "impact_estimator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class SACSettings:
     """sac: optimizer steps of the critics before the actor learns. Default: 1,000."""
     centre_rewards: bool | None = None
     """sac: subtract the mean reward of each environment. Default: yes."""
+    impact_estimator: bool = True
+    """sac: an estimator learns the marginal QoS of all actions, and the critics what is beyond it. Without, critics learn all."""
     steps_per_update: int | None = None
     """sac: decisions for each optimizer step. Default: 32."""
 
@@ -48,7 +50,6 @@ class SACSettings:
 
     def training(self) -> dict[str, Any]:
         """Those that are given, as keywords of ``RouterSACConfig.training``."""
-        given = {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None and f.name != _OF_MODULE
-        }
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_MODULE}
+        given = {name: value for name, value in given.items() if value is not None}
         return given if self.gamma is None else given | {"beta": 0.0}

@@ -287,7 +287,7 @@ def test_the_critic_permutes_with_the_experts(columns):
     now = tensors(columns)[Columns.OBS]
     torch.manual_seed(1)
     critic = ActionValue(hidden=8)
-    for head in (critic.expert_head, critic.drop_head):
+    for head in (critic.expert_head, critic.drop_head, critic.state_head):
         torch.nn.init.normal_(head[-1].weight)
     n = now["experts"].shape[1]
     order = torch.randperm(n)
