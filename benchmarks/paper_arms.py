@@ -6,7 +6,7 @@ be stopped and goes on where it was. Two tables for docs/experiments.md are prin
 - departures: ``--preset paper`` on its own scenario as published, with each change to it alone, and with
   all. The greedy router is compared, and the one that draws its actions as in training.
 - ablation: ``--preset paper-mended`` without the graph, without the impact estimator, and with the paper's sum of finished
-  QoS in place of the tailored reward; Poisson arrivals and those of a real trace.
+  QoS in place of the tailored reward; on edge6, with Poisson arrivals and those of a real trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tuning.output.tables import markdown_table
 PUBLISHED = ["--preset", "paper"]
 DEPARTURE = {
     "alpha begins at .03": ["--initial-alpha", "0.03"],
-    "learning rate 3e-4": ["--lr", "3e-4"],
+    "learning rate 1e-3": ["--lr", "1e-3"],
     "experts told apart": ["--told-apart"],
     "critics warm up": ["--critic-warmup", "200"],
     "rewards centred": ["--centre-rewards", "True"],
@@ -38,7 +38,7 @@ DEPARTURES = {
     **{name: [*PUBLISHED, *options] for name, options in DEPARTURE.items()},
     "all of these": [*PUBLISHED, *(option for options in DEPARTURE.values() for option in options)],
 }
-MENDED = ["--preset", "paper-mended"]
+MENDED = ["--preset", "paper-mended", "--scenario", "edge6", "--load", "mixed"]
 PLAIN_REWARD = ["--reward.realised-qos", "1", "--reward.marginal-qos", "0", "--no-impact-estimator"]
 ABLATION = {
     "whole": MENDED,
@@ -47,7 +47,7 @@ ABLATION = {
     "without tailored reward": [*MENDED, *PLAIN_REWARD],
 }
 BASELINES = ["random", "round-robin", "join-shortest-queue", "quality-greedy"]
-WORLD = ["--scenario", "paper3", "--load", "3"]
+OWN, EDGE6 = ["--scenario", "paper3", "--load", "3"], ["--scenario", "edge6", "--load", "moderate"]
 
 
 class Arms:
@@ -64,17 +64,17 @@ class Arms:
         _run("train", *options, *limits, "--run-dir", str(folder))
         return find_checkpoint(folder) / BUNDLE
 
-    def compare(self, name: str, routers: Sequence[str], arrivals: Sequence[str]) -> list[dict[str, Any]]:
+    def compare(self, name: str, world: Sequence[str], routers: Sequence[str]) -> list[dict[str, Any]]:
         """The comparisons of ``edgeroute evaluate``, one for each arrival process."""
         folder = self.out / name
-        _run("evaluate", *WORLD, "--arrivals", *arrivals, "--routers", *routers, *self.size, "--out", str(folder))
+        _run("evaluate", *world, "--routers", *routers, *self.size, "--out", str(folder))
         return json.loads((folder / "results.json").read_text(encoding="utf-8"))["comparisons"]
 
     def departures(self) -> str:
         """Table of the published constants and of each departure."""
         bundles = [self.bundle("departure", i, options) for i, options in enumerate(DEPARTURES.values())]
         trained = [f"{kind}:{path}" for path in bundles for kind in ("bundle", "sampled")]
-        (found,) = self.compare("departures", [*BASELINES, "impact-greedy", *trained], ["poisson"])
+        (found,) = self.compare("departures", OWN, [*BASELINES, *trained])
         rows = [[name, figure(found, name, "qos"), "", figure(found, name, "violation_rate")] for name in BASELINES]
         for name, path in zip(DEPARTURES, bundles, strict=True):
             greedy, sampled = f"bundle:{path}", f"sampled:{path}"
@@ -90,7 +90,7 @@ class Arms:
         routers |= {name: name for name in ("join-shortest-queue", "quality-greedy", "impact-greedy")}
         rows = [
             [found["workload"], name, *(figure(found, router, metric) for metric in ("qos", "violation_rate", "qos_per_gpu_s"))]
-            for found in self.compare("ablation", list(routers.values()), ["poisson", "azure-conversation"])
+            for found in self.compare("ablation", [*EDGE6, "--arrivals", "poisson", "azure-conversation"], list(routers.values()))
             for name, router in routers.items()
         ]
         return markdown_table(["arrivals", "", "QoS", "late", "QoS per busy GPU-second"], rows, names=2)
