@@ -254,6 +254,12 @@ class Router(nn.Module):
         price = self.price(observation, terms) * log_price_shift.clamp(-_PRICE_LOG_BOUND, _PRICE_LOG_BOUND).exp()
         return bonus + self.price.adjustment(observation, terms) - price, drop.mean(dim=-1, keepdim=True)
 
+    def untrained(self, observation: Observation, columns: FeatureColumns) -> Tensor:
+        """(B, N) the experts' scores before training: the predicted marginal QoS less the price, if there is one."""
+        if self.price is None:
+            return columns.marginal
+        return columns.marginal + self.price.adjustment(observation) - self.price(observation)
+
     def explain(self, observation: Observation) -> Explanation:
         """The impact estimator's predictions for each expert, and their inputs."""
         return self.estimator.explain(observation, read_columns(observation), self.embed(observation))

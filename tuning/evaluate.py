@@ -79,7 +79,8 @@ class Options:
     with, each by predictors that have not seen it."""
     routers: tuple[str, ...] = ("all",)
     """all, best, heuristics by name and perhaps parameters (quality-greedy:cap=8), bundle:PATH, checkpoint:PATH. Or functions of
-    your own (python:mine.py:route), whose files are run. A bare heuristic has its tuned parameters if there are any."""
+    your own (python:mine.py:route), whose files are run. sampled:PATH is a bundle that draws its actions as in training. A bare
+    heuristic has its tuned parameters if there are any."""
     baseline: str | None = None
     """Router that differences refer to. Default: the heuristic with the best mean QoS, on each workload and over all."""
     seeds: int = 20

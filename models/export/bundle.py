@@ -57,6 +57,9 @@ Network = Router | PaperPolicy
 TRAINED_ON = "trained_on"
 """Part of a description, which earlier versions left out: the ranges of the inputs in training."""
 
+TEMPERATURE = "temperature"
+"""Entry of what a bundle says about itself: QoS that a difference of 1 in the logits stood for in training."""
+
 _KINDS: dict[str, tuple[Any, Any]] = {"router": (RouterSpec, Router), "paper": (PaperSpec, PaperPolicy)}
 _WEIGHTS = "router.safetensors"
 _MOST_SLOTS = 4096  # of each kind; a scenario's engines have fewer
@@ -195,24 +198,38 @@ def _check_scores(router: Network, observation: Observation, where: Path) -> Non
         raise InputError(f"{where}: scores that are not finite: the weights are too large")
 
 
-def bundle_router(folder: Path) -> tuple[baselines.RoutingPolicy, Observation]:
-    """Load the bundle's router as a greedy function of a simulation, with the observation that it needs.
+def bundle_router(folder: Path, *, sampled: bool = False) -> tuple[baselines.RoutingPolicy, Observation]:
+    """Load the bundle's router as a function of a simulation, with the observation that it needs.
 
     Scores come from a traced graph if possible (``fast_scores``).
 
+    Args:
+        folder: the bundle.
+        sampled: draw actions as in training, with the probabilities softmax(scores / temperature); else take the best.
+
     Raises:
-        InputError: as ``load_bundle``.
+        InputError: as ``load_bundle``, or the bundle does not say the temperature that it is to be sampled with.
     """
     bundle = load_bundle(folder)
+    temperature = _temperature(bundle, folder) if sampled else 0.0
     scores = fast_scores(bundle.router, random_observation(bundle.observation, batch=2, experts=3, seed=0))
 
     def route(simulation: Simulation, rng: np.random.Generator) -> baselines.Actions:
-        """(B,) greedy actions; ``rng`` is not used."""
+        """(B,) actions; greedy ones do not use ``rng``."""
         for name in ("whatif", "calibrate", "information", "demand"):
             if getattr(bundle.observation, name) and not getattr(simulation.scenario.observation, name):
                 raise InputError(f"{folder}: the router needs observation.{name} = True; the scenario has False")
         with torch.inference_mode():  # also for the arrays: what is made outside has more to keep track of
             observation = {key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}
-            return scores(observation).numpy().argmax(axis=-1)
+            found = scores(observation).numpy()
+        # The largest of logits with Gumbel noise is a draw from their softmax.
+        return (found + temperature * rng.gumbel(size=found.shape) if sampled else found).argmax(axis=-1)
 
     return route, bundle.observation
+
+
+def _temperature(bundle: Bundle, folder: Path) -> float:
+    value = bundle.about.get(TEMPERATURE)
+    if not isinstance(value, float) or not 0 < value < float("inf"):
+        raise InputError(f"{folder / DESCRIPTION}: about.{TEMPERATURE} = {value!r}: must be a positive number to sample with")
+    return value

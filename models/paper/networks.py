@@ -29,6 +29,7 @@ class PaperSpec:
     experts: int  # N
     hidden: int = 64
     heads: int = 8
+    told_apart: bool = False  # ours: the outputs also read each expert's features and predictions, in the experts' order
 
     def __post_init__(self) -> None:
         """Refuse invalid sizes.
@@ -66,9 +67,8 @@ class PaperValues(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder = PooledHAN(len(_EXPERT), len(_REQUEST), len(ARRIVED_FEATURES), spec.hidden, spec.heads)
-        self.head = nn.Sequential(
-            nn.Linear(spec.hidden, spec.hidden), nn.ReLU(), nn.Linear(spec.hidden, spec.experts + 1)
-        )  # fmt: skip
+        width = spec.hidden + spec.experts * (len(_EXPERT) + len(ARRIVED_FEATURES)) * spec.told_apart
+        self.head = nn.Sequential(nn.Linear(width, spec.hidden), nn.ReLU(), nn.Linear(spec.hidden, spec.experts + 1))
 
     def forward(self, observation: Observation) -> Tensor:
         """(B, N + 1) values of all actions, possible or not."""
@@ -76,7 +76,11 @@ class PaperValues(nn.Module):
         columns = [REQUEST_FEATURES.index(name) for name in _REQUEST]
         running, waiting = (observation[name][..., columns] for name in ("running", "waiting"))
         masks = (observation["running_mask"], observation["waiting_mask"])
-        return self.head(self.encoder(experts, observation["arrived"], running, masks[0], waiting, masks[1]))
+        embedding = self.encoder(experts, observation["arrived"], running, masks[0], waiting, masks[1])
+        if self.spec.told_apart:
+            own = torch.cat([experts, observation["arrived"]], dim=-1).flatten(start_dim=1)
+            embedding = torch.cat([embedding, own], dim=-1)
+        return self.head(embedding)
 
 
 class PaperPolicy(nn.Module):

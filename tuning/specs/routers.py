@@ -1,7 +1,8 @@
 """Parse routers by name, and build them.
 
-A router is written ``NAME`` or ``NAME:key=value,...`` (of ``rllib_envs.baselines``), ``checkpoint:PATH`` or ``bundle:PATH`` (a
-trained one), or ``python:FILE.py:FUNCTION`` (a user's own, whose file is run). ``all`` and ``best`` stand for several. ``tau`` of
+A router is written ``NAME`` or ``NAME:key=value,...`` (of ``rllib_envs.baselines``), ``checkpoint:PATH``, ``bundle:PATH`` or
+``sampled:PATH`` (a trained one; the last is a bundle that draws its actions as in training), or ``python:FILE.py:FUNCTION`` (a
+user's own, whose file is run). ``all`` and ``best`` stand for several. ``tau`` of
 impact-greedy is not the function's own parameter but the scenario's ``observation.whatif_tau``: a router comes with the
 observation that it needs. From Python, a function is a router too.
 """
@@ -30,7 +31,8 @@ _PRESETS = Path(__file__).resolve().parents[1] / "presets"
 SHIPPED_ROUTER, ANY_CLUSTER_ROUTER = _PRESETS / "edge6-router", _PRESETS / "any-cluster-router"
 """Bundles that ship with the project, of ``edgeroute train`` and ``edgeroute train --preset any-cluster``."""
 
-_CHECKPOINT, _BUNDLE = "checkpoint:", "bundle:"
+_CHECKPOINT, _BUNDLE, _SAMPLED = "checkpoint:", "bundle:", "sampled:"
+_TRAINED = (_CHECKPOINT, _BUNDLE, _SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,8 @@ class NamedRouter:
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is a checkpoint or a bundle."""
-        return self.name.startswith((_CHECKPOINT, _BUNDLE))
+        """Whether it is a checkpoint or a bundle, sampled or not."""
+        return self.name.startswith(_TRAINED)
 
 
 def parse_router(text: str) -> NamedRouter:
@@ -69,7 +71,7 @@ def parse_router(text: str) -> NamedRouter:
     Raises:
         InputError: unknown name or parameter (with the nearest ones), a value out of range, no such checkpoint or function.
     """
-    if text.startswith((_CHECKPOINT, _BUNDLE)):
+    if text.startswith(_TRAINED):
         path = Path(text.partition(":")[2])
         if not path.exists():
             raise InputError(f"router {text!r}: no such file or folder: {path}")
@@ -173,7 +175,7 @@ def bundle_of(spec: NamedRouter) -> Path | None:
     """
     if spec.path is None or not spec.is_trained:
         return None
-    if spec.name.startswith(_BUNDLE):
+    if not spec.name.startswith(_CHECKPOINT):
         return spec.path
     from models.rllib.checkpoint import BUNDLE, find_checkpoint  # here: it imports torch
 
@@ -188,4 +190,6 @@ def _load_trained(spec: NamedRouter) -> tuple[RoutingPolicy, Observation]:
 
     torch.set_num_threads(1)  # a sum split over threads rounds otherwise, and cells already use every core
     assert spec.path is not None
-    return (bundle_router if spec.name.startswith(_BUNDLE) else load_router)(spec.path)
+    if spec.name.startswith(_CHECKPOINT):
+        return load_router(spec.path)
+    return bundle_router(spec.path, sampled=spec.name.startswith(_SAMPLED))

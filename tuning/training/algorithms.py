@@ -15,7 +15,7 @@ _LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
     "avl": {"warmup": 1, "generations": 1, "population": 4, "search_variants": 3, "search_requests": 20},
     "ppo": {"warmup_steps": 50},
-    "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
+    "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000, "critic_warmup": 2},
 }
 """What makes every part learn within a tiny run."""
 
@@ -30,7 +30,7 @@ def learning_rate(options: TrainOptions) -> float | None:
 def network_spec(options: TrainOptions, scenario: Scenario) -> RouterSpec | PaperSpec:
     """The specification of the router's network."""
     if options.preset == "paper":
-        return PaperSpec(experts=scenario.n_experts)
+        return PaperSpec(experts=scenario.n_experts, told_apart=options.told_apart)
     return options.spec
 
 
@@ -97,4 +97,4 @@ def _configure(options: TrainOptions, groups: list[Group], common: dict[str, Any
         return ppo_config(groups, lr=lr, **common)
     from models.rllib.sac.algorithm import sac_config
 
-    return sac_config(groups, lr=options.lr, save_replay=options.keep_replay, **common)
+    return sac_config(groups, lr=options.lr, save_replay=options.keep_replay, settings=options.sac, **common)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.envelope import Envelope, measure
-from models.export.bundle import TRAINED_ON
+from models.export.bundle import TEMPERATURE, TRAINED_ON
 from models.rllib.rollout.env_groups import Group
 from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
@@ -115,6 +115,7 @@ def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group]
         "starts": starts,
         "algo": options.algo,
         "seed": options.seed,
+        TEMPERATURE: 1.0 if options.preset == "paper" else float(options.temperature),
         "observation": asdict(replace(scenario.observation, counterfactual=False)),
         "scenario": "drawn" if _drawn(options) else scenario.name,
         "fingerprint": scenario.fingerprint(),

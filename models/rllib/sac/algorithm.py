@@ -20,6 +20,7 @@ from models.rllib.rollout.fragments import Fragment
 from models.rllib.sac.learner import SACLearner
 from models.rllib.sac.module import SACModule
 from models.rllib.sac.replay import Replay
+from models.rllib.sac.settings import SACSettings
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 
@@ -28,6 +29,9 @@ COMPONENT_REPLAY = "replay"
 
 PAPER: Mapping[str, Any] = {"lr": 3e-5, "alpha_lr": 3e-4, "gamma": 0.99, "beta": 0.0, "minibatch_size": 256, "polyak": 0.995}
 """What arXiv 2508.00234 trains with. Its discount is that of a step, however long."""
+
+_PLAIN: Mapping[str, Any] = {"target_entropy_share": 0.3, "critic_warmup": 0, "centre_rewards": False}
+"""What it does not have: our changes for a router that begins with a price."""
 
 _UPDATES_A_CALL = 8  # some 25 MB of observations: fewer calls gain nothing, more memory costs time
 
@@ -44,6 +48,9 @@ class RouterSACConfig(VectorAlgorithmConfig):
         twins: ``mean`` or ``min``: how to combine the critics.
         q_clip: bound of the clipped critic loss, None for the plain one.
         target_entropy_share: target entropy over that of the uniform policy on the possible actions.
+        critic_warmup: optimizer steps of the critics before actor and temperature learn.
+        centre_rewards: subtract the mean reward of each environment. Values then begin near 0, where those of critics do, and are
+            as small as what decisions change.
         steps_per_update: environment steps for each optimizer step.
         replay_capacity: environment steps to keep, some 6 kB each with six experts.
         learning_starts: environment steps in the replay buffer before the first optimizer step.
@@ -60,7 +67,9 @@ class RouterSACConfig(VectorAlgorithmConfig):
         self.beta = 0.05
         self.twins = "mean"
         self.q_clip: float | None = 0.5
-        self.target_entropy_share = 0.3
+        self.target_entropy_share = 0.02
+        self.critic_warmup = 1_000
+        self.centre_rewards = True
         self.steps_per_update = 32
         self.replay_capacity = 50_000
         self.learning_starts = 5_000
@@ -78,6 +87,8 @@ class RouterSACConfig(VectorAlgorithmConfig):
         twins: str = NOT_GIVEN,
         q_clip: float | None = NOT_GIVEN,
         target_entropy_share: float = NOT_GIVEN,
+        critic_warmup: int = NOT_GIVEN,
+        centre_rewards: bool = NOT_GIVEN,
         steps_per_update: int = NOT_GIVEN,
         replay_capacity: int = NOT_GIVEN,
         learning_starts: int = NOT_GIVEN,
@@ -91,8 +102,9 @@ class RouterSACConfig(VectorAlgorithmConfig):
         """
         self._take({
             "alpha_lr": alpha_lr, "polyak": polyak, "beta": beta, "twins": twins, "q_clip": q_clip,
-            "target_entropy_share": target_entropy_share, "steps_per_update": steps_per_update,
-            "replay_capacity": replay_capacity, "learning_starts": learning_starts, "save_replay": save_replay,
+            "target_entropy_share": target_entropy_share, "critic_warmup": critic_warmup, "centre_rewards": centre_rewards,
+            "steps_per_update": steps_per_update, "replay_capacity": replay_capacity, "learning_starts": learning_starts,
+            "save_replay": save_replay,
         })  # fmt: skip
         return super().training(**kwargs)
 
@@ -114,8 +126,9 @@ class RouterSACConfig(VectorAlgorithmConfig):
             raise InputError(
                 f"learning_starts = {self.learning_starts}: must not exceed replay_capacity = {self.replay_capacity}"
             )
-        if not 0 <= self.beta < float("inf"):
-            raise InputError(f"beta = {self.beta}: must be >= 0")
+        for name in ("beta", "critic_warmup"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} = {getattr(self, name)}: must be >= 0")
         if (self.num_learners or 0) > 1:
             raise InputError(
                 f"num-learners = {self.num_learners}: sac learns in one process (0 or 1): its minibatches, "
@@ -176,7 +189,7 @@ class RouterSAC(VectorAlgorithm):
                 continue
             rows = int(share) * size
             with self.metrics.log_time((TIMERS, REPLAY_BUFFER_SAMPLE_TIMER)):
-                columns = ring.sample(rows, self._rng)
+                columns = ring.sample(rows, self._rng, centred=self.config.centre_rewards)
             batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=rows)
             update_learners(self, TrainingData(batch=batch), minibatch_size=size, num_epochs=1)
 
@@ -211,6 +224,7 @@ def sac_config(
     temperature: float = 0.015,
     lr: float | None = None,
     save_replay: bool = False,
+    settings: SACSettings | None = None,
 ) -> RouterSACConfig:
     """Configuration of discrete SAC with the scenarios' rewards.
 
@@ -226,18 +240,24 @@ def sac_config(
         temperature: QoS that a difference of 1 in the logits stands for.
         lr: learning rate of actor and critics, if not the usual one.
         save_replay: whether checkpoints hold the replay buffer.
+        settings: hyperparameters that differ from the usual ones.
     """
-    model: dict[str, Any] = {"router": router.to_dict(), "temperature": temperature}
-    paper = isinstance(router, PaperSpec)
+    settings = SACSettings() if settings is None else settings
+    paper, known = isinstance(router, PaperSpec), first_scenarios({"scenarios": list(scenarios)})
     if paper:
-        model = {"paper": router.to_dict(), "temperature": 1.0}
+        model: dict[str, Any] = {"paper": router.to_dict(), "temperature": 1.0}
+    else:
+        counterfactual = settings.impact_estimator and all(variant.observation.counterfactual for variant in known)
+        model = {"router": router.to_dict(), "temperature": temperature, "counterfactual": counterfactual}
+    if settings.initial_alpha is not None:
+        model["initial_alpha"] = settings.initial_alpha
     environments = sum(count for _, count in scenarios)
     config = (
         RouterSACConfig()
         .environment(env_config={"scenarios": list(scenarios)})
         .env_runners(num_envs_per_env_runner=environments, rollout_fragment_length=rows)
         .rl_module(model_config=model)
-        .training(save_replay=save_replay, **(PAPER if paper else {}))
+        .training(save_replay=save_replay, **(({**PAPER, **_PLAIN} if paper else {}) | settings.training()))
         .debugging(seed=seed)
     )
     config = with_processes(config, env_runners=env_runners, learners=learners, gpus_per_learner=gpus_per_learner)

@@ -10,8 +10,8 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from models.rllib.learning.stateful_learner import StatefulLearner
-from models.rllib.sac.module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
-from models.rllib.sac.replay import DT_S
+from models.rllib.sac.module import IMPACT, NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule, with_drop
+from models.rllib.sac.replay import DT_S, MARGINAL
 
 ACTOR, CRITIC, ALPHA = "actor", "critic", "alpha"
 """Names of the optimizers."""
@@ -23,6 +23,9 @@ class SACLearner(StatefulLearner):
     - ``log_softmax`` of masked logits: the usual ``softmax().log()`` is NaN where an action is not possible.
     - The twins' mean instead of their minimum, which underestimates, and the clipped critic loss of arXiv 2209.10081.
     - A target entropy that is positive and can be reached: a share of the entropy of the uniform policy on the possible actions.
+    - Critics learn alone in the first steps: an actor that begins well would be ruined by critics that know nothing.
+    - Where the true marginal QoS of all actions is known, an estimator learns it for all of them at once, and the critics only
+      what is beyond it. Values are the sum of both.
     - Discount ``gamma * exp(-beta * dt)``: steps differ in length.
     - The slow critics follow after every optimizer step, not once a call.
     - A loss or gradient that is not finite is an error that names it, before anything is changed by it.
@@ -36,9 +39,10 @@ class SACLearner(StatefulLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register the three optimizers."""
         module: SACModule = self.module[module_id].unwrapped()  # pyright: ignore[reportAssignmentType]
+        critics = [*module.critics.parameters(), *([] if module.impact is None else module.impact.parameters())]
         for name, params, lr in (
             (ACTOR, list(module.policy.parameters()), config.lr),
-            (CRITIC, list(module.critics.parameters()), config.lr),
+            (CRITIC, critics, config.lr),
             (ALPHA, [module.log_alpha], config.alpha_lr),
         ):
             optimizer = torch.optim.Adam(params)
@@ -58,12 +62,18 @@ class SACLearner(StatefulLearner):
         policy = log_policy.exp()
         entropy = -(policy * log_policy).sum(dim=-1)
         target = soft_target(batch, fwd_out, alpha, gamma=config.gamma, beta=config.beta, twins=config.twins)
-        values = join_twins(fwd_out[Q].detach(), config.twins)
+        values, actions = join_twins(fwd_out[Q].detach(), config.twins), batch[Columns.ACTIONS]
+        apart = alpha.new_zeros(())
+        if IMPACT in fwd_out:
+            values = values + with_drop(fwd_out[IMPACT].detach())
+            target = target - taken_marginal(batch[MARGINAL], actions)
+            apart = impact_loss(fwd_out[IMPACT], batch[MARGINAL])
         wanted = target_entropy(batch[Columns.OBS]["action_mask"], config.target_entropy_share)
         losses = {
             ACTOR: -((policy * values).sum(dim=-1) + alpha * entropy).mean(),
-            CRITIC: critic_loss(fwd_out[Q], fwd_out[TARGET_Q], batch[Columns.ACTIONS], target, config.q_clip),
+            CRITIC: critic_loss(fwd_out[Q], fwd_out[TARGET_Q], actions, target, config.q_clip),
             ALPHA: (module.log_alpha * (entropy - wanted).detach()).mean(),
+            IMPACT: apart,
         }
         for name, loss in losses.items():
             if not math.isfinite(loss.item()):
@@ -74,7 +84,7 @@ class SACLearner(StatefulLearner):
         return torch.stack(list(losses.values())).sum()
 
     def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
-        """Step every optimizer, then move the slow critics.
+        """Step every optimizer, but in the warm-up that of the critics alone; then move the slow critics.
 
         Raises:
             FloatingPointError: a gradient is not finite.
@@ -86,8 +96,12 @@ class SACLearner(StatefulLearner):
             logged["gradient_norm"] = norm
         for param, gradient in gradients_dict.items():
             param.grad = gradient
-        for optimizer in self._named_optimizers.values():
-            optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
+        for module_id in self.module.keys():  # noqa: SIM118 (a module of modules, no mapping)
+            critic = self.get_optimizer(module_id, CRITIC)
+            critic.step()
+            if _steps(critic) > self.config.critic_warmup:
+                for name in (ACTOR, ALPHA):
+                    self.get_optimizer(module_id, name).step()
         for module in self.module.values():
             module.unwrapped().update_targets(self.config.polyak)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -101,6 +115,11 @@ class SACLearner(StatefulLearner):
         super().after_gradient_based_update(timesteps=timesteps)
         for module_id, logged in self._logged.items():
             self.metrics.log_dict({key: value.item() for key, value in logged.items()}, key=module_id, window=1)
+
+
+def _steps(optimizer: Any) -> int:
+    """Steps of an Adam optimizer so far; its checkpoint keeps them."""
+    return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
 def join_twins(values: Tensor, twins: str) -> Tensor:
@@ -130,6 +149,18 @@ def critic_loss(values: Tensor, slow: Tensor, actions: Tensor, target: Tensor, c
         before = slow.gather(-1, index).squeeze(-1)
         errors = torch.maximum(errors, (before + (taken - before).clamp(-clip, clip) - target).square())
     return errors.mean(dim=-1).sum()
+
+
+def taken_marginal(marginal: Tensor, actions: Tensor) -> Tensor:
+    """(B,) true marginal QoS of the actions, 0 where it is not known (a full expert)."""
+    return marginal.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1).nan_to_num(0.0)
+
+
+def impact_loss(predicted: Tensor, marginal: Tensor) -> Tensor:
+    """Mean squared error of the experts' predicted marginal QoS, (B, N), to the true one, (B, N+1), where that is known."""
+    known = marginal[..., :-1].isfinite()
+    errors = (predicted - marginal[..., :-1].nan_to_num(0.0)).square()
+    return (errors * known).sum() / known.sum().clamp(min=1)
 
 
 def target_entropy(action_mask: Tensor, share: float) -> Tensor:

@@ -14,6 +14,9 @@ from models.rllib.rollout.fragments import Fragment
 DT_S = "dt_s"
 """Key of a sample's column of times to the next decision."""
 
+MARGINAL = "marginal"
+"""Key of a sample's column of the true marginal QoS of all actions, if fragments have it."""
+
 _KEY, _OBS = "column.", "obs."
 
 
@@ -79,6 +82,7 @@ class Ring:
         self._ready = np.zeros((0, 0), np.bool_)  # (rows, B) a valid step with its next observation
         self._cells = np.zeros(0, np.int64)  # flat indices of those
         self._last = -1  # the row written last
+        self._mean_rewards = np.zeros(0, np.float32)  # (B,) over the valid steps stored
 
     def __len__(self) -> int:
         return self._cells.size
@@ -109,10 +113,12 @@ class Ring:
         self._ready[at[:-1]] = fragment.valid[first:]
         self._ready[at[-1]] = False
         self._last = int(at[-1])
-        self._cells = np.flatnonzero(self._ready)
+        self._count()
 
-    def sample(self, n: int, rng: np.random.Generator) -> dict[str, Any]:
+    def sample(self, n: int, rng: np.random.Generator, *, centred: bool = False) -> dict[str, Any]:
         """``n`` steps drawn uniformly, with replacement, as the flat columns that SAC learns from, (n, ...) each.
+
+        With ``centred`` rewards are less the mean of their environment over all that is stored: no decision moves it much.
 
         Raises:
             ValueError: nothing is stored.
@@ -126,15 +132,19 @@ class Ring:
             column = self._columns[key]
             return column.reshape(-1, *column.shape[2:])[where]
 
+        rewards = take("rewards", cells)
+        if centred:
+            rewards = rewards - self._mean_rewards[cells % self._mean_rewards.size]
         observations = [key for key in self._columns if key.startswith(_OBS)]
-        return {
+        sample = {
             Columns.OBS: {key.removeprefix(_OBS): take(key, cells) for key in observations},
             Columns.NEXT_OBS: {key.removeprefix(_OBS): take(key, after) for key in observations},
             Columns.ACTIONS: take("actions", cells),
-            Columns.REWARDS: take("rewards", cells),
+            Columns.REWARDS: rewards,
             Columns.TERMINATEDS: take("terminated", cells),
             DT_S: take("dt_s", cells),
         }
+        return sample | {MARGINAL: take(MARGINAL, cells)} if MARGINAL in self._columns else sample
 
     def get_state(self) -> dict[str, Any]:
         """Everything stored; arrays are not copied."""
@@ -144,7 +154,14 @@ class Ring:
         """Restore a copy of what ``get_state`` returned."""
         self._ready, self._last = cast(NDArray[np.bool_], state["ready"]).copy(), state["last"]
         self._columns = {key.removeprefix(_KEY): column.copy() for key, column in state.items() if key.startswith(_KEY)}
+        self._count()
+
+    def _count(self) -> None:
+        """What follows from the steps stored."""
         self._cells = np.flatnonzero(self._ready)
+        if self._columns:
+            sums = np.where(self._ready, self._columns["rewards"], 0).sum(axis=0, dtype=np.float64)
+            self._mean_rewards = (sums / np.maximum(self._ready.sum(axis=0), 1)).astype(np.float32)
 
     def _allocate(self, fragment: Fragment) -> None:
         batch = fragment.actions.shape[1]
@@ -156,6 +173,8 @@ class Ring:
         for key in ("actions", "rewards", "terminated", "dt_s"):
             value = getattr(fragment, key)
             self._columns[key] = np.zeros((rows, batch), value.dtype)
+        if fragment.marginal is not None:
+            self._columns[MARGINAL] = np.zeros((rows, *fragment.marginal.shape[1:]), fragment.marginal.dtype)
         self._ready = np.zeros((rows, batch), np.bool_)
 
     def _goes_on(self, fragment: Fragment) -> bool:

@@ -1,5 +1,7 @@
 """The paper's networks: what they see, what they cannot, and how they are kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,15 @@ def test_it_cannot_tell_which_expert_is_in_which_state(policy, observation):
     order = [3, 1, 2, 0, 4, 5]
     moved = {key: x if key in ("cluster", "action_mask") else x[:, order] for key, x in observation.items()}
     torch.testing.assert_close(policy.values(moved), policy.values(observation))  # the weakness that ours is without
+
+
+def test_told_apart_it_can(observation):
+    torch.manual_seed(1)
+    policy = PaperPolicy(replace(SPEC, told_apart=True))
+    stir(policy)
+    order = [3, 1, 2, 0, 4, 5]
+    moved = {key: x if key in ("cluster", "action_mask") else x[:, order] for key, x in observation.items()}
+    assert not torch.allclose(policy.values(moved), policy.values(observation))
 
 
 def test_another_number_of_experts_is_refused(policy):

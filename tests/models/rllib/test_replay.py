@@ -1,6 +1,7 @@
 """The ring of past steps: whatever is drawn is a step that was taken, with what came after it."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from ray.rllib.core.columns import Columns
 
 from models.rllib.rollout.fragments import Fragment
-from models.rllib.sac.replay import DT_S, Replay, Ring
+from models.rllib.sac.replay import DT_S, MARGINAL, Replay, Ring
 from tests.draws import examples
 
 B = 3
@@ -100,6 +101,27 @@ def test_every_step_is_as_likely_as_another():
     counts = np.unique(drawn, return_counts=True)[1]
     assert counts.size == len(ring)
     np.testing.assert_allclose(counts, 4000, atol=5 * 4000**0.5)
+
+
+def test_centred_rewards_are_those_less_the_mean_of_their_environment():
+    rng, ring = np.random.default_rng(0), Ring(60)
+    fragment = Stream(1).fragment(15, rng)
+    ring.add(fragment)
+    plain, centred = (ring.sample(4000, np.random.default_rng(1), centred=on) for on in (False, True))
+    environment = (plain[Columns.OBS]["code"][:, 0] // 1e4 % 10).astype(int)
+    for b in range(B):
+        means = fragment.rewards[fragment.valid[:, b], b].mean()
+        rows = environment == b
+        np.testing.assert_allclose(centred[Columns.REWARDS][rows], plain[Columns.REWARDS][rows] - means, atol=1e-6)
+
+
+def test_the_true_marginals_of_all_actions_come_with_their_step():
+    fragment = Stream(1).fragment(15, np.random.default_rng(0))
+    known = replace(fragment, marginal=np.repeat(fragment.rewards[..., None], 4, axis=-1))
+    ring = Ring(60)
+    ring.add(known)
+    sample = ring.sample(50, np.random.default_rng(1))
+    assert np.array_equal(sample[MARGINAL], np.repeat(sample[Columns.REWARDS][:, None], 4, axis=-1))
 
 
 def test_memory_is_taken_once_and_bounded():

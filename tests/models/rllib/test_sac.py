@@ -17,9 +17,10 @@ from models.features import read_columns
 from models.paper.networks import PaperSpec
 from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.sac.algorithm import PAPER, sac_config
-from models.rllib.sac.learner import critic_loss, join_twins, soft_target, target_entropy
-from models.rllib.sac.module import NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule
-from models.rllib.sac.replay import DT_S, Replay
+from models.rllib.sac.learner import critic_loss, impact_loss, join_twins, soft_target, taken_marginal, target_entropy
+from models.rllib.sac.module import IMPACT, NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule, with_drop
+from models.rllib.sac.replay import DT_S, MARGINAL, Replay
+from models.rllib.sac.settings import SACSettings
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
@@ -36,6 +37,7 @@ def config(scenario, **training):
         [(scenario, ENVS)], seed=3, env_runners=0, rows=16, router=SPEC, temperature=0.05, lr=1e-2, save_replay=True
     )
     small = {"alpha_lr": 1e-2, "minibatch_size": 16, "steps_per_update": 8, "replay_capacity": 400, "learning_starts": 64}
+    small |= {"critic_warmup": 0}
     return made.training(**small | training)
 
 
@@ -126,6 +128,7 @@ def test_each_parameter_has_the_gradient_of_its_own_loss(learner, columns):
         module = made.module[DEFAULT_MODULE_ID].unwrapped()
         output = module.forward_train(now)
         target = soft_target(now, output, module.log_alpha.exp(), gamma=1.0, beta=0.05, twins="mean")
+        target = target - taken_marginal(now[MARGINAL], now[Columns.ACTIONS])
         loss = critic_loss(output[Q], output[TARGET_Q], now[Columns.ACTIONS], target, 0.5)
         for param, gradient in zip(
             module.critics.parameters(), torch.autograd.grad(loss, list(module.critics.parameters())), strict=True
@@ -137,6 +140,58 @@ def test_each_parameter_has_the_gradient_of_its_own_loss(learner, columns):
         assert all(param.grad is None for param in module.target_critics.parameters())
         actors.append([param.grad.clone() for param in module.policy.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*actors, strict=True))  # the target entropy is no matter of the actor's
+
+
+def test_critics_warm_up_alone(learner, columns):
+    made = learner(critic_warmup=6)  # four steps an update
+    for number, moves in ((1, False), (2, True)):
+        before = weights(made)
+        update(made, columns)
+        moved = {key for key, value in weights(made).items() if not torch.equal(before[key], value)}
+        assert any(key.startswith("critics") for key in moved), number
+        assert any(key.startswith("policy") for key in moved) == ("log_alpha" in moved) == moves
+
+
+def test_before_training_critics_and_actor_agree(learner, columns):
+    module = learner().module[DEFAULT_MODULE_ID].unwrapped()
+    output = module.forward_train(tensors(columns))
+    values = output[Q] + with_drop(output[IMPACT])
+    scores = module.policy(tensors(columns)[Columns.OBS])
+    possible = tensors(columns)[Columns.OBS]["action_mask"] > 0
+    for twin in values:
+        torch.testing.assert_close(twin[possible], scores[possible])
+
+
+def test_values_are_the_impact_and_what_is_beyond_it(learner, columns):
+    made = learner(critic_warmup=10**6)
+    for _ in range(40):
+        result = update(made, columns)
+    module = made.module[DEFAULT_MODULE_ID].unwrapped()
+    now = tensors(columns)
+    known = now[MARGINAL][:, :-1].isfinite()
+    with torch.no_grad():
+        before = impact_loss(read_columns(now[Columns.OBS]).marginal, now[MARGINAL])
+        after = impact_loss(module.forward_train(now)[IMPACT], now[MARGINAL])
+    assert known.any()
+    assert after < 0.8 * before  # of all actions, most of which nobody took
+    assert result[DEFAULT_MODULE_ID]["impact_loss"].peek() < before
+
+
+def test_an_actor_that_begins_from_nothing_is_indifferent(small_scenario, fragment):
+    spec = RouterSpec(encoder="han", graph_hidden=8, heads=2, hidden=8, impact_hidden=8, impact=False, future=False)
+    scenario = replace(small_scenario, observation=replace(small_scenario.observation, whatif=False))
+    made = sac_config([(scenario, ENVS)], seed=3, env_runners=0, rows=4, router=spec, settings=SACSettings(gamma=0.9))
+    assert (made.gamma, made.beta) == (0.9, 0.0)
+    observation = VectorEnvRunner(config=made).sample(num_timesteps=ENVS * 4)[0].obs
+    spaces = gym.spaces.Dict({key: gym.spaces.Box(-1e6, 1e6, value.shape[2:], np.float32) for key, value in observation.items()})
+    module = SACModule(
+        observation_space=spaces,
+        action_space=gym.spaces.Discrete(7),
+        model_config={**made.model_config, "router": spec.to_dict()},
+    )
+    now = {key: torch.from_numpy(value[2]) for key, value in observation.items()}
+    probabilities = module.logits(now).softmax(-1)
+    torch.testing.assert_close(probabilities, now["action_mask"] / now["action_mask"].sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize(("share", "sign"), [(0.0, -1), (1.0, 1)])
@@ -232,7 +287,7 @@ def test_the_critic_permutes_with_the_experts(columns):
     now = tensors(columns)[Columns.OBS]
     torch.manual_seed(1)
     critic = ActionValue(hidden=8)
-    for head in (critic.expert_head, critic.drop_head):
+    for head in (critic.expert_head, critic.drop_head, critic.state_head):
         torch.nn.init.normal_(head[-1].weight)
     n = now["experts"].shape[1]
     order = torch.randperm(n)

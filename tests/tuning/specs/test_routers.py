@@ -1,5 +1,7 @@
 """Router names, as typed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, with_workload
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.simulation import Simulation
 from tuning.evaluation.matrix import start_simulation
 from tuning.run_dir.digests import content_digest
 from tuning.specs.routers import BEST, REFERENCES, build_router, parse_router, parse_routers, with_tuned
@@ -136,6 +139,32 @@ def test_a_bundle_brings_its_router_and_observation(tmp_path):
     assert simulation.view.running.shape[2] == 3
     assert simulation.scenario.observation.whatif
     assert simulation.over.all()
+
+
+def test_a_sampled_bundle_draws_its_actions_by_their_probabilities(tmp_path):
+    torch.manual_seed(0)
+    router = Router(RouterSpec(encoder="aggregates", hidden=4, impact_hidden=4))
+    observation = Observation(whatif=True)
+    save_bundle(tmp_path / "b", router, observation, {"temperature": 0.3})
+    scenario = replace(with_workload(load_scenario("edge6"), requests=10), observation=observation)
+    simulation = Simulation(scenario, 2)
+    simulation.start_all([1, 2])
+    probabilities = (router({key: torch.from_numpy(x) for key, x in simulation.view._asdict().items() if x.size}) / 0.3).softmax(
+        -1
+    )
+    route, _ = build_router(parse_router(f"sampled:{tmp_path / 'b'}"), scenario.observation)
+    rng, n = np.random.default_rng(0), 2000
+    counts = np.stack([np.eye(7)[route(simulation, rng)] for _ in range(n)]).sum(axis=0)
+    assert (np.abs(counts / n - probabilities.detach().numpy()) < 5 * 0.5 / np.sqrt(n)).all()
+    assert np.array_equal(
+        build_router(parse_router(f"bundle:{tmp_path / 'b'}"), observation)[0](simulation, rng), counts.argmax(1)
+    )
+
+
+def test_a_bundle_that_does_not_say_its_temperature_is_not_sampled(tmp_path):
+    save_bundle(tmp_path / "b", Router(RouterSpec(encoder="aggregates", hidden=4, impact_hidden=4)), Observation(whatif=True), {})
+    with pytest.raises(InputError, match=r"router\.json: about\.temperature = None: must be a positive number"):
+        build_router(parse_router(f"sampled:{tmp_path / 'b'}"), Observation(whatif=True))
 
 
 def test_a_digest_sees_bytes_and_names(tmp_path):

@@ -11,6 +11,8 @@ import tyro
 
 from models.rllib.avl.settings import AVLSettings
 from models.rllib.sac.algorithm import PAPER
+from models.rllib.sac.settings import SACSettings
+from models.rllib.scenario import MARGINAL
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.yaml_files import dump_yaml, parse_yaml
@@ -70,6 +72,19 @@ def test_the_paper_preset_is_a_set_of_defaults(config):
     assert read("--config", str(config(preset="paper", seed=4))) == replace(
         preset("paper"), seed=4, config=config(preset="paper", seed=4)
     )
+
+
+def test_the_mended_paper_begins_from_nothing():
+    options = preset("paper-mended")
+    assert (options.algo, options.scenario, options.reward) == ("sac", "paper3", MARGINAL)
+    assert not any((options.spec.impact, options.spec.future, options.calibrate, options.variation))
+    assert read("--preset", "paper-mended", "--gamma", "0.5").sac == replace(options.sac, gamma=0.5)
+
+
+def test_settings_of_sac_are_given_by_name(config):
+    assert read("--config", str(config(algo="sac", critic_warmup=7))).sac == SACSettings(critic_warmup=7)
+    assert SACSettings().training() == {}
+    assert SACSettings(gamma=0.9, impact_estimator=False).training() == {"gamma": 0.9, "beta": 0.0}
 
 
 @pytest.mark.parametrize("flag", ["impact", "future", "drop"])
@@ -148,6 +163,7 @@ def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
         ({"num_env_runners": -1}, "num-env-runners = -1: must be from 0 to"),
         ({"storage": ""}, "storage = '': must not be empty"),
         ({"preset": "paper"}, "algo = avl: the preset paper trains with sac"),
+        ({"preset": "paper-mended"}, "algo = avl: the preset paper-mended trains with sac"),
     ],
 )
 def test_what_is_out_of_range_is_named(changes, message):
@@ -165,7 +181,7 @@ def test_there_is_always_a_limit():
 
 NUMBERS = {
     (part, field.name): field
-    for part, kind in (("", TrainOptions), ("router", RouterSpec), ("avl", AVLSettings))
+    for part, kind in (("", TrainOptions), ("router", RouterSpec), ("avl", AVLSettings), ("sac", SACSettings))
     for field in fields(kind)
     if str(field.type).startswith(("int", "float", "Annotated[int", "Annotated[float"))
 }
