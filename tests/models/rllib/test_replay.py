@@ -12,6 +12,8 @@ from models.rllib.rollout.fragments import Fragment
 from models.rllib.sac.replay import DT_S, Replay, Ring
 from tests.draws import examples
 
+pytestmark = pytest.mark.slow  # RLlib takes longer to import than these to run
+
 B = 3
 
 
