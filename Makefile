@@ -11,6 +11,9 @@ USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
 demo quick test fuzz cluster-test bench results generality: export OMP_NUM_THREADS := 1
+# Python keeps what it compiles, also where the environment says no: every process would else compile all that it imports anew,
+# which takes three times as long as to import it.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +41,7 @@ demo: .venv/.installed ## train a small router and compare it with the heuristic
 	$(BIN)/edgeroute demo
 
 quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples
-	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 -m 'not cluster and not slow'
+	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not slow'
 
 # Tests of a file share what takes long to make and so stay together; in their order (tests/conftest.py) small files come last.
 test: .venv/.installed ## run the tests

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rllib_envs
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import (
     Arrivals,
@@ -296,6 +297,13 @@ def test_a_file_is_read_and_named_in_messages(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(InputError, match=rf"^{path}: is in UTF-16: save it as UTF-8$"):
         load_scenario(str(path))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_parsed_once_and_is_what_its_file_says(name: str) -> None:
+    preset = load_scenario(name)
+    assert load_scenario(name) is preset
+    assert load_scenario(Path(rllib_envs.__file__).parent / "scenarios" / f"{name}.yaml") == preset
 
 
 @pytest.mark.parametrize("name", ["edge", "nowhere", "edge6.yml", "../edge6"])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,8 @@ def load_scenario(name_or_path: str | os.PathLike[str]) -> Scenario:
         if not isinstance(name_or_path, os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance] (not all callers check types)
             raise TypeError(f"scenario of type {type(name_or_path).__name__}: must be a str, a Path or a Scenario")
         return _read_scenario(Path(name_or_path))
-    preset = resources.files("rllib_envs") / "scenarios" / f"{name_or_path}.yaml"
-    if re.fullmatch(r"[\w-]+", name_or_path, re.ASCII) and preset.is_file():
-        where = f"preset {name_or_path}"
-        return parse_scenario(parse_yaml(preset.read_text(encoding="utf-8"), where), where)
+    if name_or_path in preset_names():
+        return _preset(name_or_path)
     generated = re.fullmatch(r"edge([0-9]{1,9})", name_or_path)
     if generated:
         return generate_fleet(int(generated[1]))
@@ -102,7 +101,14 @@ def _read_scenario(path: Path) -> Scenario:
     return parse_scenario(read_mapping(path, "a scenario's fields"), str(path))
 
 
-def preset_names() -> list[str]:
+@cache  # to parse one takes as long as a short episode, and nobody can change a scenario
+def _preset(name: str) -> Scenario:
+    text = (resources.files("rllib_envs") / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_scenario(parse_yaml(text, f"preset {name}"), f"preset {name}")
+
+
+@cache
+def preset_names() -> tuple[str, ...]:
     """Names of the presets that are files."""
     folder = resources.files("rllib_envs") / "scenarios"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))

@@ -9,6 +9,8 @@ import ray
 
 import edgeroute
 
+pytestmark = pytest.mark.cluster
+
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 SMALL = {  # options that make a command tiny; those of the tutorial that ask for more come out
     "simulate": ["--requests", "50"],
@@ -45,7 +47,6 @@ def one_ray():
     ray.shutdown()
 
 
-@pytest.mark.cluster
 def test_the_tutorial_works(one_ray, tmp_path):
     assert {command[1] for command in commands()} == {"simulate", "train", "export", "sweep", "evaluate", "report"}
     for command in commands():

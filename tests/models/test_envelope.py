@@ -14,8 +14,16 @@ from rllib_envs.scenarios.load import load_scenario
 from tests.models.export.bundles import edit
 
 EDGE6 = replace(load_scenario("edge6"), capacity_rps=25.0)
-MEASURED = measure([EDGE6])
-OWN = Envelope.of([MEASURED])
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return measure([EDGE6])
+
+
+@pytest.fixture(scope="module")
+def own(measured):
+    return Envelope.of([measured])
 
 
 def engines(**factors):
@@ -41,14 +49,14 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(("name", "world"), CHANGED.items(), ids=CHANGED)
-def test_a_world_is_outside_by_the_input_that_is_changed_and_inside_its_own_envelope(name, world):
-    measured = measure([world])
-    found = OWN.outside(measured)
+def test_a_world_is_outside_by_the_input_that_is_changed_and_inside_its_own_envelope(own, measured, name, world):
+    changed = measure([world])
+    found = own.outside(changed)
     assert name in [outside.name for outside in found]
     assert [outside.excess for outside in found] == sorted((outside.excess for outside in found), reverse=True)
     assert all(outside.excess > 1 for outside in found)
-    assert Envelope.of([measured]).outside(measured) == []
-    assert Envelope.of([MEASURED, measured]).outside(measured) == []  # an envelope of more worlds is wider
+    assert Envelope.of([changed]).outside(changed) == []
+    assert Envelope.of([measured, changed]).outside(changed) == []  # an envelope of more worlds is wider
 
 
 def test_the_units_of_time_do_not_matter():
@@ -61,14 +69,14 @@ def test_the_units_of_time_do_not_matter():
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_it_measures_the_same_every_time_and_changes_nothing():
+def test_it_measures_the_same_every_time_and_changes_nothing(measured):
     again = measure([EDGE6])
-    assert all((again[name] == values).all() for name, values in MEASURED.items())
-    assert set(again) == set(MEASURED) == set(INPUTS)
+    assert all((again[name] == values).all() for name, values in measured.items())
+    assert set(again) == set(measured) == set(INPUTS)
 
 
-def test_it_comes_back_from_json():
-    assert Envelope.from_json(OWN.to_json()) == OWN
+def test_it_comes_back_from_json(own):
+    assert Envelope.from_json(own.to_json()) == own
 
 
 @pytest.mark.parametrize(
@@ -90,10 +98,10 @@ def test_what_is_no_envelope_is_refused(data, message):
         Envelope.from_json(data)
 
 
-def test_a_bundle_keeps_it_and_one_without_still_loads(tmp_path):
+def test_a_bundle_keeps_it_and_one_without_still_loads(own, tmp_path):
     router = Router(RouterSpec(encoder="aggregates", hidden=8, impact_hidden=8)).eval()
-    save_bundle(tmp_path / "b", router, Observation(whatif=True), {}, trained_on=OWN)
-    assert load_bundle(tmp_path / "b").trained_on == OWN
+    save_bundle(tmp_path / "b", router, Observation(whatif=True), {}, trained_on=own)
+    assert load_bundle(tmp_path / "b").trained_on == own
     edit(tmp_path / "b", lambda contents: contents.update(trained_on={"load": [1]}))
     with pytest.raises(InputError, match=r"trained_on\.load"):
         load_bundle(tmp_path / "b")

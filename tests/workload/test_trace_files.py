@@ -153,6 +153,7 @@ for options in ({"duration_s": 60.0}, {"start_s": 250_000.0, "duration_s": 60.0}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory of one process is read from /proc")
 def test_memory_goes_by_the_window(tmp_path: Path) -> None:
     """A window takes a few blocks, wherever it is; a whole file no more than 50 bytes a row beside them."""

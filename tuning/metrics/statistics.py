@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
@@ -164,6 +163,8 @@ def interquartile_curve(
 
 
 def _middle_mean(*samples: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    from scipy import stats  # here: the import takes a second, and most commands need none of it
+
     return stats.trim_mean(np.concatenate(samples, axis=axis), _TRIMMED, axis=axis)
 
 
@@ -174,6 +175,8 @@ def _bootstrap(
     estimate = np.asarray(statistic(*samples, axis=0))
     if min(len(sample) for sample in samples) < 2:
         return estimate, np.full_like(estimate, math.nan), np.full_like(estimate, math.nan)
+    from scipy import stats  # here, as above
+
     found: Any = stats.bootstrap(
         samples,
         statistic,

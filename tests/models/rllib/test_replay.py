@@ -13,6 +13,8 @@ from models.rllib.rollout.fragments import Fragment
 from models.rllib.sac.replay import DT_S, MARGINAL, Replay, Ring
 from tests.draws import examples
 
+pytestmark = pytest.mark.slow  # RLlib takes longer to import than these to run
+
 B = 3
 
 

@@ -19,6 +19,8 @@ from tuning.sweeps.space import load_space
 from tuning.sweeps.trial import Trial
 from tuning.training.options import TrainOptions
 
+pytestmark = pytest.mark.slow  # Ray Tune takes longer to import than these to run
+
 DICT = "_dict_checkpoint.pkl"  # which Tune unpickles where it finds one in a checkpoint
 
 
