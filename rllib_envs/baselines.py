@@ -108,12 +108,16 @@ def impact_greedy(simulation: Simulation, rng: np.random.Generator, *, price: fl
 
     The scenario must provide the what-if results (``observation.whatif``).
     """
+    value, mask = impact_value(simulation, price=price, shrink=shrink), available(simulation.view)
+    return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, best_expert(value, mask), mask.shape[1])
+
+
+def impact_value(simulation: Simulation, *, price: float = 0.0, shrink: float = 0.75) -> Values:
+    """(B, N) what ``impact_greedy`` takes each expert to be worth; a drop is worth 0."""
     view = simulation.view
     means = np.array([expert.mean_score for expert in simulation.scenario.experts])
     score = means + shrink * (arrived_feature(view, "predicted_score") - means)
-    value = score * whatif_feature(view, "own_success") + whatif_feature(view, "soft_change") - price * _congestion(view)
-    mask = available(view)
-    return np.where(np.where(mask, value, 0.0).max(axis=1) > 0, best_expert(value, mask), mask.shape[1])
+    return score * whatif_feature(view, "own_success") + whatif_feature(view, "soft_change") - price * _congestion(view)
 
 
 @heuristic(needs=("whatif",), parameters={"shrink": _SHRINK})

@@ -1,0 +1,1 @@
+"""How much better a router could decide with the same information: roll-outs of sampled futures."""
