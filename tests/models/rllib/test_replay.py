@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core.columns import Columns
 
+from models.rllib.learning.replay import DT_S, Replay, Ring
 from models.rllib.rollout.fragments import Fragment
-from models.rllib.sac.replay import DT_S, Replay, Ring
 from tests.draws import examples
 
 B = 3

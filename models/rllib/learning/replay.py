@@ -112,7 +112,7 @@ class Ring:
         self._cells = np.flatnonzero(self._ready)
 
     def sample(self, n: int, rng: np.random.Generator) -> dict[str, Any]:
-        """``n`` steps drawn uniformly, with replacement, as the flat columns that SAC learns from, (n, ...) each.
+        """``n`` steps drawn uniformly, with replacement, as the flat columns that learners take, (n, ...) each.
 
         Raises:
             ValueError: nothing is stored.
