@@ -170,7 +170,8 @@ def _beside(known: dict[str, Any], new: dict[str, Any], routers: Sequence[str]) 
         for part in ("parameters", "qos"):
             own[part] = own.get(part, {}) | entry[part]
     how = {"routers": list(routers), **{key: new[key] for key in ("code", "seeds", "requests")}}
-    return {**known, "added": [*known.get("added", []), how]}
+    added = known.get("added", [])
+    return {**known, "added": added if how in added else [*added, how]}
 
 
 def _try(

@@ -9,8 +9,7 @@ from models.rllib.rollout.env_groups import Group
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from tuning.specs.routers import parse_router
-from tuning.training.options import TrainOptions
+from tuning.training.options import TrainOptions, guide_of
 
 _LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4, "dqn": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
@@ -100,10 +99,9 @@ def _configure(options: TrainOptions, groups: list[Group], common: dict[str, Any
     if options.algo == "dqn":
         from models.rllib.dqn.algorithm import dqn_config
 
-        guide = parse_router(options.guide)
-        assert guide.heuristic is not None  # as complete options have it
-        own = {"guide": guide.heuristic, "guide_parameters": dict(guide.parameters), "save_replay": options.keep_replay}
-        return dqn_config(groups, lr=options.lr, **own, **common)
+        guide, parameters = guide_of(options)
+        kept = options.keep_replay
+        return dqn_config(groups, lr=options.lr, guide=guide, guide_parameters=parameters, save_replay=kept, **common)
     from models.rllib.sac.algorithm import sac_config
 
     return sac_config(groups, lr=options.lr, save_replay=options.keep_replay, **common)

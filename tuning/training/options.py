@@ -336,12 +336,22 @@ def complete(options: TrainOptions) -> TrainOptions:
             raise InputError(f"{name} = '': must not be empty")
     if options.gpus_per_learner not in (None, 0, 1):
         raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: must be 0 or 1")
-    guide = parse_router(options.guide)
-    if guide.heuristic is None:
-        raise InputError(f"guide = {options.guide!r}: must be a heuristic: {', '.join(HEURISTICS)}")
+    guide_of(options)
     if options.preset == "paper" and options.algo != "sac":
         raise InputError(f"algo = {options.algo}: the preset paper trains with sac")
     return options
+
+
+def guide_of(options: TrainOptions) -> tuple[str, dict[str, float]]:
+    """The heuristic that exploration follows, and its parameters.
+
+    Raises:
+        InputError: it is none of the built-in ones: options may come from a file, which must not name code to run.
+    """
+    name = options.guide.partition(":")[0]
+    if name not in HEURISTICS:
+        raise InputError(f"guide = {options.guide!r}: must be a built-in heuristic; {nearest(name, HEURISTICS)}")
+    return name, dict(parse_router(options.guide).parameters)
 
 
 def resumed(options: TrainOptions, own: Mapping[str, Any], where: str) -> TrainOptions:

@@ -15,7 +15,6 @@ from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.yaml_files import dump_yaml, parse_yaml
 from tuning.specs.command_line import parse_arguments
-from tuning.specs.routers import SHIPPED_ROUTER
 from tuning.training.algorithms import learning_rate
 from tuning.training.options import (
     DEFAULT_STEPS,
@@ -148,8 +147,9 @@ def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
         ({"seed": 2**31}, "seed = 2147483648: must be from 0 to"),
         ({"num_env_runners": -1}, "num-env-runners = -1: must be from 0 to"),
         ({"storage": ""}, "storage = '': must not be empty"),
-        ({"guide": "impact"}, "router 'impact': unknown"),
-        ({"guide": f"bundle:{SHIPPED_ROUTER}"}, "guide = 'bundle:.*must be a heuristic"),
+        ({"guide": "impact"}, "guide = 'impact': must be a built-in heuristic; did you mean 'impact-greedy'"),
+        ({"guide": "python:mine.py:route"}, "guide = 'python:mine.py:route': must be a built-in heuristic"),
+        ({"guide": "impact-greedy:price=-1"}, "price = -1: must be from 0"),
         ({"preset": "paper"}, "algo = avl: the preset paper trains with sac"),
     ],
 )
