@@ -85,8 +85,8 @@ class _Actor(Router):
 
 
 class _Critic(ActionValue):
-    def forward(self, columns: Any) -> torch.Tensor:
-        return super().forward(read_columns(columns))  # RLlib gives it an observation
+    def forward(self, columns: Any, *rest: Any, **named: Any) -> torch.Tensor:
+        return super().forward(read_columns(columns), *rest, **named)  # RLlib gives it an observation
 
 
 class StockSACModule(DefaultSACTorchRLModule):

@@ -52,7 +52,8 @@ def _check(source: Simulation, cluster: int, copies: Simulation) -> None:
 def _copy(name: str, whole: Any, copy: Any, cluster: int, arrived: int) -> None:
     """Copy an array, or each array of a tuple; of requests those that have arrived, and nothing in place of the others."""
     if isinstance(whole, tuple):
-        for part, a, b in zip(whole._fields, whole, copy, strict=True):
+        names: tuple[str, ...] = type(whole)._fields  # pyright: ignore[reportAttributeAccessIssue] (all tuples here are named)
+        for part, a, b in zip(names, whole, copy, strict=True):
             _copy(part, a, b, cluster, arrived)
     elif name in _OF_REQUESTS and whole.ndim > 1:
         copy[:, :arrived] = whole[cluster, :arrived]

@@ -7,8 +7,9 @@ import pytest
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.load import parse_scenario
-from rllib_envs.scenarios.procedural import TRAINING, UNSEEN, FleetLaw, draw_fleet, draw_scenario
+from rllib_envs.scenarios.procedural import TRAINING, UNSEEN, FleetLaw, draw_conditions, draw_fleet, draw_scenario
 from rllib_envs.simulation import Simulation
+from rllib_envs.workload.arrivals import draw_arrivals
 
 
 def drawn(seed: int, law: FleetLaw = TRAINING, experts: int | None = 3) -> Scenario:
@@ -18,6 +19,14 @@ def drawn(seed: int, law: FleetLaw = TRAINING, experts: int | None = 3) -> Scena
 def test_a_seed_fixes_the_scenario_and_another_gives_another():
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("rate_rps", [0.003, 0.02, 1.0, 500.0])
+def test_arrivals_can_be_drawn_at_any_rate(rate_rps: float):
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        arrivals, _ = draw_conditions(rng, rate_rps, 600)
+        assert len(draw_arrivals(arrivals, rate_rps, 20, rng).arrival_s) == 20
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,6 +4,8 @@ On each workload it maximises the mean QoS over a coarse grid, then over a finer
 episodes, whose seeds no comparison uses. Example:
 
     edgeroute tune-heuristics --scenario edge6 --load light moderate heavy --out tuned.json
+
+With --routers only those are tuned, and what the file says of others stays.
 """
 
 from __future__ import annotations
@@ -13,24 +15,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import PredictionLaw
+from rllib_envs.json_files import read_json
+from rllib_envs.scenario import PredictionLaw, Scenario
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.workload.replay import episode_requests
 from tuning.evaluation.matrix import TUNING_SEEDS, Cell, CellResult, run_cells
 from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
 from tuning.evaluation.trace_notes import notes_on_traces
-from tuning.evaluation.tuned import FORMAT, tuning_fingerprint
+from tuning.evaluation.tuned import FORMAT, read_tuned, tuning_fingerprint
 from tuning.metrics.statistics import mean_interval, paired_difference
 from tuning.output.tables import markdown_table, show_interval
 from tuning.run_dir.atomic import write_json
 from tuning.run_dir.digests import code_digest
-from tuning.specs.grammar import format_spec
+from tuning.specs.grammar import format_spec, nearest
 from tuning.specs.prompts import with_information
 from tuning.specs.routers import parse_router
 from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
@@ -44,7 +47,7 @@ _SMOKE = {"seeds": 2, "requests": 50}
 
 HELP = {
     "workload": ("scenario load arrivals requests trace.trace", "catalogue predictions predictors trace"),
-    "search": ("seeds out jobs smoke", ""),
+    "search": ("seeds out jobs smoke", "routers"),
 }
 """Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
 
@@ -67,6 +70,8 @@ class Options:
     scenario's."""
     predictors: Path | None = None
     """Folder of predictors from fit-predictors, as for evaluate. Prompts of the train split have out-of-fold predictions."""
+    routers: tuple[str, ...] = ()
+    """Heuristics to tune; of others the file keeps what it says. Default: all with parameters to tune, in a new file."""
     seeds: int = 10
     """Episodes for each combination and workload; their seeds start at 2,000,000."""
     requests: int | None = None
@@ -107,7 +112,18 @@ def run(options: Options) -> None:
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests)
     for note in (*notes_on_predictions(scenario), *notes_on_traces(workloads)):
         print(note)
-    coarse = {router: _two_each(grid) for router, grid in COARSE.items()} if options.smoke else COARSE
+    grids = {router: _grid(router) for router in options.routers} or COARSE
+    coarse = {router: _two_each(grid) for router, grid in grids.items()} if options.smoke else grids
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "scenario": scenario.name,
+        "fingerprint": tuning_fingerprint(scenario),
+        "predictions": predicted_by(scenario),
+        "code": code_digest(),
+        "seeds": {"first": TUNING_SEEDS.start, "count": options.seeds},
+        "requests": episode_requests(workloads[0].scenario.workload),
+    }
+    known = _known(options, scenario, content) if options.routers and options.out.exists() else None
     keys = [(w.name, router) for w in workloads for router in coarse]
     default = _try(options, workloads, {key: [{}] for key in keys}, "default parameters")
     trials = _try(options, workloads, {key: _combinations(coarse[key[1]]) for key in keys}, "coarse grid")
@@ -115,19 +131,8 @@ def run(options: Options) -> None:
     fine = _try(options, workloads, finer, "fine grid")
     best = {key: _best([*trials[key], *fine[key]]) for key in keys}
     print(_report(best, {key: default[key][0] for key in keys}))
-    write_json(
-        options.out,
-        {
-            "format": FORMAT,
-            "scenario": scenario.name,
-            "fingerprint": tuning_fingerprint(scenario),
-            "predictions": predicted_by(scenario),
-            "code": code_digest(),
-            "seeds": {"first": TUNING_SEEDS.start, "count": options.seeds},
-            "requests": episode_requests(workloads[0].scenario.workload),
-            "workloads": {w.name: _entry(w, [best[w.name, router] for router in coarse]) for w in workloads},
-        },
-    )
+    content["workloads"] = {w.name: _entry(w, [best[w.name, router] for router in coarse]) for w in workloads}
+    write_json(options.out, content if known is None else _beside(known, content, list(coarse)))
     print(f"\nWritten: {options.out}")
 
 
@@ -138,6 +143,35 @@ def _entry(workload: NamedWorkload, best: Sequence[ParameterTrial]) -> dict[str,
         "parameters": {trial.router: trial.parameters for trial in best},
         "qos": {trial.router: trial.qos for trial in best},
     }
+
+
+def _grid(router: str) -> Grid:
+    if router not in COARSE:
+        raise InputError(f"routers: {router!r} has no parameters to tune, or does not exist: {nearest(router, COARSE)}")
+    return COARSE[router]
+
+
+def _known(options: Options, scenario: Scenario, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says already; its entries must be for the same world and the same law of predictions."""
+    law = read_tuned(options.out, scenario).predictions
+    if law != content["predictions"]:
+        raise InputError(
+            f"{options.out}: predictions = {law!r}: must be {content['predictions']!r} to add to it: give --predictions "
+            f"{law}, or another --out"
+        )
+    return read_json(options.out)
+
+
+def _beside(known: dict[str, Any], new: dict[str, Any], routers: Sequence[str]) -> dict[str, Any]:
+    """``known`` with the routers of ``new`` in its workloads, and how these came about."""
+    workloads: dict[str, Any] = known["workloads"]
+    for name, entry in new["workloads"].items():
+        own = cast(dict[str, dict[str, Any]], workloads.setdefault(name, entry | {"parameters": {}, "qos": {}}))
+        for part in ("parameters", "qos"):
+            own[part] = own.get(part, {}) | entry[part]
+    how = {"routers": list(routers), **{key: new[key] for key in ("code", "seeds", "requests")}}
+    added = known.get("added", [])
+    return {**known, "added": added if how in added else [*added, how]}
 
 
 def _try(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.rllib.avl.algorithm import AVL, AVLConfig
+    from models.rllib.dqn.algorithm import RouterDQN, RouterDQNConfig
     from models.rllib.ppo.algorithm import RouterPPO, RouterPPOConfig
     from models.rllib.router_module import RouterModule
     from models.rllib.sac.algorithm import RouterSAC, RouterSACConfig
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AVL",
     "AVLConfig",
+    "RouterDQN",
+    "RouterDQNConfig",
     "RouterModule",
     "RouterPPO",
     "RouterPPOConfig",
@@ -29,6 +32,8 @@ __all__ = [
 _HOMES = {
     "AVL": "avl.algorithm",
     "AVLConfig": "avl.algorithm",
+    "RouterDQN": "dqn.algorithm",
+    "RouterDQNConfig": "dqn.algorithm",
     "RouterModule": "router_module",
     "RouterPPO": "ppo.algorithm",
     "RouterPPOConfig": "ppo.algorithm",

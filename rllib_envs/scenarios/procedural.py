@@ -26,6 +26,7 @@ LOADS = (0.1, 1.8)
 """Range of the mean rate over the capacity."""
 
 _LEAST_CARRIED_RPS = 0.01  # of an expert in the mean; a fleet that carries less is hardly ever in time, however it is used
+_LEAST_CYCLE = 0.2  # requests of a cycle in the mean; arrival processes refuse half of it
 _LONGEST = (1024, 2048, 4096, 8192)
 _MOST_KV_TOKENS = 400_000
 _MOST_ALONE = 0.85  # share of the SLO that a mean request takes on an idle engine, at most
@@ -124,23 +125,24 @@ def draw_able_fleet(rng: np.random.Generator, law: FleetLaw = TRAINING, experts:
 def draw_conditions(rng: np.random.Generator, rate_rps: float, requests: int) -> tuple[Arrivals, Predictions]:
     """Draw arrivals and predictions for an episode of ``requests`` requests at a mean rate of ``rate_rps``.
 
-    A cycle of a fluctuating process is at most half the episode: a longer one would be another load.
+    A cycle of a fluctuating process is at most half the episode: a longer one would be another load. It is no shorter than the
+    time of a fifth of a request, as an arrival process must be.
     """
-    longest_s = 0.5 * requests / rate_rps
+    shortest_s, longest_s = _LEAST_CYCLE / rate_rps, 0.5 * requests / rate_rps
     kind = rng.choice(("poisson", "gamma", "mmpp", "floods", "diurnal"), p=(0.4, 0.1, 0.3, 0.1, 0.1))
     if kind == "poisson":
         arrivals = Arrivals()
     elif kind == "gamma":
         arrivals = Arrivals(kind="gamma", cv=_round(rng.uniform(1.5, 4.0)))
     elif kind == "mmpp":
-        cycle_s = min(_log_uniform(rng, 5, 300), longest_s)
+        cycle_s = min(max(_log_uniform(rng, 5, 300), shortest_s), longest_s)
         ratio, share = _round(rng.uniform(2, 10)), _round(rng.uniform(0.1, 0.4))
         arrivals = Arrivals(kind="mmpp", burst_ratio=ratio, burst_share=share, cycle_s=_round(cycle_s))
     elif kind == "floods":
-        cycle_s = min(_log_uniform(rng, 5, 60), longest_s)
+        cycle_s = min(max(_log_uniform(rng, 5, 60), shortest_s), longest_s)
         arrivals = Arrivals(kind="mmpp", burst_ratio=_round(rng.uniform(10, 30)), burst_share=0.05, cycle_s=_round(cycle_s))
     else:
-        period_s = min(_log_uniform(rng, 60, 600), 2 * longest_s)
+        period_s = min(max(_log_uniform(rng, 60, 600), shortest_s), 2 * longest_s)
         arrivals = Arrivals(kind="diurnal", period_s=_round(period_s), amplitude=_round(rng.uniform(0.3, 0.9)))
     return arrivals, INFORMATION[int(rng.integers(len(INFORMATION)))]
 

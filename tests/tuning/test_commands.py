@@ -144,6 +144,33 @@ def test_tuned_parameters_go_from_one_command_to_the_other(tmp_path, capsys):
     assert "tuned for another scenario" in capsys.readouterr().err
 
 
+def test_some_routers_are_tuned_beside_what_a_file_says_of_others(tmp_path, capsys):
+    tuned, whole = tmp_path / "tuned.json", tmp_path / "whole.json"
+    common = ["tune-heuristics", "--smoke", "--jobs", 1, "--load", "heavy"]
+    judge(*common, "--routers", "polyserve", "--out", tuned)
+    first = json.loads(tuned.read_text())
+    judge(*common, "--routers", "quality-greedy", "slo-headroom", "--out", tuned)
+    both = json.loads(tuned.read_text())
+    ((name, entry),) = both["workloads"].items()
+    assert list(entry["parameters"]) == list(entry["qos"]) == ["polyserve", "quality-greedy", "slo-headroom"]
+    for part in ("parameters", "qos"):
+        assert entry[part]["polyserve"] == first["workloads"][name][part]["polyserve"]
+    (how,) = both.pop("added")
+    assert how == {"routers": ["quality-greedy", "slo-headroom"]} | {key: first[key] for key in ("code", "seeds", "requests")}
+    assert {**both, "workloads": first["workloads"]} == first
+    judge(*common, "--routers", "quality-greedy", "slo-headroom", "polyserve", "--out", whole)
+    assert json.loads(whole.read_text())["workloads"][name] == entry  # the same found apart and together
+    kept = tuned.read_bytes()
+    for options, message in (
+        (["--routers", "lmetric"], "routers: 'lmetric' has no parameters to tune"),
+        (["--routers", "polyserve", "--predictions", "means"], "predictions = 'measured': must be 'means' to add to it"),
+        (["--routers", "polyserve", "--scenario", "paper3"], "tuned for another scenario"),
+    ):
+        judge(*common, *options, "--out", tuned, code=2)
+        assert message in capsys.readouterr().err
+    assert tuned.read_bytes() == kept
+
+
 def test_parameters_that_are_shipped_are_used_unasked(tmp_path, capsys):
     judge("evaluate", "--smoke", "--jobs", 1, "--load", "heavy", "31", "--routers", "quality-greedy", "--out", tmp_path)
     printed = capsys.readouterr().out

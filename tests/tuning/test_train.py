@@ -123,7 +123,7 @@ def test_rllib_reads_its_checkpoints_and_the_page_on_rllib_works(trained, one_ra
     found["algorithm"].stop()
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["ppo", "sac", "dqn"])
 def test_the_other_algorithms_train_too(algo, one_ray, tmp_path):
     assert run(TrainOptions(algo=algo, run_dir=tmp_path / algo, **TINY)) == 0
     about = load_bundle(find_checkpoint(tmp_path / algo) / BUNDLE).about

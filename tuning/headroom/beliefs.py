@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from rllib_envs.scenario import Scenario, with_workload
 from rllib_envs.sim.whatif import OVERRUN
@@ -67,7 +67,7 @@ class Beliefs:
             expected.append(self._score(told, e, eps))
             spread = np.stack([np.log(told[1].astype(np.float64)), told[2]]).std(axis=1)
             self._scale.append(np.append(np.where(spread > _TIES, 1 / np.maximum(spread, _TIES), 0.0), _TIES))
-            self._tree.append(cKDTree(_of_length(told, at_random) * self._scale[e]))
+            self._tree.append(KDTree(_of_length(told, at_random) * self._scale[e]))
         self.expected_score: NDArray[np.float32] = np.stack(expected, axis=1).astype(np.float32)
 
     def draw(
@@ -104,17 +104,17 @@ class Beliefs:
         return np.rint(np.clip(_of_score(told, eps) @ self._level[e], 0, 1) * _SCORE_GRID) / _SCORE_GRID
 
 
-def _of_length(told: Predicted, at_random: Floats) -> NDArray[np.float64]:
+def _of_length(told: Predicted, at_random: Floats) -> Floats:
     """What tells requests apart whose lengths err differently: (n, 3)."""
     return np.stack([np.log(told[1].astype(np.float64)), told[2].astype(np.float64), at_random], axis=1)
 
 
-def _of_score(told: Predicted, eps: Floats) -> NDArray[np.float64]:
+def _of_score(told: Predicted, eps: Floats) -> Floats:
     """What the expected score depends on: (n, 6); errors of lengths count less the larger they are."""
     score, tokens, bounded = told[0].astype(np.float64), told[1].astype(np.float64), np.tanh(eps)
     return np.stack([np.ones_like(score), score, score**2, bounded, score * bounded, np.log(tokens)], axis=1)
 
 
-def _fit(features: NDArray[np.float64], target: Floats) -> NDArray[np.float64]:
+def _fit(features: Floats, target: Floats) -> Floats:
     """Least squares; of features that do not vary the smallest coefficients."""
     return np.linalg.lstsq(features, target.astype(np.float64), rcond=1e-6)[0]

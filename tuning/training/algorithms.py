@@ -9,13 +9,14 @@ from models.rllib.rollout.env_groups import Group
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from tuning.training.options import TrainOptions
+from tuning.training.options import TrainOptions, guide_of
 
-_LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4}
+_LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4, "dqn": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
     "avl": {"warmup": 1, "generations": 1, "population": 4, "search_variants": 3, "search_requests": 20},
     "ppo": {"warmup_steps": 50},
     "sac": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000, "critic_warmup": 2},
+    "dqn": {"learning_starts": 50, "minibatch_size": 16, "replay_capacity": 2_000},
 }
 """What makes every part learn within a tiny run."""
 
@@ -95,6 +96,12 @@ def _configure(options: TrainOptions, groups: list[Group], common: dict[str, Any
         from models.rllib.ppo.algorithm import ppo_config
 
         return ppo_config(groups, lr=lr, **common)
+    if options.algo == "dqn":
+        from models.rllib.dqn.algorithm import dqn_config
+
+        guide, parameters = guide_of(options)
+        kept = options.keep_replay
+        return dqn_config(groups, lr=options.lr, guide=guide, guide_parameters=parameters, save_replay=kept, **common)
     from models.rllib.sac.algorithm import sac_config
 
     return sac_config(groups, lr=options.lr, save_replay=options.keep_replay, settings=options.sac, **common)

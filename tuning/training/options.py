@@ -18,20 +18,22 @@ from models.rllib.avl.settings import AVLSettings
 from models.rllib.sac.settings import SACSettings
 from models.rllib.scenario import MARGINAL
 from models.router import RouterSpec
+from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import PredictionLaw, Reward
 from rllib_envs.scenarios.load import explain
 from rllib_envs.yaml_files import read_mapping
 from tuning.output.tracking import TrackOptions
 from tuning.specs.grammar import check_limits, nearest
+from tuning.specs.routers import parse_router
 
-AlgorithmName = Literal["avl", "sac", "ppo"]
+AlgorithmName = Literal["avl", "sac", "ppo", "dqn"]
 PresetName = Literal["ours", "any-cluster", "paper", "paper-mended"]
 
 PAPER = Reward(realised_qos=1.0, paper_impact=1.0)
 
 DEFAULT_STEPS = 2_000_000
-_STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384}
+_STEPS_PER_ITERATION: Mapping[str, int] = {"avl": 32_768, "sac": 3_072, "ppo": 16_384, "dqn": 3_072}
 _STEPS_HELP = (
     f"Stop after this many decisions, counted from the beginning of the run. Default, if no limit is given: {DEFAULT_STEPS:,}."
 )
@@ -47,7 +49,7 @@ HELP = {
     ),
     "length and folder of the run": ("run_dir steps iterations minutes resume smoke", "auto_resume trust_checkpoint storage"),
     "processes": ("num_env_runners", "address num_learners gpus_per_learner envs_per_runner steps_per_iteration"),
-    "learning": ("", "lr temperature validate_every keep_replay avl sac"),
+    "learning": ("", "lr temperature validate_every keep_replay guide avl sac"),
     "network": ("", "router told_apart correction"),
     "reward": ("", "reward"),
     "tracking": ("", "track"),
@@ -65,7 +67,8 @@ class TrainOptions:
     """Options of the command."""
 
     algo: AlgorithmName = "avl"
-    """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation."""
+    """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation;
+    dqn: double deep Q-learning whose exploration follows a heuristic."""
     preset: PresetName = "ours"
     """paper: the method of arXiv 2508.00234. It takes SAC with the paper's hyperparameters and reward. The policy reads a pooled
     graph embedding and no what-if results. The defaults of other options are the scenario paper3 under its own load.
@@ -111,9 +114,9 @@ class TrainOptions:
     avl: Annotated[AVLSettings, tyro.conf.arg(name="")] = field(default_factory=AVLSettings)
     sac: Annotated[SACSettings, tyro.conf.arg(name="")] = field(default_factory=SACSettings)
     temperature: float = 0.01
-    """QoS difference that makes an action e times as likely in training; small is close to greedy."""
+    """QoS difference that makes an action e times as likely in training; small is close to greedy. dqn: without effect."""
     lr: float | None = None
-    """Learning rate. Default: avl and ppo 1e-3, sac 3e-4, the paper's 3e-5. That of avl falls to a tenth
+    """Learning rate. Default: avl and ppo 1e-3, sac and dqn 3e-4, the paper's 3e-5. That of avl falls to a tenth
     over the run if --steps or --iterations limits it. With --minutes alone it stays."""
     seed: int = 0
     """Seed of weights, episodes and exploration. Without worker processes, the same seed gives the same weights."""
@@ -125,7 +128,10 @@ class TrainOptions:
     validate_every: int = 10
     """Iterations between two comparisons with tuned impact-greedy on a few short episodes (a rough figure). 0: none."""
     keep_replay: bool = False
-    """sac: checkpoints hold the replay buffer, some 300 MB. Without it, a resumed run fills a new one before it learns on."""
+    """sac, dqn: checkpoints hold the replay buffer, some 300 MB. Without it, a resumed run fills a new one before it learns
+    on."""
+    guide: str = "impact-greedy"
+    """dqn: heuristic that exploration follows, perhaps with parameters (impact-greedy:price=3)."""
     run_dir: Path = Path("runs/train")
     """Folder of the run: configuration, progress, checkpoints, learning curve."""
     steps: Annotated[int | None, tyro.conf.arg(help=_STEPS_HELP)] = None
@@ -138,7 +144,7 @@ class TrainOptions:
     else one for each core but one. Default on a cluster: one for each core."""
     num_learners: int = 0
     """Processes that learn, each from its share of the decisions. Two give the result of one, but for rounding, in less time. 0:
-    the process that directs the run learns too. sac: 0 or 1."""
+    the process that directs the run learns too. sac, dqn: 0 or 1."""
     gpus_per_learner: int | None = None
     """1: learn on a GPU; 0: on processors. Default: 1 if there is a GPU for each learner, else 0."""
     address: str = "local"
@@ -346,9 +352,22 @@ def complete(options: TrainOptions) -> TrainOptions:
             raise InputError(f"{name} = '': must not be empty")
     if options.gpus_per_learner not in (None, 0, 1):
         raise InputError(f"gpus-per-learner = {options.gpus_per_learner}: must be 0 or 1")
+    guide_of(options)
     if options.preset in ("paper", "paper-mended") and options.algo != "sac":
         raise InputError(f"algo = {options.algo}: the preset {options.preset} trains with sac")
     return options
+
+
+def guide_of(options: TrainOptions) -> tuple[str, dict[str, float]]:
+    """The heuristic that exploration follows, and its parameters.
+
+    Raises:
+        InputError: it is none of the built-in ones: options may come from a file, which must not name code to run.
+    """
+    name = options.guide.partition(":")[0]
+    if name not in HEURISTICS:
+        raise InputError(f"guide = {options.guide!r}: must be a built-in heuristic; {nearest(name, HEURISTICS)}")
+    return name, dict(parse_router(options.guide).parameters)
 
 
 def resumed(options: TrainOptions, own: Mapping[str, Any], where: str) -> TrainOptions:

@@ -106,7 +106,7 @@ class VectorEnvRunner(SingleAgentEnvRunner):
         recorders = self._recorders(num_timesteps)
         steps = episodes = 0
         while episodes < num_episodes if num_episodes is not None else steps < (num_timesteps or 0):
-            actions = [self._act(recorder.observation, explore, random_actions) for recorder in recorders]
+            actions = [self._act(i, recorder.observation, explore, random_actions) for i, recorder in enumerate(recorders)]
             results: Any = self._try_env_step(actions)
             if results == ENV_STEP_FAILURE:  # the environments are new: what was sampled is lost
                 self._reset(staggered=num_episodes is None)
@@ -154,8 +154,10 @@ class VectorEnvRunner(SingleAgentEnvRunner):
         rows = 256 if num_timesteps is None else -(-num_timesteps // self.num_envs) + 1
         return [Recorder(rows, *begun) for begun in zip(self._observations, self._infos, self._ended, strict=True)]
 
-    def _act(self, observation: Mapping[str, NDArray[np.float32]], explore: bool, random_actions: bool) -> NDArray[np.int64]:
-        """(B,) actions on the observations of a group."""
+    def _act(
+        self, group: int, observation: Mapping[str, NDArray[np.float32]], explore: bool, random_actions: bool
+    ) -> NDArray[np.int64]:
+        """(B,) actions on the observations of a group, known by its place among the environments' groups."""
         if random_actions:
             logits = np.where(observation["action_mask"] > 0, 0.0, MASKED_SCORE)
             return self._draw(logits)

@@ -5,35 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
-from ray.rllib.utils.metrics import REPLAY_BUFFER_ADD_DATA_TIMER, REPLAY_BUFFER_SAMPLE_TIMER, TIMERS
 
 from models.paper.networks import PaperSpec
 from models.rllib.config import NOT_GIVEN, VectorAlgorithmConfig
-from models.rllib.rollout.collect import VectorAlgorithm, collect, share_weights, update_learners, with_processes
+from models.rllib.learning.replay import Ring
+from models.rllib.learning.replay_algorithm import ReplayAlgorithm, check_positive, check_replay_settings, check_share
+from models.rllib.rollout.collect import with_processes
 from models.rllib.rollout.env_groups import Group, first_scenarios
-from models.rllib.rollout.fragments import Fragment
 from models.rllib.sac.learner import SACLearner
 from models.rllib.sac.module import SACModule
-from models.rllib.sac.replay import Replay
 from models.rllib.sac.settings import SACSettings
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
-
-COMPONENT_REPLAY = "replay"
-"""Name of the replay buffer in a checkpoint."""
 
 PAPER: Mapping[str, Any] = {"lr": 3e-5, "alpha_lr": 3e-4, "gamma": 0.99, "beta": 0.0, "minibatch_size": 256, "polyak": 0.995}
 """What arXiv 2508.00234 trains with. Its discount is that of a step, however long."""
 
 _PLAIN: Mapping[str, Any] = {"target_entropy_share": 0.3, "critic_warmup": 0, "centre_rewards": False}
 """What it does not have: our changes for a router that begins with a price."""
-
-_UPDATES_A_CALL = 8  # some 25 MB of observations: fewer calls gain nothing, more memory costs time
 
 
 class RouterSACConfig(VectorAlgorithmConfig):
@@ -114,26 +104,13 @@ class RouterSACConfig(VectorAlgorithmConfig):
         Raises:
             InputError: one is not valid, or would have no effect.
         """
-        for name in ("lr", "alpha_lr", "steps_per_update", "replay_capacity", "minibatch_size"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} = {getattr(self, name)}: must be positive")
-        for name in ("gamma", "polyak", "target_entropy_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} = {getattr(self, name)}: must be from 0 to 1")
+        check_replay_settings(self, "sac")
+        check_positive(self, "alpha_lr")
+        check_share(self, "target_entropy_share")
         if self.twins not in ("mean", "min"):
             raise InputError(f"twins = {self.twins!r}: must be 'mean' or 'min'")
-        if self.learning_starts > self.replay_capacity:
-            raise InputError(
-                f"learning_starts = {self.learning_starts}: must not exceed replay_capacity = {self.replay_capacity}"
-            )
-        for name in ("beta", "critic_warmup"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} = {getattr(self, name)}: must be >= 0")
-        if (self.num_learners or 0) > 1:
-            raise InputError(
-                f"num-learners = {self.num_learners}: sac learns in one process (0 or 1): its minibatches, "
-                f"{self.minibatch_size} steps, are too small to be worth dividing"
-            )
+        if not 0 <= self.critic_warmup < float("inf"):
+            raise InputError(f"critic_warmup = {self.critic_warmup}: must be >= 0")
         super().validate()
 
     def get_default_learner_class(self) -> type[SACLearner]:
@@ -145,7 +122,7 @@ class RouterSACConfig(VectorAlgorithmConfig):
         return RLModuleSpec(module_class=SACModule)
 
 
-class RouterSAC(VectorAlgorithm):
+class RouterSAC(ReplayAlgorithm):
     """Samples columns, stores them, and takes an optimizer step for every ``steps_per_update`` of them.
 
     Checkpoints hold the temperature, and the replay buffer where ``save_replay`` says so.
@@ -156,60 +133,9 @@ class RouterSAC(VectorAlgorithm):
         """The default settings."""
         return RouterSACConfig()
 
-    def setup(self, config: Any) -> None:
-        """Set up an empty replay buffer beside what every algorithm has."""
-        super().setup(config)
-        self.replay = Replay(self.config.replay_capacity, len(first_scenarios(self.config.env_config)))
-        self._rng = np.random.default_rng(None if self.config.seed is None else [self.config.seed, 1])
-        self._owed_steps = 0
-
-    def training_step(self) -> None:
-        """Sample once, store, learn, and give the workers the new weights."""
-        self._store(collect(self))
-        if len(self.replay) < self.config.learning_starts:
-            self._owed_steps = 0
-            return
-        updates, self._owed_steps = divmod(self._owed_steps, self.config.steps_per_update)
-        while updates > 0:
-            self._learn(min(updates, _UPDATES_A_CALL))
-            updates -= _UPDATES_A_CALL
-        share_weights(self)
-
-    def _store(self, fragments: list[Fragment]) -> None:
-        with self.metrics.log_time((TIMERS, REPLAY_BUFFER_ADD_DATA_TIMER)):
-            for fragment in fragments:
-                self.replay.add(fragment)
-                self._owed_steps += fragment.env_steps()
-
-    def _learn(self, updates: int) -> None:
-        """Take so many optimizer steps, on minibatches of one scenario each."""
-        size = self.config.minibatch_size
-        for ring, share in zip(self.replay.rings, self.replay.shares(updates, self._rng), strict=True):
-            if not share:
-                continue
-            rows = int(share) * size
-            with self.metrics.log_time((TIMERS, REPLAY_BUFFER_SAMPLE_TIMER)):
-                columns = ring.sample(rows, self._rng, centred=self.config.centre_rewards)
-            batch = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(columns)}, env_steps=rows)
-            update_learners(self, TrainingData(batch=batch), minibatch_size=size, num_epochs=1)
-
-    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state and, where asked for, the replay buffer."""
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        if self.config.save_replay and self._check_component(COMPONENT_REPLAY, components, not_components):
-            state[COMPONENT_REPLAY] = self.replay.get_state()
-        return state
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the result of ``get_state``."""
-        super().set_state(state)
-        if COMPONENT_REPLAY in state:
-            self.replay.set_state(state[COMPONENT_REPLAY])
-
-    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        """RLlib's components and, where asked for, the replay buffer."""
-        own = [(COMPONENT_REPLAY, self.replay)] if self.config.save_replay else []
-        return [*super().get_checkpointable_components(), *own]
+    def draw(self, ring: Ring, rows: int) -> dict[str, Any]:
+        """Steps from the replay buffer, with rewards centred where the settings say so."""
+        return ring.sample(rows, self._rng, centred=self.config.centre_rewards)
 
 
 def sac_config(

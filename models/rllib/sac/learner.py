@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from models.rllib.learning.stateful_learner import StatefulLearner
+from models.rllib.learning.column_learner import ColumnLearner
+from models.rllib.learning.replay import DT_S, MARGINAL
 from models.rllib.sac.module import IMPACT, NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule, with_drop
-from models.rllib.sac.replay import DT_S, MARGINAL
 
 ACTOR, CRITIC, ALPHA = "actor", "critic", "alpha"
 """Names of the optimizers."""
 
 
-class SACLearner(StatefulLearner):
+class SACLearner(ColumnLearner):
     """Soft actor-critic for discrete actions (Christodoulou, arXiv 1910.07207), with these changes.
 
     - ``log_softmax`` of masked logits: the usual ``softmax().log()`` is NaN where an action is not possible.
@@ -75,46 +74,17 @@ class SACLearner(StatefulLearner):
             ALPHA: (module.log_alpha * (entropy - wanted).detach()).mean(),
             IMPACT: apart,
         }
-        for name, loss in losses.items():
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"{name} loss is {loss.item()}: training cannot go on (alpha {alpha.item():.3g})")
-        logged = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
-        logged |= {"alpha": alpha, "entropy": entropy.detach().mean(), "target_entropy": wanted.mean(), "q_mean": values.mean()}
-        self._logged[module_id] = logged
-        return torch.stack(list(losses.values())).sum()
+        figures = {"alpha": alpha, "entropy": entropy.detach().mean(), "target_entropy": wanted.mean(), "q_mean": values.mean()}
+        return self.add_up(module_id, losses, figures, f" (alpha {alpha.item():.3g})")
 
-    def apply_gradients(self, gradients_dict: dict[Any, Any]) -> None:
-        """Step every optimizer, but in the warm-up that of the critics alone; then move the slow critics.
-
-        Raises:
-            FloatingPointError: a gradient is not finite.
-        """
-        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients_dict.values() if gradient is not None])
-        if not math.isfinite(norm.item()):
-            raise FloatingPointError(f"the gradients' norm is {norm.item()}: training cannot go on")
-        for logged in self._logged.values():
-            logged["gradient_norm"] = norm
-        for param, gradient in gradients_dict.items():
-            param.grad = gradient
+    def step_optimizers(self) -> None:
+        """Step every optimizer, but in the warm-up that of the critics alone."""
         for module_id in self.module.keys():  # noqa: SIM118 (a module of modules, no mapping)
             critic = self.get_optimizer(module_id, CRITIC)
             critic.step()
             if _steps(critic) > self.config.critic_warmup:
                 for name in (ACTOR, ALPHA):
                     self.get_optimizer(module_id, name).step()
-        for module in self.module.values():
-            module.unwrapped().update_targets(self.config.polyak)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def build(self) -> None:
-        """Build what every learner has."""
-        self._logged: dict[str, dict[str, Tensor]] = {}
-        super().build()
-
-    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Log the losses of the last minibatch, once a call: logging each would take longer than learning from it."""
-        super().after_gradient_based_update(timesteps=timesteps)
-        for module_id, logged in self._logged.items():
-            self.metrics.log_dict({key: value.item() for key, value in logged.items()}, key=module_id, window=1)
 
 
 def _steps(optimizer: Any) -> int:

@@ -8,6 +8,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from models.rllib.avl.algorithm import AVLConfig
 from models.rllib.avl.module import AVLModule
 from models.rllib.avl.settings import AVLSettings
+from models.rllib.dqn.module import DQNModule
 from models.rllib.router_module import BaselineModule
 from models.rllib.sac.module import SACModule
 from models.router import RouterSpec
@@ -65,7 +66,7 @@ def test_a_module_whose_observations_lack_the_roll_out_is_not_built():
     config = {"router": RouterSpec().to_dict(), "temperature": 0.01}
     parts = dict.fromkeys(("arrived", "experts", "cluster", "action_mask"), spaces.Box(-1, 1, (3, 23)))
     flat = spaces.Box(-1, 1, (100,))
-    for module in (AVLModule, BaselineModule, SACModule):
+    for module in (AVLModule, BaselineModule, DQNModule, SACModule):
         with pytest.raises(InputError, match=r"observation.whatif = False"):
             module(observation_space=spaces.Dict(parts), action_space=spaces.Discrete(4), model_config=config)
         with pytest.raises(InputError, match=r"observation space without arrived, .*no connector may flatten them"):

@@ -14,7 +14,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 
 import models.rllib
-from models.rllib import AVL, AVLConfig, RouterModule, RouterPPOConfig, RouterSACConfig, training_scenario
+from models.rllib import AVL, AVLConfig, RouterDQNConfig, RouterModule, RouterPPOConfig, RouterSACConfig, training_scenario
 from models.rllib.avl.learner import AVLLearner
 from models.rllib.avl.module import AVLModule
 from models.rllib.ppo.learner import PPOLearner
@@ -85,8 +85,9 @@ def test_stock_ppo_trains_our_module_and_its_checkpoints_are_read_back(tmp_path)
         AVLConfig().training(warmup=1, generations=1, population=2, search_variants=1, search_requests=10),
         RouterPPOConfig().training(warmup_steps=0),
         RouterSACConfig().training(learning_starts=16, minibatch_size=8, replay_capacity=500),
+        RouterDQNConfig().training(learning_starts=16, minibatch_size=8, replay_capacity=500),
     ],
-    ids=["avl", "ppo", "sac"],
+    ids=["avl", "ppo", "sac", "dqn"],
 )
 def test_our_algorithms_train_on_a_preset_by_name(config, tmp_path):
     algorithm = small(config.copy()).environment(env_config={"scenario": "edge3"}).build_algo()
@@ -133,7 +134,7 @@ def edge3(config):
     return config.environment(env_config={"scenario": "edge3"})
 
 
-@pytest.mark.parametrize("kind", [AVLConfig, RouterPPOConfig, RouterSACConfig])
+@pytest.mark.parametrize("kind", [AVLConfig, RouterPPOConfig, RouterSACConfig, RouterDQNConfig])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -162,6 +163,8 @@ def test_what_would_be_passed_over_is_refused(kind, change, message):
         (lambda: RouterPPOConfig().training(train_batch_size_per_learner=9), "train_batch_size_per_learner: RouterPPOConfig"),
         (lambda: RouterPPOConfig().training(clip=2), "clip = 2"),
         (lambda: RouterSACConfig().training(polyak=2), "polyak = 2"),
+        (lambda: RouterDQNConfig().training(train_batch_size_per_learner=9), "train_batch_size_per_learner: RouterDQNConfig"),
+        (lambda: RouterDQNConfig().training(guide="impact"), "guide = 'impact': unknown; allowed are random, "),
     ],
 )
 def test_settings_that_cannot_be_are_refused(config, message):
@@ -243,5 +246,6 @@ def test_a_term_can_be_added_to_the_loss(config, learner):
 
 def test_an_algorithm_is_found_by_its_configuration():
     assert AVL.get_default_config().algo_class is AVL
+    assert models.rllib.RouterDQN.get_default_config().algo_class is models.rllib.RouterDQN
     assert models.rllib.RouterPPO.get_default_config().algo_class is models.rllib.RouterPPO
     assert models.rllib.RouterSAC.get_default_config().algo_class is models.rllib.RouterSAC

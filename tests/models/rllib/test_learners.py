@@ -17,7 +17,7 @@ from models.rllib.errors import LearnerFailed
 from models.rllib.learning.all_reduce import DataParallel
 from models.rllib.rollout.collect import ask_learners, collect, update_learners, with_processes
 from rllib_envs.errors import InputError
-from tests.models.rllib import avl_learner, test_ppo, test_sac
+from tests.models.rllib import avl_learner, test_dqn, test_ppo, test_sac
 
 # Ray copies a record of its own to each learner, the deprecated fields included.
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
@@ -41,6 +41,7 @@ def build(small_scenario, one_ray):
         "avl": lambda: avl_learner.config(small_scenario, rows=20, minibatch=64, **SEARCH),
         "ppo": lambda: test_ppo.config(small_scenario),
         "sac": lambda: test_sac.config(small_scenario),
+        "dqn": lambda: test_dqn.config(small_scenario),
     }
 
     def make(name, learners):
@@ -100,7 +101,7 @@ def statistics(algorithm):
     return ask_learners(algorithm, kept)
 
 
-@pytest.mark.parametrize("name", ["avl", "ppo", "sac"])
+@pytest.mark.parametrize("name", ["avl", "ppo", "sac", "dqn"])
 def test_one_learner_learns_what_the_driver_would_to_the_last_bit(trained, name):
     (ours, reported), (theirs, expected) = trained(name, 1), trained(name, 0)
     assert same(*weights(ours), *weights(theirs))
@@ -191,9 +192,10 @@ def test_a_learner_that_is_killed_ends_training_with_an_error_that_says_so(two):
             algorithm.train()
 
 
-def test_sac_is_not_divided(small_scenario):
-    made = with_processes(test_sac.config(small_scenario), env_runners=0, learners=2, gpus_per_learner=0)
-    with pytest.raises(InputError, match="num-learners = 2: sac learns in one process"):
+@pytest.mark.parametrize(("name", "arm"), [("sac", test_sac), ("dqn", test_dqn)])
+def test_what_learns_from_a_replay_buffer_is_not_divided(small_scenario, name, arm):
+    made = with_processes(arm.config(small_scenario), env_runners=0, learners=2, gpus_per_learner=0)
+    with pytest.raises(InputError, match=f"num-learners = 2: {name} learns in one process"):
         made.validate()
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.rllib.core.columns import Columns
 
+from models.rllib.learning.replay import DT_S, MARGINAL, Replay, Ring
 from models.rllib.rollout.fragments import Fragment
-from models.rllib.sac.replay import DT_S, MARGINAL, Replay, Ring
 from tests.draws import examples
 
 pytestmark = pytest.mark.slow  # RLlib takes longer to import than these to run

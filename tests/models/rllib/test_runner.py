@@ -135,7 +135,7 @@ def test_without_exploration_the_best_action_is_taken():
     runner = make()
     for t in range(20):
         observation = {key: value[t] for key, value in fragment.obs.items()}
-        assert np.array_equal(runner._act(observation, explore=False, random_actions=False), fragment.actions[t])
+        assert np.array_equal(runner._act(0, observation, explore=False, random_actions=False), fragment.actions[t])
 
 
 def test_actions_are_drawn_with_the_probabilities_of_the_logits():

@@ -15,11 +15,11 @@ from models.action_value import ActionValue
 from models.bounds import MASKED_SCORE
 from models.features import read_columns
 from models.paper.networks import PaperSpec
+from models.rllib.learning.replay import DT_S, MARGINAL, Replay
 from models.rllib.rollout.runner import VectorEnvRunner
 from models.rllib.sac.algorithm import PAPER, sac_config
 from models.rllib.sac.learner import critic_loss, impact_loss, join_twins, soft_target, taken_marginal, target_entropy
 from models.rllib.sac.module import IMPACT, NEXT_LOGITS, NEXT_TARGET_Q, TARGET_Q, Q, SACModule, with_drop
-from models.rllib.sac.replay import DT_S, MARGINAL, Replay
 from models.rllib.sac.settings import SACSettings
 from models.router import RouterSpec
 from rllib_envs.errors import InputError

@@ -103,7 +103,7 @@ def test_without_correction_none_is_learned():
     [
         ("lrr: 1", r"unknown option 'lrr'; did you mean 'lr'"),
         ("lr: fast", r"lr: .*valid number \(got 'fast'\)"),
-        ("algo: dqn", r"algo: .*'avl', 'sac' or 'ppo' \(got 'dqn'\)"),
+        ("algo: a2c", r"algo: .*'avl', 'sac', 'ppo' or 'dqn' \(got 'a2c'\)"),
         ("hidden: -3", r"hidden = -3: must be from 0 to"),
         ("- lr", r"must be a mapping"),
         ("lr: [", r"not YAML"),
@@ -162,6 +162,9 @@ def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
         ({"seed": 2**31}, "seed = 2147483648: must be from 0 to"),
         ({"num_env_runners": -1}, "num-env-runners = -1: must be from 0 to"),
         ({"storage": ""}, "storage = '': must not be empty"),
+        ({"guide": "impact"}, "guide = 'impact': must be a built-in heuristic; did you mean 'impact-greedy'"),
+        ({"guide": "python:mine.py:route"}, "guide = 'python:mine.py:route': must be a built-in heuristic"),
+        ({"guide": "impact-greedy:price=-1"}, "price = -1: must be from 0"),
         ({"preset": "paper"}, "algo = avl: the preset paper trains with sac"),
         ({"preset": "paper-mended"}, "algo = avl: the preset paper-mended trains with sac"),
     ],
@@ -217,8 +220,8 @@ def test_help_says_the_defaults_that_there_are(capsys):
     assert f"if no limit is given: {DEFAULT_STEPS:,}." in text
     for algo in get_args(AlgorithmName):
         assert f"{algo} {TrainOptions(algo=algo).steps_in_iteration:,}" in text
-    stated = dict(re.findall(r"(avl and ppo|sac|paper's) (\de-\d)", text))
+    stated = dict(re.findall(r"(avl and ppo|sac and dqn|paper's) (\de-\d)", text))
     rates = {algo: learning_rate(TrainOptions(algo=algo)) for algo in get_args(AlgorithmName)}
     assert {float(stated["avl and ppo"])} == {rates["avl"], rates["ppo"]}
-    assert float(stated["sac"]) == rates["sac"]
+    assert {float(stated["sac and dqn"])} == {rates["sac"], rates["dqn"]}
     assert float(stated["paper's"]) == PAPER["lr"]

@@ -116,7 +116,7 @@ class Ring:
         self._count()
 
     def sample(self, n: int, rng: np.random.Generator, *, centred: bool = False) -> dict[str, Any]:
-        """``n`` steps drawn uniformly, with replacement, as the flat columns that SAC learns from, (n, ...) each.
+        """``n`` steps drawn uniformly, with replacement, as the flat columns that learners take, (n, ...) each.
 
         With ``centred`` rewards are less the mean of their environment over all that is stored: no decision moves it much.
 

@@ -1,0 +1,1 @@
+"""Double DQN whose exploration follows a heuristic: its configuration, learner, module and rollout worker."""
