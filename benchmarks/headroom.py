@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from rllib_envs.errors import InputError
-from tuning.headroom.measure import Size, measure
+from tuning.headroom.measure import HeadroomSize, measure
 from tuning.headroom.report import write_report
 from tuning.headroom.rollout import Search
 from tuning.many_worlds.fleets import FIRST_SEED
@@ -82,7 +82,7 @@ def check(options: Options) -> None:
 def main(options: Options) -> None:
     """Measure and report."""
     check(options)
-    size = Size(
+    size = HeadroomSize(
         episodes=options.episodes,
         requests=options.requests,
         experts=options.experts,

@@ -24,7 +24,7 @@ from tuning.run_dir.digests import code_digest, content_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class HeadroomSize:
     """How much is simulated in a world."""
 
     episodes: int
@@ -49,14 +49,14 @@ class WorldHeadroom:
 class _Task:
     world: NamedWorld
     fleet: Scenario
-    size: Size
+    size: HeadroomSize
     search: Search
     code: str
     file: Path
 
 
 def measure(
-    chosen: Sequence[NamedWorld], size: Size, search: Search, folder: Path, jobs: int | None, *, only_kept: bool = False
+    chosen: Sequence[NamedWorld], size: HeadroomSize, search: Search, folder: Path, jobs: int | None, *, only_kept: bool = False
 ) -> list[WorldHeadroom]:
     """Measure the headroom over tuned impact-greedy in each world.
 

@@ -24,7 +24,7 @@ _SIGMAS = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class HeadroomRow:
     """A world in the table."""
 
     base: float  # QoS per arrived request
@@ -34,12 +34,12 @@ class Row:
     changed: float
 
 
-def summarise(result: WorldHeadroom) -> Row:
+def summarise(result: WorldHeadroom) -> HeadroomRow:
     """The figures of one world."""
     episodes = result.episodes
     decisions = sum(e.decisions for e in episodes)
     error = math.sqrt(sum(e.gain_error**2 for e in episodes)) / len(episodes)
-    return Row(
+    return HeadroomRow(
         base=float(np.mean([e.base for e in episodes])),
         realised=paired_difference([e.improved for e in episodes], [e.base for e in episodes]),
         expected=Interval(mean=float(np.mean([e.gain for e in episodes])), half_width=_SIGMAS * error),

@@ -39,7 +39,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class RolloutChoice:
     """What roll-outs chose at one decision."""
 
     base: int  # action of the base policy
@@ -85,7 +85,7 @@ class Improver:
         close = [int(a) for a in np.argsort(-value, kind="stable") if value[a] >= value[base] - self._search.gap and a != base]
         return [base, *close[: self._search.actions - 1]]
 
-    def choose(self, simulation: Simulation, cluster: int, candidates: Sequence[int], rng: np.random.Generator) -> Choice:
+    def choose(self, simulation: Simulation, cluster: int, candidates: Sequence[int], rng: np.random.Generator) -> RolloutChoice:
         """Compare actions for the arrived request of a cluster; the first is the base policy's."""
         left, difference, futures = list(candidates), np.zeros((0, len(candidates) - 1)), 0
         best = left[0]
@@ -104,10 +104,10 @@ class Improver:
             difference = difference[:, open_]
             left = [left[0], *[action for action, on in zip(left[1:], open_, strict=True) if on]]
         if best == candidates[0]:
-            return Choice(base=best, action=best, futures=futures, advantage=0.0, error=0.0)
+            return RolloutChoice(base=best, action=best, futures=futures, advantage=0.0, error=0.0)
         fresh = self.qos(simulation, cluster, [candidates[0], best], rng)
         ahead = fresh[:, 1:] - fresh[:, :1]
-        return Choice(
+        return RolloutChoice(
             base=candidates[0], action=best, futures=futures, advantage=float(ahead.mean()), error=float(_error(ahead)[0])
         )
 

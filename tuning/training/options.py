@@ -67,8 +67,8 @@ class TrainOptions:
     """Options of the command."""
 
     algo: AlgorithmName = "avl"
-    """avl: impact-guided afterstate value learning; sac: discrete soft actor-critic; ppo: proximal policy optimisation;
-    dqn: double deep Q-learning whose exploration follows a heuristic."""
+    """avl: impact-guided afterstate value learning. sac: soft actor-critic. ppo: proximal policy optimisation. dqn: double
+    DQN."""
     preset: PresetName = "ours"
     """paper: the method of arXiv 2508.00234. It takes SAC with the paper's hyperparameters and reward. The policy reads a pooled
     graph embedding and no what-if results. The defaults of other options are the scenario paper3 under its own load.

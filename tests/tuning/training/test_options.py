@@ -56,7 +56,7 @@ def test_a_file_changes_what_it_names_and_the_command_line_wins(config):
     path = config(lr=0.02, hidden=40, fleets=["edge4"], calibrate=False, **{"envs-per-runner": 7})
     options = read("--config", str(path), "--lr", "0.001", "--calibrate")
     assert options == replace(
-        TrainOptions(), config=path, lr=0.001, router=RouterSpec(hidden=40), fleets=("edge4",), envs_per_runner=7
+        TrainOptions(), config=path, lr=0.001, router=RouterSpec(hidden=40, bounded=True), fleets=("edge4",), envs_per_runner=7
     )
 
 
@@ -94,7 +94,7 @@ def test_parts_of_the_router_are_switched_off_by_flags(flag):
 
 
 def test_without_correction_none_is_learned():
-    assert read("--no-correction").spec == replace(RouterSpec(), impact_hidden=0)
+    assert read("--no-correction").spec == RouterSpec(impact_hidden=0, bounded=True)
     assert read("--no-correction", "--encoder", "aggregates").spec.encoder == "aggregates"
 
 
