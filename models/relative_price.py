@@ -83,33 +83,17 @@ class RelativePrice(nn.Module):
 
     def forward(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) costs; ``terms`` (B, len(TERMS)) are other parameters for each cluster of the batch."""
-        term = self._named(terms)
-        slow, fast = _loads(observation)
-        count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # not a constant of an exported graph
-        log_price = (
-            term["level"]
-            + term["load"] * slow
-            + term["rise"] * (fast - slow)
-            + term["above"] * fast.clamp(min=0)
-            + term["overload"] * _demand(observation, "overload")
-            + term["late"] * (_unforeseen(observation) / _FEW_LATE).log1p()
-            + term["quality"] * _relative_quality(observation)
-            + term["experts"] * (count / _TYPICAL_EXPERTS).log()
-        )
-        log_ratio = expert_time(observation).log() - _demand(observation, "log_expert_time")
-        log_ratio = log_ratio.clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO)
-        base, step = expert_column(observation, "base_time"), expert_column(observation, "step_time")
-        busy = ((step - base) / (1 - base).clamp(min=_LEAST_ROOM)).clamp(0, _MOST_USED)
-        memory = term["memory"].clamp(0, 1)
-        reserved = expert_column(observation, "kv_reserved").clamp(max=_MOST_USED)
-        used = (2 * (memory * reserved + (1 - memory) * busy)).clamp(min=1e-3)
+        term, fast = self._named(terms), _loads(observation)[1]
+        used = _used(observation, term["memory"].clamp(0, 1))
         queue = expert_quantity(observation, "waiting") / (1 + expert_quantity(observation, "running"))
         scarcity = used ** term["power"].clamp(0.2, 4) + term["floor"] + term["queue"] * queue.clamp(max=_MOST_QUEUE)
         quality = expert_column(observation, "mean_score").mean(dim=-1, keepdim=True).clamp(min=_LEAST_QUALITY)
         own = self._trusted(observation, fast, term).mean(dim=-1, keepdim=True).clamp(min=_LEAST_QUALITY)
-        log_price = log_price + term["use"] * used.mean(dim=-1, keepdim=True).clamp(min=_LEAST_USED).log()
+        log_price = _log_price(observation, term) + term["use"] * used.mean(dim=-1, keepdim=True).clamp(min=_LEAST_USED).log()
         log_price = log_price + term["own"] * (own / quality).log().clamp(-_MOST_LOG_QUALITY, _MOST_LOG_QUALITY)
-        log_cost = log_price.clamp(_LEAST_LOG_PRICE, _MOST_LOG_PRICE) + log_ratio * (1 + term["size"].clamp(-0.9, 1))
+        log_ratio = expert_time(observation).log() - _demand(observation, "log_expert_time")
+        log_size = log_ratio.clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO) * (1 + term["size"].clamp(-0.9, 1))
+        log_cost = log_price.clamp(_LEAST_LOG_PRICE, _MOST_LOG_PRICE) + log_size
         return quality * log_cost.exp() * scarcity.clamp(min=0)
 
     def adjustment(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
@@ -131,6 +115,30 @@ class RelativePrice(nn.Module):
         mean = expert_column(observation, "mean_score")
         trust = (term["trust"] + term["trust_load"] * fast).clamp(0, 2)
         return mean + trust * (arrived_column(observation, "predicted_score") - mean)
+
+
+def _log_price(observation: Observation, term: Mapping[str, Tensor]) -> Tensor:
+    """(B, N) the sum of the terms, but for those of what is in use and of the request."""
+    slow, fast = _loads(observation)
+    count = torch.ones_like(observation["experts"][..., 0]).sum(dim=-1, keepdim=True)  # not a constant of an exported graph
+    return (
+        term["level"]
+        + term["load"] * slow
+        + term["rise"] * (fast - slow)
+        + term["above"] * fast.clamp(min=0)
+        + term["overload"] * _demand(observation, "overload")
+        + term["late"] * (_unforeseen(observation) / _FEW_LATE).log1p()
+        + term["quality"] * _relative_quality(observation)
+        + term["experts"] * (count / _TYPICAL_EXPERTS).log()
+    )
+
+
+def _used(observation: Observation, memory: Tensor) -> Tensor:
+    """(B, N) how much of each expert is in use; ``memory``: the weight of its KV memory, the rest is that of its time."""
+    base, step = expert_column(observation, "base_time"), expert_column(observation, "step_time")
+    busy = ((step - base) / (1 - base).clamp(min=_LEAST_ROOM)).clamp(0, _MOST_USED)
+    reserved = expert_column(observation, "kv_reserved").clamp(max=_MOST_USED)
+    return (2 * (memory * reserved + (1 - memory) * busy)).clamp(min=1e-3)
 
 
 def _loads(observation: Observation) -> tuple[Tensor, Tensor]:
