@@ -177,7 +177,7 @@ def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algori
 
     Raises:
         InputError: the files are not those that ``about`` names; there is no room for a private copy of them; another version
-            of the project wrote them, with modules that are not there any more.
+            of the project wrote them, with modules that are not there any more or with other networks.
     """
     where = folder / ABOUT
     manifest = manifest_in(about, where).below(_RLLIB)
@@ -186,20 +186,24 @@ def restore_checkpoint(folder: Path, about: Mapping[str, Any], algorithm: Algori
         algorithm.restore_from_path(copy)
 
 
+_OF_ANOTHER_VERSION = ("Can't get attribute", "in loading state_dict")  # what pickle and torch say
+
+
 @contextmanager
 def of_this_version(where: object, advice: str) -> Generator[None]:
-    """Refuse, in one line, pickles that name what this version has elsewhere.
+    """Refuse, in one line, pickles that name what this version has elsewhere, and weights of other networks.
 
     Raises:
         InputError: with ``where`` they were read, and ``advice``.
     """
     try:
         yield
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
+    except (ModuleNotFoundError, AttributeError, RuntimeError) as error:
+        if not isinstance(error, ModuleNotFoundError) and not any(told in str(error) for told in _OF_ANOTHER_VERSION):
             raise
+        first = "; ".join(line.strip() for line in str(error).splitlines()[:2])  # torch names every tensor
         raise InputError(
-            f"{where}: written by another version of edgeroute, whose state this one cannot read ({error}); {advice}"
+            f"{where}: written by another version of edgeroute, whose state this one cannot read ({first}); {advice}"
         ) from None
 
 

@@ -164,6 +164,14 @@ def test_a_damaged_checkpoint_is_one_clear_error(copied, name):
         run(TrainOptions(run_dir=copied, resume=True, iterations=5, **TINY))
 
 
+def test_a_checkpoint_of_other_networks_is_one_clear_error(copied):
+    config = copied / "config.yaml"
+    config.write_text(re.sub(r"^  impact_hidden: \d+$", "  impact_hidden: 24", config.read_text(), flags=re.MULTILINE))
+    with pytest.raises(InputError, match=r"another version of edgeroute.*loading state_dict.*training must begin anew") as caught:
+        run(TrainOptions(run_dir=copied, resume=True, iterations=5, **TINY))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_directory_is_not_overwritten(copied):
     with pytest.raises(InputError, match="--resume"):
         run(TrainOptions(run_dir=copied, **TINY))
