@@ -125,7 +125,7 @@ def try_candidates(
         candidates: (K, P) parameters of the price.
         generation: fixes variants and episodes, with the worker's index and seed.
         variants: about how many variants, in proportion to the worker's environments of each scenario; 0 for none.
-        drawn: how many scenarios to draw (``rllib_envs.scenarios.procedural``), with the worker's kind of observation.
+        drawn: how many scenarios to draw (``rllib_envs.scenarios.procedural``), with the worker's kind of observation and faults.
         requests: requests in an episode.
     """
     module: Any = runner.module
@@ -139,18 +139,24 @@ def try_candidates(
         chosen = [known[int(first + i * len(known) / count)] for i in range(count)]  # spread over the loads
         seeds = [int(x) for x in draw.integers(2**62, size=count)]
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
-    seen = runner.env.groups[0].simulation.scenario.observation
+    known = runner.env.groups[0].simulation.scenario
+    variation = None if known.variation is None else replace(known.variation, burst_share=0.0)  # arrivals are drawn already
     for _ in range(drawn):
-        scenario = replace(draw_scenario(draw, requests=requests), observation=seen)
-        results.append(_try_in(module.router, candidates, [_plain(scenario, requests)], [int(draw.integers(2**62))]))
+        scenario = replace(draw_scenario(draw, requests=requests), observation=known.observation, variation=variation)
+        results.append(_try_in(module.router, candidates, [_unlearned(scenario, requests)], [int(draw.integers(2**62))]))
     return np.concatenate(results, axis=1)
 
 
 def _plain(scenario: Scenario, requests: int) -> Scenario:
-    """The scenario without learner-only data and without faults, which blur the value of a price."""
-    observation = replace(scenario.observation, counterfactual=False)
+    """The scenario without learner-only data and without faults, which blur the value of a price in one cluster."""
     variation = None if scenario.variation is None else replace(scenario.variation, fault_share=0.0)
-    return replace(with_workload(scenario, requests=requests), observation=observation, reward=Reward(), variation=variation)
+    return replace(_unlearned(scenario, requests), variation=variation)
+
+
+def _unlearned(scenario: Scenario, requests: int) -> Scenario:
+    """The scenario without learner-only data."""
+    observation = replace(scenario.observation, counterfactual=False)
+    return replace(with_workload(scenario, requests=requests), observation=observation, reward=Reward())
 
 
 @torch.inference_mode()
