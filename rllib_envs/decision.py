@@ -64,12 +64,13 @@ class World(NamedTuple):
     scratch: Scratch
     rows: ObservationRows  # the observations
     marginal: NDArray[np.float64]  # (B, N+1)
+    terms: NDArray[np.void]  # (C,) TERMS of the service classes
+    allowed: NDArray[np.bool_]  # (C, T, N) experts that requests of a service class and a tenant may go to
 
 
 class Rules(NamedTuple):
     """The scenario's figures that the compiled step needs."""
 
-    slo_s: float
     tau: float
     predict: bool  # write the what-if results
     track_future: int  # counterfactuals: 0 none, 1 of the action taken, 2 of all
@@ -79,50 +80,55 @@ class Rules(NamedTuple):
 
 
 @kernel_inlined
+def _arrived_slo_s(world, b):
+    """The latency per token that the observation of cluster b is in units of: that of the arrived request's service class."""
+    r = world.cursor[b]
+    return world.terms[world.workload.service[b, r] if r < world.workload.total[b] else 0].unit_s
+
+
+@kernel_inlined
 def decide(world, rules, b, action, step):
     """Carry out one decision of cluster b (an expert's index, or N = drop), up to the next arrival; ``step`` gets the results."""
     state, workload, r, now_s = world.state, world.workload, world.cursor[b], world.now_s[b]
+    allowed = world.allowed[workload.service[b, r], workload.tenant[b, r]]
     marginal = 0.0
     if rules.track_future > 0 and action < state.experts.shape[1] and not fits_none(state.engines, b, workload.prompt[b, r]):
         if rules.track_future == 1:
-            marginal = marginal_qos(state, workload, b, r, action, now_s, world.scratch, rules.slo_s)
+            marginal = marginal_qos(state, workload, b, r, action, now_s, world.scratch)
         else:
             marginal = world.marginal[b, action]
     if rules.demand and rules.predict and action < state.experts.shape[1]:
         update_foreseen_ema(world.demand, b, world.rows.whatif[b, action].own_success)
-    route(state, workload, b, r, action, now_s, marginal, step)
-    advance_to_next(state, workload, world.cursor, world.now_s, b, rules.slo_s, step)
+    route(state, workload, world.terms, allowed, b, r, action, now_s, marginal, step)
+    advance_to_next(state, workload, world.cursor, world.now_s, b, step)
     if world.cursor[b] < workload.total[b]:
         update_gap_ema(world.pace, b, world.cursor[b], step.dt_s)
         if rules.demand:
             update_late_ema(world.demand, b, step.finished, step.late)
-            update_demand(world.demand, world.nominal, workload, b, world.cursor[b], world.pace.gaps[b], rules.slo_s)
+            slo_s = _arrived_slo_s(world, b)
+            update_demand(world.demand, world.nominal, workload, b, world.cursor[b], world.pace.gaps[b], slo_s)
 
 
 @kernel_inlined
 def write_observation(world, rules, b):
     """Write the observation of cluster b, and the what-if results and counterfactuals if they are on."""
-    workload, nominal, rows = world.workload, world.nominal, world.rows
-    telemetry = sync_telemetry(
-        world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, b, rules.slo_s
-    )
+    workload, nominal, rows, slo_s = world.workload, world.nominal, world.rows, _arrived_slo_s(world, b)
+    telemetry = sync_telemetry(world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, b)
     if rules.calibrate:
         update_calibration(world.calibration, nominal, workload, telemetry, b)
-    if rules.calibrate or telemetry.arrived == 0:
-        describe_engines(nominal, world.calibration, b, rules.slo_s, rows.experts)
-    observe(telemetry, nominal, workload, world.pace, b, rules.slo_s, rows)
+    if rules.calibrate or telemetry.arrived == 0 or world.terms.size > 1:
+        describe_engines(nominal, world.calibration, b, slo_s, rows.experts)
+    observe(telemetry, nominal, workload, world.pace, world.terms, world.allowed, b, slo_s, rows)
     if rules.inform:
         write_worth(world.worth, world.calibration.errors, workload, b, telemetry.arrived, rows.information)
     if rules.predict:
-        predict(telemetry, nominal, workload, b, world.scratch, rules.slo_s, rules.tau, rows.whatif)
+        predict(telemetry, nominal, workload, b, world.scratch, rules.tau, rows.whatif)
     if rules.demand:
         if telemetry.arrived == 0:  # nobody has decided yet
-            update_demand(world.demand, nominal, workload, b, 0, world.pace.gaps[b], rules.slo_s)
+            update_demand(world.demand, nominal, workload, b, 0, world.pace.gaps[b], slo_s)
         write_demand(world.demand, world.calibration.errors, b, rows.demand[b])
     if rules.track_future == 2:
-        true_marginals(
-            world.state, workload, b, telemetry.arrived, telemetry.now_s, world.scratch, rules.slo_s, world.marginal[b]
-        )
+        true_marginals(world.state, workload, b, telemetry.arrived, telemetry.now_s, world.scratch, world.marginal[b])
 
 
 @kernel

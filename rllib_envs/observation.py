@@ -119,7 +119,43 @@ def _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
 
 
 @kernel_inlined
-def _observe_expert(telemetry, engine, b, e, slo_s, rows):
+def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, several):
+    """Show the decoding requests of expert e of cluster b; returns their sums, and the tokens left of those beyond the slots.
+
+    ``several``: there are several service classes, and each request is in units of its own. ``share``: of a KV token.
+    """
+    source, now_s = telemetry.source, telemetry.now_s
+    requests, running = source.requests[b], source.running[b, e]
+    slots = rows.running.shape[2]
+    shown, mask = rows.running[b, e], rows.running_mask[b, e]
+    sums = (0, 0, np.float32(0), np.float32(0), np.float32(0), np.float32(0))
+    beyond = 0
+    per_slo, own_step = 1.0 / slo_s, step_slo
+    for i in range(source.experts[b, e].n_dec):
+        index = np.uint32(running[np.uint32(i)])  # unsigned: no test for an index from the end
+        request = requests[index]
+        generated = np.int32(iteration - request.start)
+        score = with_odds(request.predicted_score, engine.score_odds)
+        predicted_tokens = request.predicted_tokens * engine.length_factor
+        output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
+        remaining = np.int32(max(output - generated, 1))
+        if several:
+            own_slo_s = terms[source.records[b, index].service].unit_s
+            per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
+        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+        used = elapsed_slo / max(predicted_tokens, _ONE)
+        if i < slots:
+            cached_share = np.float32(request.prompt + generated - 1) * share
+            _show(shown[np.uint32(i)], request, score, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining)
+            mask[np.uint32(i)] = _ONE
+        else:
+            beyond += remaining
+        sums = _tally(sums, request, score, output, remaining, used, elapsed_slo, own_step)
+    return sums, beyond
+
+
+@kernel_inlined
+def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
     """Fill all features of expert e of cluster b; returns the mask bit: whether it can take one more.
 
     The loop over the decoding requests dominates the run time; 32-bit arithmetic halves it.
@@ -145,24 +181,12 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
     slots_run, slots_wait = rows.running.shape[2], rows.waiting.shape[2]
     rows_run, rows_wait = rows.running[b, e], rows.waiting[b, e]
     mask_run, mask_wait = rows.running_mask[b, e], rows.waiting_mask[b, e]
-    sums = (0, 0, np.float32(0), np.float32(0), np.float32(0), np.float32(0))
-    decode_beyond = 0
-    for i in range(n_dec):
-        request = requests[np.uint32(running[np.uint32(i)])]  # unsigned: no test for an index from the end
-        generated = np.int32(iteration - request.start)
-        score = with_odds(request.predicted_score, engine.score_odds)
-        predicted_tokens = request.predicted_tokens * engine.length_factor
-        output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
-        remaining = np.int32(max(output - generated, 1))
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
-        used = elapsed_slo / max(predicted_tokens, _ONE)
-        if i < slots_run:
-            cached_share = np.float32(request.prompt + generated - 1) * share
-            _show(rows_run[np.uint32(i)], request, score, predicted_tokens, generated, cached_share, used, elapsed_slo, remaining)
-            mask_run[np.uint32(i)] = _ONE
-        else:
-            decode_beyond += remaining
-        sums = _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
+    several = terms.size > 1  # a constant in each call, so that the usual case does not pay for the other
+    if several:
+        sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, True)
+    else:
+        sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, False)
+    own_step = step_slo
     # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
     shown_wait = 0
@@ -170,12 +194,14 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
         cached = 0
         generated = np.int32(0)
         if i < n_run:
-            request = requests[running[i]]
+            index = running[i]
+            request = requests[index]
             generated = request.generated
             if i == n_run - 1 and expert.partial == 1:
                 cached = expert.pre_done
         elif i < n_known:
-            request = requests[waiting[(expert.wait_head + i - n_run) & (waiting.size - 1)]]
+            index = waiting[(expert.wait_head + i - n_run) & (waiting.size - 1)]
+            request = requests[index]
             generated = request.generated
         else:  # sent since the telemetry was taken
             index = first_pending + i - n_known
@@ -187,6 +213,10 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
+        if several:
+            records = source.records if i < n_known else actual.records
+            own_slo_s = terms[records[b, index].service].unit_s
+            per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
         elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < n_run and i < slots_run:
@@ -200,7 +230,7 @@ def _observe_expert(telemetry, engine, b, e, slo_s, rows):
         else:
             decode_beyond += remaining
         prefill += request.prompt + generated
-        sums = _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
+        sums = _tally(sums, request, score, output, remaining, used, elapsed_slo, own_step)
     for i in range(n_run, slots_run):  # clear the entries of the last observation
         if mask_run[i] == 0:
             break
@@ -265,11 +295,12 @@ def update_work_ema(pace, nominal, workload, b, r):
 
 
 @kernel_inlined
-def observe(telemetry, nominal, workload, pace, b, slo_s, rows):
+def observe(telemetry, nominal, workload, pace, terms, allowed, b, slo_s, rows):
     """Write the observation of cluster b for its arrived request.
 
-    ``nominal`` has the engine figures that the router uses. After the last request the arrived part is zero, and only drop is
-    allowed.
+    ``nominal`` has the engine figures that the router uses, ``terms`` (C,) the TERMS, ``allowed`` (C, T, N) the experts that a
+    service class and a tenant may use. ``slo_s``: the arrived request's latency per token. After the last request the arrived
+    part is zero, and only drop is allowed.
     """
     update_work_ema(pace, nominal, workload, b, telemetry.arrived)
     n_experts = nominal.shape[1]
@@ -285,9 +316,10 @@ def observe(telemetry, nominal, workload, pace, b, slo_s, rows):
     summary.max_running = 0.0
     summary.mean_waiting = 0.0
     summary.mean_kv_reserved = 0.0
+    own = allowed[workload.service[b, r], workload.tenant[b, r]] if present else allowed[0, 0]
     for e in range(n_experts):
         engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, b, e, slo_s, rows)
+        open_ = _observe_expert(telemetry, engine, terms, b, e, slo_s, rows)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)
@@ -298,7 +330,8 @@ def observe(telemetry, nominal, workload, pace, b, slo_s, rows):
             arrived.prompt = workload.prompt[b, r] / ARRIVED_SCALE.prompt
             arrived.predicted_score = with_odds(workload.predicted_score[b, r, e], engine.score_odds)
             arrived.predicted_length = workload.predicted_tokens[b, r, e] * engine.length_factor / ARRIVED_SCALE.predicted_length
-            rows.action_mask[b, e] = 1.0 if open_ and workload.prompt[b, r] < engine.max_model_len else 0.0
+            open_ = open_ and workload.prompt[b, r] < engine.max_model_len
+            rows.action_mask[b, e] = 1.0 if open_ and own[e] else 0.0
         else:
             rows.arrived[b, e] = _NOTHING_ARRIVED[0]
             rows.action_mask[b, e] = 0.0

@@ -14,7 +14,7 @@ from rllib_envs.sim.kernels import steps_begun
 
 
 @kernel
-def paper_impact(state, b, e, now_s, slo_s, prompt, output):
+def paper_impact(state, terms, b, e, now_s, prompt, output):
     """Penalty P_t of arXiv 2508.00234 for sending a request (``prompt``, true ``output`` tokens) to expert e.
 
     The sum of the scores s_j of the running requests j that the newcomer i would push past the SLO:
@@ -34,19 +34,20 @@ def paper_impact(state, b, e, now_s, slo_s, prompt, output):
         slowed = engine.a_s * prompt
         if shared > 0:
             slowed += engine.c_s * (shared * prompt + 0.5 * shared * (shared + 1))
-        if (now_s - request.arrival_s) / generated + slowed / request.output > slo_s:
-            penalty += state.records[b, index].score
+        record = state.records[b, index]
+        if (now_s - request.arrival_s) / generated + slowed / request.output > terms[record.service].unit_s:
+            penalty += record.worth
     return penalty
 
 
 @kernel
-def paper_impact_all(state, workload, cursor, now_s, actions, slo_s, out):
+def paper_impact_all(state, workload, terms, cursor, now_s, actions, out):
     """``paper_impact`` of each cluster's action, (B,); 0 for a drop, a request that fits nowhere, and after the episode's end."""
     for b in range(actions.size):
         e, r = actions[b], cursor[b]
         out[b] = 0.0
         if r < workload.total[b] and e < state.experts.shape[1] and not fits_none(state.engines, b, workload.prompt[b, r]):
-            out[b] = paper_impact(state, b, e, now_s[b], slo_s, workload.prompt[b, r], workload.output[b, r, e])
+            out[b] = paper_impact(state, terms, b, e, now_s[b], workload.prompt[b, r], workload.output[b, r, e])
 
 
 def combine(weights: Reward, steps: NDArray[np.void], impact: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,28 +12,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from rllib_envs.limits import (
+    CONFIG,
+    AtLeastOne,
+    Fraction,
+    InnerShare,
+    LogDeviation,
+    Name,
+    NonNegative,
+    Penalty,
+    Positive,
+    Rate,
+    Share,
+    Slots,
+    Weight,
+)
 from rllib_envs.own_code import PREFIX, parse_own
+from rllib_envs.service import ServiceClass, Tenant, unknown_places
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.yaml_files import dump_yaml
-
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)  # strict: true and "1" are no numbers, 1.0 is no integer
-
-# The bounds are far beyond any real cluster, and no product of figures overflows.
-Positive = Annotated[float, Field(ge=1e-6, le=1e9)]
-NonNegative = Annotated[float, Field(ge=0, le=1e9)]
-Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
-Penalty = Annotated[float, Field(ge=0, le=1e6)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=1e-6, le=1)]
-InnerShare = Annotated[float, Field(ge=1e-6, le=1 - 1e-6)]
-AtLeastOne = Annotated[float, Field(ge=1, le=1e6)]
-LogDeviation = Annotated[float, Field(ge=0, le=10)]
-Rate = Annotated[float, Field(ge=1e-6, le=1e6)]  # per second
-Slots = Annotated[int, Field(ge=1, le=4096)]
 
 LOAD_FRACTIONS = {"light": 0.3, "moderate": 0.7, "heavy": 1.0}
 """Named loads as fractions of the cluster's capacity (see ``Scenario.capacity_rps``)."""
@@ -45,16 +46,6 @@ TRACE = "trace"
 
 DEFAULT_REQUESTS = 2000
 """Arrivals in an episode if ``Workload.requests`` is not set and no trace is replayed."""
-
-
-def _printable(name: str) -> str:
-    if not name.isprintable():
-        raise ValueError(f"{name!r}: must be on one line, without control characters")
-    return name
-
-
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
-"""Characters that tables, figures, file names and terminals can show."""
 
 
 def _known_kind(kind: str) -> str:
@@ -76,7 +67,7 @@ def _pairs(given: Any) -> Any:
     return given
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Expert:
     """One LLM on one GPU."""
 
@@ -87,9 +78,10 @@ class Expert:
     engine: EngineProfile
     mean_score: InnerShare  # mean quality of its answers over the catalogue
     mean_output_tokens: Annotated[float, Field(ge=2, le=1e9)]  # mean answer length over the catalogue
+    labels: tuple[Name, ...] = ()  # where it stands and whose it is (a site, a region, on-premises): to confine requests by
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class TraceFile:
     """A recorded trace to replay. Times become seconds from the start of the window."""
 
@@ -119,7 +111,7 @@ class TraceFile:
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Arrivals:
     """The arrival process.
 
@@ -174,7 +166,7 @@ class Arrivals:
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Catalogue:
     """The requests: prompts with each expert's true score and output length.
 
@@ -196,7 +188,7 @@ class Catalogue:
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Predictions:
     """The router's predictions instead of the truth (it never sees true scores or lengths).
 
@@ -231,7 +223,7 @@ class Predictions:
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Faults:
     """Differences between the actual world and the router's figures. All off by default."""
 
@@ -242,7 +234,7 @@ class Faults:
     kv_factor: Share = 1.0  # share of the KV blocks that an engine has, known to the router; one longest request always fits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Variation:
     """Random draws per episode (``rllib_envs.workload.variation``), so that one router meets many environment variants.
 
@@ -274,7 +266,7 @@ class Variation:
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Workload:
     """How requests arrive: process, load, length of an episode."""
 
@@ -295,7 +287,7 @@ class Workload:
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Reward:
     """Weights of the reward's terms (``rllib_envs.reward``). Each term is summed over the interval between two decisions."""
 
@@ -306,7 +298,7 @@ class Reward:
     marginal_qos: Weight = 0.0  # counterfactual marginal QoS of the action taken, true values
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Observation:
     """Parts of an observation beyond the experts and the arrived request."""
 
@@ -330,7 +322,7 @@ _LATER = (
 """Part and name of fields that came later and are off by default."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Scenario:
     """The complete definition of the router's world."""
 
@@ -344,13 +336,35 @@ class Scenario:
     variation: Variation | None = None  # None: every episode in the world described above
     reward: Reward = Field(default_factory=Reward)
     observation: Observation = Field(default_factory=Observation)
+    classes: Annotated[tuple[ServiceClass, ...], Field(max_length=100)] = ()  # (): one for all, with the bound above
+    tenants: Annotated[tuple[Tenant, ...], Field(max_length=1000)] = ()  # (): one for all
 
     @model_validator(mode="after")
     def _names_unique(self) -> Self:
-        names = [expert.name for expert in self.experts]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"experts: name {twice[0]!r} is used more than once")
+        for part in ("experts", "classes", "tenants"):
+            names = [entry.name for entry in getattr(self, part)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{part}: name {twice[0]!r} is used more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_given(self) -> Self:
+        for part in ("classes", "tenants"):
+            if getattr(self, part) and not sum(entry.share for entry in getattr(self, part)):
+                raise ValueError(f"{part}: share is 0 in all of them: at least one must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _places_exist(self) -> Self:
+        known = {place for expert in self.experts for place in (expert.name, *expert.labels)}
+        for part in ("classes", "tenants"):
+            for entry in getattr(self, part):
+                for place in unknown_places(entry, known):
+                    raise ValueError(
+                        f"{part}: {entry.name!r} is confined_to {place!r}: no expert has this name or label; "
+                        f"there are {', '.join(sorted(known))}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -399,6 +413,10 @@ class Scenario:
         for part, name in _LATER:
             if not data[part][name]:
                 del data[part][name]
+        for part in (data, *data["experts"]):
+            for name in ("classes", "tenants", "labels"):
+                if not part.get(name, True):
+                    del part[name]
         return data
 
 

@@ -19,10 +19,12 @@ from rllib_envs.footprint import check_footprint
 from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
+from rllib_envs.service_terms import allowed_experts, terms_of
 from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table, begin
 from rllib_envs.sim.demand import allocate_demand, reset_demand
 from rllib_envs.sim.state import (
+    CONFINED,
     DROPPED,
     FINISHED,
     PENDING,
@@ -48,6 +50,7 @@ STATUS_NAMES = {
     DROPPED: "dropped",
     REJECTED: "rejected",
     TOO_LONG: "too_long",
+    CONFINED: "confined",
 }
 
 
@@ -67,8 +70,10 @@ class Records:
     score: NDArray[np.float64]  # true, at the expert it was sent to; 0 for a drop
     predicted_score: NDArray[np.float64]
     preemptions: NDArray[np.int32]
-    qos: NDArray[np.float64]  # score if finished within the SLO, else 0
+    qos: NDArray[np.float64]  # weight of its class times score if finished within the SLO, else 0
     late: NDArray[np.bool_]  # finished, but later than the SLO allows
+    service: NDArray[np.int32]  # service class: index in the scenario's classes
+    tenant: NDArray[np.int32]  # index in the scenario's tenants
 
     @property
     def latency_per_token_s(self) -> NDArray[np.float64]:
@@ -123,6 +128,7 @@ class Simulation:
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         self.state = allocate(nominal.copy(), m)
+        terms = terms_of(scenario)
         self.workload = allocate_request_table(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
@@ -149,12 +155,13 @@ class Simulation:
             ),
             worth=allocate_worth(batch, n),
             demand=allocate_demand(batch),
-            scratch=scratch_for(self.state),
+            scratch=scratch_for(self.state, terms),
             rows=self.rows,
             marginal=self.marginal,
+            terms=terms,
+            allowed=allowed_experts(scenario),
         )
         self.rules = Rules(
-            slo_s=scenario.slo_s_per_token,
             tau=spec.whatif_tau,
             predict=spec.whatif,
             track_future=2 if spec.counterfactual else int(scenario.reward.marginal_qos != 0),
@@ -185,7 +192,8 @@ class Simulation:
         w.total[cluster] = count
         for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
-        w.judged[cluster, :count] = episode.judged
+        for name in ("judged", "service", "tenant"):
+            getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
         log_sd = np.sqrt(np.square(episode.predicted_log_sd, dtype=np.float64).mean(axis=0))
         reset_calibration(self.world.calibration, cluster, episode.nominal, episode.predicted_log_median, log_sd)
@@ -193,7 +201,7 @@ class Simulation:
         clear(self.state, cluster)
         self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)
-        begin(self.state, w, self.cursor, self.now_s, cluster, self.scenario.slo_s_per_token)
+        begin(self.state, w, self.cursor, self.now_s, cluster)
         self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap
         self.world.pace.counted[cluster] = 0
         reset_demand(self.world.demand, cluster)
@@ -232,9 +240,7 @@ class Simulation:
         self._check(actions)
         weights = self.scenario.reward
         if weights.paper_impact > 0:
-            paper_impact_all(
-                self.state, self.workload, self.cursor, self.now_s, actions, self.scenario.slo_s_per_token, self._impact
-            )
+            paper_impact_all(self.state, self.workload, self.world.terms, self.cursor, self.now_s, actions, self._impact)
         step_all(actions, self.steps, self._show, self.world, self.rules)
         return combine(weights, self.steps, self._impact)
 
@@ -252,7 +258,11 @@ class Simulation:
         count = self.workload.total[cluster]
         requests, records = self.state.requests[cluster, :count], self.state.records[cluster, :count]
         finished = records["status"] == FINISHED
-        in_time = records["finish_s"] - requests["arrival_s"] <= self.scenario.slo_s_per_token * requests["output"]
+        in_time = (
+            (records["finish_s"] - requests["arrival_s"] <= records["budget_s"])
+            & (records["first_token_s"] - requests["arrival_s"] <= records["ttft_s"])
+            & (records["finish_s"] - records["first_token_s"] <= records["generation_s"])
+        )
         score = records["score"].astype(np.float64)
         return Records(
             arrival_s=requests["arrival_s"].copy(),
@@ -267,8 +277,10 @@ class Simulation:
             score=score,
             predicted_score=requests["predicted_score"].astype(np.float64),
             preemptions=records["preemptions"].copy(),
-            qos=np.where(finished & in_time, score, 0.0),
+            qos=np.where(finished & in_time, records["worth"], 0.0),
             late=finished & ~in_time,
+            service=records["service"].copy(),
+            tenant=self.workload.tenant[cluster, :count].copy(),
         )
 
 

@@ -97,11 +97,14 @@ def test_starting_one_cluster_leaves_the_others_alone_and_forgets_its_past(seed:
     simulation = simulation_of(scenario, episode, episode)
     count = int(rng.integers(0, REQUESTS + 1))
     play(simulation, actions[:count])
-    kept = [array[1].tobytes() for array in (*simulation.state, *simulation.world.late, *simulation.view, simulation.marginal)]
+
+    def of_the_other() -> list[bytes]:
+        arrays = (*simulation.state, *simulation.world.late, *simulation.view, simulation.marginal)
+        return [array[1].tobytes() for array in arrays]
+
+    kept = of_the_other()
     begin(simulation, 0, other)
-    assert [
-        array[1].tobytes() for array in (*simulation.state, *simulation.world.late, *simulation.view, simulation.marginal)
-    ] == kept
+    assert of_the_other() == kept
     fresh = simulation_of(scenario, other)
     for part in (actions[:20], actions[20:]):
         play(simulation, part)

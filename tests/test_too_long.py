@@ -56,7 +56,18 @@ def test_without_them_everybody_else_fares_the_same(seed: int) -> None:
     scenario, episode, actions, long = with_long_prompts(seed, observation=Observation(whatif=True, calibrate=True))
     if long.all():
         return
-    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd", "judged")
+    names = (
+        "arrival_s",
+        "prompt",
+        "score",
+        "output",
+        "predicted_score",
+        "predicted_tokens",
+        "predicted_log_sd",
+        "judged",
+        "service",
+        "tenant",
+    )
     others = replace(episode, **{name: getattr(episode, name)[~long] for name in names})
     (with_them,), (without,) = ([run(scenario, of, acts)] for of, acts in ((episode, actions), (others, actions[~long])))
     for name in ("status", "route", "first_token_s", "finish_s", "preemptions", "qos"):

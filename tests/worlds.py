@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import rllib_envs.simulation
 from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, with_workload
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.service import ServiceClass, draw_service
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, Request
 from rllib_envs.simulation import Simulation
@@ -96,13 +97,33 @@ def random_world(
     observation: Observation | None = None,
     reward: Reward | None = None,
     faults: Faults | None = None,
+    several: bool = False,
 ) -> tuple[Scenario, Episode, NDArray[np.int64]]:
-    """A scenario of small engines, an episode that presses on them, and a decision for each request (masked ones among them)."""
+    """A scenario of small engines, an episode that presses on them, and a decision for each request (masked ones among them).
+
+    With ``several`` requests are of several service classes.
+    """
     engines = [random_engine(rng, max_waiting=max_waiting) for _ in range(int(rng.integers(2, 4)))]
     slo_s = float(rng.choice([0.02, 0.06, 0.2]))
     scenario = scenario_of(engines, slo_s=slo_s, observation=observation, reward=reward, faults=faults)
+    if several:
+        scenario = replace(scenario, classes=random_classes(rng))
     share = rng.dirichlet(np.full(len(engines) + 1, 0.7)) * 0.9 + 0.1 / (len(engines) + 1)
     return scenario, random_episode(scenario, rng), rng.choice(len(engines) + 1, REQUESTS, p=share)
+
+
+def random_classes(rng: np.random.Generator) -> tuple[ServiceClass, ...]:
+    """Two to four service classes of different weight, each with some of the bounds or with none."""
+    scales_s = {"per_token_s": 0.03, "ttft_s": 0.1, "tpot_s": 0.02, "e2e_s": 1.0}
+    return tuple(
+        ServiceClass(
+            name=f"c{i}",
+            share=float(rng.uniform(0.2, 1)),
+            weight=float(rng.choice([0.25, 1.0, 3.5])),
+            **{name: scale * float(np.exp(rng.normal())) for name, scale in scales_s.items() if rng.random() < 0.5},
+        )
+        for i in range(int(rng.integers(2, 5)))
+    )
 
 
 def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = REQUESTS) -> Episode:
@@ -120,6 +141,8 @@ def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = RE
         predicted_log_sd=np.full((count, n), 0.5, np.float32),
         predicted_log_median=np.zeros(n),
         judged=rng.random(count) < scenario.observation.judged_share,
+        service=draw_service(scenario.classes, count, rng),
+        tenant=draw_service(scenario.tenants, count, rng),
         engines=(engines := tuple(expert.engine for expert in scenario.experts)),
         nominal=engines,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
@@ -133,7 +156,18 @@ def random_scores(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[n
 
 def first_requests(episode: Episode, count: int) -> Episode:
     """The episode cut after ``count`` requests."""
-    names = ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd", "judged")
+    names = (
+        "arrival_s",
+        "prompt",
+        "score",
+        "output",
+        "predicted_score",
+        "predicted_tokens",
+        "predicted_log_sd",
+        "judged",
+        "service",
+        "tenant",
+    )
     return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
 
 

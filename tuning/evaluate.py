@@ -24,6 +24,7 @@ from tuning.evaluation.comparison import compare
 from tuning.evaluation.matrix import EVALUATION_SEEDS, TUNING_SEEDS, Cell, run_cells
 from tuning.evaluation.prediction_notes import notes_on_predictions, predicted_by
 from tuning.evaluation.report import write_report
+from tuning.evaluation.service_notes import notes_on_service
 from tuning.evaluation.trace_notes import notes_on_traces
 from tuning.evaluation.tracking import figures_since, track_evaluation
 from tuning.evaluation.trained_on import notes_on_training
@@ -113,7 +114,7 @@ def run(options: Options) -> None:
         options = replace(options, **_SMOKE)
     seeds = _seeds(options)
     scenario, notes = _with_prompts(load_scenario(options.scenario), options)
-    notes += notes_on_predictions(scenario)
+    notes += [*notes_on_service(scenario), *notes_on_predictions(scenario)]
     workloads = make_workloads(scenario, options.load, options.arrivals, options.trace, options.requests, options.faults)
     notes += notes_on_arrivals(workloads)
     for note in notes:

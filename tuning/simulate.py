@@ -25,9 +25,11 @@ from rllib_envs.simulation import STATUS_NAMES, Records, Simulation
 from tuning.evaluation.arrival_notes import notes_on_arrivals
 from tuning.evaluation.matrix import start_simulation
 from tuning.evaluation.prediction_notes import notes_on_predictions
+from tuning.evaluation.service_notes import notes_on_service
 from tuning.evaluation.trace_notes import notes_on_traces, trace_json
 from tuning.evaluation.trained_on import notes_on_training
-from tuning.metrics.episode import METRICS, episode_metrics, routing_shares
+from tuning.metrics.episode import episode_metrics, metrics_of, routing_shares
+from tuning.metrics.groups import GROUP_METRICS, group_metrics
 from tuning.output.literal import printable
 from tuning.output.tables import markdown_table, metric_title, show
 from tuning.run_dir.atomic import write_atomically, write_json
@@ -92,7 +94,12 @@ def run(options: Options) -> None:
         options = replace(options, requests=_SMOKE_REQUESTS)
     router = parse_router(options.router)
     workload = _workload(options)
-    notes = [*notes_on_predictions(workload.scenario), *notes_on_arrivals([workload]), *notes_on_traces([workload])]
+    notes = [
+        *notes_on_service(workload.scenario),
+        *notes_on_predictions(workload.scenario),
+        *notes_on_arrivals([workload]),
+        *notes_on_traces([workload]),
+    ]
     for note in notes:
         print(note)
     for note in notes_on_training([router], [workload]):
@@ -125,6 +132,9 @@ def request_table(records: Records, scenario: Scenario) -> Any:
         "late": records.late,
         "qos": records.qos,
     }
+    for kind, entries, numbers in (("class", scenario.classes, records.service), ("tenant", scenario.tenants, records.tenant)):
+        if entries:
+            columns[kind] = np.array([entry.name for entry in entries])[numbers]
     of_expert = {name: getattr(records, name) for name in ("output_tokens", "predicted_tokens", "score", "predicted_score")}
     absent = dict.fromkeys(("expert", "late", "qos"), ~counted) | dict.fromkeys(of_expert, ~sent)
     return pa.table(  # from_pandas: NaN is missing
@@ -135,7 +145,7 @@ def request_table(records: Records, scenario: Scenario) -> Any:
 def summarise(simulation: Simulation, router: NamedRouter, workload: NamedWorkload, seed: int) -> dict[str, Any]:
     """Summarise the episode: ``METRICS``, and each expert's share of the requests and of busy time."""
     shares = routing_shares(workload.scenario, simulation.records(0))
-    metrics = episode_metrics(simulation, 0)
+    metrics = {name: value for name, value in episode_metrics(simulation, 0).items() if name in metrics_of(workload.scenario)}
     busy = simulation.state.experts["busy_s"][0] / metrics["duration_s"]
     experts = [
         {"name": expert.name, "share": share, "busy": float(b)}
@@ -152,9 +162,17 @@ def summarise(simulation: Simulation, router: NamedRouter, workload: NamedWorklo
         "requests": simulation.records(0).qos.size,
         "metrics": metrics,
         "experts": experts,
+        "groups": group_metrics(workload.scenario, simulation.records(0)),
         "dropped_share": shares[-1],
         "trace": trace_json(workload.scenario),
     }
+
+
+def _group_table(groups: dict[str, dict[str, float]]) -> list[str]:
+    """The table of service classes and tenants, if there are any."""
+    header = ["requests of", *map(metric_title, GROUP_METRICS)]
+    rows = [[title, *(show(name, metrics[name]) for name in GROUP_METRICS)] for title, metrics in groups.items()]
+    return [markdown_table(header, rows)] if rows else []
 
 
 def _write_table(path: Path, table: Any) -> None:
@@ -181,7 +199,7 @@ def _report(summary: dict[str, Any]) -> str:
         f"seed {summary['seed']}, "
         f"router {summary['router']}, SLO {1e3 * summary['slo_s_per_token']:g} ms per token"
     )
-    metrics = [[metric_title(name), show(name, summary["metrics"][name])] for name in METRICS]
+    metrics = [[metric_title(name), show(name, value)] for name, value in summary["metrics"].items()]
     experts = [[e["name"], f"{100 * e['share']:.1f}", f"{100 * e['busy']:.1f}"] for e in summary["experts"]]
     experts.append(["drop", f"{100 * summary['dropped_share']:.1f}", ""])
     return "\n\n".join(
@@ -189,5 +207,6 @@ def _report(summary: dict[str, Any]) -> str:
             head,
             markdown_table(["metric", "value"], metrics),
             markdown_table(["expert", "requests, %", "busy, % of the time"], experts),
+            *_group_table(summary["groups"]),
         ]
     )

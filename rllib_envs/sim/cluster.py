@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import advance, push, work_of
-from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG, Arrived, Telemetry
+from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG, Arrived, Telemetry
+from rllib_envs.sim.terms import promise
 from rllib_envs.sim.whatif import future_qos_with
 
 STEP = np.dtype(
@@ -39,6 +40,8 @@ class RequestTable(NamedTuple):
     predicted_tokens: NDArray[np.float32]  # (B, M, N)
     predicted_log_sd: NDArray[np.float32]  # (B, M, N)
     judged: NDArray[np.bool_]  # (B, M) whether the score of the answer becomes known when it has finished
+    service: NDArray[np.int32]  # (B, M) service class
+    tenant: NDArray[np.int32]  # (B, M)
 
 
 def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
@@ -54,11 +57,13 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
         predicted_tokens=np.zeros(table, np.float32),
         predicted_log_sd=np.zeros(table, np.float32),
         judged=np.zeros(table[:2], np.bool_),
+        service=np.zeros(table[:2], np.int32),
+        tenant=np.zeros(table[:2], np.int32),
     )
 
 
 @kernel
-def advance_all(state, b, slo_s, time_s):
+def advance_all(state, b, time_s):
     """Advance every expert of cluster b to ``time_s``."""
     for e in range(state.experts.shape[1]):
         expert = state.experts[b, e]
@@ -67,7 +72,7 @@ def advance_all(state, b, slo_s, time_s):
                 continue
         elif expert.n_run + expert.n_wait == 0:
             continue
-        advance(state.engines[b, e], expert, work_of(state, b, e), slo_s, time_s)
+        advance(state.engines[b, e], expert, work_of(state, b, e), time_s)
 
 
 @kernel
@@ -84,14 +89,16 @@ def clear_step(step):
 
 
 @kernel
-def begin(state, workload, cursor, now_s, b, slo_s):
+def begin(state, workload, cursor, now_s, b):
     """Advance an empty cluster to its first arrival."""
     cursor[b] = 0
     for r in range(workload.total[b]):
         request = state.requests[b, r]
         request.arrival_s = workload.arrival_s[b, r]
         request.prompt = workload.prompt[b, r]
-        state.records[b, r].route = -1
+        record = state.records[b, r]
+        record.route = -1
+        record.service = workload.service[b, r]
     now_s[b] = workload.arrival_s[b, 0]
 
 
@@ -111,6 +118,18 @@ def accepts(engine, expert, prompt):
 
 
 @kernel
+def _kept_out(state, allowed, b, prompt):
+    """Whether some expert of cluster b can take the request now, but none that it may go to; ``allowed`` (N,)."""
+    elsewhere = False
+    for e in range(allowed.size):
+        if accepts(state.engines[b, e], state.experts[b, e], prompt):
+            if allowed[e]:
+                return False
+            elsewhere = True
+    return elsewhere
+
+
+@kernel
 def as_it_is(workload, b, r, e, arrival_s):
     """Request r of cluster b as expert e would get it, with true values."""
     return Arrived(
@@ -120,11 +139,12 @@ def as_it_is(workload, b, r, e, arrival_s):
         workload.score[b, r, e],
         workload.predicted_score[b, r, e],
         workload.predicted_tokens[b, r, e],
+        workload.service[b, r],
     )
 
 
 @kernel_inlined
-def marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s):
+def marginal_qos(state, workload, b, r, e, now_s, scratch):
     """True marginal QoS of sending request r to expert e; 0 where the expert cannot take it.
 
     It is the change that this makes to the cluster's realised QoS, with no further arrivals and with true lengths and scores.
@@ -132,15 +152,17 @@ def marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s):
     if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
         return 0.0
     arrived = as_it_is(workload, b, r, e, now_s)
-    return future_qos_with(state, b, e, arrived, scratch, slo_s) - state.experts[b, e].future_qos
+    return future_qos_with(state, b, e, arrived, scratch) - state.experts[b, e].future_qos
 
 
 @kernel_inlined
-def route(state, workload, b, r, action, now_s, marginal, step):
+def route(state, workload, terms, allowed, b, r, action, now_s, marginal, step):
     """Send request r of cluster b to an expert (its index, or N = drop); clears ``step`` (STEP), then records a failure there.
 
-    A request that no expert could ever hold is not routed, whatever the decision, and does not count as dropped. ``marginal`` is
-    the true marginal QoS of the action if it is in use, else 0.
+    ``allowed`` (N,): experts that the request may go to. It never goes elsewhere, whatever the decision. It is then rejected, as
+    it is if it is dropped while only other experts can take it. A request that no expert could ever hold is not routed, whatever
+    the decision, and does not count as dropped. ``terms`` (C,): TERMS. ``marginal`` is the true marginal QoS of the action if it
+    is in use, else 0.
     """
     clear_step(step)
     step.marginal_qos = marginal
@@ -150,6 +172,10 @@ def route(state, workload, b, r, action, now_s, marginal, step):
         record.route = n_experts
         record.status = TOO_LONG
         step.too_long = 1
+    elif _kept_out(state, allowed, b, request.prompt) if action == n_experts else not allowed[action]:
+        record.route = n_experts
+        record.status = CONFINED
+        step.rejected = 1
     elif action == n_experts:
         record.route = n_experts
         record.status = DROPPED
@@ -164,13 +190,14 @@ def route(state, workload, b, r, action, now_s, marginal, step):
         expert.future_qos += marginal
         if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s):
             record.status = ROUTED
+            promise(record, terms[record.service], request.output)
         else:
             record.status = REJECTED
             step.rejected = 1
 
 
 @kernel_inlined
-def advance_to_next(state, workload, cursor, now_s, b, slo_s, step):
+def advance_to_next(state, workload, cursor, now_s, b, step):
     """Advance cluster b to the next arrival; ``step`` (STEP) is credited with the requests that finish until then.
 
     After the last request the cluster is drained: everything finishes and is credited to this step.
@@ -185,9 +212,9 @@ def advance_to_next(state, workload, cursor, now_s, b, slo_s, step):
     cursor[b] += 1
     if cursor[b] < workload.total[b]:
         next_s = workload.arrival_s[b, cursor[b]]
-        advance_all(state, b, slo_s, next_s)
+        advance_all(state, b, next_s)
     else:
-        advance_all(state, b, slo_s, np.inf)
+        advance_all(state, b, np.inf)
         next_s = now_s[b]
         for e in range(n_experts):
             next_s = max(next_s, state.experts[b, e].clock_s)
@@ -204,18 +231,18 @@ def advance_to_next(state, workload, cursor, now_s, b, slo_s, step):
 
 
 @kernel_inlined
-def sync_telemetry(state, late, cursor, late_cursor, delay_s, now_s, b, slo_s):
+def sync_telemetry(state, late, cursor, late_cursor, delay_s, now_s, b):
     """Telemetry of cluster b now. If it is delayed, it shows ``late``, advanced to ``delay_s`` before now."""
     r, at_s = cursor[b], now_s[b]
     if delay_s[b] > 0.0:
         view_s = max(at_s - delay_s[b], 0.0)
-        _follow(state, late, late_cursor, b, r, slo_s, view_s)
+        _follow(state, late, late_cursor, b, r, view_s)
         return Telemetry(late, state, late_cursor[b], r, view_s, at_s)
     return Telemetry(state, state, r, r, at_s, at_s)
 
 
 @kernel
-def _follow(state, late, late_cursor, b, arrived, slo_s, time_s):
+def _follow(state, late, late_cursor, b, arrived, time_s):
     """Advance the replica of cluster b to ``time_s`` <= now, with the requests before ``arrived`` sent by then."""
     r = late_cursor[b]
     while r < arrived and state.requests[b, r].arrival_s <= time_s:
@@ -227,18 +254,23 @@ def _follow(state, late, late_cursor, b, arrived, slo_s, time_s):
             request.start = 0
             request.generated = 0
             late.records[b, r].score = record.score
+            late.records[b, r].service = record.service
+            late.records[b, r].budget_s = record.budget_s
+            late.records[b, r].ttft_s = record.ttft_s
+            late.records[b, r].generation_s = record.generation_s
+            late.records[b, r].worth = record.worth
             engine, expert, work = late.engines[b, e], late.experts[b, e], work_of(late, b, e)
-            advance(engine, expert, work, slo_s, request.arrival_s)
+            advance(engine, expert, work, request.arrival_s)
             push(engine, expert, work, r, request.arrival_s)
         r += 1
     late_cursor[b] = r
-    advance_all(late, b, slo_s, time_s)
+    advance_all(late, b, time_s)
 
 
 @kernel_inlined
-def true_marginals(state, workload, b, r, now_s, scratch, slo_s, out):
+def true_marginals(state, workload, b, r, now_s, scratch, out):
     """Fill ``out`` (N+1,) with the true marginal QoS of every action for request r; 0 for a drop, and after the last request."""
     n_experts = state.experts.shape[1]
     for e in range(n_experts):
-        out[e] = marginal_qos(state, workload, b, r, e, now_s, scratch, slo_s) if r < workload.total[b] else 0.0
+        out[e] = marginal_qos(state, workload, b, r, e, now_s, scratch) if r < workload.total[b] else 0.0
     out[n_experts] = 0.0

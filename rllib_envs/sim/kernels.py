@@ -24,6 +24,7 @@ import numpy as np
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import FINISHED, NEVER, Work
+from rllib_envs.sim.terms import in_time
 
 _BLOCK = BLOCK_TOKENS
 _MASK = BLOCK_TOKENS - 1
@@ -327,7 +328,7 @@ def _start_decoding(expert, work):
 
 
 @kernel
-def _retire(expert, work, slo_s):
+def _retire(expert, work):
     """Remove the requests that are complete at ``clock``, in order, and account for them."""
     running, finish_at = work.running, work.finish_at
     kept = 0
@@ -349,8 +350,8 @@ def _retire(expert, work, slo_s):
         expert.context -= cached
         expert.n_dec -= 1
         expert.done += 1
-        if record.finish_s - request.arrival_s <= slo_s * request.output:
-            expert.qos += record.score
+        if in_time(record, request.arrival_s, record.finish_s):
+            expert.qos += record.worth
         else:
             expert.late += 1
     expert.n_run = kept
@@ -358,7 +359,7 @@ def _retire(expert, work, slo_s):
 
 
 @kernel
-def _commit(engine, expert, work, slo_s):
+def _commit(engine, expert, work):
     """Carry out the plan: time, tokens, blocks, then the completions at its end."""
     steps = expert.plan_steps
     if engine.ahead == 1:
@@ -381,7 +382,7 @@ def _commit(engine, expert, work, slo_s):
     if expert.n_run > expert.n_dec:
         _start_decoding(expert, work)
     if expert.iteration == expert.min_finish:
-        _retire(expert, work, slo_s)
+        _retire(expert, work)
         if engine.ahead == 0 or expert.n_run + expert.n_wait == 0:
             _release(expert)
     if expert.n_run == 0 and expert.n_wait > 0:
@@ -390,15 +391,15 @@ def _commit(engine, expert, work, slo_s):
 
 
 @kernel
-def next_event(engine, expert, work, slo_s):
+def next_event(engine, expert, work):
     """Run an expert with requests to serve to the end of its plan; composes a plan first if there is none."""
     if expert.plan_steps == 0:
         _schedule(engine, expert, work)
-    _commit(engine, expert, work, slo_s)
+    _commit(engine, expert, work)
 
 
 @kernel
-def advance(engine, expert, work, slo_s, time_s):
+def advance(engine, expert, work, time_s):
     """Advance one expert to ``time_s``: every iteration that ends by then is complete, the one under way is planned.
 
     A step that would start exactly at ``time_s`` stays open, so that an arrival at that instant is part of it.
@@ -411,7 +412,7 @@ def advance(engine, expert, work, slo_s, time_s):
             _schedule(engine, expert, work)
         if expert.plan_end_s > time_s:
             return
-        _commit(engine, expert, work, slo_s)
+        _commit(engine, expert, work)
 
 
 @kernel

@@ -18,8 +18,9 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile
 NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
-# Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did.
-PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG = range(6)
+# Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did. CONFINED: it
+# is rejected, as no expert that it may go to can take it.
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED = range(7)
 
 ENGINE = np.dtype(
     [
@@ -87,6 +88,10 @@ RECORD = np.dtype(
         ("preemptions", "i4"),
         ("score", "f4"),  # true, at the expert it was sent to
         ("route", "i4"), ("status", "i4"),
+        ("service", "i4"),  # its service class
+        # What it is promised since it was sent (sim/terms.py): time from arrival to finish, to first token, from there to finish.
+        ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),
+        ("worth", "f8"),  # QoS if it is in time
     ],
     align=True,
 )  # fmt: skip
@@ -134,6 +139,7 @@ class Arrived(NamedTuple):
     score: float  # true; 0 if not known
     predicted_score: float
     predicted_tokens: float
+    service: int  # its service class
 
 
 def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:

@@ -20,6 +20,7 @@ from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, allocate
+from rllib_envs.sim.terms import NO_BOUND_S, in_time, latency_ratio, promise
 
 OVERRUN = 0.25
 """The expected remaining output is at least this share of the tokens generated so far, also beyond the prediction.
@@ -42,12 +43,14 @@ class Scratch(NamedTuple):
 
     state: State  # one cluster of one expert
     order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
-    per_slo: NDArray[np.float64]  # (S,) 1 / (output tokens * SLO): time since arrival -> latency per token in units of the SLO
+    per_slo: NDArray[np.float64]  # (S,) 1 / (time that the answer may take): time since arrival -> latency in units of the SLO
     before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
+    terms: NDArray[np.void]  # (C,) TERMS of the service classes
+    plain: bool  # there is one service class, and its only bound is on the latency per token
 
 
-def scratch_for(state: State) -> Scratch:
-    """Allocate a scratch for copies of the state's experts.
+def scratch_for(state: State, terms: NDArray[np.void]) -> Scratch:
+    """Allocate a scratch for copies of the state's experts; ``terms`` (C,): TERMS of their requests.
 
     It has room for all requests of an episode: with delayed telemetry, many short ones may have been sent since.
     """
@@ -58,7 +61,14 @@ def scratch_for(state: State) -> Scratch:
         finish_at=np.zeros((1, 1, slots), np.int32),
         waiting=np.zeros((1, 1, queue), np.int32),
     )
-    return Scratch(state=copy, order=np.zeros(size, np.int64), per_slo=np.zeros(size), before=np.zeros(size))
+    return Scratch(
+        state=copy,
+        order=np.zeros(size, np.int64),
+        per_slo=np.zeros(size),
+        before=np.zeros(size),
+        terms=terms,
+        plain=terms.size == 1 and all(terms[name][0] == NO_BOUND_S for name in ("ttft_s", "tpot_s", "e2e_s")),
+    )
 
 
 @kernel
@@ -78,7 +88,7 @@ def expected_output(predicted_tokens, generated, room):
 
 
 @kernel
-def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
+def copy_expert(source, b, e, scratch, engine, time_s, believe):
     """Copy expert (b, e) at ``time_s`` into the scratch; returns the number of requests copied.
 
     Requests are renumbered: running ones first, then waiting ones, each in order. With ``believe`` their true lengths are
@@ -105,14 +115,18 @@ def copy_expert(source, b, e, scratch, engine, time_s, slo_s, believe):
             copy.waiting[0, 0, i - n_run] = i
         requests[i] = source_requests[index]
         request = requests[i]
-        if i >= n_dec or not believe:
+        if i >= n_dec or not believe or not scratch.plain:
             records[i] = source_records[index]
         if believe:
             generated = np.int32(iteration - request.start if i < n_dec else request.generated)
             predicted_tokens = request.predicted_tokens * engine.length_factor
             output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
             request.output = max(generated + 1, output)
-        scratch.per_slo[i] = 1.0 / (request.output * slo_s)
+        if scratch.plain:
+            scratch.per_slo[i] = 1.0 / (request.output * scratch.terms[0].slo_s)
+        else:
+            promise(records[i], scratch.terms[records[i].service], request.output)
+            scratch.per_slo[i] = 1.0 / records[i].budget_s
         if i < n_dec:
             finish = request.start + request.output
             copy.finish_at[0, 0, i] = finish
@@ -150,7 +164,7 @@ def _sort(scratch, n_sorted):
 
 
 @kernel
-def _sweep(engine, scratch, slo_s, first, last):
+def _sweep(engine, scratch, first, last):
     """Finish times of a batch that only decodes: one leap from each completion to the next, as long as the blocks last.
 
     ``order`` from ``first`` to ``last`` is the batch. Leaves the copied expert unchanged. Returns whether the blocks surely last
@@ -174,13 +188,14 @@ def _sweep(engine, scratch, slo_s, first, last):
         request = requests[index]
         records[index].finish_s = time_s
         context -= request.prompt + request.output - 1
-        if time_s - request.arrival_s <= slo_s * request.output:
-            qos += records[index].score
+        record = records[index]
+        if in_time(record, request.arrival_s, time_s):
+            qos += record.worth
     return True, time_s, qos
 
 
 @kernel
-def roll(scratch, engine, slo_s, n_sorted):
+def roll(scratch, engine, n_sorted):
     """Run the copy until it is empty; finish times are then in ``scratch.state.requests[0]``.
 
     ``n_sorted`` entries of ``order`` are from an earlier roll of the same expert.
@@ -198,27 +213,26 @@ def roll(scratch, engine, slo_s, n_sorted):
             if expert.preempted > preempted:
                 n_sorted = 0
             first, last = _sort(scratch, n_sorted)
-            enough, end_s, qos = _sweep(engine, scratch, slo_s, first, last)
+            enough, end_s, qos = _sweep(engine, scratch, first, last)
             if enough:
                 return end_s, expert.qos + qos, last if untouched else 0, untouched
             n_sorted = 0
             crowd = expert.n_run - expert.n_run // 4
         untouched = False
-        next_event(engine, expert, work, slo_s)
+        next_event(engine, expert, work)
 
 
 @kernel
-def join(scratch, engine, slo_s, index, time_s):
+def join(scratch, engine, index, time_s):
     """Send request ``index`` of the scratch to the copy at ``time_s``; False if its queue is full."""
     expert, work = scratch.state.experts[0, 0], work_of(scratch.state, 0, 0)
-    advance(engine, expert, work, slo_s, time_s)
+    advance(engine, expert, work, time_s)
     return push(engine, expert, work, index, time_s)
 
 
 @kernel
-def newcomer(scratch, index, slo_s, arrived):
+def newcomer(scratch, index, arrived):
     """Write a new request (``Arrived``) as number ``index`` of the scratch."""
-    scratch.per_slo[index] = 1.0 / (arrived.output * slo_s)
     request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
     request.arrival_s = arrived.arrival_s
     request.predicted_score = arrived.predicted_score
@@ -232,12 +246,29 @@ def newcomer(scratch, index, slo_s, arrived):
     record.finish_s = np.nan
     record.preemptions = 0
     record.score = arrived.score
+    record.service = arrived.service
+    promise(record, scratch.terms[arrived.service], arrived.output)
+    scratch.per_slo[index] = 1.0 / record.budget_s
 
 
 @kernel
 def _latency(scratch, index):
-    """Latency per token of a rolled-out request, in units of the SLO."""
-    return (scratch.state.records[0, index].finish_s - scratch.state.requests[0, index].arrival_s) * scratch.per_slo[index]
+    """Latency of a rolled-out request, in units of its SLO: per token, or the largest where its class has several bounds."""
+    request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
+    stay = (record.finish_s - request.arrival_s) * scratch.per_slo[index]
+    if scratch.plain:
+        return stay
+    return latency_ratio(record, stay, request.arrival_s)
+
+
+@kernel
+def _worth(scratch, index, engine, arrived):
+    """Predicted QoS of a rolled-out request in time, over the weight of the arrived one."""
+    score = np.float64(with_odds(scratch.state.requests[0, index].predicted_score, engine.score_odds))
+    if scratch.plain:
+        return score
+    terms = scratch.terms
+    return score * (terms[scratch.state.records[0, index].service].weight / terms[arrived.service].weight)
 
 
 @kernel
@@ -260,58 +291,57 @@ def _stay(scratch, n, now_s):
 
 
 @kernel
-def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens):
+def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens, service):
     """A request with its expected length at an expert with this nominal engine."""
     room = np.int32(engine.max_model_len - prompt)
     output = max(1, expected_output(predicted_tokens * engine.length_factor, np.int32(0), room))
-    return Arrived(arrival_s, prompt, output, 0.0, predicted_score, predicted_tokens)
+    return Arrived(arrival_s, prompt, output, 0.0, predicted_score, predicted_tokens, service)
 
 
 @kernel
-def _load(telemetry, b, e, scratch, engine, slo_s):
+def _load(telemetry, b, e, scratch, engine):
     """Copy an expert with expected lengths, and add the requests on their way there (delayed telemetry); count of both."""
-    n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s, slo_s, True)
+    n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s, True)
     for r in range(telemetry.first_pending, telemetry.arrived):
         if on_its_way(telemetry.actual.records[b, r], e):
-            p = telemetry.actual.requests[b, r]
-            newcomer(scratch, n, slo_s, as_expected(engine, p.arrival_s, p.prompt, p.predicted_score, p.predicted_tokens))
-            if join(scratch, engine, slo_s, n, p.arrival_s):
+            p, service = telemetry.actual.requests[b, r], telemetry.actual.records[b, r].service
+            newcomer(scratch, n, as_expected(engine, p.arrival_s, p.prompt, p.predicted_score, p.predicted_tokens, service))
+            if join(scratch, engine, n, p.arrival_s):
                 n += 1
     return n
 
 
 @kernel_inlined
-def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effects):
+def predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects):
     """Fill ``effects[e]`` (WHATIF_ROW) with the predicted effect of sending the arrived request to expert e now.
 
     ``arrived``: the request from ``as_expected``; ``engine``: the expert's nominal engine.
     """
     now_s = telemetry.now_s
-    n = _load(telemetry, b, e, scratch, engine, slo_s)
+    n = _load(telemetry, b, e, scratch, engine)
     n_sorted = 0
     effects[e] = _NO_EFFECT[0]
     effect = effects[e]
     if n > 0:
-        end_s, _, n_sorted, untouched = roll(scratch, engine, slo_s, 0)
+        end_s, _, n_sorted, untouched = roll(scratch, engine, 0)
         for i in range(n):
             scratch.before[i] = _latency(scratch, i)
         effect.drain_before_s = max(end_s - now_s, 0.0)  # with delayed telemetry all may have finished by now
         effect.stay_1_before, effect.stay_4_before, effect.stay_16_before = _stay(scratch, n, now_s)
         if not untouched:
-            n = _load(telemetry, b, e, scratch, engine, slo_s)
-    newcomer(scratch, n, slo_s, arrived)
-    if not join(scratch, engine, slo_s, n, now_s):
+            n = _load(telemetry, b, e, scratch, engine)
+    newcomer(scratch, n, arrived)
+    if not join(scratch, engine, n, now_s):
         effect.own_latency = _MOST_LATENCY
         for i in range(n):
-            score = with_odds(scratch.state.requests[0, i].predicted_score, engine.score_odds)
-            effect.soft_before += score * _soft(scratch.before[i], tau)
+            effect.soft_before += _worth(scratch, i, engine, arrived) * _soft(scratch.before[i], tau)
         return
-    end_s, _, _, _ = roll(scratch, engine, slo_s, n_sorted)
+    end_s, _, _, _ = roll(scratch, engine, n_sorted)
     own = _latency(scratch, n)
     present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
-        score = with_odds(scratch.state.requests[0, i].predicted_score, engine.score_odds)
+        score = _worth(scratch, i, engine, arrived)
         before, after = scratch.before[i], _latency(scratch, i)
         soft_before = score * _soft(before, tau)
         present += soft_before
@@ -342,29 +372,30 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effect
 
 
 @kernel_inlined
-def predict(telemetry, nominal, workload, b, scratch, slo_s, tau, effects):
+def predict(telemetry, nominal, workload, b, scratch, tau, effects):
     """Fill ``effects[b]`` (N,) with the predicted effect of each action; with zeros after all requests have arrived."""
     r = telemetry.arrived
     for e in range(nominal.shape[1]):
         if r < workload.total[b]:
             engine = nominal[b, e]
             predicted_score, predicted_tokens = workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e]
-            arrived = as_expected(engine, telemetry.now_s, workload.prompt[b, r], predicted_score, predicted_tokens)
-            predict_action(telemetry, b, e, arrived, scratch, engine, slo_s, tau, effects[b])
+            prompt, service = workload.prompt[b, r], workload.service[b, r]
+            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, service)
+            predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects[b])
         else:
             effects[b, e] = _NO_EFFECT[0]
 
 
 @kernel
-def future_qos_with(state, b, e, arrived, scratch, slo_s):
+def future_qos_with(state, b, e, arrived, scratch):
     """QoS that all requests ever sent to expert (b, e) will have earned if one more joins and no further request arrives.
 
     True lengths, actual engine. NaN if its queue is full.
     """
     engine = state.engines[b, e]
-    n = copy_expert(state, b, e, scratch, engine, arrived.arrival_s, slo_s, False)
-    newcomer(scratch, n, slo_s, arrived)
-    if not join(scratch, engine, slo_s, n, arrived.arrival_s):
+    n = copy_expert(state, b, e, scratch, engine, arrived.arrival_s, False)
+    newcomer(scratch, n, arrived)
+    if not join(scratch, engine, n, arrived.arrival_s):
         return np.nan
-    _, qos, _, _ = roll(scratch, engine, slo_s, 0)
+    _, qos, _, _ = roll(scratch, engine, 0)
     return qos

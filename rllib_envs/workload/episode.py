@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Scenario
+from rllib_envs.service import draw_service
 from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile, within_limits
+from rllib_envs.sim.terms import SCORE_GRID
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.predictions import predict
 from rllib_envs.workload.replay import episode_requests
 from rllib_envs.workload.variation import vary
 
-_STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation", "judgements")
+_STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation", "judgements", "classes", "tenants")
 _COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # each errs independently; c0_mixed_ms errs as c0_ms does
-_SCORE_GRID = 2.0**20
-"""Scores are rounded to multiples of 2**-20, so that sums of them are exact in float64, in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,8 @@ class Episode:
     predicted_log_sd: NDArray[np.float32]  # (M, N) standard deviation of the log length about its prediction
     predicted_log_median: NDArray[np.float64]  # (N,) median of log(true / predicted tokens) if nothing is wrong
     judged: NDArray[np.bool_]  # (M,) whether the score of the answer becomes known when it has finished
+    service: NDArray[np.int32]  # (M,) service class
+    tenant: NDArray[np.int32]  # (M,)
     engines: tuple[EngineProfile, ...]  # (N,) the actual engines
     nominal: tuple[EngineProfile, ...]  # (N,) as given to the router
     telemetry_delay_s: float
@@ -66,13 +68,15 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
     return Episode(
         arrival_s=arrivals.arrival_s,
         prompt=requests.prompt_tokens,
-        score=(np.rint(requests.score * _SCORE_GRID) / _SCORE_GRID).astype(np.float32),
+        score=(np.rint(requests.score * SCORE_GRID) / SCORE_GRID).astype(np.float32),
         output=requests.output_tokens,
         predicted_score=predicted.score.astype(np.float32),
         predicted_tokens=predicted.output_tokens.astype(np.float32),
         predicted_log_sd=predicted.log_sd.astype(np.float32),
         predicted_log_median=predicted.median,
         judged=streams["judgements"].random(arrivals.arrival_s.size) < scenario.observation.judged_share,
+        service=draw_service(scenario.classes, arrivals.arrival_s.size, streams["classes"]),
+        tenant=draw_service(scenario.tenants, arrivals.arrival_s.size, streams["tenants"]),
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

@@ -135,3 +135,18 @@ def test_add_a_reward_term_by_a_field():
     paid = combine(weights(throughput=0.25), steps, np.zeros(3))
     np.testing.assert_allclose(paid - reward.combine(scenario.Reward(), steps, np.zeros(3)), [0, 0.25, 1.0])
     np.testing.assert_array_equal(combine(weights(), steps, np.zeros(3)), reward.combine(scenario.Reward(), steps, np.zeros(3)))
+
+
+def test_describe_your_own_edge():
+    page = "describe-your-own-edge.md"
+    follow(page)
+    run_commands(page)
+    scenario = load_scenario("my-edge.yaml")
+    records = start_simulation(parse_router("impact-greedy"), scenario, [1]).records(0)
+    cloud = [expert.name for expert in scenario.experts].index("large-cloud")
+    patients = records.tenant == 1
+    assert not (records.route[patients] == cloud).any()
+    assert (records.route[~patients] == cloud).any()
+    results = Path("results/results.md").read_text()
+    for title in ("Class chat", "Class alarm", "Class batch", "Tenant public", "Tenant patients"):
+        assert f"**{title}**" in results

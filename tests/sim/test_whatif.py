@@ -39,6 +39,12 @@ TAU = 0.13
 TURNED_AWAY = (REJECTED, TOO_LONG)
 OBSERVATION = Observation(whatif=True, whatif_tau=TAU, running_slots=2, waiting_slots=1)
 COUNTERFACTUAL = Observation(whatif=True, counterfactual=True)
+BOUNDS = {
+    "per_token_s": lambda records: records.latency_per_token_s,
+    "ttft_s": lambda records: records.ttft_s,
+    "tpot_s": lambda records: np.nan_to_num(records.tpot_s),
+    "e2e_s": lambda records: records.finish_s - records.arrival_s,
+}
 REGIMES = {"idle", "decode only", "prefill in progress", "queue waiting", "preempting", "full", "too long"}
 
 World = tuple[Scenario, Episode, NDArray[np.int64]]
@@ -90,8 +96,25 @@ def continuations(scenario: Scenario, episode: Episode, actions: NDArray[np.int6
 
 
 def latencies(simulation: Simulation, cluster: int, numbers: list[int]) -> NDArray[np.float64]:
-    """Latency per token of the requests, in units of the SLO."""
-    return simulation.records(cluster).latency_per_token_s[numbers] / simulation.scenario.slo_s_per_token
+    """Latencies of the requests in units of their SLO: the largest over its bound."""
+    return np.array([latency(simulation, cluster, number) for number in numbers])
+
+
+def latency(simulation: Simulation, cluster: int, number: int) -> float:
+    """The largest of the request's latencies over the bound that its service class has."""
+    records, scenario = simulation.records(cluster), simulation.scenario
+    bounds = {"per_token_s": scenario.slo_s_per_token}
+    if scenario.classes:
+        entry = scenario.classes[records.service[number]]
+        own = {name: getattr(entry, name) for name in BOUNDS}
+        bounds = own if any(own.values()) else bounds
+    return max(BOUNDS[name](records)[number] / bound for name, bound in bounds.items() if bound is not None)
+
+
+def weights(simulation: Simulation, numbers: list[int]) -> NDArray[np.float64]:
+    """The weights of the requests' service classes."""
+    classes = simulation.scenario.classes
+    return np.array([classes[simulation.workload.service[0, number]].weight if classes else 1.0 for number in numbers])
 
 
 def soft(latency: NDArray[np.float64] | float, tau: float = TAU) -> NDArray[np.float64]:
@@ -168,10 +191,24 @@ def test_any_number_of_requests_may_have_been_sent_since_telemetry_was_taken() -
     assert min(scratch.order.size, scratch.before.size, scratch.per_slo.size, scratch.state.requests.size) > count
 
 
-def random_moment(seed: int, *, faults: Faults | None = None, max_waiting: int | None = None) -> tuple[World, int]:
+@examples(200)
+@given(seeds)
+def test_so_it_does_for_every_kind_of_service_level(seed: int) -> None:
+    check_predictions(*random_moment(seed, several=True))
+
+
+@examples(50)
+@given(seeds)
+def test_so_it_does_for_service_classes_where_telemetry_is_late(seed: int) -> None:
+    check_predictions(*random_moment(seed, faults=Faults(telemetry_delay_s=0.07), max_waiting=REQUESTS, several=True))
+
+
+def random_moment(
+    seed: int, *, faults: Faults | None = None, max_waiting: int | None = None, several: bool = False
+) -> tuple[World, int]:
     """A random world, and how many of its decisions have been taken."""
     rng = np.random.default_rng(seed)
-    world = random_world(rng, observation=OBSERVATION, faults=faults, max_waiting=max_waiting)
+    world = random_world(rng, observation=OBSERVATION, faults=faults, max_waiting=max_waiting, several=several)
     return world, int(rng.integers(0, REQUESTS - 1))
 
 
@@ -192,7 +229,8 @@ def check_predictions(world: World, count: int) -> set[str]:
         got = dict(zip(WHATIF_FEATURES, simulation.view.whatif[0, e].tolist(), strict=True))
         regimes |= regimes_of(twin, then, e, present)
         with_it, without = then.records(e), then.records(scenario.n_experts)
-        predicted_score, before = without.predicted_score[present], latencies(then, scenario.n_experts, present)
+        before, weight = latencies(then, scenario.n_experts, present), weights(then, [*present, count])
+        predicted_score = without.predicted_score[present] * weight[:-1] / weight[-1]
         expected = dict.fromkeys(WHATIF_FEATURES, 0.0) | {"own_latency": 10.0}
         expected |= features_before(predicted_score, before, without.finish_s[present] - now_s)
         if with_it.status[count] not in TURNED_AWAY:
@@ -206,17 +244,20 @@ def check_predictions(world: World, count: int) -> set[str]:
 def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) -> NDArray[np.float64]:
     """(n,) predicted finish times of those present at expert e and of the newcomer, who is sent there."""
     world, rules, r = simulation.world, simulation.rules, simulation.cursor[0]
-    telemetry = sync_telemetry(
-        world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, 0, rules.slo_s
-    )
+    telemetry = sync_telemetry(world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, 0)
     assert telemetry.view_s == view_s
     assert telemetry.arrived == r
     told, engine = simulation.workload, world.nominal[0, e]
     arrived = as_expected(
-        engine, telemetry.now_s, told.prompt[0, r], told.predicted_score[0, r, e], told.predicted_tokens[0, r, e]
+        engine,
+        telemetry.now_s,
+        told.prompt[0, r],
+        told.predicted_score[0, r, e],
+        told.predicted_tokens[0, r, e],
+        told.service[0, r],
     )
     effects = np.zeros(simulation.scenario.n_experts, WHATIF_ROW)
-    predict_action(telemetry, 0, e, arrived, world.scratch, engine, rules.slo_s, rules.tau, effects)
+    predict_action(telemetry, 0, e, arrived, world.scratch, engine, rules.tau, effects)
     return world.scratch.state.records["finish_s"][0, :n].copy()
 
 
@@ -248,11 +289,12 @@ def test_random_worlds_come_into_every_state() -> None:
     assert {name for name in REGIMES if seen[name] >= 3} == REGIMES, seen
 
 
+@pytest.mark.parametrize("several", [False, True])
 @examples(200)
-@given(seeds)
-def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> None:
+@given(seed=seeds)
+def test_the_counterfactual_of_each_action_is_what_then_happens(several: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scenario, episode, actions = random_world(rng, observation=COUNTERFACTUAL)
+    scenario, episode, actions = random_world(rng, observation=COUNTERFACTUAL, several=several)
     count = int(rng.integers(0, REQUESTS - 1))
     simulation = simulation_of(scenario, episode)
     play(simulation, actions[:count])
@@ -264,12 +306,13 @@ def test_the_counterfactual_of_each_action_is_what_then_happens(seed: int) -> No
     assert simulation.marginal[0, -1] == 0
 
 
+@pytest.mark.parametrize("several", [False, True])
 @examples(100)
-@given(seeds)
-def test_marginals_sum_to_the_realised_qos(seed: int) -> None:
+@given(seed=seeds)
+def test_marginals_sum_to_the_realised_qos(several: bool, seed: int) -> None:
     reward = Reward(realised_qos=0, marginal_qos=1)
     taken, all_, realised = (
-        random_world(np.random.default_rng(seed), observation=observation, reward=weights)
+        random_world(np.random.default_rng(seed), observation=observation, reward=weights, several=several)
         for observation, weights in ((Observation(), reward), (COUNTERFACTUAL, reward), (Observation(), Reward()))
     )
     sums = []

@@ -66,6 +66,8 @@ def poisson_episodes(
             predicted_log_sd=np.zeros((REQUESTS, 2), np.float32),
             predicted_log_median=np.zeros(2),
             judged=np.zeros(REQUESTS, np.bool_),
+            service=np.zeros(REQUESTS, np.int32),
+            tenant=np.zeros(REQUESTS, np.int32),
             engines=(profile, profile),
             nominal=(profile, profile),
             telemetry_delay_s=0.0,

@@ -10,7 +10,8 @@ from typing import Any
 from rllib_envs.workload.replay import episode_requests
 from tuning.evaluation.matrix import CellResult
 from tuning.evaluation.trace_notes import trace_json
-from tuning.metrics.episode import METRICS
+from tuning.metrics.episode import METRICS, metrics_of
+from tuning.metrics.groups import GROUP_METRICS
 from tuning.metrics.statistics import Interval, mean_interval, paired_difference, relative_difference
 from tuning.output.literal import code, markdown
 from tuning.output.tables import ABSENT, columns_with_figures, markdown_table, metric_title, show_interval, show_percent
@@ -21,11 +22,14 @@ _COLUMNS = (
     "violation_rate",
     "drop_rate",
     "rejected_rate",
+    "confined_rate",
     "too_long_rate",
     "latency_per_token_p50_s",
     "latency_per_token_p99_s",
     "ttft_p50_s",
     "qos_per_gpu_s",
+    "class_fairness",
+    "tenant_fairness",
 )
 PLAIN = "the best here of the heuristics that predict no impact"
 NO_INTERVAL = Interval(mean=math.nan, half_width=math.nan)
@@ -40,6 +44,7 @@ class Row:
     metrics: dict[str, Interval]  # over seeds
     difference: Interval  # of its QoS to the baseline's, paired by seed
     over_plain: Interval  # relative difference of its QoS to that of the plain heuristic, paired by seed; NaN without one
+    groups: dict[str, dict[str, Interval]]  # title of a service class or tenant -> GROUP_METRICS, over seeds
 
     @property
     def qos(self) -> list[float]:
@@ -86,6 +91,9 @@ def compare(
             metrics={name: mean_interval(values) for name, values in result.metrics.items()},
             difference=paired_difference(qos[router.name], qos[chosen]),
             over_plain=NO_INTERVAL if plain is None else relative_difference(qos[router.name], qos[plain]),
+            groups={
+                title: {name: mean_interval(values) for name, values in of_one.items()} for title, of_one in result.groups.items()
+            },
         )
         for router, result in zip(routers, results, strict=True)
     ]
@@ -99,14 +107,31 @@ def to_markdown(comparison: Comparison) -> str:
     rate = "" if workload.rate_rps is None else f" ({workload.rate_rps:.2f} requests/s)"
     seeds = len(comparison.rows[0].result.seeds)
     how = "the heuristic with the best mean QoS here" if comparison.chosen else "as asked for"
-    columns = columns_with_figures(_COLUMNS, [row.metrics for row in comparison.rows])
+    known = metrics_of(workload.scenario)
+    columns = columns_with_figures([name for name in _COLUMNS if name in known], [row.metrics for row in comparison.rows])
     header = ["router", "QoS", "difference", "over plain, %", *map(metric_title, columns)]
     cells = [_cells(row, comparison.baseline, columns) for row in comparison.rows]
     means = (
         f"Means over {seeds} seeds ± half of the 95 % interval. Difference: QoS to {code(comparison.baseline)}, {how}, by seed."
     )
     plain = "" if comparison.plain is None else f" Over plain: QoS relative to {code(comparison.plain)}, {PLAIN}."
-    return "\n\n".join([f"## {markdown(workload.name)}{rate}", means + plain, markdown_table(header, cells)])
+    tables = [markdown_table(header, cells), *_group_tables(comparison)]
+    return "\n\n".join([f"## {markdown(workload.name)}{rate}", means + plain, *tables])
+
+
+def _group_tables(comparison: Comparison) -> list[str]:
+    """A table for each service class and tenant of the scenario, with its title."""
+    found: list[str] = []
+    for title in comparison.rows[0].groups:
+        groups = [row.groups[title] for row in comparison.rows]
+        columns = columns_with_figures([name for name in GROUP_METRICS if name != "qos"], groups)
+        cells = [
+            [row.router.text, show_interval("qos", group["qos"]), *_means(group, columns)]
+            for row, group in zip(comparison.rows, groups, strict=True)
+        ]
+        header = ["router", "QoS", *map(metric_title, columns)]
+        found += [f"**{markdown(title[0].upper() + title[1:])}**", markdown_table(header, cells)]
+    return found
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -139,6 +164,10 @@ def _row_json(row: Row, experts: list[str]) -> dict[str, Any]:
         "difference": interval_json(row.difference),
         "over_plain": interval_json(row.over_plain),
         "metrics": {name: interval_json(row.metrics[name]) | {"values": row.result.metrics[name]} for name in METRICS},
+        "groups": {
+            title: {name: interval_json(of_one[name]) | {"values": row.result.groups[title][name]} for name in of_one}
+            for title, of_one in row.groups.items()
+        },
         "routing_share": dict(zip([*experts, "drop"], shares, strict=True)),
         "latency_per_token_quantiles_s": row.result.latency_quantiles_s,
         "ttft_quantiles_s": row.result.ttft_quantiles_s,
@@ -152,8 +181,13 @@ def interval_json(interval: Interval) -> dict[str, float]:
 
 def _cells(row: Row, baseline: str, columns: Sequence[str]) -> list[str]:
     difference = ABSENT if row.router.name == baseline else show_interval("qos", row.difference, signed=True)
-    others = [show_interval(name, Interval(mean=row.metrics[name].mean, half_width=math.nan)) for name in columns]
-    return [row.router.text, show_interval("qos", row.metrics["qos"]), difference, show_percent(row.over_plain), *others]
+    figures = _means(row.metrics, columns)
+    return [row.router.text, show_interval("qos", row.metrics["qos"]), difference, show_percent(row.over_plain), *figures]
+
+
+def _means(metrics: Mapping[str, Interval], columns: Sequence[str]) -> list[str]:
+    """The means alone, as tables show them."""
+    return [show_interval(name, Interval(mean=metrics[name].mean, half_width=math.nan)) for name in columns]
 
 
 def _best(names: Sequence[str], qos: Mapping[str, Sequence[float]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from rllib_envs.heuristic import RoutingPolicy
 from rllib_envs.json_files import read_json
 from rllib_envs.own_code import parse_own
 from rllib_envs.scenario import Scenario
-from rllib_envs.simulation import Simulation
+from rllib_envs.simulation import Records, Simulation
 from tuning.evaluation.processes import run_all
 from tuning.metrics.episode import METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
+from tuning.metrics.groups import GROUP_METRICS, group_metrics
 from tuning.output.progress import Progress
 from tuning.run_dir.atomic import write_json
 from tuning.run_dir.digests import code_digest, content_digest
@@ -74,6 +75,7 @@ class CellResult:
     shares: list[list[float]]  # (seeds, N+1): share of the requests sent to each expert, and dropped
     latency_quantiles_s: list[float]  # latency per token of all finished requests, at evenly spaced levels from 0 to 1
     ttft_quantiles_s: list[float]  # the same of the time to first token
+    groups: dict[str, dict[str, list[float]]]  # title of a class or tenant -> GROUP_METRICS, a value for each seed
 
 
 def start_simulation(router: NamedRouter | RoutingPolicy, scenario: Scenario, seeds: Sequence[int]) -> Simulation:
@@ -107,7 +109,14 @@ def run_cell(cell: Cell) -> CellResult:
         shares=[routing_shares(cell.scenario, r) for r in records],
         latency_quantiles_s=latency_quantiles(records),
         ttft_quantiles_s=ttft_quantiles(records),
+        groups=_groups(cell.scenario, records),
     )
+
+
+def _groups(scenario: Scenario, records: Sequence[Records]) -> dict[str, dict[str, list[float]]]:
+    """Metrics of each class and tenant, a value for each seed."""
+    episodes = [group_metrics(scenario, r) for r in records]
+    return {title: {name: [e[title][name] for e in episodes] for name in GROUP_METRICS} for title in episodes[0]}
 
 
 def run_cells(
@@ -182,9 +191,13 @@ def _keep(file: Path, result: CellResult) -> None:
 def _read_result(file: Path) -> CellResult:
     try:
         data: dict[str, Any] = read_json(file)
-        metrics: Any = {
-            name: [float("nan") if value is None else float(value) for value in data["metrics"][name]] for name in METRICS
-        }
-        return CellResult(**{**data, "metrics": metrics})
+        metrics: Any = _numbers(data["metrics"], METRICS)
+        groups: Any = {title: _numbers(values, GROUP_METRICS) for title, values in data["groups"].items()}
+        return CellResult(**{**data, "metrics": metrics, "groups": groups})
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file}: not the result of a cell: delete it and run the command again") from None
+
+
+def _numbers(values: Mapping[str, Sequence[float | None]], names: Iterable[str]) -> dict[str, list[float]]:
+    """Values by name as JSON has them, where NaN is null."""
+    return {name: [float("nan") if value is None else float(value) for value in values[name]] for name in names}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from rllib_envs.scenario import Scenario, with_workload
+from rllib_envs.sim.terms import SCORE_GRID
 from rllib_envs.sim.whatif import OVERRUN
 from rllib_envs.workload.episode import Episode, draw_episode
 
@@ -29,7 +30,6 @@ _TIES = 1e-3  # requests with equal predictions are told apart at random, by les
 
 _STREAM = 62  # keeps the sample apart from all other draws with its seed
 _MOST_TOKENS = 2**20
-_SCORE_GRID = 2.0**20  # of scores, so that their sums are exact
 
 Floats = NDArray[np.floating[Any]]
 Predicted = tuple[Floats, Floats, Floats]
@@ -101,7 +101,7 @@ class Beliefs:
 
     def _score(self, told: Predicted, e: int, eps: Floats) -> Floats:
         """Expected scores (n,), on a grid."""
-        return np.rint(np.clip(_of_score(told, eps) @ self._level[e], 0, 1) * _SCORE_GRID) / _SCORE_GRID
+        return np.rint(np.clip(_of_score(told, eps) @ self._level[e], 0, 1) * SCORE_GRID) / SCORE_GRID
 
 
 def _of_length(told: Predicted, at_random: Floats) -> Floats:

@@ -98,5 +98,7 @@ class Futures:
                 predicted_tokens=sample.predicted_tokens[rows],
                 predicted_log_sd=sample.predicted_log_sd[rows],
                 judged=sample.judged[rows],
+                service=sample.service[rows],
+                tenant=sample.tenant[rows],
             ),
         )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import DROPPED, FINISHED, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 
 Values = NDArray[np.floating[Any]]
@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "violation_rate": Metric(label="late", unit="%", scale=100, digits=2),  # finished late, per arrived request
     "drop_rate": Metric(label="dropped", unit="%", scale=100, digits=2),  # by the router, per arrived request
     "rejected_rate": Metric(label="rejected", unit="%", scale=100, digits=2),  # by a full expert, per arrived request
+    "confined_rate": Metric(label="confined", unit="%", scale=100, digits=2),  # rejected: none may take it that can; likewise
     "too_long_rate": Metric(label="too long", unit="%", scale=100, digits=2),  # prompts that no expert holds, per request of all
     "completion_rate": Metric(label="finished", unit="%", scale=100, digits=2, larger_is_better=True),
     "mean_score": Metric(label="score of finished", digits=4, larger_is_better=True),  # true quality, in time or not
@@ -51,12 +52,21 @@ METRICS: dict[str, Metric] = {
     "qos_per_kv_gb_s": Metric(label="QoS per GB-second of KV", digits=3, larger_is_better=True),
     "arrival_rps": Metric(label="arrivals", unit="/s", digits=2),
     "duration_s": Metric(label="duration", unit="s", digits=1),  # from time 0 until the cluster is empty
+    "longest_wait_s": Metric(label="longest wait", unit="s", digits=2),  # from arrival to the first iteration: starvation
+    "class_fairness": Metric(label="Jain, classes", digits=3, larger_is_better=True),  # of the share in time; 1: all alike
+    "tenant_fairness": Metric(label="Jain, tenants", digits=3, larger_is_better=True),
 }
 """The figures of ``episode_metrics``. "Arrived" are the requests that some expert can hold: those with longer prompts are counted
 by ``too_long_rate`` alone, and in ``arrival_rps``. Latencies are over finished requests; NaN where there is none."""
 
-USUALLY_ZERO = ("too_long_rate",)
+USUALLY_ZERO = ("confined_rate", "too_long_rate")
 """Figures that tables show where any router, or workload, has them."""
+
+
+def metrics_of(scenario: Scenario) -> list[str]:
+    """Names of the metrics that say something in this scenario: fairness is between several classes, or tenants."""
+    between = {"class_fairness": scenario.classes, "tenant_fairness": scenario.tenants}
+    return [name for name in METRICS if name not in between or len(between[name]) > 1]
 
 
 def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
@@ -87,6 +97,7 @@ def request_metrics(records: Records) -> dict[str, float]:
         "violation_rate": _ratio(int(np.count_nonzero(records.late)), arrived),
         "drop_rate": _ratio(int(np.count_nonzero(records.status == DROPPED)), arrived),
         "rejected_rate": _ratio(int(np.count_nonzero(records.status == REJECTED)), arrived),
+        "confined_rate": _ratio(int(np.count_nonzero(records.status == CONFINED)), arrived),
         "too_long_rate": too_long / records.qos.size,
         "completion_rate": _ratio(int(np.count_nonzero(finished)), arrived),
         "mean_score": _mean(records.score[finished]),
@@ -97,12 +108,27 @@ def request_metrics(records: Records) -> dict[str, float]:
         "tpot_mean_s": _mean(tpot),
         "tpot_p99_s": _quantile(tpot, 99),
         "preemptions_per_request": _ratio(float(records.preemptions.sum()), arrived),
+        "longest_wait_s": _largest(records.first_scheduled_s - records.arrival_s),
+        "class_fairness": fairness(records, records.service),
+        "tenant_fairness": fairness(records, records.tenant),
     }
 
 
 def mean_qos(records: Records) -> float:
     """QoS per arrived request (see ``METRICS``)."""
     return _ratio(float(records.qos.sum()), int(np.count_nonzero(records.status != TOO_LONG)))
+
+
+def fairness(records: Records, group: NDArray[np.int32]) -> float:
+    """Jain's index over groups of requests, (M,) numbers: of the share of each group's arrived requests that are in time.
+
+    ``sum(x)**2 / (n * sum(x**2))``, from 1 / n (one group has all) to 1 (Jain, Chiu and Hawe 1984). 1 where all have none.
+    """
+    arrived = records.status != TOO_LONG
+    in_time = (records.status == FINISHED) & ~records.late
+    numbers = np.unique(group[arrived])
+    shares = np.array([in_time[arrived & (group == number)].mean() for number in numbers])
+    return float(shares.sum()) ** 2 / (shares.size * float((shares**2).sum())) if shares.any() else 1.0
 
 
 def routing_shares(scenario: Scenario, records: Records) -> list[float]:
@@ -130,6 +156,11 @@ def _quantiles(samples: Sequence[Values], levels: int) -> list[float]:
 
 def _mean(values: Values) -> float:
     return float(values.mean()) if values.size else float("nan")
+
+
+def _largest(values: Values) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.max()) if known.size else float("nan")
 
 
 def _quantile(values: Values, percent: float) -> float:

@@ -17,7 +17,7 @@ from models.impact import Explanation
 from models.router import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import FINISHED, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CONFINED, FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.specs.grammar import check_limits
@@ -107,7 +107,8 @@ class EpisodeReplay:
     def outcome(self) -> NDArray[np.int64]:
         """(M,) indices of ``OUTCOMES``."""
         status, late = self.records.status, self.records.late
-        return np.select([(status == FINISHED) & ~late, late, status == REJECTED, status == TOO_LONG], [0, 1, 2, 4], 3)
+        away = np.isin(status, (REJECTED, CONFINED))
+        return np.select([(status == FINISHED) & ~late, late, away, status == TOO_LONG], [0, 1, 2, 4], 3)
 
     def expected(self, name: str) -> Floats:
         """(M, N) a field of ``predicted``."""

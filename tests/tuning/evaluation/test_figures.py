@@ -31,6 +31,7 @@ def result(router, qos, finished=1.0, quantiles=(0.01, 0.05, 0.2)):
         shares=[[1 / 7] * 7] * len(qos),
         latency_quantiles_s=list(quantiles),
         ttft_quantiles_s=list(quantiles),
+        groups={},
     )
 
 

@@ -37,6 +37,7 @@ def comparison(i, baseline=None):
             shares=[[1 / 7] * 7] * SEEDS,
             latency_quantiles_s=[],
             ttft_quantiles_s=[],
+            groups={},
         )
         for j, router in enumerate(ROUTERS)
     ]

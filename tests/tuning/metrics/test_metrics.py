@@ -121,9 +121,11 @@ def test_simulate_writes_figures_that_its_table_confirms(tmp_path, capsys):
         "preemptions_per_request": table.preemptions.mean(),
         "arrival_rps": len(table) / table.arrival_s.max(),
         "duration_s": max(table.finish_s.max(), table.arrival_s.max()),
+        "confined_rate": 0.0,
+        "longest_wait_s": (table.first_scheduled_s - table.arrival_s).max(),
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    assert set(METRICS) - set(expected) == {"qos_per_gpu_s", "qos_per_kv_gb_s"}
+    assert set(METRICS) - set(expected) == {"qos_per_gpu_s", "qos_per_kv_gb_s", "class_fairness", "tenant_fairness"}
     assert {e["name"]: e["share"] for e in summary["experts"]} == pytest.approx(
         {e["name"]: (table.expert == e["name"]).mean() for e in summary["experts"]}
     )
