@@ -14,7 +14,7 @@ from rllib_envs.scenario import Arrivals, Scenario, Workload
 from rllib_envs.sim.cluster import STEP, advance_to_next, allocate_request_table, begin, route
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.state import allocate, clear, engine_records
-from rllib_envs.sim.terms import per_token_terms
+from rllib_envs.sim.terms import plain_service
 from rllib_envs.workload.arrival_process import ArrivalBatch
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
@@ -69,7 +69,7 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
         workload.prompt[mine] = requests.prompt_tokens
         workload.output[mine, :, 0] = requests.output_tokens.T
     unit_gaps = np.tile(rng.exponential(size=(_REPEATS, _REQUESTS)), (n, 1))
-    terms = per_token_terms(scenario.slo_s_per_token)
+    service = plain_service(scenario.slo_s_per_token, 1)
     low, high = np.full(n, 1e-3), np.full(n, 1e3)
     late = np.zeros(owner.size)
     for _ in range(_HALVINGS):
@@ -77,7 +77,7 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
         workload.arrival_s[:] = np.cumsum(unit_gaps / rate[owner][:, None], axis=1)
         for cluster in range(owner.size):
             clear(state, cluster)
-        _run_alone(state, workload, terms, np.zeros(1, STEP), late)
+        _run_alone(state, workload, service, np.zeros(1, STEP), late)
         carried = late.reshape(n, _REPEATS).mean(axis=1) <= 1 - IN_TIME
         low, high = np.where(carried, rate, low), np.where(carried, high, rate)
     return low
@@ -98,19 +98,18 @@ def _brought(arrivals: Arrivals, rng: np.random.Generator) -> ArrivalBatch:
 
 
 @kernel
-def _run_alone(state, workload, terms, step, late):
+def _run_alone(state, workload, service, step, late):
     """Send every request of each one-expert cluster to its expert; returns the share that was late or rejected, (B,).
 
     Prompts that the expert can never hold do not count, since they fail at any rate.
     """
     cursor = np.zeros(late.size, np.int32)
     now_s = np.zeros(late.size)
-    allowed = np.ones(1, np.bool_)
     for b in range(late.size):
         begin(state, workload, cursor, now_s, b)
         missed, possible = 0, 0
         for r in range(workload.total[b]):
-            route(state, workload, terms, allowed, b, r, 0, now_s[b], 0.0, step[0])
+            route(state, workload, service, b, r, 0, now_s[b], 0.0, step[0])
             advance_to_next(state, workload, cursor, now_s, b, step[0])
             missed += step[0].late
             if workload.prompt[b, r] < state.engines[b, 0].max_model_len:

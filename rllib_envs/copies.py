@@ -31,14 +31,14 @@ def copy_cluster(source: Simulation, cluster: int, copies: Simulation) -> None:
     _check(source, cluster, copies)
     arrived = int(source.cursor[cluster]) + 1
     for name, whole, copy in zip(source.world._fields, source.world, copies.world, strict=True):
-        if name not in ("scratch", "late", "terms", "allowed"):  # memory of one call; the state itself; the scenario's
+        if name not in ("scratch", "late", "service"):  # memory of one call; the state itself; the scenario's
             _copy(name, whole, copy, cluster, arrived)
     copies.workload.total[:] = arrived
     copies.steps[:] = np.zeros((), STEP)
 
 
 def _check(source: Simulation, cluster: int, copies: Simulation) -> None:
-    for name in ("experts", "observation", "slo_s_per_token", "reward", "classes", "tenants"):
+    for name in ("experts", "observation", "slo_s_per_token", "reward", "classes", "tenants", "network"):
         if getattr(source.scenario, name) != getattr(copies.scenario, name):
             raise ValueError(f"copies: {name} differs from that of the source")
     if source.world.late is not source.state or copies.world.late is not copies.state:
@@ -83,7 +83,7 @@ def append_requests(copies: Simulation, more: RequestTable) -> None:
         for name in _TABLE:
             getattr(copies.workload, name)[b, rows] = getattr(more, name)[b, :count]
         copies.state.records[b, rows] = record
-        copies.state.records["service"][b, rows] = more.service[b, :count]
+        copies.state.records["service"][b, rows] = more.user["service"][b, :count]
         copies.state.requests[b, rows] = np.zeros((), REQUEST)
         for name in ("arrival_s", "prompt"):
             copies.state.requests[name][b, rows] = getattr(more, name)[b, :count]

@@ -41,6 +41,7 @@ from rllib_envs.sim.cluster import (
 from rllib_envs.sim.demand import Demand, update_demand, update_foreseen_ema, update_late_ema, write_demand
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
 from rllib_envs.sim.state import State
+from rllib_envs.sim.terms import Service
 from rllib_envs.sim.whatif import Scratch, predict
 from rllib_envs.sim.worth import Worth, write_worth
 from rllib_envs.view import ObservationRows
@@ -64,8 +65,7 @@ class World(NamedTuple):
     scratch: Scratch
     rows: ObservationRows  # the observations
     marginal: NDArray[np.float64]  # (B, N+1)
-    terms: NDArray[np.void]  # (C,) TERMS of the service classes
-    allowed: NDArray[np.bool_]  # (C, T, N) experts that requests of a service class and a tenant may go to
+    service: Service
 
 
 class Rules(NamedTuple):
@@ -83,14 +83,13 @@ class Rules(NamedTuple):
 def _arrived_slo_s(world, b):
     """The latency per token that the observation of cluster b is in units of: that of the arrived request's service class."""
     r = world.cursor[b]
-    return world.terms[world.workload.service[b, r] if r < world.workload.total[b] else 0].unit_s
+    return world.service.terms[world.workload.user[b, r].service if r < world.workload.total[b] else 0].unit_s
 
 
 @kernel_inlined
 def decide(world, rules, b, action, step):
     """Carry out one decision of cluster b (an expert's index, or N = drop), up to the next arrival; ``step`` gets the results."""
     state, workload, r, now_s = world.state, world.workload, world.cursor[b], world.now_s[b]
-    allowed = world.allowed[workload.service[b, r], workload.tenant[b, r]]
     marginal = 0.0
     if rules.track_future > 0 and action < state.experts.shape[1] and not fits_none(state.engines, b, workload.prompt[b, r]):
         if rules.track_future == 1:
@@ -99,7 +98,7 @@ def decide(world, rules, b, action, step):
             marginal = world.marginal[b, action]
     if rules.demand and rules.predict and action < state.experts.shape[1]:
         update_foreseen_ema(world.demand, b, world.rows.whatif[b, action].own_success)
-    route(state, workload, world.terms, allowed, b, r, action, now_s, marginal, step)
+    route(state, workload, world.service, b, r, action, now_s, marginal, step)
     advance_to_next(state, workload, world.cursor, world.now_s, b, step)
     if world.cursor[b] < workload.total[b]:
         update_gap_ema(world.pace, b, world.cursor[b], step.dt_s)
@@ -116,9 +115,9 @@ def write_observation(world, rules, b):
     telemetry = sync_telemetry(world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, b)
     if rules.calibrate:
         update_calibration(world.calibration, nominal, workload, telemetry, b)
-    if rules.calibrate or telemetry.arrived == 0 or world.terms.size > 1:
+    if rules.calibrate or telemetry.arrived == 0 or world.service.terms.size > 1:
         describe_engines(nominal, world.calibration, b, slo_s, rows.experts)
-    observe(telemetry, nominal, workload, world.pace, world.terms, world.allowed, b, slo_s, rows)
+    observe(telemetry, nominal, workload, world.pace, world.service, b, slo_s, rows)
     if rules.inform:
         write_worth(world.worth, world.calibration.errors, workload, b, telemetry.arrived, rows.information)
     if rules.predict:

@@ -295,12 +295,11 @@ def update_work_ema(pace, nominal, workload, b, r):
 
 
 @kernel_inlined
-def observe(telemetry, nominal, workload, pace, terms, allowed, b, slo_s, rows):
+def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
     """Write the observation of cluster b for its arrived request.
 
-    ``nominal`` has the engine figures that the router uses, ``terms`` (C,) the TERMS, ``allowed`` (C, T, N) the experts that a
-    service class and a tenant may use. ``slo_s``: the arrived request's latency per token. After the last request the arrived
-    part is zero, and only drop is allowed.
+    ``nominal`` has the engine figures that the router uses. ``slo_s``: the arrived request's latency per token. After the last
+    request the arrived part is zero, and only drop is allowed.
     """
     update_work_ema(pace, nominal, workload, b, telemetry.arrived)
     n_experts = nominal.shape[1]
@@ -316,10 +315,12 @@ def observe(telemetry, nominal, workload, pace, terms, allowed, b, slo_s, rows):
     summary.max_running = 0.0
     summary.mean_waiting = 0.0
     summary.mean_kv_reserved = 0.0
-    own = allowed[workload.service[b, r], workload.tenant[b, r]] if present else allowed[0, 0]
+    allowed = service.allowed
+    user = workload.user[b, r if present else 0]
+    own = allowed[user.service, user.tenant]
     for e in range(n_experts):
         engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, terms, b, e, slo_s, rows)
+        open_ = _observe_expert(telemetry, engine, service.terms, b, e, slo_s, rows)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)

@@ -30,6 +30,7 @@ from rllib_envs.limits import (
     Slots,
     Weight,
 )
+from rllib_envs.network import Network
 from rllib_envs.own_code import PREFIX, parse_own
 from rllib_envs.service import ServiceClass, Tenant, unknown_places
 from rllib_envs.sim.profile import EngineProfile
@@ -78,7 +79,8 @@ class Expert:
     engine: EngineProfile
     mean_score: InnerShare  # mean quality of its answers over the catalogue
     mean_output_tokens: Annotated[float, Field(ge=2, le=1e9)]  # mean answer length over the catalogue
-    labels: tuple[Name, ...] = ()  # where it stands and whose it is (a site, a region, on-premises): to confine requests by
+    labels: tuple[Name, ...] = ()  # where it stands and whose it is (a region, on-premises): to confine requests by
+    site: Name | None = None  # where it stands, for the network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
@@ -338,6 +340,7 @@ class Scenario:
     observation: Observation = Field(default_factory=Observation)
     classes: Annotated[tuple[ServiceClass, ...], Field(max_length=100)] = ()  # (): one for all, with the bound above
     tenants: Annotated[tuple[Tenant, ...], Field(max_length=1000)] = ()  # (): one for all
+    network: Network | None = None  # None: users and experts are in one place
 
     @model_validator(mode="after")
     def _names_unique(self) -> Self:
@@ -356,8 +359,21 @@ class Scenario:
         return self
 
     @model_validator(mode="after")
+    def _all_are_linked(self) -> Self:
+        if self.network is None:
+            return self
+        linked = {(link.users, link.experts) for link in self.network.links}
+        for i, expert in enumerate(self.experts):
+            if expert.site is None:
+                raise ValueError(f"experts.{i}.site: {expert.name!r} has none: with a network each expert must have one")
+            for site in self.network.sites:
+                if (site.name, expert.site) not in linked:
+                    raise ValueError(f"network.links: none from users at {site.name!r} to experts at {expert.site!r}")
+        return self
+
+    @model_validator(mode="after")
     def _places_exist(self) -> Self:
-        known = {place for expert in self.experts for place in (expert.name, *expert.labels)}
+        known = {place for expert in self.experts for place in (expert.name, expert.site, *expert.labels) if place is not None}
         for part in ("classes", "tenants"):
             for entry in getattr(self, part):
                 for place in unknown_places(entry, known):
@@ -414,7 +430,7 @@ class Scenario:
             if not data[part][name]:
                 del data[part][name]
         for part in (data, *data["experts"]):
-            for name in ("classes", "tenants", "labels"):
+            for name in ("classes", "tenants", "network", "labels", "site"):
                 if not part.get(name, True):
                     del part[name]
         return data

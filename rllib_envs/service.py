@@ -22,7 +22,7 @@ class ServiceClass:
     ttft_s: Positive | None = None  # bound on the time to first token
     tpot_s: Positive | None = None  # bound on the time per output token after the first
     e2e_s: Positive | None = None  # bound on the time from arrival to finish
-    confined_to: tuple[Name, ...] = ()  # names or labels of the experts that its requests may go to; () = all
+    confined_to: tuple[Name, ...] = ()  # names, sites or labels of the experts that its requests may go to; () = all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
@@ -31,7 +31,7 @@ class Tenant:
 
     name: Name
     share: NonNegative = 1.0  # of the requests, in proportion to those of the other tenants
-    confined_to: tuple[Name, ...] = ()  # names or labels of the experts that its requests may go to; () = all
+    confined_to: tuple[Name, ...] = ()  # names, sites or labels of the experts that its requests may go to; () = all
 
 
 def unknown_places(entry: ServiceClass | Tenant, known: Collection[str]) -> list[str]:

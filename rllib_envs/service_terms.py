@@ -9,7 +9,27 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass, Tenant
-from rllib_envs.sim.terms import NO_BOUND_S, per_token_terms
+from rllib_envs.sim.terms import NO_BOUND_S, Service, make_service, per_token_terms
+
+_PROMPT_BITS = 8 * 4.5  # of a token: some four and a half bytes of text
+
+
+def service_of(scenario: Scenario) -> Service:
+    """What the scenario promises, where requests may go, and how far that is."""
+    round_trip_s, prompt_s = link_times(scenario)
+    return make_service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
+
+
+def link_times(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(S, N) mean round trip and time for each prompt token, seconds, from each site to each expert; zeros without a network."""
+    network = scenario.network
+    if network is None:
+        return np.zeros((1, scenario.n_experts)), np.zeros((1, scenario.n_experts))
+    links = {(link.users, link.experts): link for link in network.links}
+    pairs = [[links[site.name, expert.site or ""] for expert in scenario.experts] for site in network.sites]
+    round_trip_s = np.array([[link.rtt_s for link in row] for row in pairs])
+    prompt_s = np.array([[_PROMPT_BITS / (1e6 * (link.mbit_per_s or np.inf)) for link in row] for row in pairs])
+    return round_trip_s, prompt_s
 
 
 def terms_of(scenario: Scenario) -> NDArray[np.void]:
@@ -34,12 +54,12 @@ def terms_of(scenario: Scenario) -> NDArray[np.void]:
 
 def allowed_experts(scenario: Scenario) -> NDArray[np.bool_]:
     """(C, T, N) whether requests of a service class and a tenant may go to an expert."""
-    places = [{expert.name, *expert.labels} for expert in scenario.experts]
+    places = [{expert.name, expert.site, *expert.labels} for expert in scenario.experts]
     by_class, by_tenant = (_allowed(part, places) for part in (scenario.classes, scenario.tenants))
     return by_class[:, None] & by_tenant[None]
 
 
-def _allowed(entries: Sequence[ServiceClass | Tenant], places: Sequence[set[str]]) -> NDArray[np.bool_]:
+def _allowed(entries: Sequence[ServiceClass | Tenant], places: Sequence[set[str | None]]) -> NDArray[np.bool_]:
     """(entries, N), or (1, N) for none."""
     rows = [[not entry.confined_to or not place.isdisjoint(entry.confined_to) for place in places] for entry in entries]
     return np.array(rows or [[True] * len(places)])

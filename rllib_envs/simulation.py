@@ -19,7 +19,7 @@ from rllib_envs.footprint import check_footprint
 from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
-from rllib_envs.service_terms import allowed_experts, terms_of
+from rllib_envs.service_terms import service_of
 from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table, begin
 from rllib_envs.sim.demand import allocate_demand, reset_demand
@@ -74,16 +74,17 @@ class Records:
     late: NDArray[np.bool_]  # finished, but later than the SLO allows
     service: NDArray[np.int32]  # service class: index in the scenario's classes
     tenant: NDArray[np.int32]  # index in the scenario's tenants
+    network_s: NDArray[np.float64]  # time of the network between user and expert; it counts in every latency
 
     @property
     def latency_per_token_s(self) -> NDArray[np.float64]:
-        """(finish - arrival) / output tokens."""
-        return (self.finish_s - self.arrival_s) / self.output_tokens
+        """(finish - arrival + network) / output tokens."""
+        return (self.finish_s - self.arrival_s + self.network_s) / self.output_tokens
 
     @property
     def ttft_s(self) -> NDArray[np.float64]:
         """Time to first token."""
-        return self.first_token_s - self.arrival_s
+        return self.first_token_s - self.arrival_s + self.network_s
 
     @property
     def tpot_s(self) -> NDArray[np.float64]:
@@ -128,7 +129,7 @@ class Simulation:
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         self.state = allocate(nominal.copy(), m)
-        terms = terms_of(scenario)
+        service = service_of(scenario)
         self.workload = allocate_request_table(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
@@ -155,11 +156,10 @@ class Simulation:
             ),
             worth=allocate_worth(batch, n),
             demand=allocate_demand(batch),
-            scratch=scratch_for(self.state, terms),
+            scratch=scratch_for(self.state, service),
             rows=self.rows,
             marginal=self.marginal,
-            terms=terms,
-            allowed=allowed_experts(scenario),
+            service=service,
         )
         self.rules = Rules(
             tau=spec.whatif_tau,
@@ -192,7 +192,7 @@ class Simulation:
         w.total[cluster] = count
         for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
-        for name in ("judged", "service", "tenant"):
+        for name in ("judged", "user"):
             getattr(w, name)[cluster, :count] = getattr(episode, name)
         self.state.engines[cluster] = engine_records(episode.engines)
         log_sd = np.sqrt(np.square(episode.predicted_log_sd, dtype=np.float64).mean(axis=0))
@@ -240,7 +240,7 @@ class Simulation:
         self._check(actions)
         weights = self.scenario.reward
         if weights.paper_impact > 0:
-            paper_impact_all(self.state, self.workload, self.world.terms, self.cursor, self.now_s, actions, self._impact)
+            paper_impact_all(self.state, self.workload, self.world.service.terms, self.cursor, self.now_s, actions, self._impact)
         step_all(actions, self.steps, self._show, self.world, self.rules)
         return combine(weights, self.steps, self._impact)
 
@@ -280,8 +280,18 @@ class Simulation:
             qos=np.where(finished & in_time, records["worth"], 0.0),
             late=finished & ~in_time,
             service=records["service"].copy(),
-            tenant=self.workload.tenant[cluster, :count].copy(),
+            tenant=self.workload.user["tenant"][cluster, :count].copy(),
+            network_s=self._network_s(cluster, count),
         )
+
+    def _network_s(self, cluster: int, count: int) -> NDArray[np.float64]:
+        """(count,) time of the network of the first requests; 0 where they went to no expert."""
+        prompt, user, service = self.workload.prompt[cluster, :count], self.workload.user[cluster, :count], self.world.service
+        route = self.state.records["route"][cluster, :count]
+        sent = (route >= 0) & (route < self.scenario.n_experts)
+        pair = user["site"], np.where(sent, route, 0)
+        took_s = service.round_trip_s[pair] * user["jitter"] + service.prompt_s[pair] * prompt
+        return np.where(sent, took_s, 0.0)
 
 
 def _check_length(episode: Episode) -> None:

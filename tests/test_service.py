@@ -17,6 +17,7 @@ from rllib_envs.service import ServiceClass, Tenant
 from rllib_envs.service_terms import allowed_experts
 from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, TOO_LONG
 from rllib_envs.simulation import Simulation
+from rllib_envs.workload.users import USER_STREAMS, draw_users
 from tests.draws import examples
 from tests.worlds import REQUESTS, SCORE_GRID, play, random_classes, random_world, seeds, simulation_of, small
 from tuning.specs.routers import ANY_CLUSTER_ROUTER, SHIPPED_ROUTER, build_router, parse_router
@@ -54,21 +55,25 @@ def test_a_class_with_the_scenarios_own_bound_changes_nothing_to_the_last_bit(se
 def test_an_answer_is_late_if_one_of_its_bounds_does_not_hold(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scenario, episode, actions = random_world(rng, several=True)
+    episode.user["jitter"] = np.exp(0.4 * rng.standard_normal(REQUESTS))
     simulation = simulation_of(scenario, episode)
     rewards = play(simulation, actions)
     records = simulation.records(0)
+    measured = {
+        "per_token_s": records.latency_per_token_s,
+        "ttft_s": records.ttft_s,
+        "tpot_s": np.nan_to_num(records.tpot_s),
+        "e2e_s": records.finish_s - records.arrival_s + records.network_s,
+    }
     for r in np.flatnonzero(records.status == FINISHED):
         entry = scenario.classes[records.service[r]]
-        measured = {
-            "per_token_s": records.latency_per_token_s[r],
-            "ttft_s": records.ttft_s[r],
-            "tpot_s": np.nan_to_num(records.tpot_s[r]),
-            "e2e_s": records.finish_s[r] - records.arrival_s[r],
-        }
         bounds = {name: getattr(entry, name) for name in measured if getattr(entry, name) is not None}
-        late = any(measured[name] > bound for name, bound in (bounds or {"per_token_s": scenario.slo_s_per_token}).items())
-        assert records.late[r] == late
-        assert records.qos[r] == pytest.approx(0 if late else entry.weight * records.score[r], abs=1 / SCORE_GRID)
+        bounds = bounds or {"per_token_s": scenario.slo_s_per_token}
+        ratio = max(measured[name][r] / bound for name, bound in bounds.items())
+        if abs(ratio - 1) > 1e-9:  # the network's time is taken off the bound, or added to the rest: they round apart
+            assert records.late[r] == (ratio > 1)
+        worth = 0 if records.late[r] else entry.weight * records.score[r]
+        assert records.qos[r] == pytest.approx(worth, abs=1 / SCORE_GRID)
     assert rewards.sum() == records.qos.sum()  # what counts lies on a grid: the sums are exact
 
 
@@ -91,8 +96,8 @@ def test_shares_are_those_of_the_requests() -> None:
     scenario = replace(small("edge6", requests=4000), classes=TWO, tenants=(Tenant(name="a"), Tenant(name="b", share=0)))
     simulation = Simulation(scenario, 1, show=False)
     simulation.start(0, 3)
-    assert np.bincount(simulation.workload.service[0])[0] / 4000 == pytest.approx(0.75, abs=0.035)  # five standard errors
-    assert not simulation.workload.tenant.any()
+    assert np.bincount(simulation.workload.user["service"][0])[0] / 4000 == pytest.approx(0.75, abs=0.035)  # five standard errors
+    assert not simulation.workload.user["tenant"].any()
 
 
 @examples(50)
@@ -102,11 +107,10 @@ def test_features_are_in_units_of_the_arrived_requests_own_bound(seed: int) -> N
     scenario, episode, actions = random_world(np.random.default_rng(seed), observation=Observation(calibrate=True))
     slo_s = scenario.slo_s_per_token
     classes = (ServiceClass(name="a", per_token_s=slo_s), ServiceClass(name="b", per_token_s=2 * slo_s))
-    service = np.arange(REQUESTS, dtype=np.int32) % 2
-    plain, classed = (
-        simulation_of(replace(scenario, classes=c), replace(episode, service=s))
-        for c, s in (((), 0 * service), (classes, service))
-    )
+    user = episode.user.copy()
+    user["service"] = np.arange(REQUESTS) % 2
+    plain = simulation_of(scenario, episode)
+    classed = simulation_of(replace(scenario, classes=classes), replace(episode, user=user))
     for r, action in enumerate(actions):
         if not plain.rows.experts["waiting_beyond"].any():
             ours, theirs = (simulation.rows.experts["base_time"][0] for simulation in (classed, plain))
@@ -129,7 +133,7 @@ def test_nobody_ever_goes_where_it_may_not(seed: int) -> None:
         classes=tuple(ServiceClass(name=f"c{i}", confined_to=confined[i]) for i in range(2)),
         tenants=tuple(Tenant(name=f"t{i}", confined_to=confined[2 + i]) for i in range(3)),
     )
-    episode = replace(episode, service=rng.integers(0, 2, REQUESTS, np.int32), tenant=rng.integers(0, 3, REQUESTS, np.int32))
+    episode = replace(episode, user=draw_users(scenario, episode.arrival_s, dict.fromkeys(USER_STREAMS, rng)))
     name = rng.choice([name for name, h in HEURISTICS.items() if not h.sees_truth] + ["actions"])
     decide = None if name == "actions" else HEURISTICS[name].policy()
     simulation = simulation_of(scenario, episode)
@@ -207,7 +211,7 @@ def test_trained_routers_keep_to_what_is_allowed(bundle: Path) -> None:
     while not simulation.over.all():
         actions = decide(simulation, rng)
         here = actions < scenario.n_experts // 2
-        tenant = simulation.workload.tenant[np.arange(4), np.minimum(simulation.cursor, REQUESTS - 1)]
+        tenant = simulation.workload.user["tenant"][np.arange(4), np.minimum(simulation.cursor, REQUESTS - 1)]
         assert not (here & (tenant == 1) & ~simulation.over).any()
         confined += int(tenant.sum())
         simulation.step(actions)

@@ -65,8 +65,7 @@ def test_without_them_everybody_else_fares_the_same(seed: int) -> None:
         "predicted_tokens",
         "predicted_log_sd",
         "judged",
-        "service",
-        "tenant",
+        "user",
     )
     others = replace(episode, **{name: getattr(episode, name)[~long] for name in names})
     (with_them,), (without,) = ([run(scenario, of, acts)] for of, acts in ((episode, actions), (others, actions[~long])))

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import rllib_envs.simulation
+from rllib_envs.network import Link, Network, Site
 from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, with_workload
 from rllib_envs.scenarios.load import load_scenario
-from rllib_envs.service import ServiceClass, draw_service
+from rllib_envs.service import ServiceClass
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, Request
 from rllib_envs.simulation import Simulation
 from rllib_envs.view import View
 from rllib_envs.workload.episode import Episode
+from rllib_envs.workload.users import USER_STREAMS, draw_users
 
 REQUESTS = 40
 SCORE_GRID = 2.0**20
@@ -101,13 +103,13 @@ def random_world(
 ) -> tuple[Scenario, Episode, NDArray[np.int64]]:
     """A scenario of small engines, an episode that presses on them, and a decision for each request (masked ones among them).
 
-    With ``several`` requests are of several service classes.
+    With ``several`` requests are of several service classes, and there is a network without jitter.
     """
     engines = [random_engine(rng, max_waiting=max_waiting) for _ in range(int(rng.integers(2, 4)))]
     slo_s = float(rng.choice([0.02, 0.06, 0.2]))
     scenario = scenario_of(engines, slo_s=slo_s, observation=observation, reward=reward, faults=faults)
     if several:
-        scenario = replace(scenario, classes=random_classes(rng))
+        scenario = random_network(replace(scenario, classes=random_classes(rng)), rng, jitter_log_sd=0.0)
     share = rng.dirichlet(np.full(len(engines) + 1, 0.7)) * 0.9 + 0.1 / (len(engines) + 1)
     return scenario, random_episode(scenario, rng), rng.choice(len(engines) + 1, REQUESTS, p=share)
 
@@ -126,6 +128,19 @@ def random_classes(rng: np.random.Generator) -> tuple[ServiceClass, ...]:
     )
 
 
+def random_network(scenario: Scenario, rng: np.random.Generator, jitter_log_sd: float = 0.4) -> Scenario:
+    """The scenario with its experts at two sites, users at two sites, and links from next to nothing up to its bounds."""
+    sites = ("s0", "s1")
+    links = tuple(
+        Link(users=u, experts=e, rtt_s=float(0.1 * np.exp(rng.normal())), mbit_per_s=float(rng.choice([0.01, 1.0])))
+        for u in sites
+        for e in sites
+    )
+    between = Network(sites=tuple(Site(name=name) for name in sites), links=links, jitter_log_sd=jitter_log_sd)
+    experts = tuple(replace(e, site=str(rng.choice(sites))) for e in scenario.experts)
+    return replace(scenario, experts=experts, network=between)
+
+
 def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = REQUESTS) -> Episode:
     """Arrivals in clumps and with pauses, some at the same instant; some prompts too long; lengths told with large errors."""
     n, longest = scenario.n_experts, max(expert.engine.max_model_len for expert in scenario.experts)
@@ -141,8 +156,7 @@ def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = RE
         predicted_log_sd=np.full((count, n), 0.5, np.float32),
         predicted_log_median=np.zeros(n),
         judged=rng.random(count) < scenario.observation.judged_share,
-        service=draw_service(scenario.classes, count, rng),
-        tenant=draw_service(scenario.tenants, count, rng),
+        user=draw_users(scenario, np.cumsum(gaps_s), dict.fromkeys(USER_STREAMS, rng)),
         engines=(engines := tuple(expert.engine for expert in scenario.experts)),
         nominal=engines,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
@@ -165,8 +179,7 @@ def first_requests(episode: Episode, count: int) -> Episode:
         "predicted_tokens",
         "predicted_log_sd",
         "judged",
-        "service",
-        "tenant",
+        "user",
     )
     return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
 

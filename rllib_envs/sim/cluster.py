@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import advance, push, work_of
 from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG, Arrived, Telemetry
-from rllib_envs.sim.terms import promise
+from rllib_envs.sim.terms import network_s, promise, users
 from rllib_envs.sim.whatif import future_qos_with
 
 STEP = np.dtype(
@@ -40,8 +40,7 @@ class RequestTable(NamedTuple):
     predicted_tokens: NDArray[np.float32]  # (B, M, N)
     predicted_log_sd: NDArray[np.float32]  # (B, M, N)
     judged: NDArray[np.bool_]  # (B, M) whether the score of the answer becomes known when it has finished
-    service: NDArray[np.int32]  # (B, M) service class
-    tenant: NDArray[np.int32]  # (B, M)
+    user: NDArray[np.void]  # (B, M) USER
 
 
 def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
@@ -57,8 +56,7 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
         predicted_tokens=np.zeros(table, np.float32),
         predicted_log_sd=np.zeros(table, np.float32),
         judged=np.zeros(table[:2], np.bool_),
-        service=np.zeros(table[:2], np.int32),
-        tenant=np.zeros(table[:2], np.int32),
+        user=np.broadcast_to(users(max_requests), table[:2]).copy(),
     )
 
 
@@ -98,7 +96,7 @@ def begin(state, workload, cursor, now_s, b):
         request.prompt = workload.prompt[b, r]
         record = state.records[b, r]
         record.route = -1
-        record.service = workload.service[b, r]
+        record.service = workload.user[b, r].service
     now_s[b] = workload.arrival_s[b, 0]
 
 
@@ -130,8 +128,9 @@ def _kept_out(state, allowed, b, prompt):
 
 
 @kernel
-def as_it_is(workload, b, r, e, arrival_s):
+def as_it_is(workload, service, b, r, e, arrival_s):
     """Request r of cluster b as expert e would get it, with true values."""
+    user = workload.user[b, r]
     return Arrived(
         arrival_s,
         workload.prompt[b, r],
@@ -139,7 +138,8 @@ def as_it_is(workload, b, r, e, arrival_s):
         workload.score[b, r, e],
         workload.predicted_score[b, r, e],
         workload.predicted_tokens[b, r, e],
-        workload.service[b, r],
+        user.service,
+        network_s(service, user.site, e, workload.prompt[b, r], user.jitter),
     )
 
 
@@ -151,23 +151,23 @@ def marginal_qos(state, workload, b, r, e, now_s, scratch):
     """
     if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
         return 0.0
-    arrived = as_it_is(workload, b, r, e, now_s)
+    arrived = as_it_is(workload, scratch.service, b, r, e, now_s)
     return future_qos_with(state, b, e, arrived, scratch) - state.experts[b, e].future_qos
 
 
 @kernel_inlined
-def route(state, workload, terms, allowed, b, r, action, now_s, marginal, step):
+def route(state, workload, service, b, r, action, now_s, marginal, step):
     """Send request r of cluster b to an expert (its index, or N = drop); clears ``step`` (STEP), then records a failure there.
 
-    ``allowed`` (N,): experts that the request may go to. It never goes elsewhere, whatever the decision. It is then rejected, as
-    it is if it is dropped while only other experts can take it. A request that no expert could ever hold is not routed, whatever
-    the decision, and does not count as dropped. ``terms`` (C,): TERMS. ``marginal`` is the true marginal QoS of the action if it
-    is in use, else 0.
+    A request never goes to an expert that ``service`` does not allow, whatever the decision. It is then rejected, as it is if it
+    is dropped while only other experts can take it. A request that no expert could ever hold is not routed, whatever the
+    decision, and does not count as dropped. ``marginal`` is the true marginal QoS of the action if it is in use, else 0.
     """
     clear_step(step)
     step.marginal_qos = marginal
     n_experts = state.experts.shape[1]
     request, record = state.requests[b, r], state.records[b, r]
+    allowed = service.allowed[record.service, workload.user[b, r].tenant]
     if fits_none(state.engines, b, request.prompt):
         record.route = n_experts
         record.status = TOO_LONG
@@ -190,7 +190,12 @@ def route(state, workload, terms, allowed, b, r, action, now_s, marginal, step):
         expert.future_qos += marginal
         if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s):
             record.status = ROUTED
-            promise(record, terms[record.service], request.output)
+            took_s = 0.0
+            if not service.plain:
+                user = workload.user[b, r]
+                took_s = network_s(service, user.site, action, request.prompt, user.jitter)
+                record.network_s = network_s(service, user.site, action, request.prompt, 1.0)
+            promise(record, service.terms[record.service], request.output, took_s)
         else:
             record.status = REJECTED
             step.rejected = 1
@@ -259,6 +264,7 @@ def _follow(state, late, late_cursor, b, arrived, time_s):
             late.records[b, r].ttft_s = record.ttft_s
             late.records[b, r].generation_s = record.generation_s
             late.records[b, r].worth = record.worth
+            late.records[b, r].network_s = record.network_s
             engine, expert, work = late.engines[b, e], late.experts[b, e], work_of(late, b, e)
             advance(engine, expert, work, request.arrival_s)
             push(engine, expert, work, r, request.arrival_s)

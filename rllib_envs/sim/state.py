@@ -82,16 +82,17 @@ REQUEST = np.dtype(
 
 RECORD = np.dtype(
     [
-        # The outcome of a request.
-        ("first_scheduled_s", "f8"), ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
+        # The outcome of a request, and what it is promised since it was sent (sim/terms.py). What its end reads comes first.
+        ("status", "i4"), ("route", "i4"),
+        ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
+        ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),  # from arrival to finish, to first token, from there on
+        ("worth", "f8"),  # QoS if it is in time
+        ("score", "f4"),  # true, at the expert it was sent to
+        ("service", "i4"),  # its service class
+        ("first_scheduled_s", "f8"),  # NaN: not yet
         ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
-        ("score", "f4"),  # true, at the expert it was sent to
-        ("route", "i4"), ("status", "i4"),
-        ("service", "i4"),  # its service class
-        # What it is promised since it was sent (sim/terms.py): time from arrival to finish, to first token, from there to finish.
-        ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),
-        ("worth", "f8"),  # QoS if it is in time
+        ("network_s", "f8"),  # mean time of the network between its user and its expert
     ],
     align=True,
 )  # fmt: skip
@@ -140,6 +141,7 @@ class Arrived(NamedTuple):
     predicted_score: float
     predicted_tokens: float
     service: int  # its service class
+    network_s: float  # time of the network, true or expected
 
 
 def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:

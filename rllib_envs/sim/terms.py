@@ -8,6 +8,8 @@ has hold. The latency per token is that of arXiv 2508.00234.
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +34,25 @@ TERMS = np.dtype(
 )  # fmt: skip
 
 
+USER = np.dtype(
+    [
+        ("service", "i4"),  # service class
+        ("tenant", "i4"),
+        ("site", "i4"),
+        ("jitter", "f8"),  # time of the network over its mean
+    ],
+    align=True,
+)  # fmt: skip
+"""Who sends a request, and from where."""
+
+
+def users(count: int) -> NDArray[np.void]:
+    """(count,) USER of the first class and tenant, at the first site."""
+    found = np.zeros(count, USER)
+    found["jitter"] = 1
+    return found
+
+
 def per_token_terms(slo_s: float) -> NDArray[np.void]:
     """(1,) TERMS: one class for all, with a bound on the latency per token alone."""
     terms = np.zeros(1, TERMS)
@@ -42,13 +63,51 @@ def per_token_terms(slo_s: float) -> NDArray[np.void]:
     return terms
 
 
+class Service(NamedTuple):
+    """What a scenario promises, where requests may go, and how far that is: for all clusters alike."""
+
+    terms: NDArray[np.void]  # (C,) TERMS of the service classes
+    allowed: NDArray[np.bool_]  # (C, T, N) experts that requests of a service class and a tenant may go to
+    round_trip_s: NDArray[np.float64]  # (S, N) mean time of the network from a site to an expert and back
+    prompt_s: NDArray[np.float64]  # (S, N) time of the network for each prompt token
+    plain: bool  # one class for all, latency per token is its only bound, and there is no network
+
+
+def plain_service(slo_s: float, n_experts: int) -> Service:
+    """One class with a bound on the latency per token alone, no limits, and no network."""
+    none = np.zeros((1, n_experts))
+    return make_service(per_token_terms(slo_s), np.ones((1, 1, n_experts), np.bool_), none, none)
+
+
+def make_service(
+    terms: NDArray[np.void], allowed: NDArray[np.bool_], round_trip_s: NDArray[np.float64], prompt_s: NDArray[np.float64]
+) -> Service:
+    """The tables, and whether they say more than a bound on the latency per token."""
+    alone = terms.size == 1 and all(terms[name][0] == NO_BOUND_S for name in ("ttft_s", "tpot_s", "e2e_s"))
+    plain = bool(alone and not round_trip_s.any() and not prompt_s.any())
+    return Service(terms, allowed, round_trip_s, prompt_s, plain)
+
+
 @kernel
-def promise(record, terms, output):
-    """Write what a request of ``output`` tokens and true score ``record.score`` is promised, and its QoS in time (RECORD)."""
-    record.budget_s = budget_s(terms, output)
-    record.ttft_s = terms.ttft_s
+def network_s(service, site, e, prompt, jitter):
+    """Time of the network for a request of ``prompt`` tokens from a site to expert e; ``jitter`` 1: in the mean."""
+    if service.plain:
+        return 0.0
+    return service.round_trip_s[site, e] * jitter + service.prompt_s[site, e] * prompt
+
+
+@kernel
+def promise(record, terms, output, network_s):
+    """Write what a request of ``output`` tokens and true score ``record.score`` is promised, and its QoS in time (RECORD).
+
+    ``network_s`` counts in the time to the first token and to the end. It is taken off what the engine may take.
+    """
+    record.budget_s = budget_s(terms, output) - network_s
+    record.ttft_s = terms.ttft_s - network_s
     record.generation_s = terms.tpot_s * (output - 1)
-    record.worth = np.rint(terms.weight * record.score * SCORE_GRID) * (1.0 / SCORE_GRID)
+    record.worth = record.score
+    if terms.weight != 1.0:
+        record.worth = np.rint(terms.weight * record.score * SCORE_GRID) * (1.0 / SCORE_GRID)
 
 
 @kernel
@@ -72,8 +131,9 @@ def budget_s(terms, output):
 def latency_ratio(record, stay_ratio, arrival_s):
     """The largest latency of a finished request, each over its bound in its RECORD: at most 1 if it is in time.
 
-    ``stay_ratio``: (finish - arrival) / budget.
+    ``stay_ratio``: time from arrival to finish, the network's included, over the time that the bounds on both allow.
     """
     generation_s = record.finish_s - record.first_token_s
     generation = generation_s / record.generation_s if generation_s > 0 else 0.0
-    return max(stay_ratio, (record.first_token_s - arrival_s) / record.ttft_s, generation)
+    first = (record.first_token_s - arrival_s + record.network_s) / (record.ttft_s + record.network_s)
+    return max(stay_ratio, first, generation)

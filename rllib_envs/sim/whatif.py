@@ -20,7 +20,7 @@ from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, allocate
-from rllib_envs.sim.terms import NO_BOUND_S, in_time, latency_ratio, promise
+from rllib_envs.sim.terms import Service, budget_s, in_time, latency_ratio, network_s, promise
 
 OVERRUN = 0.25
 """The expected remaining output is at least this share of the tokens generated so far, also beyond the prediction.
@@ -45,12 +45,11 @@ class Scratch(NamedTuple):
     order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
     per_slo: NDArray[np.float64]  # (S,) 1 / (time that the answer may take): time since arrival -> latency in units of the SLO
     before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
-    terms: NDArray[np.void]  # (C,) TERMS of the service classes
-    plain: bool  # there is one service class, and its only bound is on the latency per token
+    service: Service
 
 
-def scratch_for(state: State, terms: NDArray[np.void]) -> Scratch:
-    """Allocate a scratch for copies of the state's experts; ``terms`` (C,): TERMS of their requests.
+def scratch_for(state: State, service: Service) -> Scratch:
+    """Allocate a scratch for copies of the state's experts; ``service``: what their requests are promised.
 
     It has room for all requests of an episode: with delayed telemetry, many short ones may have been sent since.
     """
@@ -66,8 +65,7 @@ def scratch_for(state: State, terms: NDArray[np.void]) -> Scratch:
         order=np.zeros(size, np.int64),
         per_slo=np.zeros(size),
         before=np.zeros(size),
-        terms=terms,
-        plain=terms.size == 1 and all(terms[name][0] == NO_BOUND_S for name in ("ttft_s", "tpot_s", "e2e_s")),
+        service=service,
     )
 
 
@@ -115,18 +113,20 @@ def copy_expert(source, b, e, scratch, engine, time_s, believe):
             copy.waiting[0, 0, i - n_run] = i
         requests[i] = source_requests[index]
         request = requests[i]
-        if i >= n_dec or not believe or not scratch.plain:
+        if i >= n_dec or not believe or not scratch.service.plain:
             records[i] = source_records[index]
         if believe:
             generated = np.int32(iteration - request.start if i < n_dec else request.generated)
             predicted_tokens = request.predicted_tokens * engine.length_factor
             output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
             request.output = max(generated + 1, output)
-        if scratch.plain:
-            scratch.per_slo[i] = 1.0 / (request.output * scratch.terms[0].slo_s)
+        if scratch.service.plain:
+            scratch.per_slo[i] = 1.0 / (request.output * scratch.service.terms[0].slo_s)
         else:
-            promise(records[i], scratch.terms[records[i].service], request.output)
-            scratch.per_slo[i] = 1.0 / records[i].budget_s
+            terms = scratch.service.terms[records[i].service]
+            if believe:
+                promise(records[i], terms, request.output, records[i].network_s)
+            scratch.per_slo[i] = 1.0 / budget_s(terms, request.output)
         if i < n_dec:
             finish = request.start + request.output
             copy.finish_at[0, 0, i] = finish
@@ -227,7 +227,11 @@ def join(scratch, engine, index, time_s):
     """Send request ``index`` of the scratch to the copy at ``time_s``; False if its queue is full."""
     expert, work = scratch.state.experts[0, 0], work_of(scratch.state, 0, 0)
     advance(engine, expert, work, time_s)
-    return push(engine, expert, work, index, time_s)
+    if not push(engine, expert, work, index, time_s):
+        return False
+    record = work.records[index]  # what it is promised goes by its length, which the engine may have cut
+    promise(record, scratch.service.terms[record.service], work.requests[index].output, record.network_s)
+    return True
 
 
 @kernel
@@ -247,27 +251,28 @@ def newcomer(scratch, index, arrived):
     record.preemptions = 0
     record.score = arrived.score
     record.service = arrived.service
-    promise(record, scratch.terms[arrived.service], arrived.output)
-    scratch.per_slo[index] = 1.0 / record.budget_s
+    terms = scratch.service.terms[arrived.service]
+    record.network_s = arrived.network_s
+    scratch.per_slo[index] = 1.0 / budget_s(terms, arrived.output)
 
 
 @kernel
 def _latency(scratch, index):
     """Latency of a rolled-out request, in units of its SLO: per token, or the largest where its class has several bounds."""
     request, record = scratch.state.requests[0, index], scratch.state.records[0, index]
-    stay = (record.finish_s - request.arrival_s) * scratch.per_slo[index]
-    if scratch.plain:
-        return stay
-    return latency_ratio(record, stay, request.arrival_s)
+    stay_s = record.finish_s - request.arrival_s
+    if scratch.service.plain:
+        return stay_s * scratch.per_slo[index]
+    return latency_ratio(record, (stay_s + record.network_s) * scratch.per_slo[index], request.arrival_s)
 
 
 @kernel
 def _worth(scratch, index, engine, arrived):
     """Predicted QoS of a rolled-out request in time, over the weight of the arrived one."""
     score = np.float64(with_odds(scratch.state.requests[0, index].predicted_score, engine.score_odds))
-    if scratch.plain:
+    if scratch.service.plain:
         return score
-    terms = scratch.terms
+    terms = scratch.service.terms
     return score * (terms[scratch.state.records[0, index].service].weight / terms[arrived.service].weight)
 
 
@@ -291,11 +296,11 @@ def _stay(scratch, n, now_s):
 
 
 @kernel
-def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens, service):
+def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens, service, network_s):
     """A request with its expected length at an expert with this nominal engine."""
     room = np.int32(engine.max_model_len - prompt)
     output = max(1, expected_output(predicted_tokens * engine.length_factor, np.int32(0), room))
-    return Arrived(arrival_s, prompt, output, 0.0, predicted_score, predicted_tokens, service)
+    return Arrived(arrival_s, prompt, output, 0.0, predicted_score, predicted_tokens, service, network_s)
 
 
 @kernel
@@ -304,8 +309,9 @@ def _load(telemetry, b, e, scratch, engine):
     n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s, True)
     for r in range(telemetry.first_pending, telemetry.arrived):
         if on_its_way(telemetry.actual.records[b, r], e):
-            p, service = telemetry.actual.requests[b, r], telemetry.actual.records[b, r].service
-            newcomer(scratch, n, as_expected(engine, p.arrival_s, p.prompt, p.predicted_score, p.predicted_tokens, service))
+            p, record = telemetry.actual.requests[b, r], telemetry.actual.records[b, r]
+            told = (p.prompt, p.predicted_score, p.predicted_tokens)
+            newcomer(scratch, n, as_expected(engine, p.arrival_s, *told, record.service, record.network_s))
             if join(scratch, engine, n, p.arrival_s):
                 n += 1
     return n
@@ -379,8 +385,9 @@ def predict(telemetry, nominal, workload, b, scratch, tau, effects):
         if r < workload.total[b]:
             engine = nominal[b, e]
             predicted_score, predicted_tokens = workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e]
-            prompt, service = workload.prompt[b, r], workload.service[b, r]
-            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, service)
+            prompt, user = workload.prompt[b, r], workload.user[b, r]
+            away_s = network_s(scratch.service, user.site, e, prompt, 1.0)
+            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away_s)
             predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects[b])
         else:
             effects[b, e] = _NO_EFFECT[0]

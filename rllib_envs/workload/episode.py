@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import LOAD_FRACTIONS, Faults, Scenario
-from rllib_envs.service import draw_service
 from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile, within_limits
 from rllib_envs.sim.terms import SCORE_GRID
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
 from rllib_envs.workload.predictions import predict
 from rllib_envs.workload.replay import episode_requests
+from rllib_envs.workload.users import USER_STREAMS, draw_users
 from rllib_envs.workload.variation import vary
 
-_STREAMS = ("load", "arrivals", "requests", "predictions", "faults", "variation", "judgements", "classes", "tenants")
+_STREAMS = (
+    "load", "arrivals", "requests", "predictions", "faults", "variation", "judgements", *USER_STREAMS,
+)  # fmt: skip
 _COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # each errs independently; c0_mixed_ms errs as c0_ms does
 
 
@@ -39,8 +41,7 @@ class Episode:
     predicted_log_sd: NDArray[np.float32]  # (M, N) standard deviation of the log length about its prediction
     predicted_log_median: NDArray[np.float64]  # (N,) median of log(true / predicted tokens) if nothing is wrong
     judged: NDArray[np.bool_]  # (M,) whether the score of the answer becomes known when it has finished
-    service: NDArray[np.int32]  # (M,) service class
-    tenant: NDArray[np.int32]  # (M,)
+    user: NDArray[np.void]  # (M,) USER
     engines: tuple[EngineProfile, ...]  # (N,) the actual engines
     nominal: tuple[EngineProfile, ...]  # (N,) as given to the router
     telemetry_delay_s: float
@@ -75,8 +76,7 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         predicted_log_sd=predicted.log_sd.astype(np.float32),
         predicted_log_median=predicted.median,
         judged=streams["judgements"].random(arrivals.arrival_s.size) < scenario.observation.judged_share,
-        service=draw_service(scenario.classes, arrivals.arrival_s.size, streams["classes"]),
-        tenant=draw_service(scenario.tenants, arrivals.arrival_s.size, streams["tenants"]),
+        user=draw_users(scenario, arrivals.arrival_s, streams),
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

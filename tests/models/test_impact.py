@@ -88,7 +88,7 @@ def truth(simulation):
     for b, e in np.ndindex(*out.shape):
         r = simulation.cursor[b]
         arrived = w.prompt[b, r], w.output[b, r, e]
-        out[b, e] = true_impact(state, simulation.world.terms, b, e, simulation.now_s[b], *arrived)
+        out[b, e] = true_impact(state, simulation.world.service.terms, b, e, simulation.now_s[b], *arrived)
     return out
 
 

@@ -11,7 +11,7 @@ from rllib_envs.sim.cluster import STEP, advance_to_next, allocate_request_table
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival
 from rllib_envs.sim.state import State, allocate, engine_records
-from rllib_envs.sim.terms import per_token_terms
+from rllib_envs.sim.terms import plain_service
 
 SLO_S = 0.05
 
@@ -25,11 +25,10 @@ def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: flo
     workload.prompt[0] = [a.prompt_tokens for a in arrivals]
     workload.output[0, :, 0] = [a.output_tokens for a in arrivals]
     workload.score[:] = 1
-    terms = per_token_terms(slo_s)
     cursor, now_s, step = np.zeros(1, np.int32), np.zeros(1), np.zeros(1, STEP)
     begin(state, workload, cursor, now_s, 0)
     for r in range(len(arrivals)):
-        route(state, workload, terms, np.ones(1, np.bool_), 0, r, 0, now_s[0], 0.0, step[0])
+        route(state, workload, plain_service(slo_s, 1), 0, r, 0, now_s[0], 0.0, step[0])
         advance_to_next(state, workload, cursor, now_s, 0, step[0])
     return state
 

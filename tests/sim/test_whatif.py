@@ -17,6 +17,7 @@ from rllib_envs.scenario import Faults, Observation, Reward, Scenario
 from rllib_envs.sim.cluster import sync_telemetry
 from rllib_envs.sim.rows import WHATIF_FEATURES, WHATIF_ROW
 from rllib_envs.sim.state import REJECTED, TOO_LONG
+from rllib_envs.sim.terms import network_s
 from rllib_envs.sim.whatif import OVERRUN, SOFTENED, STAY_SCALES_S, as_expected, expected_output, predict_action
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
@@ -43,7 +44,7 @@ BOUNDS = {
     "per_token_s": lambda records: records.latency_per_token_s,
     "ttft_s": lambda records: records.ttft_s,
     "tpot_s": lambda records: np.nan_to_num(records.tpot_s),
-    "e2e_s": lambda records: records.finish_s - records.arrival_s,
+    "e2e_s": lambda records: records.finish_s - records.arrival_s + records.network_s,
 }
 REGIMES = {"idle", "decode only", "prefill in progress", "queue waiting", "preempting", "full", "too long"}
 
@@ -114,7 +115,7 @@ def latency(simulation: Simulation, cluster: int, number: int) -> float:
 def weights(simulation: Simulation, numbers: list[int]) -> NDArray[np.float64]:
     """The weights of the requests' service classes."""
     classes = simulation.scenario.classes
-    return np.array([classes[simulation.workload.service[0, number]].weight if classes else 1.0 for number in numbers])
+    return np.array([classes[simulation.workload.user["service"][0, number]].weight if classes else 1.0 for number in numbers])
 
 
 def soft(latency: NDArray[np.float64] | float, tau: float = TAU) -> NDArray[np.float64]:
@@ -248,14 +249,9 @@ def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) ->
     assert telemetry.view_s == view_s
     assert telemetry.arrived == r
     told, engine = simulation.workload, world.nominal[0, e]
-    arrived = as_expected(
-        engine,
-        telemetry.now_s,
-        told.prompt[0, r],
-        told.predicted_score[0, r, e],
-        told.predicted_tokens[0, r, e],
-        told.service[0, r],
-    )
+    away_s = network_s(world.service, told.user["site"][0, r], e, told.prompt[0, r], 1.0)
+    predicted = told.prompt[0, r], told.predicted_score[0, r, e], told.predicted_tokens[0, r, e]
+    arrived = as_expected(engine, telemetry.now_s, *predicted, told.user["service"][0, r], away_s)
     effects = np.zeros(simulation.scenario.n_experts, WHATIF_ROW)
     predict_action(telemetry, 0, e, arrived, world.scratch, engine, rules.tau, effects)
     return world.scratch.state.records["finish_s"][0, :n].copy()

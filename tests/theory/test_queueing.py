@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.rows import EXPERT_FEATURES
+from rllib_envs.sim.terms import users
 from rllib_envs.simulation import Records, Simulation
 from rllib_envs.workload.episode import Episode
 from tests.worlds import random_scores, scenario_of, simulation_of
@@ -66,8 +67,7 @@ def poisson_episodes(
             predicted_log_sd=np.zeros((REQUESTS, 2), np.float32),
             predicted_log_median=np.zeros(2),
             judged=np.zeros(REQUESTS, np.bool_),
-            service=np.zeros(REQUESTS, np.int32),
-            tenant=np.zeros(REQUESTS, np.int32),
+            user=users(REQUESTS),
             engines=(profile, profile),
             nominal=(profile, profile),
             telemetry_delay_s=0.0,

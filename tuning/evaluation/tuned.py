@@ -125,9 +125,9 @@ def _without_faults(scenario: Scenario) -> Scenario:
 def tuning_fingerprint(scenario: Scenario) -> str:
     """Fingerprint of what tuned parameters depend on, sixteen hex digits: experts, SLO, catalogue and capacity.
 
-    Service classes and tenants count where there are any. Predictions, faults and variation are left out: tuning does not know
-    how wrong the figures are. Arrivals and load are named beside the parameters. Capacity counts to three digits, so that it does
-    not matter whether it was stated or measured; a file of prompts counts by its content, wherever it lies.
+    Service classes, tenants and the network count where there are any. Predictions, faults and variation are left out: tuning
+    does not know how wrong the figures are. Arrivals and load are named beside the parameters. Capacity counts to three digits,
+    so that it does not matter whether it was stated or measured; a file of prompts counts by its content, wherever it lies.
     """
     catalogue = replace(scenario.workload.catalogue, split="train")
     capacity = capacity_rps(replace(scenario, workload=Workload(catalogue=catalogue)))
@@ -138,7 +138,7 @@ def tuning_fingerprint(scenario: Scenario) -> str:
         "slo_s_per_token": scenario.slo_s_per_token,
         "catalogue": asdict(catalogue) | {"path": prompts},
         "capacity_rps": float(f"{capacity:.3g}"),
-        **{part: whole[part] for part in ("classes", "tenants") if part in whole},
+        **{part: whole[part] for part in ("classes", "tenants", "network") if part in whole},
     }
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -69,7 +69,7 @@ class Futures:
         tokens, expected = self.beliefs.draw((*told, log_sd), expert.astype(np.int64), so_far, uniform)
         output, score = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         output[:, present], score[:, present] = tokens[of_future], expected[of_future]
-        replace_truth(state, now_s, output, score)
+        replace_truth(state, table, copies.world.service, now_s, output, score)
 
     def _replace_arrived(self, copies: Simulation, of_future: NDArray[np.int64], rng: np.random.Generator) -> None:
         table, r = copies.workload, int(copies.cursor[0])
@@ -98,7 +98,6 @@ class Futures:
                 predicted_tokens=sample.predicted_tokens[rows],
                 predicted_log_sd=sample.predicted_log_sd[rows],
                 judged=sample.judged[rows],
-                service=sample.service[rows],
-                tenant=sample.tenant[rows],
+                user=sample.user[rows],
             ),
         )

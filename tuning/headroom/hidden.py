@@ -9,6 +9,7 @@ import numpy as np
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.kernels import cut_at, steps_begun
 from rllib_envs.sim.state import NEVER
+from rllib_envs.sim.terms import network_s, promise
 
 
 @kernel
@@ -28,11 +29,13 @@ def tell_generated(state, b, time_s, generated):
 
 
 @kernel
-def replace_truth(state, time_s, output, score):
+def replace_truth(state, workload, service, time_s, output, score):
     """Give every request in flight another length and score, in each cluster at ``time_s``.
 
     Args:
         state: advanced to ``time_s``. Plans that reach beyond the iteration under way end with it: they knew the true lengths.
+        workload: their requests.
+        service: what they are promised.
         time_s: now.
         output: (B, M) tokens, more than each has generated; cut at what max_model_len leaves.
         score: (B, M).
@@ -50,7 +53,11 @@ def replace_truth(state, time_s, output, score):
                     index = waiting[(expert.wait_head + i - expert.n_run) & (waiting.size - 1)]
                 request = state.requests[b, index]
                 request.output = min(output[b, index], longest - request.prompt)
-                state.records[b, index].score = score[b, index]
+                record = state.records[b, index]
+                record.score = score[b, index]
+                user = workload.user[b, index]
+                away_s = network_s(service, user.site, e, request.prompt, user.jitter)
+                promise(record, service.terms[record.service], request.output, away_s)
                 if i < expert.n_dec:
                     state.finish_at[b, e, i] = request.start + request.output
                     expert.min_finish = min(expert.min_finish, np.int64(state.finish_at[b, e, i]))

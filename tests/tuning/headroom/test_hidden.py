@@ -48,7 +48,7 @@ def test_the_future_is_that_of_an_episode_in_which_the_other_truths_held_from_th
     output, score = episode.output.copy(), episode.score.copy()
     told = random_scores((REQUESTS,), rng)
     output[present, actions[present]], score[present, actions[present]] = length[present], told[present]
-    replace_truth(simulation.state, simulation.now_s[0], length[None], told[None])
+    replace_truth(simulation.state, simulation.workload, simulation.world.service, simulation.now_s[0], length[None], told[None])
     other = simulation_of(scenario, replace(episode, output=output, score=score))
     play(other, actions[:count])
     assert play(simulation, actions[count:]).sum() == play(other, actions[count:]).sum()

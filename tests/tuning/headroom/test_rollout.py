@@ -57,7 +57,14 @@ def perturb(simulation, rng):
     assert (generated >= 0).sum() > 3
     before = state.requests["output"].copy()
     length = generated + 1 + rng.integers(0, 400, REQUESTS)
-    replace_truth(state, simulation.now_s[0], length[None].astype(np.int32), rng.random((1, REQUESTS)).astype(np.float32))
+    replace_truth(
+        state,
+        simulation.workload,
+        simulation.world.service,
+        simulation.now_s[0],
+        length[None].astype(np.int32),
+        rng.random((1, REQUESTS)).astype(np.float32),
+    )
     assert (state.requests["output"] != before).sum() > 3
     state.records["score"][:] = rng.random(REQUESTS)
     for name in ("score", "output"):
