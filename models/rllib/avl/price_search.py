@@ -135,14 +135,14 @@ def try_candidates(
     for group in runner.env.groups if variants else ():
         known: Sequence[Scenario] = group.simulation.variants
         count = min(max(round(variants * len(known) / runner.num_envs), _MIN_VARIANTS), len(known))
-        first = draw.random() * len(known) / count
-        chosen = [known[int(first + i * len(known) / count)] for i in range(count)]  # spread over the loads
+        start = draw.random() * len(known) / count
+        chosen = [known[int(start + i * len(known) / count)] for i in range(count)]  # spread over the loads
         seeds = [int(x) for x in draw.integers(2**62, size=count)]
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
-    known = runner.env.groups[0].simulation.scenario
-    variation = None if known.variation is None else replace(known.variation, burst_share=0.0)  # arrivals are drawn already
+    first = runner.env.groups[0].simulation.scenario
+    variation = None if first.variation is None else replace(first.variation, burst_share=0.0)  # arrivals are drawn already
     for _ in range(drawn):
-        scenario = replace(draw_scenario(draw, requests=requests), observation=known.observation, variation=variation)
+        scenario = replace(draw_scenario(draw, requests=requests), observation=first.observation, variation=variation)
         results.append(_try_in(module.router, candidates, [_unlearned(scenario, requests)], [int(draw.integers(2**62))]))
     return np.concatenate(results, axis=1)
 
