@@ -46,6 +46,11 @@ from rllib_envs.sim.whatif import Scratch, predict
 from rllib_envs.sim.worth import Worth, write_worth
 from rllib_envs.view import ObservationRows
 
+BEGIN = -1
+"""In place of an action: nothing is decided, as the episode begins."""
+WAIT = -2
+"""In place of an action: the cluster is left as it is."""
+
 
 class World(NamedTuple):
     """All data that the compiled step uses."""
@@ -131,22 +136,19 @@ def write_observation(world, rules, b):
 
 
 @kernel
-def write_observations(only, world, rules):
-    """``write_observation`` at the clusters of the mask ``only``, (B,)."""
-    world = borrow(world)
-    for b in range(only.size):
-        if only[b]:
-            write_observation(world, rules, b)
-
-
-@kernel
 def step_all(actions, steps, show, world, rules):
-    """One decision in every cluster that has a request to route, then its next observation."""
+    """One decision in every cluster that has a request to route, then its next observation, if ``show``.
+
+    ``actions`` (B,) may also be BEGIN or WAIT. So one kernel writes first and later observations: it takes long to compile.
+    """
     world = borrow(world)
     for b in range(actions.size):
-        if world.cursor[b] == world.workload.total[b]:
-            clear_step(steps[b])
+        if actions[b] == WAIT:
             continue
-        decide(world, rules, b, actions[b], steps[b])
+        if actions[b] != BEGIN:
+            if world.cursor[b] == world.workload.total[b]:
+                clear_step(steps[b])
+                continue
+            decide(world, rules, b, actions[b], steps[b])
         if show:
             write_observation(world, rules, b)

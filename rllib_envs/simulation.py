@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.capacity import capacity_rps
-from rllib_envs.decision import Rules, World, step_all, write_observations
+from rllib_envs.decision import BEGIN, WAIT, Rules, World, step_all
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import check_footprint
 from rllib_envs.observation import PACE_GAINS, Pace
@@ -206,9 +206,9 @@ class Simulation:
         self.world.pace.counted[cluster] = 0
         reset_demand(self.world.demand, cluster)
         reset_worth(self.world.worth, cluster)
-        only = np.zeros(self.batch, np.bool_)
-        only[cluster] = True
-        write_observations(only, self.world, self.rules)
+        actions = np.full(self.batch, WAIT)
+        actions[cluster] = BEGIN
+        step_all(actions, self.steps, True, self.world, self.rules)
 
     def _start_telemetry(self, cluster: int, delay_s: float) -> None:
         """Set up telemetry of a new episode in one cluster; the first delayed one allocates its state."""

@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import gc
 import os
 import re
 import sys
@@ -36,6 +37,17 @@ def pytest_runtest_setup():
         sys.modules["torch"].manual_seed(0)
     if _AUTH_MODE_AT_START is None:  # a command that attached to a cluster may have set it, and Ray reads it but once
         os.environ.pop(_AUTH_MODE, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays to the end: garbage is not looked for in it, neither while it comes nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_ignore_collect(collection_path):

@@ -19,6 +19,7 @@ QUICK = "EDGEROUTE_QUICK"
 """Environment variable: if it is set, a fixed run draws a tenth of the examples."""
 
 _QUICK_SHARE, _QUICK_LEAST = 10, 3
+_USUAL = 100  # examples of a property test that asks for no number
 _constants_of_imported_modules = providers._get_local_constants
 _NO_CONSTANTS = providers._local_constants  # as it is imported: it is replaced, not filled
 _cached_for: list[bool] = [True]
@@ -40,7 +41,12 @@ def register_profiles() -> None:
     """
     providers._get_local_constants = _constants
     fixed = settings(
-        derandomize=True, database=None, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=_in_a_fixed_run(_USUAL),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
     )
     settings.register_profile("fixed", fixed)
     settings.register_profile(
@@ -57,4 +63,8 @@ def examples(count: int) -> settings:
     """Decorator of a property test: ``count`` examples in a fixed run, as many as the profile says otherwise."""
     if not settings.default.derandomize:
         return settings(max_examples=settings.default.max_examples)
-    return settings(max_examples=max(count // _QUICK_SHARE, _QUICK_LEAST) if os.environ.get(QUICK) else count)
+    return settings(max_examples=_in_a_fixed_run(count))
+
+
+def _in_a_fixed_run(count: int) -> int:
+    return max(count // _QUICK_SHARE, _QUICK_LEAST) if os.environ.get(QUICK) else count

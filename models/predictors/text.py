@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, filterfalse
+from itertools import filterfalse
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ _LATER_OPTION = re.compile(r"\n[ \t]*\(?[A-J][).:](?=\s)")
 _LATEX = re.compile(r"\\[a-zA-Z]+")
 _CALL = re.compile(r"\((?<=\w\()")  # begins with a plain character, which a search finds fast
 _BLANK = re.compile(r"__+")
+_FRACTION = re.compile(r"\.[^ ]*")  # of a number
 _IN_WORDS_OR_BETWEEN = re.compile(r"[\w\s]")
 
 _SIGNS = ("=", "+", "-", "*", "/", "^", "%", "$", "<", "{", "[", "(", "_", ":", ";", ",", "?", "!", '"', "'", "`", "\\", "\n")
@@ -73,9 +76,10 @@ ends of sentences as points, space, and "a" for the rest."""
 _NOT_BETWEEN_DIGITS = ("..", ",,", ".,", ",.", " .", " ,", ". ", ", ")
 """The neighbours of a point or comma that is in no number; those of two such signs come first."""
 
-_CODES_OF_SIGNS = [ord(sign) for sign in _SIGNS]
-_CODES_OF_CAPITALS = [code for code in _CODES if chr(code).isupper()]
-_CODES_OF_SPACE = [code for code in _CODES if chr(code).isspace()]
+_CAPITALS, _SMALL, _DECIMALS = slice(65, 91), slice(97, 123), slice(48, 58)
+_SPACE = itemgetter(*[code for code in _CODES if chr(code).isspace()])
+_EACH_SIGN = itemgetter(*[ord(sign) for sign in _SIGNS])
+"""Which of the counts of all characters."""
 
 STATISTICS: tuple[str, ...] = (
     "log characters",
@@ -110,35 +114,47 @@ STATISTICS: tuple[str, ...] = (
 
 def text_statistics(text: str) -> NDArray[np.float64]:
     """(S,) the statistics of a text, in the order of ``STATISTICS``; finite for every text, also an empty one."""
+    return np.array(_values(text))
+
+
+def statistics_of(texts: Sequence[str]) -> NDArray[np.float64]:
+    """(B, S) the statistics of B texts."""
+    return np.array([_values(text) for text in texts]).reshape(-1, len(STATISTICS))
+
+
+def _values(text: str) -> list[float]:
+    """The same as a list."""
     shown = text[:MAX_CHARS]
     chars = max(len(shown), 1)
     data = shown.encode("utf-8", "surrogatepass")
     others = "" if shown.isascii() else data.translate(None, _ASCII).decode("utf-8", "surrogatepass")
-    seen = np.bincount(np.frombuffer(data, np.uint8), minlength=len(_CODES)).tolist()
-    words, numbers, sentences = _words(shown, data, others)
+    seen: list[int] = np.bincount(np.frombuffer(data, np.uint8), minlength=len(_CODES)).tolist()
+    words, numbers, letters, sentences = _words(shown, data, others, seen)
+    times = Counter(words)
     first = _WORD.search(shown)
     counted = len(words) + len(numbers)
     total = max(counted, 1)
     different_numbers = set(numbers)
-    lengths, lengths_of_numbers = list(map(len, words)), list(map(len, numbers))
+    lengths_of_numbers = list(map(len, numbers))
     digits = sum(lengths_of_numbers)
-    options = bool(_FIRST_OPTION.match(shown)) + len(_LATER_OPTION.findall(shown))
+    options = bool(_FIRST_OPTION.match(shown)) + _count(_LATER_OPTION, shown, seen[10])
     stripped = shown.strip()
     in_groups = [0] * len(_WORDS_OF)
-    capitals = sum([seen[code] for code in _CODES_OF_CAPITALS]) + sum(map(str.isupper, others))
-    space = sum([seen[code] for code in _CODES_OF_SPACE]) + sum(map(str.isspace, others))
-    for group in chain.from_iterable(filter(None, map(_GROUPS_OF.get, words))):
-        in_groups[group] += 1
+    capitals = sum(seen[_CAPITALS]) + sum(map(str.isupper, others))
+    space = sum(_SPACE(seen)) + sum(map(str.isspace, others))
+    for word in times.keys() & _GROUPS_OF.keys():
+        for group in _GROUPS_OF[word]:
+            in_groups[group] += times[word]
     log1p = math.log1p
-    values = [
+    return [
         log1p(len(text)),
         log1p(counted),
         log1p(seen[10]),
         log1p(sentences),
-        (sum(lengths) + digits) / total,
-        log1p(max(max(lengths, default=0), max(lengths_of_numbers, default=0))),
+        (letters + digits) / total,
+        log1p(max(max(map(len, times), default=0), max(lengths_of_numbers, default=0))),
         log1p(counted / sentences),
-        (len(set(words)) + len(different_numbers)) / total,
+        (len(times) + len(different_numbers)) / total,
         digits / chars,
         capitals / chars,
         space / chars,
@@ -150,42 +166,43 @@ def text_statistics(text: str) -> NDArray[np.float64]:
         lengths_of_numbers.count(1) / max(len(numbers), 1),
         log1p(options),
         log1p(len(shown) / options) if options else 0.0,
-        log1p(len(_LATEX.findall(shown))),
-        log1p(len(_CALL.findall(shown))),
-        log1p(len(_BLANK.findall(shown))),
+        log1p(_count(_LATEX, shown, seen[92])),
+        log1p(_count(_CALL, shown, seen[40])),
+        log1p(_count(_BLANK, shown, seen[95])),
         float(stripped.endswith("?")),
         float(first is not None and first.group().lower() in _QUESTION_WORDS),
         float(stripped[:1].isupper()),
-        *[log1p(seen[code]) for code in _CODES_OF_SIGNS],
+        *map(log1p, _EACH_SIGN(seen)),
         *[count / total for count in in_groups],
     ]
-    return np.array(values)
 
 
-def statistics_of(texts: Sequence[str]) -> NDArray[np.float64]:
-    """(B, S) the statistics of B texts."""
-    rows = [text_statistics(text) for text in texts]
-    return np.array(rows) if rows else np.zeros((0, len(STATISTICS)))
+def _count(pattern: re.Pattern[str], shown: str, there: int) -> int:
+    """How often the pattern is there, which holds a character that is ``there`` so often."""
+    return len(pattern.findall(shown)) if there else 0
 
 
-def _words(shown: str, data: bytes, others: str) -> tuple[list[str], list[str], int]:
-    """The words in lower case, the numbers, and how many sentences there are. ``others`` are the characters beyond ASCII."""
+def _words(shown: str, data: bytes, others: str, seen: list[int]) -> tuple[list[str], list[str], int, int]:
+    """The words in lower case, the numbers, how many letters the words have, and how many sentences there are.
+
+    ``others`` are the characters beyond ASCII, ``seen`` has how often each byte is there.
+    """
     if not _IN_WORDS_OR_BETWEEN.search(others):
-        words, numbers, sentences = _quick_words(data)
-        return words, numbers, sentences or 1
+        words, numbers, sentences = _quick_words(data, any(seen[_DECIMALS]))
+        return words, numbers, sum(seen[_CAPITALS]) + sum(seen[_SMALL]), sentences or 1
     parts = shown.split()  # no word, number or end of a sentence is in two of them
-    words, numbers, sentences = _quick_words(" ".join(filter(str.isascii, parts)).encode())
+    words, numbers, sentences = _quick_words(" ".join(filter(str.isascii, parts)).encode(), True)
     rest = " ".join(filterfalse(str.isascii, parts))
     for word in _WORD.findall(rest.lower()):
         (numbers if word[0].isdecimal() else words).append(word)
-    return words, numbers, sentences + len(_SENTENCE_END.findall(rest)) or 1
+    return words, numbers, sum(map(len, words)), sentences + len(_SENTENCE_END.findall(rest)) or 1
 
 
-def _quick_words(data: bytes) -> tuple[list[str], list[str], int]:
+def _quick_words(data: bytes, digits: bool) -> tuple[list[str], list[str], int]:
     """The same of UTF-8 whose characters beyond ASCII are neither in words or numbers nor space, and 0 if no sentence ends."""
     ends = data.translate(_ENDS)
     words = data.translate(_LETTERS).decode().split()
-    return words, _quick_numbers(data), ends.count(b". ") + ends.endswith(b".")
+    return words, _quick_numbers(data) if digits else [], ends.count(b". ") + ends.endswith(b".")
 
 
 def _quick_numbers(data: bytes) -> list[str]:
@@ -200,15 +217,15 @@ def _largest_magnitude(numbers: set[str]) -> float:
     """log10 of the largest number, from the digits before its point alone; 0 if there are none."""
     if not numbers:
         return 0.0
-    wholes = {number.partition(".")[0] for number in numbers}
-    wholes = {whole.replace(",", "").lstrip("0") for whole in wholes}
-    longest = max(map(len, wholes))
-    if longest <= _MOST_MAGNITUDE and "".join(wholes).isascii():  # then more digits are a larger number
-        wholes = {max([whole for whole in wholes if len(whole) == longest])}
+    together = " ".join(numbers)
+    wholes = _FRACTION.sub("", together).replace(",", "").split()
+    if together.isascii() and max(map(len, wholes)) <= _MOST_MAGNITUDE:  # then a larger number has no smaller magnitude
+        return _magnitude(str(max(map(int, wholes))))
     return max(map(_magnitude, wholes))
 
 
 def _magnitude(whole: str) -> float:
     """log10 of digits for 1 or more, else 0; there may be thousands of digits."""
+    whole = whole.lstrip("0")
     digits = min(len(whole), 3)
     return 0.0 if not whole else min(len(whole) - 1, _MOST_MAGNITUDE) + math.log10(int(whole[:3]) / 10 ** (digits - 1) + 1e-9)

@@ -10,6 +10,10 @@ it. Evidence moves both, as in a Kalman filter that keeps no covariance between 
 The variance stays above a floor, since truths drift. So the first answers move an offset most. Most of what they say goes to the
 shared one, which corrects experts too to which nothing was sent.
 
+Truths change at once, too, where prompts of another kind begin. Then slopes have one sign. So a sum of the slopes is kept, and
+the variance that it has where nothing has changed; both forget. Where the sum is beyond ``MOST_SURPRISE`` of its standard
+deviations, the shared offset is learned as from the beginning (a test on the filter's innovations, Mehra and Peschon 1971).
+
 Lengths. The log length is normal about its expected value, with the standard deviation that the predictor states. An answer is
 counted while it grows: that it has become longer than when it was counted before, and in the end that it stops. Short answers are
 over first, so those that have finished say too little as long as longer ones are under way. With the answers under way the slope
@@ -34,7 +38,8 @@ from rllib_envs.sim.jit import kernel
 OFFSET = np.dtype(
     [
         ("mean", "f8"), ("variance", "f8"),  # what is known of it
-        ("least_variance", "f8"),  # floor of the variance
+        ("least_variance", "f8"), ("first_variance", "f8"),  # floor of the variance, and its value before the first outcome
+        ("surprise", "f8"), ("surprise_variance", "f8"),  # of the shared one alone: sum of slopes, and its variance
     ],
     align=True,
 )  # fmt: skip
@@ -51,6 +56,9 @@ SCORE_SHARED_SD, SCORE_OWN_SD, SCORE_SHARED_LEAST_SD, SCORE_OWN_LEAST_SD = 1.0, 
 
 MOST_SD = 1.0
 """By how many standard deviations an answer is longer than expected is of interest up to here."""
+
+MOST_SURPRISE, SURPRISE_MEMORY = 3.0, 0.95
+"""How many standard deviations are no chance, and the share of the sum that is kept at each outcome."""
 
 _LEAST_LOG_SD = 0.1  # of a log length, whatever the predictor states
 
@@ -73,7 +81,7 @@ def start_scores(offsets: NDArray[np.void]) -> None:
 
 def _start(offsets: NDArray[np.void], sd: float, least_sd: float) -> None:
     offsets[:] = np.zeros((), OFFSET)
-    offsets["variance"], offsets["least_variance"] = sd**2, least_sd**2
+    offsets["variance"], offsets["least_variance"], offsets["first_variance"] = sd**2, least_sd**2, sd**2
 
 
 @kernel
@@ -83,8 +91,20 @@ def _learn(offset, slope, information, scale):
 
 
 @kernel
+def _note_surprise(shared, slope, information):
+    """Count a slope in the sum, whose variance is that of the error and of what is not known of the offset."""
+    shared.surprise = SURPRISE_MEMORY * shared.surprise + slope
+    shared.surprise_variance *= SURPRISE_MEMORY * SURPRISE_MEMORY
+    shared.surprise_variance += information * (1.0 + information * shared.variance)
+    if shared.surprise * shared.surprise > MOST_SURPRISE * MOST_SURPRISE * shared.surprise_variance:
+        shared.variance = max(shared.variance, shared.first_variance)
+        shared.surprise = shared.surprise_variance = 0.0
+
+
+@kernel
 def _learn_both(shared, own, slope, information):
     """Move both OFFSET records by an outcome."""
+    _note_surprise(shared, slope, information)
     scale = 1.0 / (1.0 + information * (shared.variance + own.variance))
     _learn(shared, slope, information, scale)
     _learn(own, slope, information, scale)

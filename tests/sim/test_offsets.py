@@ -137,6 +137,24 @@ def test_an_error_of_all_lengths_is_found_and_most_of_it_is_shared(shift: float)
     assert offsets["variance"][N] < LENGTH_SHARED_SD**2
 
 
+@pytest.mark.parametrize("shift", [-0.8, 0.8])
+def test_a_change_of_all_lengths_is_found_as_soon_as_a_fault_from_the_beginning(shift: float) -> None:
+    rng, offsets = np.random.default_rng(5), lengths()
+    for k in range(460):
+        wrong = shift if k >= 400 else 0.0
+        note_length(offsets[N], offsets[k % N], NEVER_COUNTED, wrong + SD * rng.standard_normal(), SD, True)
+    assert offsets["mean"][:N] + offsets["mean"][N] == pytest.approx(shift, abs=0.2)
+
+
+def test_chance_alone_seldom_is_a_surprise() -> None:
+    rng, offsets, surprises = np.random.default_rng(6), lengths(), 0
+    for k in range(4000):
+        before = offsets["variance"][N]
+        note_length(offsets[N], offsets[k % N], NEVER_COUNTED, SD * rng.standard_normal(), SD, True)
+        surprises += offsets["variance"][N] > before
+    assert surprises < 40
+
+
 @pytest.mark.parametrize("shift", [-1.5, 0.0, 1.5])
 def test_an_error_of_all_scores_is_found(shift: float) -> None:
     rng, offsets = np.random.default_rng(4), np.zeros(N + 1, OFFSET)

@@ -1,4 +1,4 @@
-"""What the tables of a scenario with service classes or tenants are about: a paragraph for each."""
+"""What the tables of a scenario with service classes, tenants or a network are about: a paragraph for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOUNDS = {
 
 
 def notes_on_service(scenario: Scenario) -> list[str]:
-    """One paragraph on the service classes and one on the tenants; none for a scenario without."""
+    """A paragraph on the service classes, one on the tenants and one on the network, each only where there are any."""
     notes: list[str] = []
     if scenario.classes:
         shares = _shares(scenario.classes)
@@ -34,6 +34,13 @@ def notes_on_service(scenario: Scenario) -> list[str]:
             for entry, share in zip(scenario.tenants, _shares(scenario.tenants), strict=True)
         ]
         notes.append(f"Tenants: {'; '.join(parts)}.")
+    if scenario.network is not None:
+        sites = ", ".join(printable(site.name) for site in scenario.network.sites)
+        rtt_ms = [1e3 * link.rtt_s for link in scenario.network.links]
+        notes.append(
+            f"Users are at {sites}. Round trips to the experts take {min(rtt_ms):.3g} to {max(rtt_ms):.3g} ms in the mean and "
+            "count in every latency."
+        )
     return notes
 
 

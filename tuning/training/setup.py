@@ -39,7 +39,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
         whatif=options.spec.impact,
         information=options.spec.information,
         demand=options.spec.demand,
-        whatif_tau=SOFT_DEADLINE if options.router.price == "absolute" else Observation().whatif_tau,
+        whatif_tau=SOFT_DEADLINE,
         counterfactual=options.preset != "paper",
         calibrate=options.calibrate,
         running_slots=options.running_slots,

@@ -125,7 +125,7 @@ def try_candidates(
         candidates: (K, P) parameters of the price.
         generation: fixes variants and episodes, with the worker's index and seed.
         variants: about how many variants, in proportion to the worker's environments of each scenario; 0 for none.
-        drawn: how many scenarios to draw (``rllib_envs.scenarios.procedural``), with the worker's kind of observation and faults.
+        drawn: how many scenarios to draw (``rllib_envs.scenarios.procedural``), with the worker's kind of observation.
         requests: requests in an episode.
     """
     module: Any = runner.module
@@ -135,28 +135,22 @@ def try_candidates(
     for group in runner.env.groups if variants else ():
         known: Sequence[Scenario] = group.simulation.variants
         count = min(max(round(variants * len(known) / runner.num_envs), _MIN_VARIANTS), len(known))
-        start = draw.random() * len(known) / count
-        chosen = [known[int(start + i * len(known) / count)] for i in range(count)]  # spread over the loads
+        first = draw.random() * len(known) / count
+        chosen = [known[int(first + i * len(known) / count)] for i in range(count)]  # spread over the loads
         seeds = [int(x) for x in draw.integers(2**62, size=count)]
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
-    first = runner.env.groups[0].simulation.scenario
-    variation = None if first.variation is None else replace(first.variation, burst_share=0.0)  # arrivals are drawn already
+    seen = runner.env.groups[0].simulation.scenario.observation
     for _ in range(drawn):
-        scenario = replace(draw_scenario(draw, requests=requests), observation=first.observation, variation=variation)
-        results.append(_try_in(module.router, candidates, [_unlearned(scenario, requests)], [int(draw.integers(2**62))]))
+        scenario = replace(draw_scenario(draw, requests=requests), observation=seen)
+        results.append(_try_in(module.router, candidates, [_plain(scenario, requests)], [int(draw.integers(2**62))]))
     return np.concatenate(results, axis=1)
 
 
 def _plain(scenario: Scenario, requests: int) -> Scenario:
-    """The scenario without learner-only data and without faults, which blur the value of a price in one cluster."""
-    variation = None if scenario.variation is None else replace(scenario.variation, fault_share=0.0)
-    return replace(_unlearned(scenario, requests), variation=variation)
-
-
-def _unlearned(scenario: Scenario, requests: int) -> Scenario:
-    """The scenario without learner-only data."""
+    """The scenario without learner-only data and without faults, which blur the value of a price."""
     observation = replace(scenario.observation, counterfactual=False)
-    return replace(with_workload(scenario, requests=requests), observation=observation, reward=Reward())
+    variation = None if scenario.variation is None else replace(scenario.variation, fault_share=0.0)
+    return replace(with_workload(scenario, requests=requests), observation=observation, reward=Reward(), variation=variation)
 
 
 @torch.inference_mode()
