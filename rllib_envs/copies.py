@@ -33,6 +33,9 @@ def copy_cluster(source: Simulation, cluster: int, copies: Simulation) -> None:
     for name, whole, copy in zip(source.world._fields, source.world, copies.world, strict=True):
         if name not in ("scratch", "late", "service"):  # memory of one call; the state itself; the scenario's
             _copy(name, whole, copy, cluster, arrived)
+    if source.meter is not None and copies.meter is not None:  # both or neither: the experts are the same
+        copies.meter.energy_j[:] = source.meter.energy_j[cluster]
+        copies.meter.billed[:] = source.meter.billed[cluster]
     copies.workload.total[:] = arrived
     copies.steps[:] = np.zeros((), STEP)
 

@@ -56,8 +56,9 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     Termination: after the last request of the episode, whose step drains the cluster. Never truncated.
 
     Info: ``dt`` (seconds from this decision to the next), then ``qos``, ``finished``, ``late``, ``dropped``, ``rejected`` and
-    ``too_long`` in that time. If the scenario sets it, also ``marginal_qos`` (N + 1,): the true marginal QoS of every action for
-    the current request. It is a training target that a router must not see.
+    ``too_long`` in that time. If experts have watts or prices, also ``energy_j`` of all experts in that time, and the ``cost`` of
+    the request that was sent, with its true tokens. If the scenario sets it, also ``marginal_qos`` (N + 1,): the true marginal
+    QoS of every action for the current request. It is a training target that a router must not see.
 
     Example:
         >>> env = gym.make("EdgeRouting-v0", scenario="edge6")
@@ -205,6 +206,8 @@ def _step_info(simulation: Simulation) -> dict[str, NDArray[Any]]:
     steps = simulation.steps
     info: dict[str, NDArray[Any]] = {"dt": steps["dt_s"].copy()}
     info.update({name: steps[name].copy() for name in ("qos", "finished", "late", "dropped", "rejected", "too_long")})
+    if simulation.meter is not None:
+        info.update({name: steps[name].copy() for name in ("energy_j", "cost")})
     if simulation.scenario.observation.counterfactual:
         info["marginal_qos"] = simulation.marginal.copy()
     return info

@@ -52,10 +52,15 @@ def paper_impact_all(state, workload, terms, cursor, now_s, actions, out):
 
 def combine(weights: Reward, steps: NDArray[np.void], impact: NDArray[np.float64]) -> NDArray[np.float64]:
     """Reward (B,) of one step: the terms of ``steps`` (STEP records) and the paper's penalty (B,), weighted."""
-    return (
+    reward = (
         weights.realised_qos * steps["qos"]
         - weights.violation * steps["late"]
         - weights.paper_impact * impact
         - weights.drop * (steps["dropped"] + steps["rejected"])
         + weights.marginal_qos * steps["marginal_qos"]
     )
+    if weights.energy:
+        reward -= weights.energy * 1e-3 * steps["energy_j"]
+    if weights.cost:
+        reward -= weights.cost * steps["cost"]
+    return reward

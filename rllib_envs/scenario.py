@@ -81,6 +81,16 @@ class Expert:
     mean_output_tokens: Annotated[float, Field(ge=2, le=1e9)]  # mean answer length over the catalogue
     labels: tuple[Name, ...] = ()  # where it stands and whose it is (a region, on-premises): to confine requests by
     site: Name | None = None  # where it stands, for the network
+    idle_w: NonNegative = 0.0  # watts while it has no request; what is not known, or somebody else's, is 0
+    active_w: NonNegative = 0.0  # watts while an iteration runs
+    prompt_price: NonNegative = 0.0  # money per million prompt tokens, in any currency
+    output_price: NonNegative = 0.0  # money per million output tokens
+
+    @model_validator(mode="after")
+    def _active_above_idle(self) -> Self:
+        if self.active_w < self.idle_w:
+            raise ValueError(f"active_w = {self.active_w} with idle_w = {self.idle_w}: must not be below it")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
@@ -298,6 +308,8 @@ class Reward:
     paper_impact: Penalty = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
     drop: Penalty = 0.0  # subtracted per dropped or rejected request
     marginal_qos: Weight = 0.0  # counterfactual marginal QoS of the action taken, true values
+    energy: Penalty = 0.0  # subtracted per kJ that the cluster takes: of experts with watts
+    cost: Penalty = 0.0  # subtracted per unit of money that a request will have cost, when it is sent: of experts with prices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
@@ -320,6 +332,8 @@ _LATER = (
     ("observation", "information"),
     ("observation", "demand"),
     ("observation", "judged_share"),
+    ("reward", "energy"),
+    ("reward", "cost"),
 )
 """Part and name of fields that came later and are off by default."""
 
@@ -408,6 +422,16 @@ class Scenario:
         """N: number of experts; also the index of the action ``drop``."""
         return len(self.experts)
 
+    @property
+    def has_watts(self) -> bool:
+        """Whether some expert says what power it takes."""
+        return any(expert.active_w for expert in self.experts)
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether some expert says what its tokens cost."""
+        return any(expert.prompt_price or expert.output_price for expert in self.experts)
+
     def fingerprint(self) -> str:
         """Sixteen hex digits that change whenever any field changes."""
         return hashlib.sha256(json.dumps(self._plain(), sort_keys=True).encode()).hexdigest()[:16]
@@ -430,7 +454,7 @@ class Scenario:
             if not data[part][name]:
                 del data[part][name]
         for part in (data, *data["experts"]):
-            for name in ("classes", "tenants", "network", "labels", "site"):
+            for name in ("classes", "tenants", "network", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price"):
                 if not part.get(name, True):
                     del part[name]
         return data

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.decision import BEGIN, WAIT, Rules, World, step_all
 from rllib_envs.errors import InputError
+from rllib_envs.expenses import meter_all, meter_of, reset_meter
 from rllib_envs.footprint import check_footprint
 from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.reward import combine, paper_impact_all
@@ -105,6 +106,7 @@ class Simulation:
         view: the same memory as float32 columns, which networks read.
         marginal: (B, N+1) true marginal QoS of every action, if ``observation.counterfactual`` is set.
         now_s: (B,) time of the present decision; after the last one, of the end of the drain.
+        meter: energy and requests counted so far, where some expert has watts or a price; else None.
     """
 
     def __init__(self, scenario: Scenario, batch: int, *, show: bool = True, variants: Sequence[Scenario] = ()) -> None:
@@ -138,6 +140,7 @@ class Simulation:
         self.marginal = np.zeros((batch, n + 1))
         self.steps = np.zeros(batch, STEP)
         self._impact = np.zeros(batch)
+        self.meter = meter_of(scenario, batch)
         self._show = show
         self.world = World(
             state=self.state,
@@ -201,6 +204,8 @@ class Simulation:
         clear(self.state, cluster)
         self._start_telemetry(cluster, episode.telemetry_delay_s)
         self.steps[cluster] = np.zeros((), STEP)
+        if self.meter is not None:
+            reset_meter(self.meter, cluster)
         begin(self.state, w, self.cursor, self.now_s, cluster)
         self.world.pace.gaps[cluster] = 1 / self.capacity_rps  # before the first gap
         self.world.pace.counted[cluster] = 0
@@ -242,6 +247,8 @@ class Simulation:
         if weights.paper_impact > 0:
             paper_impact_all(self.state, self.workload, self.world.service.terms, self.cursor, self.now_s, actions, self._impact)
         step_all(actions, self.steps, self._show, self.world, self.rules)
+        if self.meter is not None:
+            meter_all(self.state, self.cursor, self.now_s, self.meter, self.steps)
         return combine(weights, self.steps, self._impact)
 
     def _check(self, actions: NDArray[np.int64]) -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 
 from rllib_envs.copies import append_requests, copy_cluster
-from rllib_envs.scenario import Faults, Observation, with_workload
+from rllib_envs.scenario import Faults, Observation, Reward, with_workload
 from rllib_envs.sim.cluster import RequestTable
 from rllib_envs.simulation import Simulation
 from tests.draws import examples
-from tests.worlds import REQUESTS, assert_same, play, random_world, seeds, simulation_of
+from tests.worlds import REQUESTS, assert_same, play, random_expenses, random_world, seeds, simulation_of
 
 OBSERVATION = Observation(
     whatif=True, calibrate=True, information=True, demand=True, judged_share=0.5, running_slots=2, waiting_slots=1
@@ -31,7 +31,8 @@ def rest_of(source: Simulation, cluster: int, copies: int) -> RequestTable:
 @examples(30)
 def test_a_copy_with_the_same_requests_and_decisions_gives_the_same_to_the_last_bit(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scenario, episode, actions = random_world(rng, observation=OBSERVATION)
+    scenario, episode, actions = random_world(rng, observation=OBSERVATION, reward=Reward(energy=0.5, cost=0.25))
+    scenario = random_expenses(scenario, np.random.default_rng([seed, 1]))
     _, other, _ = random_world(rng, observation=OBSERVATION)
     other = replace(episode, score=other.score[:, :1] * np.ones_like(episode.score), arrival_s=other.arrival_s)
     source = simulation_of(scenario, other, episode)

@@ -141,6 +141,21 @@ def random_network(scenario: Scenario, rng: np.random.Generator, jitter_log_sd: 
     return replace(scenario, experts=experts, network=between)
 
 
+def random_expenses(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """The scenario with watts and prices, some of them 0."""
+
+    def draw(most: float) -> float:
+        return float(rng.choice([0.0, rng.uniform(0, most)]))
+
+    experts: list[Expert] = []
+    for expert in scenario.experts:
+        idle_w, prompt_price, output_price = draw(90), draw(2e3), draw(9e3)
+        experts.append(
+            replace(expert, idle_w=idle_w, active_w=idle_w + draw(300), prompt_price=prompt_price, output_price=output_price)
+        )
+    return replace(scenario, experts=tuple(experts))
+
+
 def random_episode(scenario: Scenario, rng: np.random.Generator, count: int = REQUESTS) -> Episode:
     """Arrivals in clumps and with pauses, some at the same instant; some prompts too long; lengths told with large errors."""
     n, longest = scenario.n_experts, max(expert.engine.max_model_len for expert in scenario.experts)
@@ -224,6 +239,7 @@ class Twin:
         self.number: dict[Request, int] = {}  # of the requests it accepted, in the episode
         self._scheduled: dict[Request, int] = {}
         self._end_s = 0.0
+        self._busy_s = 0.0  # of all iterations begun, each to its end
 
     @property
     def decoding(self) -> list[Request]:
@@ -247,6 +263,10 @@ class Twin:
             self.number[request] = number
         return not request.rejected
 
+    def busy_until(self, time_s: float) -> float:
+        """Seconds in iterations by ``time_s``, to which it has been advanced."""
+        return self._busy_s - (self._end_s - time_s if self._scheduled else 0.0)
+
     def advance(self, time_s: float) -> None:
         """Complete every iteration that ends by ``time_s``; one that would start just then is left open."""
         while True:
@@ -256,6 +276,7 @@ class Twin:
                     return
                 self._scheduled = self.engine.compose(start_s)
                 self._end_s = start_s + self.engine._duration_s(self._scheduled)
+                self._busy_s += self._end_s - start_s
             if self._end_s > time_s:
                 return
             self.engine._produce(self._scheduled, self._end_s)

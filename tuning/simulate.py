@@ -8,6 +8,7 @@ One router, one workload, one seed. Example:
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,10 +169,11 @@ def summarise(simulation: Simulation, router: NamedRouter, workload: NamedWorklo
     }
 
 
-def _group_table(groups: dict[str, dict[str, float]]) -> list[str]:
-    """The table of service classes and tenants, if there are any."""
-    header = ["requests of", *map(metric_title, GROUP_METRICS)]
-    rows = [[title, *(show(name, metrics[name]) for name in GROUP_METRICS)] for title, metrics in groups.items()]
+def _group_table(groups: dict[str, dict[str, float]], known: Collection[str]) -> list[str]:
+    """The table of service classes and tenants, if there are any, with those of their metrics that are known."""
+    columns = [name for name in GROUP_METRICS if name in known]
+    header = ["requests of", *map(metric_title, columns)]
+    rows = [[title, *(show(name, metrics[name]) for name in columns)] for title, metrics in groups.items()]
     return [markdown_table(header, rows)] if rows else []
 
 
@@ -207,6 +209,6 @@ def _report(summary: dict[str, Any]) -> str:
             head,
             markdown_table(["metric", "value"], metrics),
             markdown_table(["expert", "requests, %", "busy, % of the time"], experts),
-            *_group_table(summary["groups"]),
+            *_group_table(summary["groups"], summary["metrics"]),
         ]
     )

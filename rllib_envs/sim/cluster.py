@@ -23,6 +23,8 @@ STEP = np.dtype(
         ("dropped", "i4"), ("rejected", "i4"),  # 1: dropped by the router; refused by the expert, full or too small
         ("too_long", "i4"),  # 1: neither, since no expert could ever hold it
         ("marginal_qos", "f8"),  # true marginal QoS of the action, if the scenario asks for it
+        # Where some expert has watts, or a price: the energy of all experts in that time, and what the request sent will cost.
+        ("energy_j", "f8"), ("cost", "f8"),
     ],
     align=True,
 )  # fmt: skip
@@ -84,6 +86,8 @@ def clear_step(step):
     step.rejected = 0
     step.too_long = 0
     step.marginal_qos = 0.0
+    step.energy_j = 0.0
+    step.cost = 0.0
 
 
 @kernel

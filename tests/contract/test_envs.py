@@ -21,7 +21,7 @@ from rllib_envs import env as routing
 from rllib_envs.env import EdgeRoutingEnv, EdgeRoutingVectorEnv
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario, Variation
-from tests.worlds import small, tight
+from tests.worlds import random_expenses, small, tight
 
 ENV_IDS = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("rllib_envs")]
 LOOKAHEAD = Observation(whatif=True, counterfactual=True, running_slots=3, waiting_slots=2)
@@ -32,6 +32,7 @@ SCENARIOS = {
     "informed": small("edge3", observation=Observation(information=True, calibrate=True)),
     "paper3": small("paper3"),
     "edge3": small("edge3", reward=EVERY_TERM),
+    "metered": random_expenses(small("edge3", reward=Reward(energy=0.5, cost=2.0)), np.random.default_rng(0)),
     "late telemetry": small("edge6", faults=Faults(telemetry_delay_s=1.0, engine_factor=1.2), observation=LOOKAHEAD),
     "calibrated": small(
         "edge6", faults=Faults(telemetry_delay_s=0.3, engine_expert_log_sd=0.3), observation=replace(LOOKAHEAD, calibrate=True)

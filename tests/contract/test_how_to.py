@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ from rllib_envs.heuristic import Heuristic
 from rllib_envs.scenario import Arrivals
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.sim.cluster import STEP
+from rllib_envs.simulation import Simulation
 from rllib_envs.workload import arrival_processes
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.yaml_files import parse_yaml
@@ -150,3 +152,13 @@ def test_describe_your_own_edge():
     results = Path("results/results.md").read_text()
     for title in ("Class chat", "Class alarm", "Class batch", "Tenant public", "Tenant patients"):
         assert f"**{title}**" in results
+    for title in ("energy per request, J", "QoS per kJ", "cost per 1,000 requests"):
+        assert results.count(title) == (6 if title.startswith("cost") else 1)  # cost is of classes and tenants too
+    metered = replace(scenario, reward=replace(scenario.reward, **parse_yaml(Path("reward.yaml").read_text(), "")["reward"]))
+    paid, free = (Simulation(s, 1) for s in (metered, scenario))
+    for simulation in (paid, free):
+        simulation.start(0, 1)
+    price = metered.reward.energy * 1e-3, metered.reward.cost
+    difference = free.step(np.array([cloud])) - paid.step(np.array([cloud]))
+    np.testing.assert_allclose(difference, price[0] * paid.steps["energy_j"] + price[1] * paid.steps["cost"])
+    assert difference > 0

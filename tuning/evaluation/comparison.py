@@ -10,7 +10,7 @@ from typing import Any
 from rllib_envs.workload.replay import episode_requests
 from tuning.evaluation.matrix import CellResult
 from tuning.evaluation.trace_notes import trace_json
-from tuning.metrics.episode import METRICS, metrics_of
+from tuning.metrics.episode import EXPENSES, METRICS, metrics_of
 from tuning.metrics.groups import GROUP_METRICS
 from tuning.metrics.statistics import Interval, mean_interval, paired_difference, relative_difference
 from tuning.output.literal import code, markdown
@@ -28,6 +28,7 @@ _COLUMNS = (
     "latency_per_token_p99_s",
     "ttft_p50_s",
     "qos_per_gpu_s",
+    *EXPENSES,
     "class_fairness",
     "tenant_fairness",
 )

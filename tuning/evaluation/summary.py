@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tuning.evaluation.comparison import NO_INTERVAL, Comparison, interval_json
+from tuning.metrics.episode import EXPENSES, metrics_of
 from tuning.metrics.statistics import Interval, mean_interval, paired_difference, relative_difference
 from tuning.output.literal import code, markdown
 from tuning.output.tables import ABSENT, markdown_table, metric_title, show_interval, show_percent
@@ -29,6 +30,7 @@ class SummaryRow:
     router: NamedRouter  # as on the first workload; its parameters may differ on the others
     qos: Interval  # over seeds, of the mean over workloads
     qos_per_gpu_s: Interval
+    expenses: dict[str, Interval]  # those of ``EXPENSES`` that the scenario has
     difference: Interval  # of that mean to the baseline's
     over_plain: Interval  # relative to the mean of the best plain heuristic of each workload; NaN where a workload has none
     differences: list[Interval]  # to the baseline on each workload
@@ -69,6 +71,7 @@ def summarise(title: str, comparisons: Sequence[Comparison], baseline: str | Non
     candidates = [row.router.name for row in first.rows if row.router.is_baseline] or list(qos)
     chosen = max(candidates, key=lambda name: mean_interval(qos[name]).mean) if baseline is None else baseline
     plain = [c.row(c.plain).qos for c in comparisons if c.plain is not None]
+    expenses = [name for name in EXPENSES if name in metrics_of(first.workload.scenario)]
     rows: list[SummaryRow] = []
     for row in first.rows:
         name = row.router.name
@@ -78,6 +81,7 @@ def summarise(title: str, comparisons: Sequence[Comparison], baseline: str | Non
                 router=row.router,
                 qos=mean_interval(qos[name]),
                 qos_per_gpu_s=mean_interval(_mean(comparisons, name, _GPU)),
+                expenses={expense: mean_interval(_mean(comparisons, name, expense)) for expense in expenses},
                 difference=paired_difference(qos[name], qos[chosen]),
                 over_plain=relative_difference(qos[name], np.mean(plain, axis=0).tolist()) if plain else NO_INTERVAL,
                 differences=differences,
@@ -97,7 +101,15 @@ def summary_markdown(summary: Summary) -> str:
         f"{code(summary.baseline)}, {how}; worst: on the workload where it is least. Over plain: relative to the best heuristic "
         "that predicts no impact, chosen for each workload."
     )
-    header = ["router", "QoS", "difference", "worst difference", "on", "over plain, %", metric_title(_GPU)]
+    header = [
+        "router",
+        "QoS",
+        "difference",
+        "worst difference",
+        "on",
+        "over plain, %",
+        *map(metric_title, (_GPU, *summary.rows[0].expenses)),
+    ]
     cells = [_cells(row, summary) for row in summary.rows]
     return "\n\n".join([f"## Mean over {markdown(summary.title)}", text, markdown_table(header, cells)])
 
@@ -114,6 +126,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
                 "router": row.router.name,
                 "qos": interval_json(row.qos),
                 "qos_per_gpu_s": interval_json(row.qos_per_gpu_s),
+                **{name: interval_json(expense) for name, expense in row.expenses.items()},
                 "difference": interval_json(row.difference),
                 "over_plain": interval_json(row.over_plain),
                 "worst": {"workload": summary.workloads[row.worst], **interval_json(row.differences[row.worst])},
@@ -140,4 +153,5 @@ def _cells(row: SummaryRow, summary: Summary) -> list[str]:
         *differences,
         show_percent(row.over_plain),
         show_interval(_GPU, row.qos_per_gpu_s),
+        *(show_interval(name, expense) for name, expense in row.expenses.items()),
     ]

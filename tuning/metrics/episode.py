@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 
 Values = NDArray[np.floating[Any]]
@@ -50,6 +50,11 @@ METRICS: dict[str, Metric] = {
     "preemptions_per_request": Metric(label="preemptions per request"),
     "qos_per_gpu_s": Metric(label="QoS per busy GPU-second", digits=3, larger_is_better=True),
     "qos_per_kv_gb_s": Metric(label="QoS per GB-second of KV", digits=3, larger_is_better=True),
+    "energy_j_per_request": Metric(
+        label="energy per request", unit="J", digits=1
+    ),  # of all experts, idle too, per arrived request
+    "qos_per_kj": Metric(label="QoS per kJ", digits=3, larger_is_better=True),
+    "cost_per_1000": Metric(label="cost per 1,000 requests", digits=3),  # of all tokens of those sent, per 1,000 arrived
     "arrival_rps": Metric(label="arrivals", unit="/s", digits=2),
     "duration_s": Metric(label="duration", unit="s", digits=1),  # from time 0 until the cluster is empty
     "longest_wait_s": Metric(label="longest wait", unit="s", digits=2),  # from arrival to the first iteration: starvation
@@ -59,14 +64,26 @@ METRICS: dict[str, Metric] = {
 """The figures of ``episode_metrics``. "Arrived" are the requests that some expert can hold: those with longer prompts are counted
 by ``too_long_rate`` alone, and in ``arrival_rps``. Latencies are over finished requests; NaN where there is none."""
 
+EXPENSES = ("energy_j_per_request", "qos_per_kj", "cost_per_1000")
+"""Figures of scenarios whose experts have watts, or prices; NaN in others."""
+
 USUALLY_ZERO = ("confined_rate", "too_long_rate")
 """Figures that tables show where any router, or workload, has them."""
 
 
 def metrics_of(scenario: Scenario) -> list[str]:
-    """Names of the metrics that say something in this scenario: fairness is between several classes, or tenants."""
-    between = {"class_fairness": scenario.classes, "tenant_fairness": scenario.tenants}
-    return [name for name in METRICS if name not in between or len(between[name]) > 1]
+    """Names of the metrics that say something in this scenario.
+
+    Fairness is between several classes, or tenants. Energy needs watts, and cost needs prices.
+    """
+    says = {
+        "class_fairness": len(scenario.classes) > 1,
+        "tenant_fairness": len(scenario.tenants) > 1,
+        "energy_j_per_request": scenario.has_watts,
+        "qos_per_kj": scenario.has_watts,
+        "cost_per_1000": scenario.has_prices,
+    }
+    return [name for name in METRICS if says.get(name, True)]
 
 
 def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
@@ -75,19 +92,23 @@ def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
     experts = simulation.state.experts[cluster]
     kv_bytes = np.array([expert.engine.kv_bytes_per_token for expert in simulation.scenario.experts])
     qos = float(records.qos.sum())
+    duration_s = float(simulation.now_s[cluster])
+    energy_j = _energy_j(simulation.scenario, duration_s, experts["busy_s"])
     return {
         **request_metrics(records),
         "qos_per_gpu_s": _ratio(qos, float(experts["busy_s"].sum())),
         "qos_per_kv_gb_s": _ratio(qos, float((experts["kv_token_s"] * kv_bytes).sum()) / 1e9),
+        "energy_j_per_request": _ratio(energy_j, _arrived(records)),
+        "qos_per_kj": _ratio(qos, energy_j / 1e3),
+        "cost_per_1000": cost_per_1000(simulation.scenario, records),
         "arrival_rps": _ratio(records.qos.size, float(records.arrival_s[-1])),
-        "duration_s": float(simulation.now_s[cluster]),
+        "duration_s": duration_s,
     }
 
 
 def request_metrics(records: Records) -> dict[str, float]:
     """Compute the metrics that follow from the requests alone."""
-    too_long = int(np.count_nonzero(records.status == TOO_LONG))
-    arrived = records.qos.size - too_long
+    arrived = _arrived(records)
     finished = records.status == FINISHED
     latency = records.latency_per_token_s[finished]
     ttft, tpot = records.ttft_s[finished], records.tpot_s[finished]
@@ -98,7 +119,7 @@ def request_metrics(records: Records) -> dict[str, float]:
         "drop_rate": _ratio(int(np.count_nonzero(records.status == DROPPED)), arrived),
         "rejected_rate": _ratio(int(np.count_nonzero(records.status == REJECTED)), arrived),
         "confined_rate": _ratio(int(np.count_nonzero(records.status == CONFINED)), arrived),
-        "too_long_rate": too_long / records.qos.size,
+        "too_long_rate": (records.qos.size - arrived) / records.qos.size,
         "completion_rate": _ratio(int(np.count_nonzero(finished)), arrived),
         "mean_score": _mean(records.score[finished]),
         "latency_per_token_mean_s": _mean(latency),
@@ -116,7 +137,25 @@ def request_metrics(records: Records) -> dict[str, float]:
 
 def mean_qos(records: Records) -> float:
     """QoS per arrived request (see ``METRICS``)."""
-    return _ratio(float(records.qos.sum()), int(np.count_nonzero(records.status != TOO_LONG)))
+    return _ratio(float(records.qos.sum()), _arrived(records))
+
+
+def cost_per_1000(scenario: Scenario, records: Records) -> float:
+    """Price of all prompt and output tokens of the requests that were sent, per 1,000 arrived ones; NaN without prices."""
+    if not scenario.has_prices:
+        return float("nan")
+    sent = np.isin(records.status, (ROUTED, FINISHED))
+    price = np.array([(expert.prompt_price, expert.output_price) for expert in scenario.experts])[records.route[sent]]
+    cost = (price * np.stack([records.prompt_tokens[sent], records.output_tokens[sent]], axis=1)).sum() / 1e6
+    return 1e3 * _ratio(float(cost), _arrived(records))
+
+
+def _energy_j(scenario: Scenario, duration_s: float, busy_s: Values) -> float:
+    """Idle watts all the time, and the rest up to the active watts while iterations run, (N,) seconds; NaN without watts."""
+    if not scenario.has_watts:
+        return float("nan")
+    idle_w, active_w = np.array([(expert.idle_w, expert.active_w) for expert in scenario.experts]).T
+    return float((idle_w * duration_s + (active_w - idle_w) * busy_s).sum())
 
 
 def fairness(records: Records, group: NDArray[np.int32]) -> float:
@@ -152,6 +191,11 @@ def ttft_quantiles(records: Sequence[Records], levels: int = _LEVELS) -> list[fl
 def _quantiles(samples: Sequence[Values], levels: int) -> list[float]:
     values = np.concatenate(samples)
     return np.quantile(values, np.linspace(0, 1, levels)).tolist() if values.size else []
+
+
+def _arrived(records: Records) -> int:
+    """Number of requests that some expert can hold."""
+    return int(np.count_nonzero(records.status != TOO_LONG))
 
 
 def _mean(values: Values) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Records
-from tuning.metrics.episode import request_metrics
+from tuning.metrics.episode import cost_per_1000, request_metrics
 
 GROUP_METRICS = (
     "qos",
@@ -22,6 +22,7 @@ GROUP_METRICS = (
     "ttft_p99_s",
     "tpot_p99_s",
     "longest_wait_s",
+    "cost_per_1000",
 )
 """The metrics of a group, by their names in ``METRICS``."""
 
@@ -53,11 +54,12 @@ def groups_of(scenario: Scenario) -> list[Group]:
 
 def group_metrics(scenario: Scenario, records: Records) -> dict[str, dict[str, float]]:
     """Title of each group -> ``GROUP_METRICS`` of its requests; NaN where it has none."""
-    return {group.title: _metrics(records, group.among(records)) for group in groups_of(scenario)}
+    return {group.title: _metrics(scenario, records, group.among(records)) for group in groups_of(scenario)}
 
 
-def _metrics(records: Records, among: NDArray[np.bool_]) -> dict[str, float]:
+def _metrics(scenario: Scenario, records: Records, among: NDArray[np.bool_]) -> dict[str, float]:
     if not among.any():
         return dict.fromkeys(GROUP_METRICS, float("nan"))
-    metrics = request_metrics(replace(records, **{field.name: getattr(records, field.name)[among] for field in fields(records)}))
+    own = replace(records, **{field.name: getattr(records, field.name)[among] for field in fields(records)})
+    metrics = request_metrics(own) | {"cost_per_1000": cost_per_1000(scenario, own)}
     return {name: metrics[name] for name in GROUP_METRICS}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuning.metrics.episode import METRICS, USUALLY_ZERO
+from tuning.metrics.episode import EXPENSES, METRICS, USUALLY_ZERO
 from tuning.metrics.statistics import Bounds, Interval
 from tuning.output.literal import markdown
 
@@ -39,8 +39,15 @@ def metric_title(name: str) -> str:
 
 
 def columns_with_figures(columns: Sequence[str], rows: Sequence[Mapping[str, Interval]]) -> list[str]:
-    """The metrics among ``columns`` to show; those that are usually zero only if a row has some."""
-    return [name for name in columns if name not in USUALLY_ZERO or any(name in row and row[name].mean > 0 for row in rows)]
+    """The metrics among ``columns`` to show; those that are usually zero only if a row has some, expenses if one knows them."""
+
+    def shown(name: str) -> bool:
+        means = [row[name].mean for row in rows if name in row]
+        if name in USUALLY_ZERO:
+            return any(mean > 0 for mean in means)
+        return name not in EXPENSES or not all(math.isnan(mean) for mean in means)
+
+    return [name for name in columns if shown(name)]
 
 
 def show(name: str, value: float) -> str:

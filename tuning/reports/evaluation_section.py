@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tuning.metrics.episode import EXPENSES
 from tuning.metrics.statistics import CONFIDENCE, Interval, family_interval, interquartile_mean
 from tuning.output.tables import ABSENT, columns_with_figures, metric_title, show_bounds, show_interval
 from tuning.reports.document import Block, Paragraph, Picture, Section, Table
@@ -73,19 +74,20 @@ def _summary_table(run: Evaluation, index: int) -> Table:
             show_interval("qos", qos),
             _difference(summary.difference[name], n, len(summary.qos) - 1, is_baseline=name == summary.baseline),
             show_interval(_GPU, summary.qos_per_gpu_s[name]),
+            *(show_interval(expense, values[name]) for expense, values in summary.expenses.items()),
         ]
         for name, qos in summary.qos.items()
     ]
     return Table(
         caption=f"Mean over {summary.title}, {n} seeds. Difference: to {summary.baseline}.",
-        header=["router", "QoS", "difference", metric_title(_GPU)],
+        header=["router", "QoS", "difference", *map(metric_title, (_GPU, *summary.expenses))],
         rows=rows,
     )
 
 
 def _workload_table(workload: WorkloadResult, n: int, folded: bool) -> Table:
     rate = "" if workload.rate_rps is None else f" ({workload.rate_rps:.2f} requests/s)"
-    columns = columns_with_figures((*_COLUMNS, _GPU), [router.metrics for router in workload.routers])
+    columns = columns_with_figures((*_COLUMNS, _GPU, *EXPENSES), [router.metrics for router in workload.routers])
     rows = [_router_row(router, workload, n, columns) for router in workload.routers]
     return Table(
         caption=f"{workload.name}{rate}, {n} seeds. Difference: QoS to {workload.baseline}.",

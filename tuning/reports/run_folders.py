@@ -13,6 +13,7 @@ from models.rllib.checkpoint import BUNDLE, find_checkpoint
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import read_json
 from rllib_envs.yaml_files import read_mapping
+from tuning.metrics.episode import EXPENSES
 from tuning.metrics.statistics import Interval
 from tuning.training.log import LOG, Iteration, read_log
 
@@ -96,6 +97,7 @@ class SummaryResult:
     workloads: list[str]
     qos: dict[str, Interval]  # by router, in the order of their QoS
     qos_per_gpu_s: dict[str, Interval]
+    expenses: dict[str, dict[str, Interval]]  # those of ``EXPENSES`` that the scenario has -> by router
     difference: dict[str, Interval]
 
 
@@ -233,6 +235,7 @@ def _summary(data: dict[str, Any]) -> SummaryResult:
         workloads=[str(name) for name in data["workloads"]],
         qos=of_routers("qos"),
         qos_per_gpu_s=of_routers("qos_per_gpu_s"),
+        expenses={name: of_routers(name) for name in EXPENSES if all(name in router for router in data["routers"])},
         difference=of_routers("difference"),
     )
 

@@ -41,7 +41,7 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path):
 def test_equal_cells_run_once_and_come_back_in_order(tmp_path):
     results = run_cells([CELLS[2], CELLS[0], CELLS[2]], tmp_path, 1, "test")
     assert [result.router for result in results] == ["least-work", "random", "least-work"]
-    assert results[0] == results[2]
+    assert repr(results[0]) == repr(results[2])  # unlike ==, where a metric is NaN
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -58,7 +58,7 @@ def test_finished_cells_are_not_run_again(tmp_path, monkeypatch):
     ran = []
     run_cell = matrix.run_cell
     monkeypatch.setattr(matrix, "run_cell", lambda cell: ran.append(cell) or run_cell(cell))
-    assert run_cells(CELLS, tmp_path, 1, "test") == before
+    assert repr(run_cells(CELLS, tmp_path, 1, "test")) == repr(before)
     assert ran == [CELLS[1]]
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 

@@ -9,8 +9,9 @@ from rllib_envs.scenarios.load import load_scenario
 from tuning.evaluation.comparison import compare
 from tuning.evaluation.matrix import CellResult
 from tuning.evaluation.summary import summaries, summarise, summary_json, summary_markdown
-from tuning.metrics.episode import METRICS
+from tuning.metrics.episode import EXPENSES, METRICS
 from tuning.metrics.statistics import mean_interval, relative_difference
+from tuning.output.tables import metric_title
 from tuning.specs.routers import parse_router
 from tuning.specs.workloads import TraceOptions, make_workloads
 
@@ -100,3 +101,24 @@ def test_tables_name_the_baseline_the_worst_workload_and_the_gain():
     data = summary_json(summary)
     assert data["baseline"] == "least-work"
     assert {row["router"]: row["worst"]["workload"] for row in data["routers"]}["impact-greedy"] == "poisson at heavy"
+
+
+def test_expenses_are_summed_up_where_the_scenario_has_them():
+    def with_figures(comparison, **figures):
+        scenario = comparison.workload.scenario
+        experts = tuple(dataclasses.replace(expert, **figures) for expert in scenario.experts)
+        scenario = dataclasses.replace(scenario, experts=experts)
+        return dataclasses.replace(comparison, workload=dataclasses.replace(comparison.workload, scenario=scenario))
+
+    for figures, names in (
+        ({}, set()),
+        ({"active_w": 60.0}, {"energy_j_per_request", "qos_per_kj"}),
+        ({"output_price": 2.0}, {"cost_per_1000"}),
+    ):
+        summary = summarise("all", [with_figures(c, **figures) for c in COMPARISONS], None)
+        text, data = summary_markdown(summary), summary_json(summary)
+        for name in EXPENSES:
+            assert (metric_title(name) in text) == (name in names)
+            assert all((name in row) == (name in names) for row in data["routers"])
+        for row in summary.rows:
+            assert row.expenses == {name: mean_interval([0.5] * SEEDS) for name in names}
