@@ -147,7 +147,7 @@ def test_classes_share_the_cost_of_all() -> None:
     simulation = simulation_of(scenario, episode)
     play(simulation, actions)
     whole, groups = episode_metrics(simulation, 0), group_metrics(scenario, simulation.records(0))
-    shares = np.bincount(episode.service) / REQUESTS
+    shares = np.bincount(user["service"]) / REQUESTS
     costs = [group["cost_per_1000"] for group in groups.values()]
     assert shares @ costs == pytest.approx(whole["cost_per_1000"])
     assert whole["cost_per_1000"] > 0
