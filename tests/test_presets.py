@@ -12,11 +12,12 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.fleet import GIB, GPUS, KV_SHARE, MODELS, Gpu, Model, engine_by_rule, generate_fleet
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
+from rllib_envs.service_terms import allowed_experts
 from rllib_envs.workload.prompt_files import read_prompt_file
 
 pytestmark = pytest.mark.slow
 
-PRESETS = ("edge6", "paper3", "balance13")
+PRESETS = ("edge6", "edge6-sites", "paper3", "balance13")
 GPU = {gpu.name: gpu for gpu in GPUS}
 MODEL = {model.zeroeval_name: model for model in MODELS}
 MEASURED = {"qwen2-7b", "llama-3.1-8b"}
@@ -66,6 +67,21 @@ def test_edge6_engines_follow_the_rules_where_not_measured() -> None:
             assert replace(expert.engine, b_ms=0) == replace(rule, b_ms=0), expert.name
 
 
+def test_edge6_sites_are_edge6_and_a_larger_expert_by_the_rules_in_a_cloud() -> None:
+    sites, edge6 = load_scenario("edge6-sites"), load_scenario("edge6")
+    own = {"site": None, "labels": (), "idle_w": 0.0, "active_w": 0.0}
+    assert tuple(replace(expert, **own) for expert in sites.experts[:6]) == edge6.experts
+    assert sites.workload == edge6.workload
+    cloud = sites.experts[6]
+    shape = replace(MODELS[0], params_b=27.2, layers=46, heads=32, kv_heads=16, head_size=128)
+    assert cloud.engine == engine_by_rule(GPU["RTX PRO 6000"], shape)
+    assert cloud.mean_score > max(expert.mean_score for expert in edge6.experts)
+    assert cloud.prompt_price > 0
+    assert all(0.06 <= link.rtt_s <= 0.12 for link in sites.network.links if link.experts == "cloud")
+    assert not allowed_experts(sites)[:, 1, 6].any()  # patients' requests stay on the premises
+    assert allowed_experts(sites)[:, 0].all()
+
+
 def test_edge6_is_heterogeneous_as_its_comment_says() -> None:
     experts = {expert.name: expert for expert in load_scenario("edge6").experts}
     best = max(experts.values(), key=lambda expert: expert.mean_score)
@@ -75,9 +91,9 @@ def test_edge6_is_heterogeneous_as_its_comment_says() -> None:
     assert experts["gemma-2-2b"].mean_score == min(expert.mean_score for expert in experts.values())
 
 
-def test_edge6_and_fleets_name_models_of_the_zeroeval_file_and_give_its_means(data_dir: Path) -> None:
+def test_edge6_sites_and_fleets_name_models_of_the_zeroeval_file_and_give_its_means(data_dir: Path) -> None:
     file = read_prompt_file(str(data_dir / "zeroeval" / "zeroeval_gsm_crux_math.jsonl.gz"))
-    for expert in (*load_scenario("edge6").experts, *generate_fleet(256).experts):
+    for expert in (*load_scenario("edge6-sites").experts, *generate_fleet(256).experts):
         column = file.models.index(expert.model)
         assert expert.mean_score == pytest.approx(file.score[:, column].mean(), abs=6e-4)
         assert expert.mean_output_tokens == pytest.approx(file.output_tokens[:, column].mean(), abs=0.06)

@@ -29,7 +29,7 @@ class Options:
     """Options of the command."""
 
     scenario: str = "edge6"
-    """Scenario: a preset (edge6, paper3, balance13, edgeN with N from 2 to 256) or a YAML file."""
+    """Scenario: a preset (edge6, edge6-sites, paper3, balance13, edgeN with N from 2 to 256) or a YAML file."""
     minutes: float = 2.0
     """Training time."""
     trace: Path | None = None

@@ -55,7 +55,7 @@ class Options:
     """Options of the command."""
 
     scenario: str = "edge6"
-    """Scenario: a preset (edge6, paper3, balance13, edgeN with N from 2 to 256) or a YAML file."""
+    """Scenario: a preset (edge6, edge6-sites, paper3, balance13, edgeN with N from 2 to 256) or a YAML file."""
     router: str = "impact-greedy"
     """A heuristic, perhaps with parameters (quality-greedy:cap=8), bundle:PATH or checkpoint:PATH. Or a function of your own
     (python:mine.py:route), whose file is run."""

@@ -57,7 +57,7 @@ class Options:
     """Options of the command."""
 
     scenario: str = "edge6"
-    """Scenario: a preset (edge6, paper3, balance13, edgeN with N from 2 to 256) or a YAML file."""
+    """Scenario: a preset (edge6, edge6-sites, paper3, balance13, edgeN with N from 2 to 256) or a YAML file."""
     load: tuple[str, ...] = ()
     """Loads: light, moderate, heavy, mixed, native, requests/s, or shares of the capacity (70%). Default: the scenario's."""
     arrivals: tuple[str, ...] = ()

@@ -69,7 +69,7 @@ def _short(value: object) -> str:
 
 
 def load_scenario(name_or_path: str | os.PathLike[str]) -> Scenario:
-    """Load a preset (``edge6``, ``paper3``, ``balance13``, generated ``edgeN``) or a YAML file. A path object is always a file.
+    """Load a preset (a YAML file here, or generated ``edgeN``) or a YAML file. A path object is always a file.
 
     Raises:
         InputError: no such preset or file, or its content is not a scenario.

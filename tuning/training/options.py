@@ -79,7 +79,7 @@ class TrainOptions:
     config: Path | None = None
     """YAML file of options, by name, as a sweep writes it. The command line wins."""
     scenario: str = "edge6"
-    """A preset (edge6, paper3, balance13, edgeN with N from 2 to 256) or a YAML file. Training sets its reward and
+    """A preset (edge6, edge6-sites, paper3, balance13, edgeN) or a YAML file. Training sets its reward and
     observation."""
     load: str = "mixed"
     """mixed, light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own (the scenario's). mixed draws a
