@@ -250,10 +250,11 @@ def _of_requests(told: Floats, mean_score: Floats) -> Measured:
 
 
 def _true_base_time(simulation: Simulation) -> Floats:
-    """(B, N) the actual ``base_time``."""
+    """(B, N) the actual ``base_time``, in units of the first request's bound as the view has it."""
     rows, learnt = simulation.rows.experts.copy(), simulation.world.calibration
+    terms, first = simulation.world.service.terms, simulation.workload.user["service"][:, 0]
     for b in range(simulation.batch):
-        describe_engines(simulation.state.engines, learnt, b, simulation.scenario.slo_s_per_token, rows)
+        describe_engines(simulation.state.engines, learnt, b, float(terms["unit_s"][first[b]]), rows)
     return rows["base_time"].astype(np.float64)
 
 

@@ -11,6 +11,7 @@ from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, Predictions, with_workload
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.service import ServiceClass
 from tests.models.export.bundles import edit
 
 EDGE6 = replace(load_scenario("edge6"), capacity_rps=25.0)
@@ -67,6 +68,11 @@ def test_the_units_of_time_do_not_matter():
     ours, theirs = measure([with_workload(EDGE6, load=10.0)]), measure([with_workload(slow, load=5.0)])
     for name in set(INPUTS) - {"load", "step_drift"}:  # a load is of the capacity, which is measured to some digits
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_a_class_with_more_time_does_not_make_engines_look_wrong():
+    patient = ServiceClass(name="patient", per_token_s=3 * EDGE6.slo_s_per_token)
+    assert not measure([replace(EDGE6, classes=(patient,))])["step_drift"].any()
 
 
 def test_it_measures_the_same_every_time_and_changes_nothing(measured):
