@@ -413,10 +413,13 @@ class Scenario:
         for part, name in _LATER:
             if not data[part][name]:
                 del data[part][name]
-        for part in (data, *data["experts"]):
-            for name in ("classes", "tenants", "labels"):
+        for part in (data, *data["experts"], *data["classes"]):
+            for name in ("classes", "tenants", "labels", "priority"):
                 if not part.get(name, True):
                     del part[name]
+        for expert in data["experts"]:
+            if expert["engine"]["scheduling"] == "fcfs":
+                del expert["engine"]["scheduling"]
         return data
 
 

@@ -32,6 +32,7 @@ ENGINE = np.dtype(
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
         ("reuse", "i4"),  # 1: preempted requests reuse their own untouched blocks
         ("ahead", "i4"),  # 1: an iteration is composed as the one before it begins
+        ("by_priority", "i4"),  # 1: requests are served by priority, then arrival; 0: first come, first served
         # The router's factors on predicted lengths and on the odds of predicted scores, learned by calibration.
         ("length_factor", "f4"), ("score_odds", "f4"),
     ],
@@ -56,6 +57,7 @@ EXPERT = np.dtype(
         ("cached", "i8"),  # cached tokens of the requests in prefill at ``clock``
         # The free blocks are a queue: ``freed`` counts blocks put in at its end, ``taken`` those taken from its front.
         ("freed", "i8"), ("taken", "i8"),
+        ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
         # Seats and blocks of those complete at ``clock``, until a step is composed after their last token is known.
         ("leaving", "i4"), ("leaving_blocks", "i4"),
         # Decoding requests by (cached tokens - iteration) modulo the block size: when each needs a new block.
@@ -89,6 +91,7 @@ RECORD = np.dtype(
         ("score", "f4"),  # true, at the expert it was sent to
         ("route", "i4"), ("status", "i4"),
         ("service", "i4"),  # its service class
+        ("priority", "i4"),  # that of its class, since it was sent
         # What it is promised since it was sent (sim/terms.py): time from arrival to finish, to first token, from there to finish.
         ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),
         ("worth", "f8"),  # QoS if it is in time
@@ -160,6 +163,7 @@ def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
             record[name] = ms * scale
         record["n0"], record["blocks"], record["reuse"] = p.n0_tokens, p.usable_blocks, p.reuse_preempted_blocks
         record["ahead"], record["handoff_s"] = p.async_scheduling, p.handoff_s
+        record["by_priority"] = p.scheduling == "priority"
         record["max_seqs"], record["max_tokens"] = p.max_num_seqs, p.max_num_batched_tokens
         record["max_model_len"], record["max_waiting"] = p.max_model_len, p.max_waiting
     return records

@@ -27,6 +27,7 @@ TERMS = np.dtype(
         ("e2e_s", "f8"),  # finish - arrival
         ("unit_s", "f8"),  # the latency per token that features are in units of
         ("weight", "f8"),  # QoS of an answer in time over its score
+        ("priority", "i4"),  # a lower number is served first, by engines that schedule by it
     ],
     align=True,
 )  # fmt: skip

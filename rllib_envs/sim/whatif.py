@@ -46,7 +46,7 @@ class Scratch(NamedTuple):
     per_slo: NDArray[np.float64]  # (S,) 1 / (time that the answer may take): time since arrival -> latency in units of the SLO
     before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
     terms: NDArray[np.void]  # (C,) TERMS of the service classes
-    plain: bool  # there is one service class, and its only bound is on the latency per token
+    plain: bool  # there is one service class, its only bound is on the latency per token, and its priority is 0
 
 
 def scratch_for(state: State, terms: NDArray[np.void]) -> Scratch:
@@ -67,7 +67,9 @@ def scratch_for(state: State, terms: NDArray[np.void]) -> Scratch:
         per_slo=np.zeros(size),
         before=np.zeros(size),
         terms=terms,
-        plain=terms.size == 1 and all(terms[name][0] == NO_BOUND_S for name in ("ttft_s", "tpot_s", "e2e_s")),
+        plain=terms.size == 1
+        and not terms["priority"][0]
+        and all(terms[name][0] == NO_BOUND_S for name in ("ttft_s", "tpot_s", "e2e_s")),
     )
 
 
@@ -247,6 +249,7 @@ def newcomer(scratch, index, arrived):
     record.preemptions = 0
     record.score = arrived.score
     record.service = arrived.service
+    record.priority = scratch.terms[arrived.service].priority
     promise(record, scratch.terms[arrived.service], arrived.output)
     scratch.per_slo[index] = 1.0 / record.budget_s
 

@@ -14,6 +14,7 @@ from rllib_envs.sim.state import State, allocate, engine_records
 from rllib_envs.sim.terms import per_token_terms
 
 SLO_S = 0.05
+PRIORITIES = (0, 1, 7)
 
 
 def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: float = SLO_S) -> State:
@@ -25,7 +26,9 @@ def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: flo
     workload.prompt[0] = [a.prompt_tokens for a in arrivals]
     workload.output[0, :, 0] = [a.output_tokens for a in arrivals]
     workload.score[:] = 1
-    terms = per_token_terms(slo_s)
+    priorities, workload.service[0] = np.unique([a.priority for a in arrivals], return_inverse=True)  # one class each
+    terms = np.repeat(per_token_terms(slo_s), priorities.size)
+    terms["priority"] = priorities
     cursor, now_s, step = np.zeros(1, np.int32), np.zeros(1), np.zeros(1, STEP)
     begin(state, workload, cursor, now_s, 0)
     for r in range(len(arrivals)):
@@ -57,6 +60,7 @@ def profiles(draw: st.DrawFn) -> EngineProfile:
         reuse_preempted_blocks=draw(st.booleans()),
         async_scheduling=draw(st.booleans()),
         handoff_s=draw(st.sampled_from([0.0, 0.0, 0.0113717, 0.217389])),
+        scheduling=draw(st.sampled_from(["fcfs", "priority"])),
     )
 
 
@@ -66,7 +70,12 @@ def arrival_lists(draw: st.DrawFn, length: int) -> list[Arrival]:
     gaps = draw(st.lists(st.sampled_from([0.0, 0.0013717, 0.017389, 0.0913717, 0.71371]), min_size=1, max_size=40))
     times = np.cumsum(np.array(gaps) * np.sqrt(2))
     return [
-        Arrival(arrival_s=float(t), prompt_tokens=draw(st.integers(1, length)), output_tokens=draw(st.integers(1, length)))
+        Arrival(
+            arrival_s=float(t),
+            prompt_tokens=draw(st.integers(1, length)),
+            output_tokens=draw(st.integers(1, length)),
+            priority=draw(st.sampled_from(PRIORITIES)),
+        )
         for t in times
     ]
 
