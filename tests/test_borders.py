@@ -129,7 +129,7 @@ def test_an_engine_schedules_in_one_of_two_ways() -> None:
     data["experts"][0]["engine"]["scheduling"] = "shortest"
     with pytest.raises(InputError, match=r"here: experts.0.engine.scheduling.*'fcfs' or 'priority'"):
         parse_scenario(data, "here")
-    with pytest.raises(ValueError, match="scheduling = 'shortest': must be fcfs or priority"):
+    with pytest.raises(ValueError, match="scheduling = shortest: must be fcfs or priority"):
         replace(load_scenario("edge2").experts[0].engine, scheduling="shortest")  # type: ignore[arg-type]
 
 
