@@ -20,7 +20,7 @@ from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, allocate
-from rllib_envs.sim.terms import NO_BOUND_S, in_time, latency_ratio, promise
+from rllib_envs.sim.terms import NO_BOUND_S, budget_s, in_time, latency_ratio, promise
 
 OVERRUN = 0.25
 """The expected remaining output is at least this share of the tokens generated so far, also beyond the prediction.
@@ -229,7 +229,11 @@ def join(scratch, engine, index, time_s):
     """Send request ``index`` of the scratch to the copy at ``time_s``; False if its queue is full."""
     expert, work = scratch.state.experts[0, 0], work_of(scratch.state, 0, 0)
     advance(engine, expert, work, time_s)
-    return push(engine, expert, work, index, time_s)
+    if not push(engine, expert, work, index, time_s):
+        return False
+    record = work.records[index]  # what it is promised goes by its length, which the engine may have cut
+    promise(record, scratch.terms[record.service], work.requests[index].output)
+    return True
 
 
 @kernel
@@ -250,8 +254,7 @@ def newcomer(scratch, index, arrived):
     record.score = arrived.score
     record.service = arrived.service
     record.priority = scratch.terms[arrived.service].priority
-    promise(record, scratch.terms[arrived.service], arrived.output)
-    scratch.per_slo[index] = 1.0 / record.budget_s
+    scratch.per_slo[index] = 1.0 / budget_s(scratch.terms[arrived.service], arrived.output)
 
 
 @kernel
