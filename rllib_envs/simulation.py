@@ -279,7 +279,7 @@ class Simulation:
             preemptions=records["preemptions"].copy(),
             qos=np.where(finished & in_time, records["worth"], 0.0),
             late=finished & ~in_time,
-            service=records["service"].copy(),
+            service=records["service"].astype(np.int32),
             tenant=self.workload.tenant[cluster, :count].copy(),
         )
 

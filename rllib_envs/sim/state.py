@@ -57,7 +57,6 @@ EXPERT = np.dtype(
         ("cached", "i8"),  # cached tokens of the requests in prefill at ``clock``
         # The free blocks are a queue: ``freed`` counts blocks put in at its end, ``taken`` those taken from its front.
         ("freed", "i8"), ("taken", "i8"),
-        ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
         # Seats and blocks of those complete at ``clock``, until a step is composed after their last token is known.
         ("leaving", "i4"), ("leaving_blocks", "i4"),
         # Decoding requests by (cached tokens - iteration) modulo the block size: when each needs a new block.
@@ -66,6 +65,7 @@ EXPERT = np.dtype(
         ("busy_s", "f8"), ("kv_token_s", "f8"), ("qos", "f8"),
         ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
         ("future_qos", "f8"),  # QoS of all requests sent here so far, at their end, if no more arrive (counterfactual)
+        ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
     ],
     align=True,
 )  # fmt: skip
@@ -90,8 +90,8 @@ RECORD = np.dtype(
         ("preemptions", "i4"),
         ("score", "f4"),  # true, at the expert it was sent to
         ("route", "i4"), ("status", "i4"),
-        ("service", "i4"),  # its service class
-        ("priority", "i4"),  # that of its class, since it was sent
+        ("service", "i2"),  # its service class
+        ("priority", "i2"),  # that of its class, since it was sent; two bytes each, as a longer record is slower
         # What it is promised since it was sent (sim/terms.py): time from arrival to finish, to first token, from there to finish.
         ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),
         ("worth", "f8"),  # QoS if it is in time
