@@ -19,6 +19,7 @@ InnerShare = Annotated[float, Field(ge=1e-6, le=1 - 1e-6)]
 AtLeastOne = Annotated[float, Field(ge=1, le=1e6)]
 LogDeviation = Annotated[float, Field(ge=0, le=10)]
 Rate = Annotated[float, Field(ge=1e-6, le=1e6)]  # per second
+Order = Annotated[int, Field(ge=-(10**4), le=10**4)]
 Slots = Annotated[int, Field(ge=1, le=4096)]
 
 

@@ -338,6 +338,12 @@ _LATER = (
 """Part and name of fields that came later and are off by default."""
 
 
+_OPTIONAL = (
+    "classes", "tenants", "network", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price", "priority",
+)  # fmt: skip
+"""Fields of a scenario, an expert or a class that are not written where they say nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Scenario:
     """The complete definition of the router's world."""
@@ -453,10 +459,13 @@ class Scenario:
         for part, name in _LATER:
             if not data[part][name]:
                 del data[part][name]
-        for part in (data, *data["experts"]):
-            for name in ("classes", "tenants", "network", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price"):
+        for part in (data, *data["experts"], *data["classes"]):
+            for name in _OPTIONAL:
                 if not part.get(name, True):
                     del part[name]
+        for expert in data["experts"]:
+            if expert["engine"]["scheduling"] == "fcfs":
+                del expert["engine"]["scheduling"]
         return data
 
 

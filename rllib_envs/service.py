@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
-from rllib_envs.limits import CONFIG, Name, NonNegative, Positive
+from rllib_envs.limits import CONFIG, Name, NonNegative, Order, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
@@ -23,6 +23,7 @@ class ServiceClass:
     tpot_s: Positive | None = None  # bound on the time per output token after the first
     e2e_s: Positive | None = None  # bound on the time from arrival to finish
     confined_to: tuple[Name, ...] = ()  # names, sites or labels of the experts that its requests may go to; () = all
+    priority: Order = 0  # a lower number is served first, by engines whose scheduling is priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)

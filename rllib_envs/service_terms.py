@@ -40,7 +40,7 @@ def terms_of(scenario: Scenario) -> NDArray[np.void]:
     terms = np.repeat(common, len(scenario.classes))
     mean_tokens = float(np.mean([expert.mean_output_tokens for expert in scenario.experts]))
     for record, entry in zip(terms, scenario.classes, strict=True):
-        record["weight"] = entry.weight
+        record["weight"], record["priority"] = entry.weight, entry.priority
         bounds = {"slo_s": entry.per_token_s, "ttft_s": entry.ttft_s, "tpot_s": entry.tpot_s, "e2e_s": entry.e2e_s}
         given = {name: bound for name, bound in bounds.items() if bound is not None} or {"slo_s": scenario.slo_s_per_token}
         for name in bounds:

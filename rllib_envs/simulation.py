@@ -286,7 +286,7 @@ class Simulation:
             preemptions=records["preemptions"].copy(),
             qos=np.where(finished & in_time, records["worth"], 0.0),
             late=finished & ~in_time,
-            service=records["service"].copy(),
+            service=records["service"].astype(np.int32),
             tenant=self.workload.user["tenant"][cluster, :count].copy(),
             network_s=self._network_s(cluster, count),
         )

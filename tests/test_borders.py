@@ -124,6 +124,15 @@ def test_what_the_state_cannot_hold_is_refused_with_what_is_allowed(field: str) 
         parse_scenario(data, "here")
 
 
+def test_an_engine_schedules_in_one_of_two_ways() -> None:
+    data = small()
+    data["experts"][0]["engine"]["scheduling"] = "shortest"
+    with pytest.raises(InputError, match=r"here: experts.0.engine.scheduling.*'fcfs' or 'priority'"):
+        parse_scenario(data, "here")
+    with pytest.raises(ValueError, match="scheduling = shortest: must be fcfs or priority"):
+        replace(load_scenario("edge2").experts[0].engine, scheduling="shortest")  # type: ignore[arg-type]
+
+
 def test_python_is_as_strict_as_a_file() -> None:
     engine = load_scenario("edge2").experts[0].engine
     for wrong in ({"cv": True}, {"cv": "2"}, {"burst_ratio": math.nan}, {"kind": 1}):

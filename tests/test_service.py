@@ -177,10 +177,21 @@ def test_scenarios_with_classes_are_read_as_they_are_written() -> None:
     assert scenario.fingerprint() != small("edge6").fingerprint()
 
 
+def test_priorities_are_read_as_they_are_written() -> None:
+    first, *rest = small("edge6").experts
+    by_priority = replace(first, engine=replace(first.engine, scheduling="priority"))
+    scenario = replace(small("edge6"), classes=(replace(TWO[0], priority=-3), TWO[1]))
+    switched = replace(scenario, experts=(by_priority, *rest))
+    assert parse_scenario(switched.to_dict(), "here.yaml") == switched
+    plain = replace(scenario, classes=TWO)
+    assert len({world.fingerprint() for world in (plain, scenario, switched)}) == 3
+    assert all("priority" not in entry for entry in plain.to_dict()["classes"])
+
+
 def test_what_a_scenario_does_not_use_it_does_not_name() -> None:
     data = load_scenario("edge6").to_dict()
     assert not {"classes", "tenants"} & data.keys()
-    assert all("labels" not in expert for expert in data["experts"])
+    assert all("labels" not in expert and "scheduling" not in expert["engine"] for expert in data["experts"])
 
 
 @pytest.mark.parametrize(
@@ -192,6 +203,8 @@ def test_what_a_scenario_does_not_use_it_does_not_name() -> None:
         ({"classes": [{"name": "a", "weight": 0}]}, "classes.0.weight"),
         ({"classes": [{"name": "a", "ttft_s": -1}]}, "classes.0.ttft_s"),
         ({"classes": [{"name": "a", "deadline": 1}]}, "classes.0.deadline"),
+        ({"classes": [{"name": "a", "priority": 0.5}]}, "classes.0.priority"),
+        ({"classes": [{"name": "a", "priority": 10**7}]}, "classes.0.priority"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, object], message: str) -> None:

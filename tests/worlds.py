@@ -103,9 +103,12 @@ def random_world(
 ) -> tuple[Scenario, Episode, NDArray[np.int64]]:
     """A scenario of small engines, an episode that presses on them, and a decision for each request (masked ones among them).
 
-    With ``several`` requests are of several service classes, and there is a network without jitter.
+    With ``several`` requests are of several service classes, most engines schedule by priority, and there is a network without
+    jitter.
     """
     engines = [random_engine(rng, max_waiting=max_waiting) for _ in range(int(rng.integers(2, 4)))]
+    if several:
+        engines = [replace(engine, scheduling="priority" if rng.random() < 0.7 else "fcfs") for engine in engines]
     slo_s = float(rng.choice([0.02, 0.06, 0.2]))
     scenario = scenario_of(engines, slo_s=slo_s, observation=observation, reward=reward, faults=faults)
     if several:
@@ -115,13 +118,14 @@ def random_world(
 
 
 def random_classes(rng: np.random.Generator) -> tuple[ServiceClass, ...]:
-    """Two to four service classes of different weight, each with some of the bounds or with none."""
+    """Two to four service classes of different weight and priority, each with some of the bounds or with none."""
     scales_s = {"per_token_s": 0.03, "ttft_s": 0.1, "tpot_s": 0.02, "e2e_s": 1.0}
     return tuple(
         ServiceClass(
             name=f"c{i}",
             share=float(rng.uniform(0.2, 1)),
             weight=float(rng.choice([0.25, 1.0, 3.5])),
+            priority=int(rng.integers(-1, 2)),
             **{name: scale * float(np.exp(rng.normal())) for name, scale in scales_s.items() if rng.random() < 0.5},
         )
         for i in range(int(rng.integers(2, 5)))
@@ -289,10 +293,12 @@ def twins_at(scenario: Scenario, episode: Episode, actions: NDArray[np.int64], c
     for r in range(count):
         e = int(actions[r])
         if e < scenario.n_experts and episode.arrival_s[r] <= time_s:
+            classes = scenario.classes
             arrival = Arrival(
                 arrival_s=float(episode.arrival_s[r]),
                 prompt_tokens=int(episode.prompt[r]),
                 output_tokens=int(episode.output[r, e]),
+                priority=classes[episode.user["service"][r]].priority if classes else 0,
             )
             twins[e].send(r, arrival)
     for twin in twins:

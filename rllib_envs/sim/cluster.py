@@ -190,6 +190,7 @@ def route(state, workload, service, b, r, action, now_s, marginal, step):
         request.output = workload.output[b, r, action]
         request.predicted_score = workload.predicted_score[b, r, action]
         request.predicted_tokens = workload.predicted_tokens[b, r, action]
+        record.priority = service.terms[record.service].priority
         expert = state.experts[b, action]
         expert.future_qos += marginal
         if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s):
@@ -264,6 +265,7 @@ def _follow(state, late, late_cursor, b, arrived, time_s):
             request.generated = 0
             late.records[b, r].score = record.score
             late.records[b, r].service = record.service
+            late.records[b, r].priority = record.priority
             late.records[b, r].budget_s = record.budget_s
             late.records[b, r].ttft_s = record.ttft_s
             late.records[b, r].generation_s = record.generation_s

@@ -7,9 +7,9 @@ steps every iteration and must give the same times.
 
 Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks are reused until another
 request takes them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead,
-asynchronous scheduling, the time from the router to the engine's queue.
+asynchronous scheduling, the time from the router to the engine's queue, scheduling by priority.
 Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory,
-priorities, failures of an engine.
+failures of an engine.
 """
 
 # Values of ``state.experts[b, e]`` are numba records: assigning to their fields writes the array.
@@ -125,30 +125,76 @@ def _least(finish_at, n):
 
 
 @kernel
-def _preempt_last(expert, work):
-    """Evict the request admitted last: it frees its blocks, keeps its tokens and goes to the front of the queue."""
-    requests, running, waiting = work.requests, work.running, work.waiting
+def _goes_before(work, index, other):
+    """Whether request ``index`` goes before ``other`` by priority, then arrival; neither does if they are equal in both."""
+    priority, other_priority = work.records[index].priority, work.records[other].priority
+    if priority != other_priority:
+        return priority < other_priority
+    return work.requests[index].arrival_s < work.requests[other].arrival_s
+
+
+@kernel
+def _preempt(expert, work, place, granted, queue_place):
+    """Evict the request at ``place`` of the running list: it frees its blocks and keeps its tokens.
+
+    It goes to ``queue_place`` of the queue (0 = front). The first ``granted`` running requests already have their block for the
+    step that is being composed.
+    """
+    requests, running, finish_at, waiting = work.requests, work.running, work.finish_at, work.waiting
+    index = running[place]
+    request, record = requests[index], work.records[index]
     expert.n_run -= 1
-    last = expert.n_run
-    request, record = requests[running[last]], work.records[running[last]]
-    if last < expert.n_dec:
+    for i in range(place, expert.n_run):
+        running[i] = running[i + 1]
+        finish_at[i] = finish_at[i + 1]
+    if place < expert.n_dec:
         expert.n_dec -= 1
         request.generated = expert.iteration - request.start
         cached = request.prompt + request.generated - 1
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
-        expert.min_finish = _least(work.finish_at, expert.n_dec)
+        expert.min_finish = _least(finish_at, expert.n_dec)
+        expert.freed += blocks_of(cached + 1 if place < granted else cached)
     else:
         cached = expert.pre_done
         expert.partial = 0
-    expert.freed += blocks_of(cached)
+        expert.freed += blocks_of(cached)
     record.cache_end = expert.freed
     record.cache_blocks = cached // _BLOCK
     record.preemptions += 1
     expert.preempted += 1
     expert.wait_head = (expert.wait_head - 1) & (waiting.size - 1)
-    waiting[expert.wait_head] = running[last]
+    for i in range(queue_place):
+        waiting[(expert.wait_head + i) & (waiting.size - 1)] = waiting[(expert.wait_head + i + 1) & (waiting.size - 1)]
+    waiting[(expert.wait_head + queue_place) & (waiting.size - 1)] = index
     expert.n_wait += 1
+
+
+@kernel
+def _preempt_last(expert, work):
+    """Evict the request admitted last, to the front of the queue."""
+    _preempt(expert, work, expert.n_run - 1, 0, 0)
+
+
+@kernel
+def _preempt_lowest(expert, work, granted):
+    """Evict the running request of the lowest priority, of equals the last one, to its place in the queue.
+
+    ``granted``: as for ``_preempt``. Returns the place that it had in the running list.
+    """
+    running, waiting = work.running, work.waiting
+    place = 0
+    for i in range(1, expert.n_run):
+        if not _goes_before(work, running[i], running[place]):
+            place = i
+    index = running[place]
+    queue_place = 0  # in front of its equals, as it came before them
+    while queue_place < expert.n_wait and _goes_before(
+        work, waiting[(expert.wait_head + queue_place) & (waiting.size - 1)], index
+    ):
+        queue_place += 1
+    _preempt(expert, work, place, granted, queue_place)
+    return place
 
 
 @kernel
@@ -172,6 +218,98 @@ def _run_under_pressure(expert, work, chunk):
             _preempt_last(expert, work)
         else:
             expert.taken += blocks
+
+
+@kernel
+def _run_by_priority(engine, expert, work):
+    """The RUNNING loop when blocks run out, where engines preempt by priority; returns the tokens computed of the prompt.
+
+    Whoever is preempted gives back what this step had granted it. If the one that asks is itself the lowest, the loop ends: those
+    admitted after it stand idle in this step (``expert.idle``, and a prompt of which no token is computed).
+    """
+    i = 0
+    while i < expert.n_dec:
+        request = work.requests[work.running[i]]
+        if (request.prompt + expert.iteration - request.start - 1) & _MASK == 0:
+            while expert.freed == expert.taken:
+                place = _preempt_lowest(expert, work, i)
+                if place == i:
+                    expert.idle = expert.n_dec - i
+                    return 0
+                if place < i:
+                    i -= 1
+            expert.taken += 1
+        i += 1
+    if expert.n_run == expert.n_dec:
+        return 0
+    request = work.requests[work.running[expert.n_dec]]
+    chunk = min(request.prompt + request.generated - expert.pre_done, engine.max_tokens - expert.n_dec)
+    blocks = blocks_of(expert.pre_done + chunk) - blocks_of(expert.pre_done)
+    while blocks > expert.freed - expert.taken:
+        _preempt_lowest(expert, work, expert.n_dec)
+        if expert.n_run == expert.n_dec:  # it preempted itself
+            return 0
+    expert.taken += blocks
+    return chunk
+
+
+@kernel
+def _first_known(engine, expert, work):
+    """Place in the queue of the first request that the step to compose knows; ``n_wait`` if there is none.
+
+    In the order of arrival it is the head or none. By priority, some that are on their way yet may stand before it.
+    """
+    place = 0
+    while place < expert.n_wait:
+        index = work.waiting[(expert.wait_head + place) & (work.waiting.size - 1)]
+        if queued_s(engine, work.requests[index]) <= expert.known_s:
+            break
+        place += 1
+    return place
+
+
+@kernel
+def _earliest_queued_s(engine, expert, work, first):
+    """Earliest time at which one of the first ``first`` (>= 1) requests of the waiting list reaches the engine's queue."""
+    earliest_s = np.inf
+    for i in range(first):
+        index = work.waiting[(expert.wait_head + i) & (work.waiting.size - 1)]
+        earliest_s = min(earliest_s, queued_s(engine, work.requests[index]))
+    return earliest_s
+
+
+@kernel
+def _take_out(expert, waiting, place):
+    """Remove the request at ``place`` of the queue."""
+    for i in range(place, 0, -1):
+        waiting[(expert.wait_head + i) & (waiting.size - 1)] = waiting[(expert.wait_head + i - 1) & (waiting.size - 1)]
+    expert.wait_head = (expert.wait_head + 1) & (waiting.size - 1)
+    expert.n_wait -= 1
+
+
+@kernel
+def _idle_context(expert, work):
+    """Cached tokens of the decoding requests that stand idle."""
+    context = 0
+    for i in range(expert.n_dec - expert.idle, expert.n_dec):
+        request = work.requests[work.running[i]]
+        context += request.prompt + expert.iteration - request.start - 1
+    return context
+
+
+@kernel
+def _stand_idle(expert, work):
+    """Before a step is committed: those that stand idle in it neither get a token nor come closer to their end."""
+    for i in range(expert.n_dec - expert.idle, expert.n_dec):
+        request = work.requests[work.running[i]]
+        phase = request.prompt - request.start - 1
+        expert.phase[phase & _MASK] -= 1
+        expert.phase[(phase - 1) & _MASK] += 1
+        request.start += 1
+        work.finish_at[i] += 1
+    expert.context -= expert.idle
+    expert.min_finish = _least(work.finish_at, expert.n_dec)
+    expert.idle = 0
 
 
 @kernel
@@ -207,7 +345,7 @@ def _schedule(engine, expert, work):
     if engine.ahead == 0:
         expert.known_s = expert.clock_s
     _compose(engine, expert, work, held)
-    if expert.n_run == 0:  # an empty iteration takes no time: the next one is composed with all requests known by now
+    while expert.plan_steps == 0:  # an empty iteration takes no time: the next one is composed with all requests known by now
         expert.known_s = expert.clock_s
         _compose(engine, expert, work, 0)
 
@@ -216,7 +354,7 @@ def _schedule(engine, expert, work):
 def _compose(engine, expert, work, held):
     """Compose a step and plan how often it repeats, from the state at ``known_s``; ``held``: seats of leaving requests.
 
-    Without a request to serve there is no plan.
+    Without a request to serve there is no plan, nor if all who run stand idle.
     """
     requests, running, waiting = work.requests, work.running, work.waiting
     preempted = expert.preempted
@@ -230,8 +368,10 @@ def _compose(engine, expert, work, held):
     crossing = expert.phase[-expert.iteration & _MASK]
     if crossing + more <= expert.freed - expert.taken:
         expert.taken += crossing + more
-    else:
+    elif engine.by_priority == 0:
         _run_under_pressure(expert, work, chunk)
+    else:
+        chunk = _run_by_priority(engine, expert, work)
     preempted = expert.preempted - preempted
 
     budget = engine.max_tokens - expert.n_dec
@@ -250,13 +390,17 @@ def _compose(engine, expert, work, held):
             expert.partial = 1
     if preempted == 0:
         while expert.n_wait > 0 and budget > 0 and expert.n_run + held < engine.max_seqs:
-            index = waiting[expert.wait_head]
+            place = 0
+            if engine.by_priority == 1:
+                place = _first_known(engine, expert, work)
+                if place == expert.n_wait:
+                    break
+            index = waiting[(expert.wait_head + place) & (waiting.size - 1)]
             request, record = requests[index], work.records[index]
             tokens = request.prompt + request.generated
             if queued_s(engine, request) > expert.known_s or blocks_of(tokens) > expert.freed - expert.taken:
                 break
-            expert.wait_head = (expert.wait_head + 1) & (waiting.size - 1)
-            expert.n_wait -= 1
+            _take_out(expert, waiting, place)
             hit = 0
             if record.preemptions > 0 and engine.reuse == 1:
                 hit = _reusable_blocks(expert, work, record, tokens)
@@ -277,10 +421,15 @@ def _compose(engine, expert, work, held):
             if math.isnan(record.first_scheduled_s):
                 record.first_scheduled_s = expert.clock_s
     _release(expert)
-    if expert.n_run == 0:
+    if expert.n_dec - expert.idle + prefill == 0:
+        expert.idle = 0
         return
 
-    expert.step_s = engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * expert.context
+    if expert.idle > 0:
+        decodes, context = expert.n_dec - expert.idle, expert.context - _idle_context(expert, work)
+        expert.step_s = engine.c0_s + engine.b_s * decodes + engine.c_s * context
+    else:
+        expert.step_s = engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * expert.context
     expert.growth_s = 0.0
     steps = 1
     if prefill > 0:
@@ -301,10 +450,18 @@ def _compose(engine, expert, work, held):
                 steps += 1
                 free -= expert.phase[-(expert.iteration + steps) & _MASK]
     _cut(expert, steps)
+    # The first that is known lacks blocks, and no block becomes free within a leap: it and all behind it wait for the end. Those
+    # before it, whom this step does not know yet, may be admitted as soon as they are known: the first of them ends the leap. In
+    # the order of arrival that is the head, unless it is known.
     if steps > 1 and expert.n_wait > 0 and expert.n_run < engine.max_seqs:
-        head_s = queued_s(engine, requests[waiting[expert.wait_head]])
-        if head_s > expert.known_s:
-            _cut_for(engine, expert, head_s)
+        if engine.by_priority == 1:
+            unknown = _first_known(engine, expert, work)
+            if unknown > 0:
+                _cut_for(engine, expert, _earliest_queued_s(engine, expert, work, unknown))
+        else:
+            head_s = queued_s(engine, requests[waiting[expert.wait_head]])
+            if head_s > expert.known_s:
+                _cut_for(engine, expert, head_s)
 
 
 @kernel
@@ -375,6 +532,8 @@ def _commit(engine, expert, work):
     )
     if steps > 1:
         expert.taken += blocks_crossed(expert, 1, steps)
+    elif expert.idle > 0:
+        _stand_idle(expert, work)
     expert.context += expert.n_dec * steps
     expert.iteration += steps
     expert.clock_s = expert.plan_end_s
@@ -385,9 +544,9 @@ def _commit(engine, expert, work):
         _retire(expert, work)
         if engine.ahead == 0 or expert.n_run + expert.n_wait == 0:
             _release(expert)
-    if expert.n_run == 0 and expert.n_wait > 0:
-        head = work.requests[work.waiting[expert.wait_head]]
-        expert.clock_s = max(expert.clock_s, queued_s(engine, head))
+    if expert.n_run == 0 and expert.n_wait > 0:  # in the order of arrival the head is the earliest
+        first = expert.n_wait if engine.by_priority == 1 else 1
+        expert.clock_s = max(expert.clock_s, _earliest_queued_s(engine, expert, work, first))
 
 
 @kernel
@@ -424,10 +583,22 @@ def push(engine, expert, work, index, time_s):
     if expert.n_run + expert.n_wait == 0:
         expert.clock_s = time_s + engine.handoff_s
         expert.known_s = expert.clock_s
-    elif expert.n_wait == 0 and expert.n_run < engine.max_seqs:  # else it waits for the head of the queue or for a seat
+    waiting = work.waiting
+    place = expert.n_wait
+    if engine.by_priority == 1:  # behind its equals, as nobody came later
+        priority = work.records[index].priority
+        while place > 0:
+            other = waiting[(expert.wait_head + place - 1) & (waiting.size - 1)]
+            if work.records[other].priority <= priority:
+                break
+            waiting[(expert.wait_head + place) & (waiting.size - 1)] = other
+            place -= 1
+    # Else it waits for a seat, or for the one before it: that one lacks blocks, which a leap never frees, or is on its way, and
+    # the leap has been cut for it or for another.
+    if place == 0 and expert.n_run < engine.max_seqs:
         _cut_for(engine, expert, time_s + engine.handoff_s)
     request.output = min(request.output, engine.max_model_len - request.prompt)
-    work.waiting[(expert.wait_head + expert.n_wait) & (work.waiting.size - 1)] = index
+    waiting[(expert.wait_head + place) & (waiting.size - 1)] = index
     expert.n_wait += 1
     expert.routed += 1
     return True

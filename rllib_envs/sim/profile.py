@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 BLOCK_TOKENS = 16
 """Tokens in a KV block, as in vLLM."""
+
+Scheduling = Literal["fcfs", "priority"]
+"""Whom an engine serves first: who came first, or who has the lowest priority number (vLLM's ``--scheduling-policy``)."""
 
 _MS, _TOKENS = (0.0, 1e6), 2**30
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -22,6 +25,7 @@ _TYPES: dict[str, tuple[str, Any]] = {
     "float": ("a number", Real),
     "int": ("an integer", Integral),
     "bool": ("true or false", bool),
+    "Scheduling": (" or ".join(get_args(Scheduling)), str),
 }
 
 
@@ -68,6 +72,7 @@ class EngineProfile:
     reuse_preempted_blocks: bool = True  # a preempted request reuses its own blocks that no other has taken meanwhile
     async_scheduling: bool = True  # compose an iteration while the one before it begins, as vLLM V1 does by default
     handoff_s: float = 0.0  # >= 0: time from the router's decision to the engine's queue, s
+    scheduling: Scheduling = "fcfs"  # priority: by the priority of the service class, then arrival
 
     def __post_init__(self) -> None:
         """Refuse impossible figures."""
@@ -76,7 +81,9 @@ class EngineProfile:
             allowed, kind = _TYPES[str(field.type)]
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise ValueError(f"{field.name} = {value!r}: must be {allowed}")
-            if isinstance(value, bool):
+            if isinstance(value, str):
+                _require(self, field.name, value in get_args(Scheduling), f"must be {allowed}")
+            if isinstance(value, (bool, str)):
                 continue
             low, high = _LIMITS[field.name]
             _require(self, field.name, low <= value <= high, f"must be from {low:,} to {high:,}")

@@ -12,11 +12,18 @@ the one before it begins. A request that is queued while an iteration runs joins
 its seat and its blocks for one more composition, though no token is computed for it. A server with a fixed output length knows
 which token is the last. A server that waits for an end-of-sequence token computes one more in vain; this is not modelled. Nor is
 the preemption of a request after its last token.
+
+With ``scheduling = "priority"`` the queue is in the order of priority, then arrival (vLLM's ``PriorityRequestQueue``). A lower
+number goes first. When blocks run out, the running request that is last in this order is preempted, and it goes back to its place
+in the queue. If it was scheduled in this iteration already, it gives back its tokens. If it is the one that asks for blocks, the
+loop over the running requests ends, as in vLLM: those admitted after it wait for the next iteration. Priorities preempt nobody
+for a seat. Of requests that are equal in both, the one admitted last is preempted, and the preempted one waits in front.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +38,7 @@ class Arrival:
     arrival_s: float  # finite
     prompt_tokens: int  # >= 1
     output_tokens: int  # >= 1: tokens that it would generate without the limit max_model_len
+    priority: int = 0  # a lower number goes first, if the engine schedules by priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,7 @@ class Request:
     prompt: int
     output: int  # tokens that it will generate, after the cut at max_model_len
     queued_s: float  # time at which it reaches the engine's queue
+    priority: int
     generated: int = 0
     computed: int = 0
     prefilling: bool = True
@@ -71,6 +80,11 @@ class Request:
     first_scheduled_s: float = math.nan
     first_token_s: float = math.nan
     finish_s: float = math.nan
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Priority, then arrival: whoever is lower goes first."""
+        return self.priority, self.queued_s
 
     @property
     def tokens(self) -> int:
@@ -110,6 +124,7 @@ class Engine:
         self.busy_s = 0.0
         self.kv_token_s = 0.0
         self.iterations = 0
+        self._by_priority = profile.scheduling == "priority"
         self._begun_s = -math.inf  # when the last iteration began
 
     @property
@@ -121,7 +136,7 @@ class Engine:
         """Earliest start of the next iteration, at ``now_s`` or later; inf if the engine is idle."""
         if self.running:
             return now_s
-        return max(now_s, self.waiting[0].queued_s) if self.waiting else math.inf
+        return max(now_s, min(request.queued_s for request in self.waiting)) if self.waiting else math.inf
 
     def arrive(self, arrival: Arrival) -> Request:
         """Queue a request, or reject it: the queue is full, or not even one output token fits."""
@@ -130,10 +145,12 @@ class Engine:
             prompt=arrival.prompt_tokens,
             output=min(arrival.output_tokens, room),
             queued_s=arrival.arrival_s + self.profile.handoff_s,
+            priority=arrival.priority,
         )
         request.rejected = room <= 0 or len(self.waiting) >= self.profile.max_waiting
         if not request.rejected:
-            self.waiting.append(request)
+            place = bisect_right(self.waiting, request.order, key=_order) if self._by_priority else len(self.waiting)
+            self.waiting.insert(place, request)
         return request
 
     def step(self, start_s: float) -> float:
@@ -154,10 +171,11 @@ class Engine:
         has anything to compute, it takes no time, and the next one is composed with all that is known at ``start_s``.
         """
         scheduled = self._schedule(self._begun_s if self.profile.async_scheduling else start_s, start_s)
-        if not scheduled:
+        while not scheduled:
+            running = len(self.running)
             scheduled = self._schedule(start_s, start_s)
-        if not scheduled:
-            raise AssertionError(f"livelock: {len(self.waiting)} waiting, none scheduled, {len(self.free)} blocks free")
+            if not scheduled and len(self.running) == running:
+                raise AssertionError(f"livelock: {len(self.waiting)} waiting, none scheduled, {len(self.free)} blocks free")
         self._begun_s = start_s
         return scheduled
 
@@ -181,26 +199,30 @@ class Engine:
         scheduled: dict[Request, int] = {}
         preempted = False
         index = 0
-        while index < len(self.running):  # preemption shortens the list from its end
+        while index < len(self.running):  # preemption shortens the list
             request = self.running[index]
             new = min(request.tokens - request.computed, budget)
             while not self._take_blocks(request, request.computed + new):
                 preempted = True
-                if self._preempt_last() is request:
+                evicted = self._preempt()
+                if evicted is request:
                     return scheduled, preempted
+                if evicted in scheduled:
+                    budget += scheduled.pop(evicted)
+                    index -= 1
             scheduled[request] = new
             budget -= new
             index += 1
         return scheduled, preempted
 
     def _admit(self, scheduled: dict[Request, int], known_s: float, start_s: float) -> None:
-        """Admit from the head of the queue. The head must fit whole, though only this iteration's chunk takes blocks."""
+        """Admit the first of those known in the queue. It must fit whole, though only this iteration's chunk takes blocks."""
         budget = self.profile.max_num_batched_tokens - sum(scheduled.values())
         while self.waiting and budget > 0 and len(self.running) + len(self.leaving) < self.profile.max_num_seqs:
-            request = self.waiting[0]
-            if request.queued_s > known_s or _blocks(request.tokens) > len(self.free):
+            request = next((request for request in self.waiting if request.queued_s <= known_s), None)
+            if request is None or _blocks(request.tokens) > len(self.free):
                 break
-            self.waiting.popleft()
+            self.waiting.remove(request)
             self._reuse_blocks(request)
             new = min(request.tokens - request.computed, budget)
             self._take_blocks(request, request.computed + new)
@@ -248,9 +270,14 @@ class Engine:
         self.free.extend(reversed(request.blocks))
         request.blocks = []
 
-    def _preempt_last(self) -> Request:
-        """Move the last admitted request to the front of the queue; it keeps its tokens and loses their KV."""
-        request = self.running.pop()
+    def _preempt(self) -> Request:
+        """Move a running request back to the queue; it keeps its tokens and loses their KV.
+
+        It is the one admitted last, which goes to the front of the queue. By priority it is the last in order.
+        """
+        places = range(len(self.running))
+        last = max(places, key=lambda i: (*self.running[i].order, i)) if self._by_priority else places[-1]
+        request = self.running.pop(last)
         if self.profile.reuse_preempted_blocks:
             request.left_behind = request.blocks[: request.computed // BLOCK_TOKENS]
             self.cached.update(dict.fromkeys(request.left_behind, request))
@@ -258,7 +285,7 @@ class Engine:
         request.computed = 0
         request.prefilling = True
         request.preemptions += 1
-        self.waiting.appendleft(request)
+        self.waiting.insert(bisect_left(self.waiting, request.order, key=_order) if self._by_priority else 0, request)
         return request
 
     def _reuse_blocks(self, request: Request) -> None:
@@ -305,6 +332,10 @@ def simulate(
             after_step(engine)
     outcomes = [request.outcome() for request in requests]
     return Result(outcomes=outcomes, busy_s=engine.busy_s, kv_token_s=engine.kv_token_s, iterations=engine.iterations)
+
+
+def _order(request: Request) -> tuple[int, float]:
+    return request.order
 
 
 def _blocks(tokens: int) -> int:

@@ -32,6 +32,7 @@ ENGINE = np.dtype(
         ("max_seqs", "i4"), ("max_tokens", "i4"), ("max_model_len", "i4"), ("max_waiting", "i4"),
         ("reuse", "i4"),  # 1: preempted requests reuse their own untouched blocks
         ("ahead", "i4"),  # 1: an iteration is composed as the one before it begins
+        ("by_priority", "i4"),  # 1: requests are served by priority, then arrival; 0: first come, first served
         # The router's factors on predicted lengths and on the odds of predicted scores, learned by calibration.
         ("length_factor", "f4"), ("score_odds", "f4"),
     ],
@@ -64,6 +65,7 @@ EXPERT = np.dtype(
         ("busy_s", "f8"), ("kv_token_s", "f8"), ("qos", "f8"),
         ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
         ("future_qos", "f8"),  # QoS of all requests sent here so far, at their end, if no more arrive (counterfactual)
+        ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
     ],
     align=True,
 )  # fmt: skip
@@ -88,7 +90,7 @@ RECORD = np.dtype(
         ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),  # from arrival to finish, to first token, from there on
         ("worth", "f8"),  # QoS if it is in time
         ("score", "f4"),  # true, at the expert it was sent to
-        ("service", "i4"),  # its service class
+        ("service", "i2"), ("priority", "i2"),  # its service class, and that class's priority since it was sent
         ("first_scheduled_s", "f8"),  # NaN: not yet
         ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
@@ -162,6 +164,7 @@ def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
             record[name] = ms * scale
         record["n0"], record["blocks"], record["reuse"] = p.n0_tokens, p.usable_blocks, p.reuse_preempted_blocks
         record["ahead"], record["handoff_s"] = p.async_scheduling, p.handoff_s
+        record["by_priority"] = p.scheduling == "priority"
         record["max_seqs"], record["max_tokens"] = p.max_num_seqs, p.max_num_batched_tokens
         record["max_model_len"], record["max_waiting"] = p.max_model_len, p.max_waiting
     return records

@@ -29,6 +29,7 @@ TERMS = np.dtype(
         ("e2e_s", "f8"),  # finish - arrival
         ("unit_s", "f8"),  # the latency per token that features are in units of
         ("weight", "f8"),  # QoS of an answer in time over its score
+        ("priority", "i4"),  # a lower number is served first, by engines that schedule by it
     ],
     align=True,
 )  # fmt: skip
@@ -70,7 +71,7 @@ class Service(NamedTuple):
     allowed: NDArray[np.bool_]  # (C, T, N) experts that requests of a service class and a tenant may go to
     round_trip_s: NDArray[np.float64]  # (S, N) mean time of the network from a site to an expert and back
     prompt_s: NDArray[np.float64]  # (S, N) time of the network for each prompt token
-    plain: bool  # one class for all, latency per token is its only bound, and there is no network
+    plain: bool  # one class for all, of priority 0, latency per token is its only bound, and there is no network
 
 
 def plain_service(slo_s: float, n_experts: int) -> Service:
@@ -84,7 +85,7 @@ def make_service(
 ) -> Service:
     """The tables, and whether they say more than a bound on the latency per token."""
     alone = terms.size == 1 and all(terms[name][0] == NO_BOUND_S for name in ("ttft_s", "tpot_s", "e2e_s"))
-    plain = bool(alone and not round_trip_s.any() and not prompt_s.any())
+    plain = bool(alone and not terms["priority"].any() and not round_trip_s.any() and not prompt_s.any())
     return Service(terms, allowed, round_trip_s, prompt_s, plain)
 
 

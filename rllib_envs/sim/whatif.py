@@ -253,6 +253,7 @@ def newcomer(scratch, index, arrived):
     record.service = arrived.service
     terms = scratch.service.terms[arrived.service]
     record.network_s = arrived.network_s
+    record.priority = terms.priority
     scratch.per_slo[index] = 1.0 / budget_s(terms, arrived.output)
 
 

@@ -11,9 +11,10 @@ from rllib_envs.sim.cluster import STEP, advance_to_next, allocate_request_table
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival
 from rllib_envs.sim.state import State, allocate, engine_records
-from rllib_envs.sim.terms import plain_service
+from rllib_envs.sim.terms import make_service, per_token_terms
 
 SLO_S = 0.05
+PRIORITIES = (0, 1, 7)
 
 
 def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: float = SLO_S) -> State:
@@ -25,10 +26,14 @@ def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: flo
     workload.prompt[0] = [a.prompt_tokens for a in arrivals]
     workload.output[0, :, 0] = [a.output_tokens for a in arrivals]
     workload.score[:] = 1
+    priorities, workload.user["service"][0] = np.unique([a.priority for a in arrivals], return_inverse=True)  # one class each
+    terms = np.repeat(per_token_terms(slo_s), priorities.size)
+    terms["priority"] = priorities
+    service = make_service(terms, np.ones((priorities.size, 1, 1), np.bool_), np.zeros((1, 1)), np.zeros((1, 1)))
     cursor, now_s, step = np.zeros(1, np.int32), np.zeros(1), np.zeros(1, STEP)
     begin(state, workload, cursor, now_s, 0)
     for r in range(len(arrivals)):
-        route(state, workload, plain_service(slo_s, 1), 0, r, 0, now_s[0], 0.0, step[0])
+        route(state, workload, service, 0, r, 0, now_s[0], 0.0, step[0])
         advance_to_next(state, workload, cursor, now_s, 0, step[0])
     return state
 
@@ -56,6 +61,7 @@ def profiles(draw: st.DrawFn) -> EngineProfile:
         reuse_preempted_blocks=draw(st.booleans()),
         async_scheduling=draw(st.booleans()),
         handoff_s=draw(st.sampled_from([0.0, 0.0, 0.0113717, 0.217389])),
+        scheduling=draw(st.sampled_from(["fcfs", "priority"])),
     )
 
 
@@ -65,7 +71,12 @@ def arrival_lists(draw: st.DrawFn, length: int) -> list[Arrival]:
     gaps = draw(st.lists(st.sampled_from([0.0, 0.0013717, 0.017389, 0.0913717, 0.71371]), min_size=1, max_size=40))
     times = np.cumsum(np.array(gaps) * np.sqrt(2))
     return [
-        Arrival(arrival_s=float(t), prompt_tokens=draw(st.integers(1, length)), output_tokens=draw(st.integers(1, length)))
+        Arrival(
+            arrival_s=float(t),
+            prompt_tokens=draw(st.integers(1, length)),
+            output_tokens=draw(st.integers(1, length)),
+            priority=draw(st.sampled_from(PRIORITIES)),
+        )
         for t in times
     ]
 

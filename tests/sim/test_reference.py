@@ -36,6 +36,11 @@ def arrivals(*rows: tuple[float, int, int]) -> list[Arrival]:
     return [Arrival(arrival_s=at, prompt_tokens=prompt, output_tokens=output) for at, prompt, output in rows]
 
 
+def ranked(*rows: tuple[float, int, int, int]) -> list[Arrival]:
+    """Arrivals with priorities, which come last."""
+    return [replace(arrival, priority=row[3]) for arrival, row in zip(arrivals(*(row[:3] for row in rows)), rows, strict=True)]
+
+
 def times(result: Result) -> list[tuple[float, float, float]]:
     return [(outcome.first_scheduled_s, outcome.first_token_s, outcome.finish_s) for outcome in result.outcomes]
 
@@ -188,6 +193,74 @@ def test_preempted_requests_go_before_those_that_never_ran_in_their_old_order() 
     assert [(1, 31), (1, 16), (0, 1)] in queues
 
 
+def by_priority(profile: EngineProfile) -> EngineProfile:
+    return replace(profile, scheduling="priority")
+
+
+def test_by_priority_a_late_urgent_request_overtakes_those_who_wait_but_nobody_who_runs() -> None:
+    one_seat = replace(PROFILE, max_num_seqs=1)
+    rows = ranked((0.0, 20, 5, 9), (0.001, 20, 5, 1), (0.002, 20, 5, 1), (0.003, 20, 5, 0))
+    first, second, third, urgent = simulate(by_priority(one_seat), rows).outcomes
+    assert urgent.first_scheduled_s == first.finish_s
+    assert second.first_scheduled_s == urgent.finish_s
+    assert third.first_scheduled_s == second.finish_s
+    starts = [outcome.first_scheduled_s for outcome in simulate(one_seat, rows).outcomes]
+    assert starts == sorted(starts)  # first come, first served knows no priorities
+
+
+def test_by_priority_an_urgent_request_on_its_way_holds_nobody_up() -> None:
+    profile = by_priority(replace(PROFILE, max_num_seqs=1, handoff_s=0.05))
+    first, second, urgent = simulate(profile, ranked((0.0, 20, 1, 0), (0.01, 20, 1, 1), (0.03, 20, 1, 0))).outcomes
+    assert first.finish_s < 0.03 + 0.05
+    assert second.first_scheduled_s == first.finish_s
+    assert urgent.first_scheduled_s == second.finish_s
+
+
+def test_by_priority_the_lowest_makes_room_though_it_was_admitted_first() -> None:
+    # At 32 tokens the second needs a third block. The first has room for its next token, but gives it back with its blocks.
+    rows = ranked((0.0, 20, 4, 1), (0.001, 31, 3, 0))
+    steps = ((0, 0, ((20, 0),)), (1, 20, ((31, 0),)), (2, 21 + 31, ()), (1, 32, ()), (0, 0, ((23 - 16, 16),)))
+    ends = clock(FOUR_BLOCKS, *steps)
+    low, high = simulate(by_priority(FOUR_BLOCKS), rows).outcomes
+    assert (low.preemptions, high.preemptions) == (1, 0)
+    assert high.finish_s == pytest.approx(ends[3])
+    assert low.finish_s == pytest.approx(ends[4])
+    assert [outcome.preemptions for outcome in simulate(FOUR_BLOCKS, rows).outcomes] == [0, 1]
+
+
+def test_by_priority_those_behind_one_that_preempts_itself_stand_idle_for_an_iteration() -> None:
+    # 6 blocks. At 32 tokens the second, the lowest, asks for a third block: it leaves, and the third gets its own block later.
+    six_blocks = by_priority(replace(FOUR_BLOCKS, kv_tokens=16 * 7))
+    result = simulate(six_blocks, ranked((0.0, 17, 6, 0), (0.0, 30, 4, 2), (0.001, 31, 4, 1)))
+    begin = ((0, 0, ((17, 0), (30, 0))), (2, 17 + 30, ((31, 0),)), (3, 18 + 31 + 31, ()))
+    alone, together, again = (1, 19, ()), ((2, 20 + 32, ()), (2, 21 + 33, ())), (0, 0, ((33 - 16, 16),))
+    ends = clock(six_blocks, *begin, alone, *together, again)
+    assert [outcome.preemptions for outcome in result.outcomes] == [0, 1, 0]
+    assert [outcome.finish_s for outcome in result.outcomes] == pytest.approx([ends[5], ends[6], ends[5]])
+
+
+def test_by_priority_an_iteration_in_which_all_would_stand_idle_takes_no_time() -> None:
+    # The first asks first, and is the lowest.
+    result = simulate(by_priority(FOUR_BLOCKS), ranked((0.0, 30, 5, 1), (0.001, 31, 4, 0)))
+    ends = clock(FOUR_BLOCKS, (0, 0, ((30, 0),)), (1, 30, ((31, 0),)), (2, 31 + 31, ()), (1, 32, ()), (1, 33, ()))
+    low, high = result.outcomes
+    assert (low.preemptions, high.preemptions) == (1, 0)
+    assert high.finish_s == pytest.approx(ends[4])
+
+
+def test_by_priority_a_preempted_request_goes_back_to_its_place() -> None:
+    queues: list[list[int]] = []
+
+    def watch(engine: Engine) -> None:
+        queues.append([request.priority for request in engine.waiting])
+
+    # The lowest of those who run makes room while a more urgent one waits, whose prompt does not fit, and one that is less so.
+    rows = ranked((0.0, 31, 4, 0), (0.0, 31, 4, 5), (0.001, 60, 1, 3), (0.001, 60, 1, 7))
+    simulate(by_priority(FOUR_BLOCKS), rows, after_step=watch)
+    assert [3, 7] in queues
+    assert [3, 5, 7] in queues
+
+
 def test_a_request_that_does_not_fit_holds_up_those_behind_it() -> None:
     # 4 blocks: the first holds 2, the second needs 3, the third would fit.
     result = simulate(FOUR_BLOCKS, arrivals((0.0, 20, 5), (0.001, 40, 1), (0.002, 5, 1)))
@@ -234,6 +307,13 @@ def test_impossible_arrivals_are_refused(rows: tuple[tuple[float, int, int], ...
 
 
 def check_invariants(engine: Engine) -> None:
+    """What must hold after every iteration where first come is first served."""
+    check_memory(engine)
+    ran = [request.preemptions > 0 for request in engine.waiting]
+    assert ran == sorted(ran, reverse=True)  # preempted requests wait in front
+
+
+def check_memory(engine: Engine) -> None:
     """What must hold after every iteration."""
     profile = engine.profile
     held = [block for request in engine.running for block in request.blocks]
@@ -245,8 +325,6 @@ def check_invariants(engine: Engine) -> None:
         assert request.computed < request.tokens <= profile.max_model_len
     assert not any(request.prefilling for request in engine.running[:-1])
     assert all(not request.blocks and request.computed == 0 for request in engine.waiting)
-    ran = [request.preemptions > 0 for request in engine.waiting]
-    assert ran == sorted(ran, reverse=True)  # preempted requests wait in front
 
 
 def random_case(seed: int) -> tuple[EngineProfile, list[Arrival]]:
@@ -302,6 +380,31 @@ def test_twice_as_slow_and_fed_half_as_fast_it_does_the_same_in_twice_the_time(c
     result = simulate(profile, requests)
     np.testing.assert_array_equal(times(slow), 2 * np.array(times(result)))
     assert (slow.busy_s, slow.kv_token_s, slow.iterations) == (2 * result.busy_s, 2 * result.kv_token_s, result.iterations)
+
+
+@examples(100)
+@given(cases, st.integers(-2, 2))
+def test_with_one_priority_for_all_first_come_is_first_served(case: tuple[EngineProfile, list[Arrival]], priority: int) -> None:
+    profile, requests = case
+    of_one_class = [replace(arrival, priority=priority) for arrival in requests]
+    np.testing.assert_array_equal(times(simulate(by_priority(profile), of_one_class)), times(simulate(profile, requests)))
+
+
+@examples(100)
+@given(cases, st.integers(0, 2**32 - 1))
+def test_by_priority_the_queue_is_always_in_order(case: tuple[EngineProfile, list[Arrival]], seed: int) -> None:
+    profile, requests = case
+    priorities = np.random.default_rng(seed).integers(0, 3, len(requests)).tolist()
+    prioritised = [replace(arrival, priority=priority) for arrival, priority in zip(requests, priorities, strict=True)]
+
+    def in_order(engine: Engine) -> None:
+        check_memory(engine)
+        assert [request.order for request in engine.waiting] == sorted(request.order for request in engine.waiting)
+
+    result = simulate(by_priority(profile), prioritised, after_step=in_order)
+    assert [outcome.rejected or outcome.finish_s >= outcome.first_token_s for outcome in result.outcomes] == [True] * len(
+        requests
+    )
 
 
 def test_one_at_a_time_with_constant_service_is_a_single_server_queue() -> None:

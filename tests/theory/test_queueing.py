@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from rllib_envs.service import ServiceClass
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.rows import EXPERT_FEATURES
 from rllib_envs.sim.terms import users
@@ -113,6 +114,41 @@ def test_the_check_has_power() -> None:
     _, records = served_alone(SINGLE, rate, CONSTANT, seed=2)
     mean_s = np.array([(r.first_scheduled_s - r.arrival_s)[WARM_UP:].mean() for r in records])
     assert abs(z(mean_s, 1.05 * expected_s)) > LIMIT
+
+
+@pytest.mark.parametrize("urgent", ["some", "the short ones"])
+def test_mean_waits_by_priority_are_cobhams(urgent: str) -> None:
+    """Two classes, and nobody who is served is interrupted (Cobham 1954).
+
+    With W0 = rate * E[S^2] / 2 the urgent wait W0 / (1 - load1) and the others W0 / ((1 - load1) * (1 - load)).
+    """
+    load, service_s = 0.7, SPREAD * C0_S
+    rate = load / service_s.mean()
+    remaining_s = rate * (service_s**2).mean() / 2
+    rng = np.random.default_rng(6)
+    profile = replace(SINGLE, scheduling="priority")
+    episodes = poisson_episodes(profile, rate, SPREAD, rng)
+    limit = 15
+    if urgent == "some":
+        service = [(rng.random(REQUESTS) < 0.6).astype(np.int32) for _ in episodes]
+        load_urgent = 0.4 * load
+    else:
+        service = [(episode.output[:, 0] > limit).astype(np.int32) for episode in episodes]
+        load_urgent = rate * service_s[:limit].sum() / SPREAD.size
+    classes = (ServiceClass(name="urgent", priority=-1), ServiceClass(name="other", priority=2))
+    scenario = replace(scenario_of([profile, profile], requests=REQUESTS), classes=classes)
+    given: list[Episode] = []
+    for episode, of_class in zip(episodes, service, strict=True):
+        user = users(REQUESTS)
+        user["service"] = of_class
+        given.append(replace(episode, user=user))
+    simulation = simulation_of(scenario, *given, show=False)
+    for _ in range(REQUESTS):
+        simulation.step(np.zeros(CLUSTERS, np.int64))
+    records = [simulation.records(cluster) for cluster in range(CLUSTERS)]
+    for number, expected_s in enumerate((remaining_s, remaining_s / (1 - load))):
+        waits_s = [(r.first_scheduled_s - r.arrival_s)[WARM_UP:][r.service[WARM_UP:] == number].mean() for r in records]
+        assert abs(z(np.array(waits_s), expected_s / (1 - load_urgent))) < LIMIT
 
 
 def test_a_queue_fed_by_a_coin_is_again_an_m_g_1_queue() -> None:
