@@ -13,7 +13,7 @@ from rllib_envs.scenario import Faults, Observation, Reward, with_workload
 from rllib_envs.sim.cluster import RequestTable
 from rllib_envs.simulation import Simulation
 from tests.draws import examples
-from tests.worlds import REQUESTS, assert_same, play, random_expenses, random_world, seeds, simulation_of
+from tests.worlds import REQUESTS, assert_same, play, random_expenses, random_world, seeds, simulation_of, small
 
 OBSERVATION = Observation(
     whatif=True, calibrate=True, information=True, demand=True, judged_share=0.5, running_slots=2, waiting_slots=1
@@ -60,6 +60,17 @@ def test_a_copy_with_the_same_requests_and_decisions_gives_the_same_to_the_last_
                 assert ours[cluster, :REQUESTS].tobytes() == theirs[1].tobytes(), name
         rewards = play(source, actions[at + 5 :])
         np.testing.assert_array_equal(play(copies, actions[at + 5 :]), np.repeat(rewards[:, 1:], copies.batch, axis=1))
+
+
+def test_all_that_is_known_of_each_expert_is_copied_from_the_first_request_on() -> None:
+    """With more experts than requests so far, too."""
+    source = Simulation(replace(small("edge6"), observation=OBSERVATION), 2)
+    source.start_all([1, 2])
+    copies = Simulation(source.scenario, 1)
+    copy_cluster(source, 1, copies)
+    for ours, theirs in zip(copies.world.worth, source.world.worth, strict=True):
+        assert ours[0].tobytes() == theirs[1].tobytes()
+    assert len(np.unique(copies.world.worth.averages["score"][0])) > 1
 
 
 def test_what_cannot_be_copied_is_refused() -> None:

@@ -27,18 +27,18 @@ WORTH = np.dtype(
 class Worth(NamedTuple):
     """Averages over the requests of B clusters so far."""
 
-    records: NDArray[np.void]  # (B, N) WORTH
+    averages: NDArray[np.void]  # (B, N) WORTH
     counted: NDArray[np.int32]  # (B,) requests whose predictions are included
 
 
 def allocate_worth(batch: int, n_experts: int) -> Worth:
     """Allocate the records of B clusters."""
-    return Worth(records=np.zeros((batch, n_experts), WORTH), counted=np.zeros(batch, np.int32))
+    return Worth(averages=np.zeros((batch, n_experts), WORTH), counted=np.zeros(batch, np.int32))
 
 
 def reset_worth(worth: Worth, cluster: int) -> None:
     """Forget what one cluster has seen."""
-    worth.records[cluster] = np.zeros((), WORTH)
+    worth.averages[cluster] = np.zeros((), WORTH)
     worth.counted[cluster] = 0
 
 
@@ -59,7 +59,7 @@ def write_worth(worth, errors, workload, b, r, rows):
     present = r < workload.total[b]
     new = present and worth.counted[b] <= r
     for e in range(rows.shape[1]):
-        record, row = worth.records[b, e], rows[b, e]
+        record, row = worth.averages[b, e], rows[b, e]
         if new:
             gain = max(_GAIN, 1.0 / (r + 1))
             score, log_tokens = workload.predicted_score[b, r, e], math.log(workload.predicted_tokens[b, r, e])
