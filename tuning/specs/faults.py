@@ -14,6 +14,8 @@ from rllib_envs.scenario import Faults, Scenario
 from tuning.specs.grammar import nearest
 
 NO_FAULT = "none"
+UNCONFINED = "unconfined"
+"""No fault, but a world to compare with: every request may go to every expert. The difference is what confinement costs."""
 
 FAULTS: dict[str, dict[str, float]] = {
     NO_FAULT: {},
@@ -29,19 +31,20 @@ FAULTS: dict[str, dict[str, float]] = {
     "kv-tight": {
         "kv_factor": 0.35
     },  # of the KV blocks, known to the router: at moderate load edge6 preempts several times as often
+    UNCONFINED: {},
 }
-"""Name -> fields of ``Faults`` and ``Predictions`` and the values that they get."""
+"""Name -> fields of ``Faults`` and ``Predictions`` and the values that they get; ``UNCONFINED`` changes who may go where."""
 
 _OF_FAULTS = {field.name for field in fields(Faults)}
 
 
 def parse_faults(texts: Iterable[str]) -> list[str]:
-    """Parse names in order, without duplicates; ``all`` stands for every fault but ``none``.
+    """Parse names in order, without duplicates; ``all`` stands for every fault but ``none`` and ``unconfined``.
 
     Raises:
         InputError: unknown name, with the nearest ones.
     """
-    everyone = [name for name in FAULTS if name != NO_FAULT]
+    everyone = [name for name in FAULTS if name not in (NO_FAULT, UNCONFINED)]
     names = [name for text in texts for name in (everyone if text == "all" else [text])]
     for name in names:
         if name not in FAULTS:
@@ -52,6 +55,9 @@ def parse_faults(texts: Iterable[str]) -> list[str]:
 def with_fault(scenario: Scenario, name: str) -> Scenario:
     """Put the fault into every episode, in place of the scenario's ``variation``; ``none`` only removes that."""
     values = FAULTS[name]
+    if name == UNCONFINED:
+        free = {part: tuple(replace(x, confined_to=()) for x in getattr(scenario, part)) for part in ("classes", "tenants")}
+        scenario = replace(scenario, **free)
     return replace(
         scenario,
         variation=None,
@@ -62,4 +68,6 @@ def with_fault(scenario: Scenario, name: str) -> Scenario:
 
 def describe_fault(name: str) -> str:
     """The fields that a fault sets, with their values, for a report."""
+    if name == UNCONFINED:
+        return f"{name} (every request may go to every expert)"
     return f"{name} ({', '.join(f'{key} = {value:g}' for key, value in FAULTS[name].items()) or 'the scenario as it is'})"

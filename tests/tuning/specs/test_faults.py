@@ -8,14 +8,15 @@ import pytest
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Faults, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.service_terms import allowed_experts
 from rllib_envs.workload.episode import draw_episode
 from tuning.evaluation.matrix import start_simulation
-from tuning.specs.faults import FAULTS, NO_FAULT, describe_fault, parse_faults, with_fault
+from tuning.specs.faults import FAULTS, NO_FAULT, UNCONFINED, describe_fault, parse_faults, with_fault
 from tuning.specs.routers import parse_router
 from tuning.specs.workloads import TraceOptions, make_workloads
 
 EDGE6 = dataclasses.replace(with_workload(load_scenario("edge6"), requests=400), capacity_rps=24.8)
-REAL = [name for name in FAULTS if name != NO_FAULT]
+REAL = [name for name in FAULTS if name not in (NO_FAULT, UNCONFINED)]
 
 
 def episode(name, seed=5):
@@ -110,3 +111,13 @@ def test_workloads_are_crossed_with_faults_and_named_by_them():
     assert slow.scenario == with_fault(clean.scenario, "engine-slow")
     (own,) = make_workloads(dataclasses.replace(EDGE6, variation=Variation()), ["light"], [], TraceOptions(), 7)
     assert own.scenario.variation == Variation()  # it takes a named fault to end it
+
+
+def test_unconfined_requests_may_go_everywhere_and_nothing_else_differs():
+    sites = load_scenario("edge6-sites")
+    free = with_fault(sites, UNCONFINED)
+    assert not allowed_experts(sites).all()
+    assert allowed_experts(free).all()
+    confined = dataclasses.replace(free, tenants=sites.tenants)
+    assert confined == sites
+    assert "every expert" in describe_fault(UNCONFINED)
