@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +139,7 @@ def test_train_accepts_its_best_settings(killed, tmp_path):
     assert {path: getattr(options.reward, path.partition(".")[2]) for path in best} == best
     assert edgeroute.main(["train", "--config", str(run_dir / "best.yaml"), "--smoke", "--run-dir", str(tmp_path / "run")]) == 0
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["options"]
-    assert kept["reward"] == {path.partition(".")[2]: value for path, value in best.items()}
+    assert kept["reward"] == asdict(options.reward)
 
 
 @pytest.mark.cluster
