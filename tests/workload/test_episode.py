@@ -179,9 +179,12 @@ def test_what_is_wrong_of_an_engine_is_so_whatever_memory_it_has(scenario: Scena
 def ratios(scenario: Scenario, faults: Faults, seed: int = 9) -> dict[str, np.ndarray]:
     """(N,) true over told value of each figure of the engines, where the told one is not 0."""
     true = draw(replace(scenario, faults=faults), seed).engines
-    figures = {name: [] for name in asdict(true[0])}
+    numbers = [name for name, value in asdict(true[0]).items() if not isinstance(value, str)]
+    figures: dict[str, list[float]] = {name: [] for name in numbers}
     for engine, expert in zip(true, scenario.experts, strict=True):
-        for name, value in asdict(engine).items():
+        assert engine.scheduling == expert.engine.scheduling
+        for name in numbers:
+            value = getattr(engine, name)
             told = getattr(expert.engine, name)
             figures[name].append(1.0 if value == told == 0 else value / told)
     return {name: np.array(values) for name, values in figures.items()}
