@@ -198,7 +198,7 @@ def test_a_bad_value_is_refused_with_its_field_and_place(path: str, value: Any, 
         parse_scenario(data, "here.yaml")
     (line,) = str(refused.value).splitlines()
     assert line.startswith(f"here.yaml: {path}: ")
-    assert line.endswith(f"(got {value!r})")
+    assert repr(value) in line
 
 
 @pytest.mark.parametrize("value", [0, -2.0, "busy", None])

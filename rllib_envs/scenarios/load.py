@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import TRACE, Scenario
@@ -53,14 +54,17 @@ def explain(error: ValidationError, where: str, whole: str, place: Callable[[Loc
         whole: name for the whole input, if no field is to blame.
         place: maps a field's location in the record to that in the user's input.
     """
-    return [
-        f"{where}: {'.'.join(map(str, place(e['loc']))) or whole}: {e['msg']}{_HINTS.get(e['type'], '')} "
-        f"(got {_short(e['input'])})"
-        for e in error.errors()
-    ]
+    return [f"{where}: {'.'.join(map(str, place(e['loc']))) or whole}: {_what(e)}" for e in error.errors()]
 
 
 _HINTS = {"bool_type": ", true or false"}
+
+
+def _what(mistake: ErrorDetails) -> str:
+    """What is allowed and what was given; our own checks name both."""
+    if mistake["type"] == "value_error":
+        return mistake["msg"].removeprefix("Value error, ")
+    return f"{mistake['msg']}{_HINTS.get(mistake['type'], '')} (got {_short(mistake['input'])})"
 
 
 def _short(value: object) -> str:
