@@ -1,0 +1,59 @@
+"""Speed of a scenario with the parts of an edge that are optional, beside the same without them.
+
+Run ``python -m benchmarks.edge``. Environment steps per CPU-second of edge6 at moderate load: alone, with service classes and
+tenants, with a network too, with watts and prices too, with engines that schedule by priority too. The columns are those of
+``benchmarks.environment``, with the ratio to edge6 alone in the same run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.environment import steps_per_cpu_s
+from rllib_envs.network import Link, Network, Site
+from rllib_envs.scenario import Scenario, with_workload
+from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.service import ServiceClass, Tenant
+
+CLASSES = (
+    ServiceClass(name="chat", share=0.6, ttft_s=1.0, tpot_s=0.06, priority=1),
+    ServiceClass(name="alarm", share=0.1, weight=2.0, e2e_s=12.0),
+    ServiceClass(name="batch", share=0.3, weight=0.5, per_token_s=0.12, priority=2),
+)
+
+
+def stages() -> dict[str, Scenario]:
+    """edge6 with more and more parts."""
+    plain = with_workload(load_scenario("edge6"), requests=1000)
+    labelled = tuple(replace(e, labels=("here",) if i < 4 else ()) for i, e in enumerate(plain.experts))
+    tenants = (Tenant(name="public"), Tenant(name="patients", confined_to=("here",)))
+    classes = replace(plain, experts=labelled, classes=CLASSES, tenants=tenants)
+    sites = ("a", "b")
+    links = tuple(Link(users=u, experts=e, rtt_s=0.01 if u == e else 0.05, mbit_per_s=20.0) for u in sites for e in sites)
+    between = Network(sites=tuple(Site(name=name) for name in sites), links=links, jitter_log_sd=0.3, stay_s=600.0)
+    placed = tuple(replace(e, site=sites[i % 2]) for i, e in enumerate(labelled))
+    network = replace(classes, experts=placed, network=between)
+    metered = tuple(replace(e, idle_w=20.0, active_w=200.0, prompt_price=0.5, output_price=1.0) for e in placed)
+    expenses = replace(network, experts=metered)
+    by_priority = tuple(replace(e, engine=replace(e.engine, scheduling="priority")) for e in metered)
+    return {
+        "edge6": plain,
+        "+ classes, tenants": classes,
+        "+ network": network,
+        "+ watts, prices": expenses,
+        "+ priority": replace(expenses, experts=by_priority),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'':20}{'steps/s':>12}{'ratio':>8}{'with what-if':>14}{'ratio':>8}")
+    first: tuple[float, float] | None = None
+    for name, scenario in stages().items():
+        plain, whatif = (steps_per_cpu_s(scenario, whatif=key) for key in (False, True))
+        first = first or (plain, whatif)
+        print(f"{name:20}{plain:12,.0f}{plain / first[0]:8.2f}{whatif:14,.0f}{whatif / first[1]:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
