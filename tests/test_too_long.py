@@ -12,7 +12,7 @@ from rllib_envs.scenario import Observation, Reward, Scenario
 from rllib_envs.sim.state import DROPPED, PENDING, REJECTED, TOO_LONG
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
-from tests.worlds import random_world, scenario_of, seeds, simulation_of
+from tests.worlds import random_world, scenario_of, seeds, simulation_of, some_requests
 from tuning.metrics.episode import mean_qos, request_metrics, routing_shares
 
 REWARD = Reward(realised_qos=1.0, violation=0.5, paper_impact=0.5, drop=1.0, marginal_qos=0.25)
@@ -56,18 +56,7 @@ def test_without_them_everybody_else_fares_the_same(seed: int) -> None:
     scenario, episode, actions, long = with_long_prompts(seed, observation=Observation(whatif=True, calibrate=True))
     if long.all():
         return
-    names = (
-        "arrival_s",
-        "prompt",
-        "score",
-        "output",
-        "predicted_score",
-        "predicted_tokens",
-        "predicted_log_sd",
-        "judged",
-        "user",
-    )
-    others = replace(episode, **{name: getattr(episode, name)[~long] for name in names})
+    others = some_requests(episode, ~long)
     (with_them,), (without,) = ([run(scenario, of, acts)] for of, acts in ((episode, actions), (others, actions[~long])))
     for name in ("status", "route", "first_token_s", "finish_s", "preemptions", "qos"):
         np.testing.assert_array_equal(getattr(with_them, name)[~long], getattr(without, name))

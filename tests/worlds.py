@@ -187,20 +187,20 @@ def random_scores(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[n
     return (rng.integers(0, int(SCORE_GRID) + 1, shape) / SCORE_GRID).astype(np.float32)
 
 
+OF_REQUESTS = (
+    "arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd", "judged", "user",
+)  # fmt: skip
+"""Fields of an ``Episode`` that have an entry for each request."""
+
+
+def some_requests(episode: Episode, which: slice | NDArray[np.bool_]) -> Episode:
+    """The episode with these of its requests alone."""
+    return replace(episode, **{name: getattr(episode, name)[which] for name in OF_REQUESTS})
+
+
 def first_requests(episode: Episode, count: int) -> Episode:
     """The episode cut after ``count`` requests."""
-    names = (
-        "arrival_s",
-        "prompt",
-        "score",
-        "output",
-        "predicted_score",
-        "predicted_tokens",
-        "predicted_log_sd",
-        "judged",
-        "user",
-    )
-    return replace(episode, **{name: getattr(episode, name)[:count] for name in names})
+    return some_requests(episode, slice(count))
 
 
 def begin(simulation: Simulation, cluster: int, episode: Episode) -> None:

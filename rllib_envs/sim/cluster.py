@@ -149,11 +149,14 @@ def as_it_is(workload, service, b, r, e, arrival_s):
 
 @kernel_inlined
 def marginal_qos(state, workload, b, r, e, now_s, scratch):
-    """True marginal QoS of sending request r to expert e; 0 where the expert cannot take it.
+    """True marginal QoS of sending request r to expert e; 0 where the expert cannot take it, or where it may not go.
 
     It is the change that this makes to the cluster's realised QoS, with no further arrivals and with true lengths and scores.
     """
+    user = workload.user[b, r]
     if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
+        return 0.0
+    if not scratch.service.allowed[user.service, user.tenant, e]:
         return 0.0
     arrived = as_it_is(workload, scratch.service, b, r, e, now_s)
     return future_qos_with(state, b, e, arrived, scratch) - state.experts[b, e].future_qos
