@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.confinement import Confinement
-from gateway.decision import Decision, Fallback, Refusal
+from gateway.decision import Fallback, Refusal, RouteDecision
 from gateway.ledger import Ledger
 from gateway.request import RouteRequest
 from rllib_envs.scenario import Scenario
@@ -46,7 +46,7 @@ class Decider:
     def warm_up(self) -> None:
         """Compile and load what the first decision needs."""
 
-    def decide(self, request: RouteRequest, now_s: float, ready: Sequence[bool]) -> Decision:
+    def decide(self, request: RouteRequest, now_s: float, ready: Sequence[bool]) -> RouteDecision:
         """Decide, and enter the request in the ledger if it goes somewhere.
 
         Args:
@@ -70,7 +70,7 @@ class Decider:
         reason = None if expert is not None else self._refusal(confined, fits)
         if expert is not None:
             self._enter(key, request, expert, now_s)
-        return Decision(
+        return RouteDecision(
             id=key,
             expert=expert,
             reason=reason,

@@ -25,7 +25,7 @@ Fallback = Literal["outside", "error", "slow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class RouteDecision:
     """A decision for one request at N experts."""
 
     id: str  # key of the request in the ledger

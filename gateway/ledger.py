@@ -42,7 +42,7 @@ class ExpertLoad(NamedTuple):
     tokens_left: float  # predicted output tokens still to come, of all
 
 
-class Outcome(NamedTuple):
+class EndedRequest(NamedTuple):
     """A request that has ended."""
 
     row: int
@@ -83,7 +83,7 @@ class Ledger:
         self.prompt = np.zeros(capacity, np.int32)
         self.predicted_tokens = np.zeros(capacity)
         self._row_of: dict[str, int] = {}
-        self._ended: list[Outcome] = []
+        self._ended: list[EndedRequest] = []
         self._same_s = [float(x) / 4 for x in iteration_s]
         # Memory views: to write one number through them takes a third of the time that NumPy takes.
         self._tokens: memoryview[int] = _numbers(self.seen.tokens)
@@ -183,7 +183,7 @@ class Ledger:
             self.prompt[row], self.predicted_tokens[row] = prompt, predicted_tokens
             self._tokens[row], self._first_s[row] = 0, np.nan
 
-    def take_ended(self) -> list[Outcome]:
+    def take_ended(self) -> list[EndedRequest]:
         """The requests that have ended since the last call, in order."""
         ended, self._ended = self._ended, []
         return ended
@@ -235,7 +235,7 @@ class Ledger:
             self._end(key, row, now_s, LEFT)
 
     def _end(self, key: str, row: int, now_s: float, how: int) -> None:
-        outcome = Outcome(
+        outcome = EndedRequest(
             row=row,
             expert=int(self._expert[row]),
             how=how,
