@@ -105,7 +105,7 @@ def estimate_profile(run: MeasuredRun, settings: ServerSettings) -> Estimate:
         raise InputError(f"{run.arrival_s.size} records of requests: at least {LEAST_REQUESTS} are needed")
     load = _Load(run)
     tried = [settings.async_scheduling] if settings.async_scheduling is not None else [True, False]
-    best = min((_search(load, _start(run, settings, ahead)) for ahead in tried), key=lambda found: found.cost)
+    best = min((_search(load, first_guess(run, settings, ahead)) for ahead in tried), key=lambda found: found.cost)
     unseen_s = _held_out(load, best)
     return Estimate(
         profile=best.profile,
@@ -117,8 +117,19 @@ def estimate_profile(run: MeasuredRun, settings: ServerSettings) -> Estimate:
     )
 
 
+def predicted_run(run: MeasuredRun, profile: EngineProfile) -> tuple[Floats, Floats]:
+    """Times of the first and the last token of a run's requests at an engine, (R,) s from arrival.
+
+    Each busy period begins with an idle engine. What is wrong in one is not passed on to the next.
+    """
+    first_s, last_s = _Load(run).latencies([profile])
+    return first_s[0], last_s[0]
+
+
 def last_requests(run: MeasuredRun, most: int) -> MeasuredRun:
-    """The last ``most`` requests of a run."""
+    """The last ``most`` requests of a run; the run itself if it has no more."""
+    if run.arrival_s.size <= most:
+        return run
     columns = ("prompt_tokens", "output_tokens", "arrival_s", "first_token_s", "last_token_s")
     return replace(run, **{name: getattr(run, name)[-most:] for name in columns})
 
@@ -158,8 +169,12 @@ class _Found(NamedTuple):
     cost: float
 
 
-def _start(run: MeasuredRun, settings: ServerSettings, ahead: bool) -> EngineProfile:
-    """A first guess: the fastest tenth of the requests were nearly alone."""
+def first_guess(run: MeasuredRun, settings: ServerSettings, ahead: bool = True) -> EngineProfile:
+    """A guess from a few records: the fastest tenth of the requests were nearly alone.
+
+    Raises:
+        InputError: limits that no engine could have.
+    """
     long = run.output_tokens > 1
     tpot_s = (run.last_token_s - run.first_token_s)[long] / (run.output_tokens[long] - 1)
     tpot_ms = 1e3 * float(np.quantile(tpot_s, 0.1)) if long.any() else 10.0
@@ -287,8 +302,7 @@ def _covariance(load: _Load, best: _Found) -> Floats:
     jacobian = _jacobian(load, best.profile, every, theta)
     left = _residuals(load, best.profile, every, theta)[: 2 * every.size]
     spread = (1.4826 * float(np.median(np.abs(left)))) ** 2
-    covariance: Floats = np.linalg.pinv(jacobian.T @ jacobian) * max(spread, 1e-6)
-    return covariance
+    return np.asarray(np.linalg.pinv(jacobian.T @ jacobian) * max(spread, 1e-6), np.float64)
 
 
 def _interval(values: Floats) -> LatencyInterval:
