@@ -26,7 +26,6 @@ from gateway.calibration.report import draw_latencies, interval_table, latency_e
 from gateway.config import Secret
 from rllib_envs.errors import InputError
 from rllib_envs.profiles.estimate import ServerSettings, estimate_profile, predicted_run
-from rllib_envs.profiles.files import expert_yaml
 from rllib_envs.profiles.fit import compare_run, fit_batches
 from rllib_envs.profiles.iteration_log import read_iteration_log
 from rllib_envs.profiles.measurements import MeasuredRun
@@ -34,7 +33,7 @@ from rllib_envs.profiles.records import read_requests
 from rllib_envs.scenario import Expert
 from rllib_envs.scenarios.load import explain
 from rllib_envs.sim.profile import EngineProfile
-from tuning.fit_profile import draw_fit
+from tuning.fit_profile import draw_fit, expert_yaml
 from tuning.run_dir.atomic import write_text
 
 HELP = {

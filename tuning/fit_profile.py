@@ -11,7 +11,7 @@ expert as YAML for the list `experts` of a scenario. Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from rllib_envs.errors import InputError
-from rllib_envs.profiles.files import expert_yaml
 from rllib_envs.profiles.fit import SERVER_MIXED_MS, SERVER_OVERHEAD, FittedProfile, HeldOut, fit_profile, held_out
 from rllib_envs.scenario import Expert
 from rllib_envs.scenarios.load import explain
 from rllib_envs.sim.profile import EngineProfile
+from rllib_envs.yaml_files import dump_yaml
 from tuning.output.plot_style import COLOURS, GREY, canvas, log_axis, save
 from tuning.output.tables import markdown_table
 from tuning.run_dir.atomic import write_text
@@ -96,6 +96,11 @@ def run(options: Options) -> None:
     write_text(options.out / "expert.yaml", text)
     draw_fit(options.out / "fit.png", unseen, f"{expert.model} on {expert.gpu}")
     print(f"Written: {options.out / 'expert.yaml'} (for the list experts of a scenario), {options.out / 'fit.png'}")
+
+
+def expert_yaml(expert: Expert) -> str:
+    """The expert as a list of one, as the field ``experts`` of a scenario file takes it."""
+    return dump_yaml([asdict(expert)])
 
 
 def draw_fit(path: Path, unseen: HeldOut, title: str) -> None:

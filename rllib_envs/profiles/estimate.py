@@ -34,13 +34,17 @@ MOST_REQUESTS = 5_000
 COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c0_mixed_ms", "handoff_s")
 """The fields of a profile that are estimated, beside the hinge ``n0_tokens``."""
 
-_HINGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 _FOLDS = 5
 _NOISE = 0.05  # standard deviation of a log latency about the model: what a residual is measured in
 _PRIOR_SD = 2.0  # of a log ratio of two coefficients: a factor of seven either way
 _STEP = 0.02  # of a log coefficient, for derivatives: small steps meet no change of batch, large ones see curvature
 _GAP_S = 1e5  # between two busy periods: no simulated one lasts so long
-_DRAWS = 400  # coefficients tried before the search goes downhill
+_SOFT = 2.0  # residual beyond which the loss grows in proportion
+_GENERATIONS, _DRAWS, _ELITE = 8, 100, 14  # of the cross-entropy method
+_SPREAD = np.array([0.3, 2.0, 2.0, 0.5, 2.0, 1.0, 1.0, 1.5])  # of the logs of COEFFICIENTS and of the hinge, as it begins
+_TURNS, _REACH = 12, (10.0, 3.0, 1.0)  # turns about what was found, and how many standard deviations far
+_HINGE_SPREAD, _MOST_HINGE = 0.2, math.log(1024)
+_FLOOR = 1.0  # of the Hessian: no direction is searched further than some units of a log
 _WIDEST = 12.0  # furthest that a log coefficient goes from its first guess
 _BOOT = 100  # draws of the coefficients' posterior for an interval
 
@@ -105,7 +109,7 @@ def estimate_profile(run: MeasuredRun, settings: ServerSettings) -> Estimate:
         raise InputError(f"{run.arrival_s.size} records of requests: at least {LEAST_REQUESTS} are needed")
     load = _Load(run)
     tried = [settings.async_scheduling] if settings.async_scheduling is not None else [True, False]
-    best = min((_search(load, first_guess(run, settings, ahead)) for ahead in tried), key=lambda found: found.cost)
+    best = _search(load, [first_guess(run, settings, ahead) for ahead in tried])
     unseen_s = _held_out(load, best)
     return Estimate(
         profile=best.profile,
@@ -186,7 +190,7 @@ def first_guess(run: MeasuredRun, settings: ServerSettings, ahead: bool = True) 
             b_ms=0.01 * c0_ms,
             c_ms=1e-5 * c0_ms,
             a_ms=a_ms,
-            n0_tokens=0,
+            n0_tokens=_HINGE,
             q_ms=_Q_TO_A * a_ms,
             c0_mixed_ms=_MIXED_TO_C0 * c0_ms,
             kv_tokens=settings.kv_tokens,
@@ -205,6 +209,7 @@ def first_guess(run: MeasuredRun, settings: ServerSettings, ahead: bool = True) 
 # Ratios of measured pairs of a GPU and a model (RTX 4090 and PRO 6000, A30): b / c0 .0017 to .0026, c / c0 4e-6 to 8e-6,
 # q / a 6e-5 to 9e-5. The other two: an iteration with prefill takes 5 ms of server time beside 17 ms; an HTTP server some ms.
 _B_TO_C0, _C_TO_C0, _Q_TO_A, _MIXED_TO_C0, _HANDOFF_S = 2e-3, 6e-6, 7e-5, 0.1, 4e-3
+_HINGE = 64
 
 
 def _misfit_to_ratios(theta: Floats) -> Floats:
@@ -250,27 +255,73 @@ def _downhill(load: _Load, start: EngineProfile, counted: NDArray[np.bool_], ste
         jacobian,
         bounds=(theta - _WIDEST, theta + _WIDEST),
         loss="soft_l1",
-        f_scale=2.0,
+        f_scale=_SOFT,
         max_nfev=steps,
         x_scale=1.0,
     )
     return _Found(_profile(start, found.x), float(found.cost))
 
 
-def _search(load: _Load, start: EngineProfile) -> _Found:
-    """From the best of many draws downhill, once for each hinge, each from where the one before it ended."""
+def _search(load: _Load, starts: Sequence[EngineProfile]) -> _Found:
+    """By the cross-entropy method from each start; from the best of them downhill and about what was found, until neither helps.
+
+    Batches form one way or another by a hair. So the residuals jump, and descent alone ends in one of many local minima.
+    """
     every = np.ones(load.run.arrival_s.size, np.bool_)
-    spread = np.array([0.3, 2.0, 2.0, 0.5, 2.0, 1.0, 1.0])
-    thetas = _theta(start) + spread * np.random.default_rng(0).standard_normal((_DRAWS, spread.size))
-    thetas[0] = _theta(start)
-    costs = np.sqrt(1 + (_stacked(load, start, every, thetas) / 2) ** 2).sum(axis=1)
-    here = _Found(_profile(start, thetas[int(costs.argmin())]), math.inf)
-    found: list[_Found] = []
-    for n0 in _HINGES:
-        here = _downhill(load, replace(here.profile, n0_tokens=n0), every, 12)
-        found.append(here)
-    best = min(found, key=lambda one: one.cost)
-    return _downhill(load, best.profile, every, 30)
+    rng = np.random.default_rng(0)
+    begun = [_downhill(load, _among_draws(load, start, rng).profile, every, 10) for start in starts]
+    here = min(begun, key=lambda found: found.cost)
+    idle = 0
+    for turn in range(_TURNS):
+        near = _near_draws(load, here, _REACH[turn % len(_REACH)], rng)
+        lower = min(near, _downhill(load, near.profile, every, 6), key=lambda found: found.cost)
+        idle = 0 if lower.cost < 0.995 * here.cost else idle + 1
+        here = min(here, lower, key=lambda found: found.cost)
+        if idle == len(_REACH):
+            break
+    return here
+
+
+def _among_draws(load: _Load, start: EngineProfile, rng: np.random.Generator) -> _Found:
+    """The best of some generations of draws; each is drawn about the best of the one before it. The hinge takes part."""
+    mean, scale = np.append(_theta(start), math.log1p(start.n0_tokens)), _SPREAD
+    best, lowest = mean, math.inf
+    for _ in range(_GENERATIONS):
+        draws = mean + scale * rng.standard_normal((_DRAWS, mean.size))
+        draws[0] = best
+        profiles = [_with_hinge(start, draw) for draw in draws]
+        costs = _costs(load, profiles)
+        order = np.argsort(costs)[:_ELITE]
+        if costs[order[0]] < lowest:
+            best, lowest = draws[order[0]], float(costs[order[0]])
+        mean, scale = draws[order].mean(axis=0), 0.7 * draws[order].std(axis=0) + 0.3 * scale
+    return _Found(_with_hinge(start, best), lowest)
+
+
+def _near_draws(load: _Load, found: _Found, reach: float, rng: np.random.Generator) -> _Found:
+    """The best of draws about what was found, far in the directions that change the latencies little."""
+    theta = _theta(found.profile)
+    jacobian = _jacobian(load, found.profile, np.ones(load.run.arrival_s.size, np.bool_), theta)
+    covariance = np.linalg.inv(jacobian.T @ jacobian + _FLOOR * np.eye(theta.size))
+    moves = rng.multivariate_normal(np.zeros(theta.size), reach**2 * covariance, _DRAWS, method="eigh").clip(-2, 2)
+    hinges = math.log1p(found.profile.n0_tokens) + _HINGE_SPREAD * rng.standard_normal(_DRAWS)
+    hinges[: _DRAWS // 2] = math.log1p(found.profile.n0_tokens)
+    profiles = [_with_hinge(found.profile, np.append(theta + move, hinge)) for move, hinge in zip(moves, hinges, strict=True)]
+    costs = _costs(load, profiles)
+    least = int(costs.argmin())
+    return _Found(profiles[least], float(costs[least])) if costs[least] < found.cost else found
+
+
+def _with_hinge(like: EngineProfile, draw: Floats) -> EngineProfile:
+    return replace(_profile(like, draw[:-1]), n0_tokens=round(math.expm1(min(max(draw[-1], 0.0), _MOST_HINGE))))
+
+
+def _costs(load: _Load, profiles: Sequence[EngineProfile]) -> Floats:
+    """The robust loss of each profile, (K,), as ``least_squares`` defines it."""
+    misfits = load.misfits(profiles).reshape(len(profiles), -1)
+    residuals = np.concatenate([misfits, [_misfit_to_ratios(_theta(profile)) for profile in profiles]], axis=1)
+    costs: Floats = _SOFT**2 * (np.sqrt(1 + (residuals / _SOFT) ** 2) - 1).sum(axis=1)
+    return costs
 
 
 def _held_out(load: _Load, best: _Found) -> tuple[Floats, Floats]:
@@ -284,16 +335,9 @@ def _held_out(load: _Load, best: _Found) -> tuple[Floats, Floats]:
     first_s, last_s = np.empty(size), np.empty(size)
     for k in range(_FOLDS):
         out = fold == k
-        near = _near(best.profile.n0_tokens)
-        refit = min((_downhill(load, replace(best.profile, n0_tokens=n0), ~out, 6) for n0 in near), key=lambda one: one.cost)
-        times = load.latencies([refit.profile])
+        times = load.latencies([_downhill(load, best.profile, ~out, 6).profile])
         first_s[out], last_s[out] = (part[0, out] for part in times)
     return first_s, last_s
-
-
-def _near(n0: int) -> tuple[int, ...]:
-    at = _HINGES.index(n0)
-    return _HINGES[max(at - 1, 0) : at + 2]
 
 
 def _covariance(load: _Load, best: _Found) -> Floats:
