@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
@@ -273,7 +273,7 @@ class LoadedConfig:
     config: GatewayConfig
     scenario: Scenario  # the cluster as the simulator knows it: experts, classes and tenants in the order of the configuration
     models: tuple[str, ...]  # as each engine calls its model
-    tokens: tuple[str | None, ...]  # bearer token of each engine
+    tokens: tuple[str | None, ...] = field(repr=False)  # bearer token of each engine
     folder: Path  # that paths are relative to
 
     def path(self, given: str) -> Path:
