@@ -65,7 +65,7 @@ class Options:
     records: Path | None = None
     """File for what --url measures. Default: beside --out, with the end .records.jsonl."""
     max_seconds: float = 120.0
-    """Longest time for the designed load."""
+    """Longest time for the designed load. Its first 21 requests are sent however long they take."""
     max_tokens: int = 200_000
     """Most prompt and output tokens of the designed load."""
     name: str | None = None

@@ -9,61 +9,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.calibration.design import Planned, designed_load
+from benchmarks.calibration import ENGINES, load, served, settings
+from gateway.calibration.design import Planned
 from rllib_envs.errors import InputError
-from rllib_envs.profiles.estimate import ServerSettings, busy_periods, estimate_profile, predicted_run
+from rllib_envs.profiles.estimate import busy_periods, estimate_profile, predicted_run
 from rllib_envs.profiles.fit import compare_run, fit_batches
 from rllib_envs.profiles.iteration_log import read_iteration_log
 from rllib_envs.profiles.records import RequestRecord, as_run
 from rllib_envs.profiles.replay import replay_requests
-from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival, Engine, simulate
 from tests.draws import examples
 from tests.sim.engine_runs import runs
 
-GPU = EngineProfile(
-    c0_ms=17.0, b_ms=0.041, c_ms=1.4e-4, a_ms=0.087, n0_tokens=192, q_ms=5.3e-6, c0_mixed_ms=5.0,
-    kv_tokens=41_408, kv_bytes_per_token=1, handoff_s=0.004,
-)  # fmt: skip
-CPU = EngineProfile(
-    c0_ms=50.0, b_ms=1.0, c_ms=2e-3, a_ms=0.6, n0_tokens=64, q_ms=3e-4, c_mixed_ms=1e-3, c0_mixed_ms=3.0, async_scheduling=False,
-    kv_tokens=16_384, kv_bytes_per_token=1, handoff_s=0.004, max_num_seqs=16, max_num_batched_tokens=512, max_model_len=2048,
-)  # fmt: skip
+GPU, VLLM_CPU, LLAMA = ENGINES.values()
+CPU = replace(VLLM_CPU, async_scheduling=False)
 
 
-def settings(engine, **others):
-    names = ("kv_tokens", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
-    return ServerSettings(**{name: getattr(engine, name) for name in names} | others)
-
-
-def served(engine, waves, noise, seed):
-    """Records of the waves, one after the other, with noise on the time to the first token and on the rest."""
-    rng, start_s, records = np.random.default_rng(seed), 0.0, []
-    for wave in waves:
-        after_s, prompts, outputs = (np.array(column) for column in zip(*wave, strict=True))
-        times = replay_requests([engine], after_s, prompts, outputs)
-        first_s = (times.first_token_s[0] - after_s) * np.exp(noise * rng.standard_normal(after_s.size))
-        rest_s = (times.finish_s - times.first_token_s)[0] * np.exp(noise * rng.standard_normal(after_s.size))
-        at_s = start_s + after_s
-        rows = zip(at_s, prompts, outputs, at_s + first_s, at_s + first_s + rest_s, strict=True)
-        records += [RequestRecord(*(x.item() for x in row)) for row in rows]
-        start_s = 0.1 + max(record.last_token_s for record in records)
-    return as_run(records, max_num_seqs=engine.max_num_seqs, max_num_batched_tokens=engine.max_num_batched_tokens)
-
-
-def load(engine, seed=0):
-    return [wave.requests for wave in designed_load(engine, seconds=1e6, tokens=10**9, seed=seed)]
-
-
-@pytest.mark.parametrize("engine", [GPU, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("engine", [GPU, VLLM_CPU, LLAMA], ids=["gpu", "vllm-cpu", "llama.cpp"])
 def test_held_out_requests_are_predicted_where_times_have_three_per_cent_of_noise(engine):
     run = served(engine, load(engine), 0.03, 1)
-    estimate = estimate_profile(run, settings(engine))
+    estimate = estimate_profile(run, settings(engine, engine.async_scheduling))
     assert np.median(np.abs(estimate.unseen.e2e)) < 0.05
     assert np.median(np.abs(estimate.unseen.ttft)) < 0.06
     other = served(engine, load(engine, seed=5), 0.0, 0)  # other arrivals, as the engine serves them without noise
     errors = compare_run(other, *(other.arrival_s + part for part in predicted_run(other, estimate.profile)))
-    assert np.median(np.abs(errors.e2e)) < 0.02
+    assert np.median(np.abs(errors.e2e)) < 0.04
     first, last = estimate.latency_interval(256, 32, 4)
     assert first.low <= first.mean <= first.high < last.low <= last.mean <= last.high
 
@@ -71,9 +41,7 @@ def test_held_out_requests_are_predicted_where_times_have_three_per_cent_of_nois
 def test_more_noise_makes_wider_intervals():
     widths = []
     for noise in (0.01, 0.1):
-        _, last = estimate_profile(served(CPU, load(CPU), noise, 1), settings(CPU, async_scheduling=False)).latency_interval(
-            256, 64
-        )
+        _, last = estimate_profile(served(CPU, load(CPU), noise, 1), settings(CPU, False)).latency_interval(256, 64)
         widths.append(last.high - last.low)
     assert widths[0] < widths[1]
 
@@ -81,7 +49,7 @@ def test_more_noise_makes_wider_intervals():
 def test_hiccups_of_the_machine_move_little():
     run = served(CPU, load(CPU), 0.03, 1)
     late = run.last_token_s + np.where(np.random.default_rng(3).random(run.last_token_s.size) < 0.05, 3.0, 0.0)
-    estimate = estimate_profile(replace(run, last_token_s=late), settings(CPU, async_scheduling=False))
+    estimate = estimate_profile(replace(run, last_token_s=late), settings(CPU, False))
     other = served(CPU, load(CPU, seed=5), 0.0, 0)
     errors = compare_run(other, *(other.arrival_s + part for part in predicted_run(other, estimate.profile)))
     assert np.median(np.abs(errors.e2e)) < 0.04
@@ -97,10 +65,7 @@ def test_a_fit_is_the_same_each_time_and_for_records_in_any_order():
         )
     ]  # fmt: skip
     limits = {"max_num_seqs": run.max_num_seqs, "max_num_batched_tokens": run.max_num_batched_tokens}
-    profiles = [
-        estimate_profile(as_run(rows, **limits), settings(CPU, async_scheduling=False)).profile
-        for rows in (records, records[::-1])
-    ]
+    profiles = [estimate_profile(as_run(rows, **limits), settings(CPU, False)).profile for rows in (records, records[::-1])]
     assert profiles[0] == profiles[1]
 
 
@@ -110,7 +75,7 @@ def test_too_few_records_are_refused():
         estimate_profile(run, settings(CPU))
     many = served(CPU, [[Planned(0.0, 32, 4)]] * 30, 0.0, 0)
     with pytest.raises(InputError, match="limits of the server: max_num_batched_tokens = 2: must be >= max_num_seqs"):
-        estimate_profile(many, settings(CPU, max_num_batched_tokens=2))
+        estimate_profile(many, replace(settings(CPU), max_num_batched_tokens=2))
 
 
 @examples(60)

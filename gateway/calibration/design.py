@@ -28,6 +28,9 @@ _SOLO_OUTPUT, _BATCH_OUTPUT, _RANDOM_OUTPUT = 24, 32, (8, 64)
 _PRESENT = 4.0  # requests present at a time under random arrivals, about
 _FIRST = ("solo-32", "batch-4x64", "random-0", "solo-512", "batch-8x256", "random-1", "batch-16x128", "solo-256", "random-2")
 
+NEEDED = _FIRST[:3]
+"""Waves that are sent however long they take: together they have enough requests for a fit."""
+
 
 class Planned(NamedTuple):
     """A request of a wave."""
@@ -65,14 +68,14 @@ def designed_load(guess: EngineProfile, *, seconds: float, tokens: int, seed: in
 
     Args:
         guess: about the engine's speed, and its limits.
-        seconds: waves that would take the load beyond it are left out.
+        seconds: waves that would take the load beyond it are left out, but for the first three: no fit is possible without.
         tokens: and so are those that would take it beyond so many tokens.
         seed: of the arrival times and sizes.
     """
     waves = sorted(_all_waves(guess, np.random.default_rng(seed)), key=lambda wave: _rank(wave.name))
     chosen: list[Wave] = []
     for wave in waves:
-        if wave.expected_s <= seconds and wave.tokens <= tokens:
+        if (wave.expected_s <= seconds or wave.name in NEEDED) and wave.tokens <= tokens:
             chosen.append(wave)
             seconds, tokens = seconds - wave.expected_s, tokens - wave.tokens
     return chosen

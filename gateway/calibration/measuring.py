@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.calibration.client import EngineClient
-from gateway.calibration.design import Wave, designed_load, probe_waves
+from gateway.calibration.design import NEEDED, Wave, designed_load, probe_waves
 from gateway.calibration.facts import ServerFacts
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import parse_json
@@ -123,7 +123,7 @@ async def _send(client: EngineClient, waves: list[Wave], file: RecordsFile, end_
     slower = 1.0  # than the first guess, so far
     for i, wave in enumerate(waves):
         begun_s = time.monotonic()
-        if begun_s + slower * wave.expected_s > end_s:
+        if begun_s + slower * wave.expected_s > end_s and wave.name not in NEEDED:
             tell(f"{wave.name}: left out, there is not enough time for it")
             continue
         served = await client.measure(wave)
