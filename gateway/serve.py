@@ -50,5 +50,5 @@ def run(options: Options) -> None:
         print(f"{options.config}: {len(gateway.upstreams)} experts, policy {gateway.config.policy}")
         return
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is none is no news
     uvloop.run(serve(options.config, gateway))

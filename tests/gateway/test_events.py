@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from gateway.server.events import Events, Usage, error_event, find_usage, was_cut
 from tests.draws import examples
 
-TRICKY = ["data: x", "\n\ndata: [DONE]\n\n", '"usage"', '"choices":[]', '"prompt_tokens": 9', '"finish_reason":"length"', "é\r\n\r\n"]
+TRICKY = [
+    "data: x",
+    "\n\ndata: [DONE]\n\n",
+    '"usage"',
+    '"choices":[]',
+    '"prompt_tokens": 9',
+    '"finish_reason":"length"',
+    "é\r\n\r\n",
+]
 TEXTS = st.text(max_size=8) | st.sampled_from(TRICKY)
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": None}
 
@@ -46,7 +55,7 @@ def test_whole_events_pass_in_order_however_they_are_cut(texts, cuts, end, space
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     reader = Events(hide_usage=hide)
     passed, count = [], 0
-    for start, stop in zip(places, places[1:], strict=False):
+    for start, stop in pairwise(places):
         whole, new = reader.feed(stream[start:stop])
         assert not whole or whole.endswith(end.encode())
         passed.append(whole)
@@ -74,7 +83,9 @@ def test_a_broken_stream_is_not_done():
 
 
 def test_usage_is_read_from_whole_answers():
-    text = json.dumps({"choices": [{"message": {"content": 'say "prompt_tokens": 5'}, "finish_reason": "length"}], "usage": USAGE})
+    text = json.dumps(
+        {"choices": [{"message": {"content": 'say "prompt_tokens": 5'}, "finish_reason": "length"}], "usage": USAGE}
+    )
     assert find_usage(text.encode()) == Usage(7, 3)
     assert was_cut(text.encode())
     assert find_usage(b'{"choices": []}') == Usage(None, None)

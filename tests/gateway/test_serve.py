@@ -96,7 +96,13 @@ def test_the_body_reaches_the_engine_as_it_was_but_for_model_and_usage(gateway, 
 
 
 def test_tracing_headers_pass_and_keys_do_not(gateway, mocks):
-    sent = {"traceparent": "00-1-2-01", "tracestate": "a=b", "x-request-id": "mine-1", "authorization": "Bearer s", "cookie": "c=1"}
+    sent = {
+        "traceparent": "00-1-2-01",
+        "tracestate": "a=b",
+        "x-request-id": "mine-1",
+        "authorization": "Bearer s",
+        "cookie": "c=1",
+    }
     reply = ask(gateway.url, "POST", CHAT, chat(model="a"), sent)
     seen = mocks[0].seen()["headers"]
     assert {name: seen.get(name) for name in ("traceparent", "tracestate", "x-request-id")} == {
@@ -207,16 +213,24 @@ def test_a_confined_request_does_not_leave_its_set_when_that_fails(gateway, mock
     assert mocks[1].seen()["requests"] == before
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("how", [{"fail": "drop"}, {"status": 500}, {"status": 503}, {"status": 429}, {"fail": "hang"}])
+@pytest.mark.parametrize(
+    ("how", "stream"),
+    [
+        ({"fail": "drop"}, True),
+        ({"fail": "drop"}, False),
+        ({"fail": "mid"}, False),
+        ({"status": 500}, True),
+        ({"status": 503}, False),
+        ({"status": 429}, True),
+        ({"fail": "hang"}, True),
+    ],
+)
 def test_what_fails_before_the_first_byte_is_tried_elsewhere(gateway, mocks, how, stream):
-    if how == {"fail": "hang"} and not stream:
-        pytest.skip("an answer that is no stream may take its time")
     for bad, good in (mocks, mocks[::-1]):
         bad.told(**how)
         good.told()
         wait_for(lambda: all(gateway.traffic.gateway.ready()))
-        for _ in range(6):  # the policy may not have chosen the bad one at first
+        for _ in range(100):  # the policy draws
             reply = complete(gateway, chat(stream=stream))
             assert reply.status == 200
             assert reply.headers["x-edgeroute-expert"] == good.name
@@ -227,12 +241,6 @@ def test_what_fails_before_the_first_byte_is_tried_elsewhere(gateway, mocks, how
             pytest.fail("the failing expert was never asked")
         bad.told()
         wait_for(lambda: all(gateway.traffic.gateway.ready()))
-
-
-def test_a_whole_answer_that_breaks_is_tried_elsewhere(gateway, mocks):
-    mocks[0].told(fail="mid")
-    for _ in range(4):
-        assert complete(gateway, chat()).headers["x-edgeroute-expert"] == "b"
 
 
 @pytest.mark.parametrize(
@@ -256,9 +264,7 @@ def test_a_refusal_by_the_engine_is_the_clients_to_see(gateway):
     assert reply.headers["x-edgeroute-attempts"] == "1"
 
 
-@pytest.mark.parametrize(
-    ("fail", "code"), [("mid", "expert_failed"), ("eof", "expert_failed"), ("stall", "expert_idle")]
-)
+@pytest.mark.parametrize(("fail", "code"), [("mid", "expert_failed"), ("eof", "expert_failed"), ("stall", "expert_idle")])
 def test_a_stream_that_breaks_ends_in_an_error_event(gateway, fail, code):
     reply = complete(gateway, chat(stream=True, mock={"fail": fail, "pace_s": 0.005}))
     assert reply.status == 200
@@ -300,7 +306,9 @@ def test_an_engine_that_is_loading_is_not_ready(gateway, mocks):
 def test_a_client_that_leaves_is_left_by_the_engine_too(gateway, mocks):
     before = mocks[0].seen()["closed_early"]
     for first_s in (0.0, 5.0):
-        with open_stream(gateway.url, chat(model="a", stream=True, mock={"pace_s": 0.01, "tokens": 10_000, "first_s": first_s})) as client:
+        with open_stream(
+            gateway.url, chat(model="a", stream=True, mock={"pace_s": 0.01, "tokens": 10_000, "first_s": first_s})
+        ) as client:
             if first_s == 0:
                 assert b"data: " in client.recv(4096)
             else:
@@ -399,16 +407,21 @@ def test_draining_lets_streams_end_and_cuts_those_that_last(mocks, tmp_path):
             heads = short.recv(1), long.recv(1)
             gateway.drain()
             wait_for(lambda: gateway.traffic.draining)
-            with pytest.raises(ConnectionRefusedError):
-                for _ in range(100):
-                    socket.create_connection(gateway.url.removeprefix("http://").split(":"), timeout=1).close()
-                    time.sleep(0.02)
+            wait_for(lambda: refuses_connections(gateway))
             whole, cut = (head + read_all(client) for head, client in zip(heads, (short, long), strict=True))
     assert whole.count(b'"content"') == 20
     assert b"[DONE]" in whole
     assert b'"code": "shutting_down"' in cut
     assert b"[DONE]" not in cut
     assert gateway.idle()
+
+
+def refuses_connections(gateway):
+    try:
+        socket.create_connection(gateway.url.removeprefix("http://").split(":"), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def read_all(client):
