@@ -1,9 +1,10 @@
-"""Calibrate an expert's engine: fit its cost model to a running server, to its log, or to records of its requests.
+"""Calibrate an expert's engine with a running server, its log, or records of its requests.
 
 With --url the command sends a designed load to an OpenAI-compatible server and takes the times. It needs no other traffic there.
 Interrupted, it keeps what it has measured, and the same command goes on with it. With --requests it reads records that a client
-or proxy has kept. With --vllm-log it reads a log of vLLM's with --enable-logging-iteration-details. It writes the expert as YAML,
-for the experts of a scenario and of a gateway alike, and a picture of predicted against measured. Example:
+or proxy has kept. With --vllm-log it reads a log of vLLM's with --enable-logging-iteration-details.
+
+It writes the expert as YAML, which scenarios and gateways take alike. A picture shows predicted against measured times. Example:
 
     edgeroute calibrate --url http://127.0.0.1:8000 --out llama.yaml --mean-score 0.7
 """
@@ -21,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from gateway.calibration.facts import ServerFacts
-from gateway.calibration.measuring import Bounds, measure_engine
+from gateway.calibration.measuring import LoadBounds, measure_engine
 from gateway.calibration.report import draw_latencies, interval_table, latency_errors, log_errors
 from gateway.config import Secret
 from rllib_envs.errors import InputError
@@ -148,7 +149,7 @@ def _check(options: Options) -> None:
 def _from_server(options: Options) -> _Calibrated:
     url = _base(options.url or "")
     records = options.records or options.out.with_suffix(".records.jsonl")
-    bounds = Bounds(seconds=options.max_seconds, tokens=options.max_tokens)
+    bounds = LoadBounds(seconds=options.max_seconds, tokens=options.max_tokens)
 
     def settle(facts: ServerFacts) -> ServerSettings:
         return _settings(options, facts)

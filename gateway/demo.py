@@ -68,7 +68,7 @@ def run(options: Options) -> int:
     """
     if not (1 <= options.seconds <= 3600 and 1 <= options.calibration_seconds <= 600):
         raise InputError("options: seconds must be from 1 to 3,600, calibration-seconds from 1 to 600")
-    large, small = (3, 2) if options.smoke else (30, 6)
+    large, small = (3, 2) if options.smoke else (16, 4)
     specs = [EngineSpec(name="small", layers=small), EngineSpec(name="large", layers=large)]
     with ExitStack() as stack:
         print("1. Starting two real engines (llama.cpp with SmolLM2-135M)")

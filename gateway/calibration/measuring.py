@@ -24,7 +24,7 @@ Settle = Callable[[ServerFacts], ServerSettings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class LoadBounds:
     """How much load the engine is given at most."""
 
     seconds: float
@@ -79,7 +79,7 @@ class RecordsFile:
 
 
 async def measure_engine(
-    url: str, model: str | None, token: str | None, records: Path, bounds: Bounds, settle: Settle, tell: Tell
+    url: str, model: str | None, token: str | None, records: Path, bounds: LoadBounds, settle: Settle, tell: Tell
 ) -> tuple[ServerFacts, ServerSettings, str]:
     """Send the designed load to an engine; the records are in the file ``records`` afterwards, or when this is cancelled.
 
