@@ -94,12 +94,19 @@ class GatewayServer:
         """Serve until it is drained."""
         await self.look()  # before anybody asks: an expert of which nothing is known is not ready
         looking = self._loop.create_task(self.keep_looking())
+        self._say_who_decides()
         _LOG.info("listening at %s", self.url)
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
             looking.cancel()
             await self.traffic.sessions.close()
+
+    def _say_who_decides(self) -> None:
+        decider = self.traffic.gateway.decider
+        _LOG.info("policy %s %s", decider.policy.name, decider.policy.version)
+        if decider.outside is not None:
+            _LOG.warning("the policy will not decide, its fallback will: %s", decider.outside)
 
     def begin(self, action: Callable[[], Coroutine[None, None, None]]) -> None:
         """Do something beside requests."""
@@ -156,6 +163,7 @@ class GatewayServer:
         await self.look()
         self.traffic.metrics.reloaded("done")
         _LOG.info("reloaded: %s", new.config.fingerprint)
+        self._say_who_decides()
         if new.config.listen != old.config.listen:
             _LOG.warning("listen has changed: a restart is needed for that")
 
