@@ -21,7 +21,7 @@ from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.simulation import Simulation
 from tuning.ray_cluster.check import Needs
 from tuning.training.algorithms import algorithm_config, network_spec
-from tuning.training.options import TrainOptions
+from tuning.training.options import PAPER_NETWORKS, TrainOptions
 from tuning.training.validation import Validator
 from tuning.training.variants import VariantOptions
 
@@ -40,7 +40,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
         information=options.spec.information,
         demand=options.spec.demand,
         whatif_tau=SOFT_DEADLINE,
-        counterfactual=options.preset != "paper",
+        counterfactual=options.preset not in PAPER_NETWORKS,
         calibrate=options.calibrate,
         running_slots=options.running_slots,
         waiting_slots=options.waiting_slots,
@@ -115,7 +115,7 @@ def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group]
         "starts": starts,
         "algo": options.algo,
         "seed": options.seed,
-        TEMPERATURE: 1.0 if options.preset == "paper" else float(options.temperature),
+        TEMPERATURE: 1.0 if options.preset in PAPER_NETWORKS else float(options.temperature),
         "observation": asdict(replace(scenario.observation, counterfactual=False)),
         "scenario": "drawn" if _drawn(options) else scenario.name,
         "fingerprint": scenario.fingerprint(),
