@@ -130,8 +130,8 @@ class Simulation:
         m = self._requests = max(episode_requests(variant.workload) for variant in self.variants)
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
-        self.state = allocate(nominal.copy(), m)
         service = service_of(scenario)
+        self.state = allocate(nominal.copy(), m, plain=service.plain)
         self.workload = allocate_request_table(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
@@ -218,7 +218,7 @@ class Simulation:
     def _start_telemetry(self, cluster: int, delay_s: float) -> None:
         """Set up telemetry of a new episode in one cluster; the first delayed one allocates its state."""
         if delay_s > 0 and self.world.late is self.state:
-            self.world = self.world._replace(late=allocate(self.state.engines, self._requests))
+            self.world = self.world._replace(late=allocate(self.state.engines, self._requests, plain=self.state.extras is None))
         if self.world.late is not self.state:
             clear(self.world.late, cluster)
         self.world.late_cursor[cluster] = 0
@@ -265,12 +265,14 @@ class Simulation:
         count = self.workload.total[cluster]
         requests, records = self.state.requests[cluster, :count], self.state.records[cluster, :count]
         finished = records["status"] == FINISHED
-        in_time = (
-            (records["finish_s"] - requests["arrival_s"] <= records["budget_s"])
-            & (records["first_token_s"] - requests["arrival_s"] <= records["ttft_s"])
-            & (records["finish_s"] - records["first_token_s"] <= records["generation_s"])
-        )
-        score = records["score"].astype(np.float64)
+        in_time = records["finish_s"] - requests["arrival_s"] <= records["budget_s"]
+        worth = score = records["score"].astype(np.float64)
+        service = np.zeros(count, np.int32)
+        if self.state.extras is not None:
+            extras = self.state.extras[cluster, :count]
+            in_time &= records["first_token_s"] - requests["arrival_s"] <= extras["ttft_s"]
+            in_time &= records["finish_s"] - records["first_token_s"] <= extras["generation_s"]
+            worth, service = extras["worth"], extras["service"].copy()
         return Records(
             arrival_s=requests["arrival_s"].copy(),
             route=records["route"].copy(),
@@ -284,9 +286,9 @@ class Simulation:
             score=score,
             predicted_score=requests["predicted_score"].astype(np.float64),
             preemptions=records["preemptions"].copy(),
-            qos=np.where(finished & in_time, records["worth"], 0.0),
+            qos=np.where(finished & in_time, worth, 0.0),
             late=finished & ~in_time,
-            service=records["service"].astype(np.int32),
+            service=service,
             tenant=self.workload.user["tenant"][cluster, :count].copy(),
             network_s=self._network_s(cluster, count),
         )
