@@ -322,6 +322,7 @@ class Observation:
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     information: bool = False  # key "information": what the predictions are worth
     demand: bool = False  # key "demand": what late requests need, and how long there has been overload
+    places: bool = False  # key "places": how far each expert is from the user; zeros without a network
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
     calibrate: bool = False  # correct predictions and engine figures by the episode's observations (sim/calibration.py)
     judged_share: Fraction = 0.0  # share of the finished answers whose score becomes known, to correct predicted scores by
@@ -331,6 +332,7 @@ _LATER = (
     ("predictions", "predictors"),
     ("observation", "information"),
     ("observation", "demand"),
+    ("observation", "places"),
     ("observation", "judged_share"),
     ("reward", "energy"),
     ("reward", "cost"),
