@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 
 from rllib_envs.baselines import HEURISTICS
+from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Arrivals, Observation, Reward, Scenario, TraceFile, Workload, with_workload
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
@@ -43,6 +44,7 @@ def replayed(folder: Path, rows: str, **changes: Any) -> Scenario:
 def test_a_trace_says_of_which_class_each_request_is(tmp_path: Path) -> None:
     names = [TWO[int(i)].name for i in np.random.default_rng(0).integers(2, size=40)]
     rows = "".join(f"{i},{name}\n" for i, name in enumerate(names))
+    assert capacity_rps(replace(replayed(tmp_path, rows), capacity_rps=None)) > 0
     whole = draw_episode(replayed(tmp_path, rows), 1.0, 3)
     assert [TWO[i].name for i in whole.user["service"]] == names
     parts = [draw_episode(replayed(tmp_path, rows, requests=7), 1.0, seed) for seed in range(5)]
