@@ -96,7 +96,8 @@ def test_it_can_be_drawn(env_id: str) -> None:
     for _ in range(10):
         env.step(0)
     later = np.asarray(env.render())
-    assert first.shape == later.shape == (800, 1000, 3)
+    assert first.shape == later.shape
+    assert first.shape[1:] == (1000, 3)
     assert (first != later).any()
 
 
