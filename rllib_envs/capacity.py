@@ -49,8 +49,15 @@ def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
         catalogue=scenario.workload.catalogue, arrivals=arrivals if arrivals.brings_prompts else Arrivals(), load=1.0
     )
     # Fields without influence on the figure are left out, so that scenarios which differ only in them share one measurement.
+    told = arrivals.trace is not None and arrivals.trace.class_column is not None
     return _measure(
-        Scenario(name="capacity", experts=scenario.experts, slo_s_per_token=scenario.slo_s_per_token, workload=workload)
+        Scenario(
+            name="capacity",
+            experts=scenario.experts,
+            slo_s_per_token=scenario.slo_s_per_token,
+            workload=workload,
+            classes=scenario.classes if told else (),
+        )
     )
 
 

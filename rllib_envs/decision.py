@@ -8,6 +8,7 @@
 ``update_calibration``    the router corrects its figures by its observations (calibration)
 ``observe``               rows of the experts, their requests and the cluster
 ``write_worth``           what predictions are worth, if the observation has it
+``write_places``          how far each expert is from the user, if the observation has it
 ``predict``               predicted what-if result of each action, from the router's information
 ``write_demand``          what late requests need, if the observation has it
 ``true_marginals``        true counterfactual of each action: a training target
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.observation import Pace, describe_engines, observe, update_gap_ema
+from rllib_envs.observation import Pace, describe_engines, observe, update_gap_ema, write_places
 from rllib_envs.sim.calibration import Calibration, update_calibration
 from rllib_envs.sim.cluster import (
     RequestTable,
@@ -41,7 +42,7 @@ from rllib_envs.sim.cluster import (
 from rllib_envs.sim.demand import Demand, update_demand, update_foreseen_ema, update_late_ema, write_demand
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
 from rllib_envs.sim.state import State
-from rllib_envs.sim.terms import Service
+from rllib_envs.sim.terms import Service, extras_of
 from rllib_envs.sim.whatif import Scratch, predict
 from rllib_envs.sim.worth import Worth, write_worth
 from rllib_envs.view import ObservationRows
@@ -71,6 +72,7 @@ class World(NamedTuple):
     rows: ObservationRows  # the observations
     marginal: NDArray[np.float64]  # (B, N+1)
     service: Service
+    at_site: NDArray[np.bool_]  # (S, N) whether an expert is at a site of users
 
 
 class Rules(NamedTuple):
@@ -82,6 +84,7 @@ class Rules(NamedTuple):
     calibrate: bool  # learn the errors of the figures from telemetry
     inform: bool  # write what the predictions are worth
     demand: bool  # write what late requests need
+    places: bool  # write how far each expert is from the user
 
 
 @kernel_inlined
@@ -127,6 +130,17 @@ def write_observation(world, rules, b):
     observe(telemetry, nominal, workload, world.pace, world.service, b, slo_s, rows)
     if rules.inform:
         write_worth(world.worth, world.calibration.errors, workload, b, telemetry.arrived, rows.information)
+    if rules.places:
+        write_places(
+            nominal,
+            workload,
+            world.service,
+            extras_of(telemetry.actual.extras, b),
+            world.at_site,
+            b,
+            telemetry.arrived,
+            rows.places,
+        )
     if rules.predict:
         predict(telemetry, nominal, workload, b, world.scratch, rules.tau, rows.whatif)
     if rules.demand:

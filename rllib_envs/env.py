@@ -48,6 +48,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario sets it
     ``information``   (N, 4)                      what predictions are worth (INFORMATION_FEATURES), if the scenario sets it
     ``demand``        (7,)                        what late requests need (DEMAND_FEATURES), if the scenario sets it
+    ``places``        (N, 2)                      how far each expert is from the user (PLACE_FEATURES), if the scenario sets it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights

@@ -30,11 +30,12 @@ from rllib_envs.sim.rows import (
     EXPERT_FEATURES,
     EXPERT_SCALE,
     KV_UNIT_TOKENS,
+    PLACE_SCALE,
     REQUEST_FEATURES,
     REQUEST_ROW,
     REQUEST_SCALE,
 )
-from rllib_envs.sim.terms import extras_of, is_allowed
+from rllib_envs.sim.terms import budget_s, extras_of, is_allowed, network_s
 from rllib_envs.sim.whatif import expected_output, on_its_way
 from rllib_envs.view import View
 
@@ -49,6 +50,7 @@ __all__ = [
     "describe_engines",
     "observe",
     "update_gap_ema",
+    "write_places",
 ]
 
 PACE_GAINS = (0.005, 0.05)
@@ -334,3 +336,22 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
             rows.arrived[b, e] = _NOTHING_ARRIVED[0]
             rows.action_mask[b, e] = 0.0
     rows.action_mask[b, n_experts] = 1.0
+
+
+@kernel_inlined
+def write_places(nominal, workload, service, extras, at_site, b, r, rows):
+    """Write how far each expert is from the user of request r of cluster b, as PLACE_ROW records ``rows`` (B, N).
+
+    ``nominal`` has the engine figures that the router uses, ``at_site`` (S, N) whether an expert is at a site of users. After the
+    last request all is zero. ``extras``: of the cluster's requests, (M,), or None without optional parts.
+    """
+    present = r < workload.total[b]
+    user = workload.user[b, r if present else 0]
+    terms = service.terms[user.service]
+    for e in range(rows.shape[1]):
+        row = rows[b, e]
+        length = max(workload.predicted_tokens[b, r, e] * nominal[b, e].length_factor, 1.0) if present else 1.0
+        took_s = network_s(extras, service, user.site, e, workload.prompt[b, r], 1.0) if present else 0.0
+        distance = min(took_s / min(budget_s(extras, terms, length), terms.ttft_s), 1.0)
+        row.distance = distance / PLACE_SCALE.distance
+        row.at_site = 1.0 if present and at_site[user.site, e] else 0.0

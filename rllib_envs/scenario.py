@@ -104,6 +104,7 @@ class TraceFile:
     time_column: str = "timestamp"  # for format csv: seconds or ISO time
     prompt_column: str | None = None  # for format csv: prompt tokens
     output_column: str | None = None  # for format csv: output tokens
+    class_column: str | None = None  # for format csv: name of the service class; None: drawn by the shares
     start_s: NonNegative = 0.0  # window within the trace
     duration_s: Positive | None = None  # None: to its end
     jitter: bool | None = None  # spread each arrival uniformly within the trace's own tick; None: if its times are quantised
@@ -111,14 +112,17 @@ class TraceFile:
     @property
     def names_columns(self) -> bool:
         """Whether it names columns of its own."""
-        return (self.time_column, self.prompt_column, self.output_column) != ("timestamp", None, None)
+        return self._named != ("timestamp", None, None, None)
+
+    @property
+    def _named(self) -> tuple[str | None, ...]:
+        return self.time_column, self.prompt_column, self.output_column, self.class_column
 
     @model_validator(mode="after")
     def _columns_of_csv(self) -> Self:
         if self.names_columns and self.format not in ("auto", "csv"):
-            own = (self.time_column, self.prompt_column, self.output_column)
             raise ValueError(
-                f"format = {self.format!r} and columns {own}: columns are named for format csv; others have their own"
+                f"format = {self.format!r} and columns {self._named}: columns are named for format csv; others have their own"
             )
         return self
 
@@ -322,6 +326,7 @@ class Observation:
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     information: bool = False  # key "information": what the predictions are worth
     demand: bool = False  # key "demand": what late requests need, and how long there has been overload
+    places: bool = False  # key "places": how far each expert is from the user; zeros without a network
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
     calibrate: bool = False  # correct predictions and engine figures by the episode's observations (sim/calibration.py)
     judged_share: Fraction = 0.0  # share of the finished answers whose score becomes known, to correct predicted scores by
@@ -331,6 +336,7 @@ _LATER = (
     ("predictions", "predictors"),
     ("observation", "information"),
     ("observation", "demand"),
+    ("observation", "places"),
     ("observation", "judged_share"),
     ("reward", "energy"),
     ("reward", "cost"),
@@ -415,6 +421,16 @@ class Scenario:
         return self
 
     @model_validator(mode="after")
+    def _traced_classes_exist(self) -> Self:
+        trace = self.workload.arrivals.trace
+        if trace is not None and trace.class_column is not None and not self.classes:
+            raise ValueError(
+                f"workload.arrivals.trace.class_column = {trace.class_column!r} without classes: the scenario must have the "
+                "classes that the column names"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _predictors_have_prompts(self) -> Self:
         if self.predictions.predictors is not None and self.workload.catalogue.kind != "file":
             raise ValueError(
@@ -456,6 +472,9 @@ class Scenario:
         # Where these fields say nothing, text and fingerprint are as before there were any.
         if parameters:
             data["workload"]["arrivals"]["parameters"] = parameters
+        trace = data["workload"]["arrivals"]["trace"]
+        if trace is not None and trace["class_column"] is None:
+            del trace["class_column"]
         for part, name in _LATER:
             if not data[part][name]:
                 del data[part][name]

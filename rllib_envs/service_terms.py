@@ -32,6 +32,13 @@ def link_times(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.floa
     return round_trip_s, prompt_s
 
 
+def experts_at_sites(scenario: Scenario) -> NDArray[np.bool_]:
+    """(S, N) whether an expert is at a site of users; nowhere without a network."""
+    if scenario.network is None:
+        return np.zeros((1, scenario.n_experts), np.bool_)
+    return np.array([[expert.site == site.name for expert in scenario.experts] for site in scenario.network.sites])
+
+
 def terms_of(scenario: Scenario) -> NDArray[np.void]:
     """(C,) TERMS of the scenario's service classes; of one with the scenario's bound if it has none."""
     common = per_token_terms(scenario.slo_s_per_token)

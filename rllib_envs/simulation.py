@@ -20,7 +20,7 @@ from rllib_envs.footprint import check_footprint
 from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.reward import combine, paper_impact_all
 from rllib_envs.scenario import Scenario
-from rllib_envs.service_terms import service_of
+from rllib_envs.service_terms import experts_at_sites, service_of
 from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table, begin
 from rllib_envs.sim.demand import allocate_demand, reset_demand
@@ -163,6 +163,7 @@ class Simulation:
             rows=self.rows,
             marginal=self.marginal,
             service=service,
+            at_site=experts_at_sites(scenario),
         )
         self.rules = Rules(
             tau=spec.whatif_tau,
@@ -171,6 +172,7 @@ class Simulation:
             calibrate=spec.calibrate,
             inform=spec.information,
             demand=spec.demand,
+            places=spec.places,
         )
 
     def __getstate__(self) -> dict[str, Any]:

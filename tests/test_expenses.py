@@ -137,20 +137,28 @@ def test_watts_and_prices_change_nothing_else_to_the_last_bit(seed: int) -> None
     assert plain.state.experts.tobytes() == metered.state.experts.tobytes()
 
 
-def test_classes_share_the_cost_of_all() -> None:
+def test_classes_share_the_cost_and_the_active_energy_of_all() -> None:
     rng = np.random.default_rng(0)
     scenario, episode, actions = random_world(rng, several=True)
-    scenario = with_figures(replace(scenario, classes=random_classes(rng)), prompt_price=1.0, output_price=4.0)
+    scenario = with_figures(
+        replace(scenario, classes=random_classes(rng)), prompt_price=1.0, output_price=4.0, idle_w=5.0, active_w=50.0
+    )
     user = episode.user.copy()
     user["service"] = rng.integers(0, len(scenario.classes), REQUESTS)
     episode = replace(episode, user=user, prompt=episode.prompt % 4 + 1)
     simulation = simulation_of(scenario, episode)
     play(simulation, actions)
-    whole, groups = episode_metrics(simulation, 0), group_metrics(scenario, simulation.records(0))
+    whole, groups = (
+        episode_metrics(simulation, 0),
+        group_metrics(scenario, simulation.records(0), simulation.state.experts["busy_s"][0]),
+    )
     shares = np.bincount(user["service"]) / REQUESTS
     costs = [group["cost_per_1000"] for group in groups.values()]
     assert shares @ costs == pytest.approx(whole["cost_per_1000"])
     assert whole["cost_per_1000"] > 0
+    active_j = 50 * simulation.state.experts["busy_s"][0].sum() / REQUESTS
+    assert shares @ [group["active_j_per_request"] for group in groups.values()] == pytest.approx(active_j)
+    assert whole["active_j_per_request"] == pytest.approx(active_j)
 
 
 def test_an_environment_says_what_its_experts_spend_if_they_say_it() -> None:

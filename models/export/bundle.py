@@ -33,12 +33,16 @@ from rllib_envs.sim.rows import (
     DEMAND_FEATURES,
     EXPERT_FEATURES,
     INFORMATION_FEATURES,
+    OBSERVATION_VERSION,
+    PLACE_FEATURES,
     REQUEST_FEATURES,
     WHATIF_FEATURES,
 )
 from rllib_envs.simulation import Simulation
 
-FORMAT = "edgeroute-bundle-1"
+FORMAT = "edgeroute-bundle-2"
+_FORMER = "edgeroute-bundle-1"
+"""Format that is still read: it names no version of the observations, which is 1."""
 LAYOUT: dict[str, tuple[str, ...]] = {
     "experts": EXPERT_FEATURES,
     "requests": REQUEST_FEATURES,
@@ -48,7 +52,7 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 }
 """Columns of each part of an observation: weights are of use with these alone."""
 
-_OPTIONAL = {"information": INFORMATION_FEATURES, "demand": DEMAND_FEATURES}
+_OPTIONAL = {"information": INFORMATION_FEATURES, "demand": DEMAND_FEATURES, "places": PLACE_FEATURES}
 """Of observations that have it."""
 
 Network = Router | PaperPolicy
@@ -56,6 +60,9 @@ Network = Router | PaperPolicy
 
 TRAINED_ON = "trained_on"
 """Part of a description, which earlier versions left out: the ranges of the inputs in training."""
+
+VERSION = "observation_version"
+"""Entry of a description: version of the observations that the router was trained on (``sim.rows``)."""
 
 TEMPERATURE = "temperature"
 """Entry of what a bundle says about itself: QoS that a difference of 1 in the logits stood for in training."""
@@ -106,6 +113,7 @@ def save_bundle(
         worst = export_onnx(staged, router, observation) if onnx else 0.0
         contents = {
             "format": FORMAT,
+            VERSION: OBSERVATION_VERSION,
             "paper" if isinstance(router, PaperPolicy) else "router": router.spec.to_dict(),
             "layout": layout_of(observation),
             "observation": asdict(replace(observation, counterfactual=False)),
@@ -128,8 +136,11 @@ def load_bundle(folder: Path) -> Bundle:
     if folder.is_dir() and not where.exists():
         raise InputError(f"{folder}: no bundle: {DESCRIPTION} is missing")
     contents = read_description(where, "bundle")
-    if contents.get("format") != FORMAT:
-        raise InputError(f"{where}: format is not {FORMAT!r}: not a bundle, or one of another version")
+    if contents.get("format") not in (FORMAT, _FORMER):
+        raise InputError(f"{where}: format is not {FORMAT!r} or {_FORMER!r}: not a bundle, or one of a later version")
+    version = 1 if contents["format"] == _FORMER else contents.get(VERSION)
+    if type(version) is not int or not 1 <= version <= OBSERVATION_VERSION:
+        raise InputError(f"{where}: {VERSION} = {version!r:.100}: this version reads 1 to {OBSERVATION_VERSION}")
     try:
         kind = "paper" if "paper" in contents else "router"
         layout, about = _mapping(contents, "layout"), _mapping(contents, "about")
@@ -216,7 +227,7 @@ def bundle_router(folder: Path, *, sampled: bool = False) -> tuple[baselines.Rou
 
     def route(simulation: Simulation, rng: np.random.Generator) -> baselines.Actions:
         """(B,) actions; greedy ones do not use ``rng``."""
-        for name in ("whatif", "calibrate", "information", "demand"):
+        for name in ("whatif", "calibrate", "information", "demand", "places"):
             if getattr(bundle.observation, name) and not getattr(simulation.scenario.observation, name):
                 raise InputError(f"{folder}: the router needs observation.{name} = True; the scenario has False")
         with torch.inference_mode():  # also for the arrays: what is made outside has more to keep track of

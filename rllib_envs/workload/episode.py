@@ -76,7 +76,7 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         predicted_log_sd=predicted.log_sd.astype(np.float32),
         predicted_log_median=predicted.median,
         judged=streams["judgements"].random(arrivals.arrival_s.size) < scenario.observation.judged_share,
-        user=draw_users(scenario, arrivals.arrival_s, streams),
+        user=draw_users(scenario, arrivals.arrival_s, streams, arrivals.classes),
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

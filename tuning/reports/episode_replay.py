@@ -19,6 +19,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.state import CONFINED, FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
+from rllib_envs.viewer import expert_status
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.specs.grammar import check_limits
 from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
@@ -70,6 +71,7 @@ class EpisodeReplay:
         possible: (M, N) experts that could take the request.
         marginal: (M, N) true marginal QoS of every expert.
         records: outcomes of the requests.
+        status: (M, N) what each expert was doing as each request arrived: index in ``viewer.STATUSES``.
     """
 
     question: Question
@@ -81,11 +83,17 @@ class EpisodeReplay:
     possible: Flags
     marginal: Floats
     records: Records
+    status: NDArray[np.int8]
 
     @property
     def experts(self) -> list[str]:
         """Their names."""
         return [expert.name for expert in self.workload.scenario.experts]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the service classes, if there are any."""
+        return [entry.name for entry in self.workload.scenario.classes]
 
     @property
     def sent(self) -> Flags:
@@ -153,9 +161,11 @@ def replay_episode(question: Question) -> EpisodeReplay:
     explained: list[_Explained] = []
     choice: list[int] = []
     marginal: list[Floats] = []
+    status: list[NDArray[np.int8]] = []
     while not simulation.over.all():
         seen.append({name: x[0].copy() for name, x in simulation.view._asdict().items() if x.size})
         marginal.append(simulation.marginal[0, :-1].copy())
+        status.append(expert_status(simulation, 0))
         actions = route(simulation, rng)
         choice.append(int(actions[0]))
         simulation.step(actions)
@@ -173,6 +183,7 @@ def replay_episode(question: Question) -> EpisodeReplay:
         possible=np.concatenate([chunk.possible for chunk in explained]),
         marginal=np.stack(marginal),
         records=records,
+        status=np.stack(status),
     )
     if not replay.in_window.any():
         last_s = records.arrival_s[-1]

@@ -39,6 +39,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
         whatif=options.spec.impact,
         information=options.spec.information,
         demand=options.spec.demand,
+        places=options.spec.places,
         whatif_tau=SOFT_DEADLINE,
         counterfactual=options.preset not in PAPER_NETWORKS,
         calibrate=options.calibrate,
