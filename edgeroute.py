@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module, one-line help)."""
 
-_OWN_NAME, _COMMON_NAMES = "rllib_envs", ("models", "tuning", "cluster")
+_OWN_NAME, _COMMON_NAMES = "rllib_envs", ("models", "tuning", "cluster", "gateway")
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT: 128 + 2
 _EXIT_READER_GONE = 141  # what a shell reports for SIGPIPE: 128 + 13
