@@ -117,10 +117,12 @@ class Simulation:
 
         Raises:
             ValueError: batch < 1, or not one variant for each cluster.
-            InputError: variants that differ in more, a trace that cannot be read, or more memory than the machine has.
+            InputError: variants that differ in more, a trace that cannot be read, or more memory than the machine has. Or the
+                reward counts energy or money, and no expert says what it takes.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be >= 1")
+        _check_reward(scenario)
         self.scenario = scenario
         self.variants = tuple(variants) or (scenario,) * batch
         _check_variants(scenario, self.variants, batch)
@@ -314,6 +316,20 @@ def _check_length(episode: Episode) -> None:
             f"an episode of {episode.arrival_s.size:,} requests with {tokens:,} output tokens: at most {_MOST_TOKENS:,}; "
             "ask for fewer requests, shorter answers (mean_output_tokens) or a smaller max_model_len"
         )
+
+
+def _check_reward(scenario: Scenario) -> None:
+    """Refuse terms of the reward that would always be 0."""
+    for term, known, needed in (
+        ("energy", scenario.has_watts, "active_w"),
+        ("cost", scenario.has_prices, "prompt_price or output_price"),
+    ):
+        weight = getattr(scenario.reward, term)
+        if weight and not known:
+            raise InputError(
+                f"scenario {scenario.name}: reward.{term} = {weight:g}: no expert has {needed}, so it would always be 0: give "
+                "the experts theirs, or leave it out"
+            )
 
 
 def _check_variants(scenario: Scenario, variants: Sequence[Scenario], batch: int) -> None:
