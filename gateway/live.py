@@ -374,7 +374,11 @@ class LiveCluster:
         world.calibration.grown[0, self.ledger.rows :] = 0
         world.calibration.counted[0, self.ledger.rows :] = 0
         world.calibration.first[0] = first
-        self._marks.changes[:] = -1
+        number = np.zeros(self.ledger.capacity, np.int32)  # those who run, as they are rebuilt for the last observation
+        number[old] = np.arange(first, self.ledger.rows)
+        running = world.state.running[0]
+        mine = running < self.ledger.capacity
+        running[mine] = number[running[mine]]
         world.pace.counted[0] = world.worth.counted[0] = self.ledger.rows
 
     def _terms_of(self, service: int, budgets: Budgets) -> Any:

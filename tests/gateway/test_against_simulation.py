@@ -37,25 +37,30 @@ def test_a_gateway_decides_as_in_the_simulator(policy: str) -> None:
     assert same >= 0.98
 
 
-def test_the_ledger_shows_what_the_simulator_shows() -> None:
-    """Also what calibration has learned from finished answers, and from those under way."""
+@pytest.mark.parametrize(
+    ("policy", "tolerance"),
+    [
+        ("impact-greedy", 1e-4),
+        (f"bundle:{SHIPPED_ROUTER}", 6e-3),  # calibration counts answers at other moments, so its corrections differ a little
+    ],
+)
+def test_the_ledger_shows_what_the_simulator_shows(policy: str, tolerance: float) -> None:
     scenario = edge6(300)
-    policy = load_policy(f"bundle:{SHIPPED_ROUTER}", scenario.observation)
     errors: list[np.ndarray] = []
 
     def look(live: LiveCluster, simulation: Simulation) -> None:
         mine, its = live.view, simulation.view
-        np.testing.assert_array_equal(mine.arrived, its.arrived)
         np.testing.assert_array_equal(mine.action_mask, its.action_mask)
-        np.testing.assert_array_equal(mine.cluster[:, :4], its.cluster[:, :4])  # gaps and loads
-        np.testing.assert_allclose(present(mine), present(its))
+        np.testing.assert_array_equal(present(mine), present(its))
+        np.testing.assert_allclose(mine.arrived, its.arrived, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(mine.cluster[:, :4], its.cluster[:, :4], atol=tolerance)  # gaps and loads
         for name in EXACT:
             a, b = expert_feature(mine, name), expert_feature(its, name)
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
         errors.append(np.abs(whatif_feature(mine, "own_success") - whatif_feature(its, "own_success")))
 
-    compare_actions(scenario, policy, 2, look)
-    assert np.mean(errors) < 0.005
+    compare_actions(scenario, load_policy(policy, scenario.observation), 2, look)
+    assert np.mean(errors) < 1e-3
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.3])

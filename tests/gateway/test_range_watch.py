@@ -45,13 +45,13 @@ def test_traffic_outside_the_training_range_is_left_to_the_fallback_while_it_las
     now_s, said = 0.0, []
     for i in range(900):
         now_s += 0.1
-        long = 200 <= i < 400
-        decision = decider.decide(RouteRequest(prompt_tokens=3500 if long else 150), now_s, ALL)
+        long = 100 <= i < 600
+        decision = decider.decide(RouteRequest(prompt_tokens=4000 if long else 150), now_s, ALL)
         said.append(decision.fallback)
         if decision.expert is not None:
             decider.ledger.finished(decision.id, now_s + 0.05, output_tokens=200)
-    assert set(said[:200]) == {None}
-    assert "outside" in said[200:500]
+    assert set(said[:100]) == {None}
+    assert "outside" in said[100:600]
     assert said[-1] is None
     assert decider.fallbacks["outside"] == said.count("outside")
 
