@@ -26,7 +26,7 @@ from gateway.calibration.measuring import LoadBounds, measure_engine
 from gateway.calibration.report import draw_latencies, interval_table, latency_errors, log_errors
 from gateway.config import Secret
 from rllib_envs.errors import InputError
-from rllib_envs.profiles.estimate import ServerSettings, estimate_profile, predicted_run
+from rllib_envs.profiles.estimate import LEAST_PERIODS, ServerSettings, busy_periods, estimate_profile, predicted_run
 from rllib_envs.profiles.fit import compare_run, fit_batches
 from rllib_envs.profiles.iteration_log import read_iteration_log
 from rllib_envs.profiles.measurements import MeasuredRun
@@ -183,11 +183,17 @@ def _estimated(options: Options, run: MeasuredRun, settings: ServerSettings, sou
     estimate = estimate_profile(run, settings)
     first_s, last_s = estimate.unseen_s
     draw_latencies(options.out.with_suffix(".png"), estimate.run, first_s, last_s, title)
+    notes = [] if estimate.run is run else [f"only the last {estimate.run.arrival_s.size:,} records were fitted"]
+    periods = int(busy_periods(estimate.run)[-1]) + 1
+    if periods < LEAST_PERIODS:
+        notes.append(
+            f"the engine was busy {periods} times only: requests held out resemble those fitted, and errors look too small"
+        )
     return _Calibrated(
         profile=estimate.profile,
         source=source,
         report=f"{latency_errors(estimate.unseen)}\n\n{interval_table(estimate)}",
-        notes=[] if estimate.run is run else [f"only the last {estimate.run.arrival_s.size:,} records were fitted"],
+        notes=notes,
         mean_output_tokens=float(run.output_tokens.mean()),
     )
 
