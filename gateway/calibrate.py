@@ -141,8 +141,13 @@ def _check(options: Options) -> None:
     for name, value, low, high in (
         ("max-seconds", options.max_seconds, 1, 86_400),
         ("max-tokens", options.max_tokens, 1000, 10**9),
+        ("kv-tokens", options.kv_tokens, 1, 2**30),
+        ("kv-bytes-per-token", options.kv_bytes_per_token, 1, 2**30),
+        ("max-num-seqs", options.max_num_seqs, 1, 2**14),
+        ("max-num-batched-tokens", options.max_num_batched_tokens, 1, 2**30),
+        ("max-model-len", options.max_model_len, 2, 2**30),
     ):
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise InputError(f"options: {name} = {value}: must be from {low:,} to {high:,}")
 
 
@@ -218,6 +223,7 @@ def _from_log(options: Options, path: Path) -> _Calibrated:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=settings.max_model_len,
     )
+    profile = fitted.profile if log.async_scheduling is None else replace(fitted.profile, async_scheduling=log.async_scheduling)
     report, notes, length = log_errors(unseen), _unsaid(replace(options, max_num_batched_tokens=budget), facts), None
     picture, title = options.out.with_suffix(".png"), log.model or path.stem
     if options.requests is None:
@@ -227,14 +233,12 @@ def _from_log(options: Options, path: Path) -> _Calibrated:
         run = read_requests(
             options.requests, max_num_seqs=settings.max_num_seqs, max_num_batched_tokens=settings.max_num_batched_tokens
         )
-        first_s, last_s = predicted_run(run, fitted.profile)
+        first_s, last_s = predicted_run(run, profile)
         report += f"\n\nThe requests of {options.requests}, which the fit has not seen:\n\n"
         report += latency_errors(compare_run(run, run.arrival_s + first_s, run.arrival_s + last_s))
         draw_latencies(picture, run, first_s, last_s, title)
         length = float(run.output_tokens.mean())
-    return _Calibrated(
-        profile=fitted.profile, source=str(path), report=report, notes=notes, model=log.model, mean_output_tokens=length
-    )
+    return _Calibrated(profile=profile, source=str(path), report=report, notes=notes, model=log.model, mean_output_tokens=length)
 
 
 def _base(url: str) -> str:
