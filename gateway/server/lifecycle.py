@@ -47,7 +47,7 @@ async def serve(path: Path, gateway: Gateway) -> None:
         InputError: the address cannot be listened at.
     """
     _raise_file_limit()
-    service = Service(path, gateway)
+    service = GatewayServer(path, gateway)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.begin, service.drain)
@@ -55,7 +55,7 @@ async def serve(path: Path, gateway: Gateway) -> None:
     await service.run()
 
 
-class Service:
+class GatewayServer:
     """The server with what happens beside requests. It belongs to the running event loop."""
 
     def __init__(self, path: Path, gateway: Gateway) -> None:
