@@ -6,31 +6,19 @@ count move together (``compact``). Times are seconds of one monotonic clock.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-NOWHERE = -1
-"""In place of an expert: the request is not under way."""
+from rllib_envs.sim.seen import NOWHERE, Seen
 
 BASE_ROWS = 256
 """Least rows in use after those in use have moved together: moving averages of so many requests no longer count them."""
 
 LEFT, FINISHED, CUT = 0, 1, 2
 """How a request has ended: without an answer to learn from, by itself, at a limit of tokens."""
-
-
-class Seen(NamedTuple):
-    """What is seen of requests under way, by row, and of N experts. M rows at most."""
-
-    expert: NDArray[np.int32]  # (M,) NOWHERE: not under way
-    tokens: NDArray[np.int32]  # (M,) streamed so far
-    sent_s: NDArray[np.float64]  # (M,) time of the decision
-    first_s: NDArray[np.float64]  # (M,) time of the first token; where tokens are not seen, its prediction
-    pace_s: NDArray[np.float64]  # (M,) predicted time per token where tokens are not seen until the end; else 0
-    token_s: NDArray[np.float64]  # (N,) time of the last token of each expert; -inf: none yet
-    before_s: NDArray[np.float64]  # (N,) time of the last one before the iteration that this token ended
 
 
 class ExpertLoad(NamedTuple):
@@ -77,19 +65,20 @@ class Ledger:
             sent_s=np.zeros(capacity),
             first_s=np.full(capacity, np.nan),
             pace_s=np.zeros(capacity),
-            token_s=np.full(n_experts, -np.inf),
+            began_s=np.full(n_experts, -np.inf),
             before_s=np.full(n_experts, -np.inf),
         )
         self.prompt = np.zeros(capacity, np.int32)
         self.predicted_tokens = np.zeros(capacity)
         self._row_of: dict[str, int] = {}
+        self._present = [0] * n_experts
         self._ended: list[EndedRequest] = []
         self._same_s = [float(x) / 4 for x in iteration_s]
         # Memory views: to write one number through them takes a third of the time that NumPy takes.
         self._tokens: memoryview[int] = _numbers(self.seen.tokens)
         self._expert: memoryview[int] = _numbers(self.seen.expert)
         self._first_s: memoryview[float] = _numbers(self.seen.first_s)
-        self._token_s: memoryview[float] = _numbers(self.seen.token_s)
+        self._began_s: memoryview[float] = _numbers(self.seen.began_s)
         self._before_s: memoryview[float] = _numbers(self.seen.before_s)
 
     def __len__(self) -> int:
@@ -108,7 +97,16 @@ class Ledger:
         return row
 
     def opened(
-        self, key: str, row: int, expert: int, now_s: float, prompt: int, predicted_tokens: float, pace_s: float = 0.0
+        self,
+        key: str,
+        row: int,
+        expert: int,
+        now_s: float,
+        prompt: int,
+        predicted_tokens: float,
+        *,
+        first_s: float = math.nan,
+        pace_s: float = 0.0,
     ) -> None:
         """A request is sent to an expert.
 
@@ -119,15 +117,12 @@ class Ledger:
             now_s: the time.
             prompt: its tokens there.
             predicted_tokens: of its answer there.
-            pace_s: predicted time per token, if its tokens are not seen until the end; 0: they are.
+            first_s: predicted time of its first token, if its tokens are not seen until the end; NaN: they are.
+            pace_s: predicted time per token likewise; 0: they are seen.
         """
-        seen = self.seen
-        seen.sent_s[row] = now_s
-        seen.pace_s[row] = pace_s
-        self.prompt[row], self.predicted_tokens[row] = prompt, predicted_tokens
-        self._tokens[row], self._first_s[row] = 0, np.nan
-        self._expert[row] = expert
+        self.seen.sent_s[row] = now_s
         self._row_of[key] = row
+        self._send(row, expert, now_s, prompt, predicted_tokens, first_s, pace_s)
 
     def streamed(self, key: str, tokens: int, now_s: float) -> None:
         """So many more tokens of the answer have come; the first call is the first token. Nothing for an unknown key."""
@@ -138,10 +133,10 @@ class Ledger:
         if so_far == 0:
             self._first_s[row] = now_s
         self._tokens[row] = so_far + tokens
-        last_s = self._token_s[expert]
-        if now_s - last_s > self._same_s[expert]:
+        last_s = self._began_s[expert]
+        if now_s - last_s > self._same_s[expert]:  # else a token of the same iteration
             self._before_s[expert] = last_s
-        self._token_s[expert] = now_s
+        self._began_s[expert] = now_s
 
     def finished(
         self, key: str, now_s: float, prompt_tokens: int | None = None, output_tokens: int | None = None, *, cut: bool = False
@@ -175,13 +170,19 @@ class Ledger:
         """The engine failed, refused, or took too long."""
         self._leave(key, now_s)
 
-    def moved(self, key: str, expert: int, prompt: int, predicted_tokens: float) -> None:
-        """The request goes to another expert, as the first one failed before the first token. Nothing for an unknown key."""
+    def moved(self, key: str, expert: int, now_s: float, prompt: int, predicted_tokens: float) -> None:
+        """The request goes to another expert, as the first one failed before the first token. Nothing for an unknown key.
+
+        It keeps the time at which it was decided. Where its tokens are not seen, it is now taken to wait.
+        """
         row = self._row_of.get(key)
         if row is not None:
-            self._expert[row] = expert
-            self.prompt[row], self.predicted_tokens[row] = prompt, predicted_tokens
-            self._tokens[row], self._first_s[row] = 0, np.nan
+            self._present[self._expert[row]] -= 1
+            self._send(row, expert, now_s, prompt, predicted_tokens, math.nan, 0.0)
+
+    def row_of(self, key: str) -> int | None:
+        """The row of a request under way."""
+        return self._row_of.get(key)
 
     def take_ended(self) -> list[EndedRequest]:
         """The requests that have ended since the last call, in order."""
@@ -194,7 +195,7 @@ class Ledger:
         expert, tokens = seen.expert[used], seen.tokens[used]
         left = np.maximum(self.predicted_tokens[used] - tokens, 1)
         found: list[ExpertLoad] = []
-        for e in range(seen.token_s.size):
+        for e in range(seen.began_s.size):
             mine = expert == e
             waits = mine & (tokens == 0)
             found.append(
@@ -229,6 +230,17 @@ class Ledger:
         self.rows = rows
         return old, first
 
+    def _send(
+        self, row: int, expert: int, now_s: float, prompt: int, predicted_tokens: float, first_s: float, pace_s: float
+    ) -> None:
+        if self._present[expert] == 0:
+            self._began_s[expert] = self._before_s[expert] = now_s
+        self._present[expert] += 1
+        self.prompt[row], self.predicted_tokens[row] = prompt, predicted_tokens
+        self.seen.pace_s[row] = pace_s
+        self._tokens[row], self._first_s[row] = 0, first_s
+        self._expert[row] = expert
+
     def _leave(self, key: str, now_s: float) -> None:
         row = self._row_of.get(key)
         if row is not None:
@@ -245,6 +257,7 @@ class Ledger:
             ended_s=now_s,
         )
         self._ended.append(outcome)
+        self._present[outcome.expert] -= 1
         self._expert[row] = NOWHERE
         del self._row_of[key]
 

@@ -45,6 +45,7 @@ class Scratch(NamedTuple):
     order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
     per_slo: NDArray[np.float64]  # (S,) 1 / (time that the answer may take): time since arrival -> latency in units of the SLO
     before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
+    own_s: NDArray[np.float64]  # (N, 2) time to the newcomer's first token and to its end at each expert; inf: the queue is full
     service: Service
 
 
@@ -65,6 +66,7 @@ def scratch_for(state: State, service: Service) -> Scratch:
         order=np.zeros(size, np.int64),
         per_slo=np.zeros(size),
         before=np.zeros(size),
+        own_s=np.zeros((state.experts.shape[1], 2)),
         service=service,
     )
 
@@ -340,11 +342,14 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects):
     newcomer(scratch, n, arrived)
     if not join(scratch, engine, n, now_s):
         effect.own_latency = _MOST_LATENCY
+        scratch.own_s[e] = np.inf
         for i in range(n):
             effect.soft_before += _worth(scratch, i, engine, arrived) * _soft(scratch.before[i], tau)
         return
     end_s, _, _, _ = roll(scratch, engine, n_sorted)
     own = _latency(scratch, n)
+    scratch.own_s[e, 0] = scratch.state.records[0, n].first_token_s - now_s
+    scratch.own_s[e, 1] = scratch.state.records[0, n].finish_s - now_s
     present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
