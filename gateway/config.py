@@ -201,6 +201,7 @@ class Timeouts:
     answer_s: Seconds = 600.0  # an answer that is no stream, whole
     idle_s: Seconds = 30.0  # between two reads of a stream
     client_s: Seconds = 60.0  # until a client takes what is written
+    routed_s: Seconds = 600.0  # until somebody tells the end of a request that the gateway only decided about
     ttft_budget_s: Seconds = 10.0  # no other expert is tried later than this, where no bound on TTFT is promised
     drain_s: Seconds = 30.0  # for requests in flight, after SIGTERM
 
@@ -215,12 +216,25 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class LogEntry:
+    """The decision log."""
+
+    folder: str  # for its files
+    file_bytes: Annotated[int, Field(ge=65_536, le=2**25)] = 2**24  # of a file, after which another begins
+    files: Annotated[int, Field(ge=1, le=10_000)] = 64  # the oldest ones go
+    waiting: Count = 4096  # lines that may wait for the disk; more are lost and counted
+    prompts: bool = False  # whether prompts are written, the first 16,384 characters of each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class GatewayConfig:
     """The complete configuration. ``load_config`` reads it."""
 
     experts: Annotated[tuple[ExpertEntry, ...], Field(min_length=2, max_length=256)]
     policy: Name  # as on the command line: a heuristic, or bundle:PATH
     fallback: Name = "impact-greedy"  # a heuristic, for when the policy fails or is too slow
+    shadow: Name | None = None  # a policy that decides beside the acting one, and of which nothing comes
+    log: LogEntry | None = None  # of decisions; None: there is none
     predictors: str | None = None  # folder of edgeroute fit-predictors
     slo_s_per_token: Positive = 0.06  # of requests without a class of their own bounds
     classes: Annotated[tuple[ClassEntry, ...], Field(max_length=100)] = ()

@@ -72,7 +72,7 @@ async def serve(path: Path, gateway: Gateway) -> None:
         await server.serve(sockets=[listener])
     finally:
         looking.cancel()
-        await sessions.close()
+        await traffic.close()
 
 
 class _Life:
