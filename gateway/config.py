@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
@@ -287,21 +287,28 @@ class LoadedConfig:
     config: GatewayConfig
     scenario: Scenario  # the cluster as the simulator knows it: experts, classes and tenants in the order of the configuration
     models: tuple[str, ...]  # as each engine calls its model
-    tokens: tuple[str | None, ...]  # bearer token of each engine
+    tokens: tuple[str | None, ...] = field(repr=False)  # bearer token of each engine
     folder: Path  # that paths are relative to
+    shadow_asked: str | None = None  # what the command line put in place of the file's ``shadow``
 
     def path(self, given: str) -> Path:
         """A path of the configuration."""
         return self.folder / given
 
 
-def load_config(path: Path) -> LoadedConfig:
-    """Read a configuration and all that it names, but for policy, predictors and tokenizers.
+def load_config(path: Path, shadow: str | None = None) -> LoadedConfig:
+    """Read a configuration and all that it names, but for policies, predictors and tokenizers.
+
+    Args:
+        path: of the file.
+        shadow: a policy in place of the file's ``shadow``; None: the file's.
 
     Raises:
         InputError: a line for each mistake: file, field, value and what is allowed.
     """
     config = parse_config(read_mapping(path, "the gateway's settings"), str(path))
+    if shadow is not None:
+        config = replace(config, shadow=shadow)
     folder = path.resolve().parent
     experts = tuple(_expert(entry, folder, f"{path}: experts.{i}") for i, entry in enumerate(config.experts))
     tokens = tuple(
@@ -310,7 +317,12 @@ def load_config(path: Path) -> LoadedConfig:
     )
     models = tuple(entry.model or expert.model for entry, expert in zip(config.experts, experts, strict=True))
     return LoadedConfig(
-        config=config, scenario=_scenario(config, experts, str(path)), models=models, tokens=tokens, folder=folder
+        config=config,
+        scenario=_scenario(config, experts, str(path)),
+        models=models,
+        tokens=tokens,
+        folder=folder,
+        shadow_asked=shadow,
     )
 
 

@@ -5,24 +5,26 @@ One cluster (B = 1), whose request table is a window on the requests so far. ``r
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.ledger import FINISHED as ENDED
-from gateway.ledger import EndedRequest, Ledger
+from gateway.ledger import LEFT, EndedRequest, Ledger
+from gateway.request import Budgets
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.decision import BEGIN, Rules, World
 from rllib_envs.live import show
 from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.scenario import Scenario
+from rllib_envs.service import ServiceClass
 from rllib_envs.service_terms import terms_of
 from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table
 from rllib_envs.sim.demand import allocate_demand, update_foreseen_ema
-from rllib_envs.sim.state import DROPPED, FINISHED, ROUTED, allocate, engine_records
+from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, engine_records
 from rllib_envs.sim.terms import make_service
 from rllib_envs.sim.whatif import scratch_for
 from rllib_envs.sim.worth import allocate_worth
@@ -30,6 +32,7 @@ from rllib_envs.view import allocate_rows, view_of
 from rllib_envs.workload.catalogue import LENGTH_LOG_SD
 
 _MOST_TOKENS = 2**30
+_OWN_TERMS = 256  # sets of bounds of single requests that are kept
 _COUNTED = -1  # in ``Calibration.counted``: the answer is over
 
 
@@ -115,6 +118,9 @@ class LiveCluster:
         self._last_s = 0.0
         self._finished = self._late = 0
         self._user = self.world.workload.user[0]
+        self._may_go = np.zeros((capacity, n), np.bool_)
+        self._classes = max(len(scenario.classes), 1)
+        self._own_terms: dict[tuple[int, Budgets], int] = {}  # the one that was used last is at the end
         self._new_record = np.zeros((), state.records.dtype)
         for name in ("first_scheduled_s", "first_token_s", "finish_s"):
             self._new_record[name] = np.nan
@@ -130,21 +136,46 @@ class LiveCluster:
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(own_s[:, 1]), (own_s[:, 1] - own_s[:, 0]) / np.maximum(tokens - 1, 1), np.inf)
 
+    def terms_for(self, service: int, budgets: Budgets) -> int:
+        """The row of the terms that a request is judged by: of its class, or of the bounds that it brings itself.
+
+        Only so many sets of bounds are kept; the one that was not used for longest gives its place to a new one.
+
+        Raises:
+            ValueError: a bound out of range.
+        """
+        if not budgets.given:
+            return service
+        key = service, budgets
+        row = self._own_terms.pop(key, None)
+        if row is None:
+            terms = self._terms_of(service, budgets)
+            if not self._own_terms:
+                self._make_room_for_terms()
+            full = len(self._own_terms) == _OWN_TERMS
+            row = self._own_terms.pop(next(iter(self._own_terms))) if full else self._classes + len(self._own_terms)
+            self.world.service.terms[row] = terms
+        self._own_terms[key] = row
+        return row
+
+    def new_row(self) -> int:
+        """The row of the next request; what has ended by now is entered first."""
+        self._note_ended()
+        if self.ledger.rows == self.ledger.capacity:
+            self._compact()
+        return self.ledger.take_row()
+
     def observe(self, prompt: int, told: Told, service: int, allowed: NDArray[np.bool_], now_s: float) -> int:
         """Show a request that has come; returns its row.
 
         Args:
             prompt: its tokens.
             told: what is predicted for it.
-            service: its service class.
-            allowed: (N,) experts that it may go to.
+            service: row of its terms (``terms_for``).
+            allowed: (N,) experts that it may go to now.
             now_s: the time, not before that of the request before it.
         """
-        self._note_ended()
-        if self.ledger.rows == self.ledger.capacity:
-            self._compact()
-        row = self.ledger.take_row()
-        world = self.world
+        row, world = self.new_row(), self.world
         workload, state = world.workload, world.state
         world.now_s[0] = now_s
         workload.arrival_s[0, row], workload.prompt[0, row] = now_s, prompt
@@ -155,24 +186,25 @@ class LiveCluster:
         record = state.records[0, row]
         state.records[0, row] = self._new_record
         record["status"], record["route"], record["service"] = DROPPED, -1, service
-        show(
-            world,
-            self._rules,
-            self.ledger.seen,
-            row,
-            1,
-            now_s - self._last_s,
-            self._finished,
-            self._late,
-            self._begin,
-            self._steps,
-        )
+        gap_s, finished, late = max(now_s - self._last_s, 0.0), self._finished, self._late
         self._last_s = now_s
         self._finished = self._late = 0
         self.cursor[0] += 1
+        show(world, self._rules, self.ledger.seen, row, 1, gap_s, finished, late, self._begin, self._steps)
         return row
 
-    def send(self, key: str, row: int, expert: int, prompt: int, told: Told, now_s: float, *, streams: bool) -> None:
+    def send(
+        self,
+        key: str,
+        row: int,
+        expert: int,
+        prompt: int,
+        told: Told,
+        may_go: NDArray[np.bool_],
+        *,
+        streams: bool = True,
+        limited: bool = False,
+    ) -> None:
         """The request that was shown last goes to an expert.
 
         Args:
@@ -181,9 +213,16 @@ class LiveCluster:
             expert: where it goes.
             prompt: its tokens there.
             told: what is predicted for it.
-            now_s: the time.
+            may_go: (N,) experts that it may ever go to.
             streams: whether its tokens are seen one by one.
+            limited: its answer may end at a limit of tokens below what is expected of it: nothing is learned from its length.
+
+        Raises:
+            ValueError: it may not go there.
         """
+        if not may_go[expert]:
+            raise ValueError(f"request {key}: may not go to expert {expert}")
+        now_s = float(self.world.now_s[0])
         first_s, pace_s = np.nan, 0.0
         if not streams:
             ttft_s, tpot_s = self.predicted_ttft_s[expert], self.predicted_tpot_s(told.tokens)[expert]
@@ -191,14 +230,22 @@ class LiveCluster:
                 first_s, pace_s = now_s + ttft_s, max(tpot_s, 1e-6)
         if self._rules.demand:
             update_foreseen_ema(self.world.demand, 0, self.rows.whatif[0, expert]["own_success"])
+        self._may_go[row] = may_go
         self._write(row, expert, prompt, told.score[expert], told.tokens[expert], now_s)
+        self.world.state.records["status"][0, row] = PENDING if limited else ROUTED
         self.ledger.opened(key, row, expert, now_s, prompt, float(told.tokens[expert]), first_s=first_s, pace_s=pace_s)
 
     def move(self, key: str, expert: int, prompt: int, now_s: float) -> None:
-        """A request whose expert failed before the first token goes to another one. Nothing for an unknown key."""
+        """A request whose expert failed before the first token goes to another one. Nothing for an unknown key.
+
+        Raises:
+            ValueError: it may not go there.
+        """
         row = self.ledger.row_of(key)
         if row is None:
             return
+        if not self._may_go[row, expert]:
+            raise ValueError(f"request {key}: may not go to expert {expert}")
         workload = self.world.workload
         score, tokens = workload.predicted_score[0, row, expert], workload.predicted_tokens[0, row, expert]
         self._write(row, expert, prompt, score, tokens, workload.arrival_s[0, row])
@@ -209,19 +256,18 @@ class LiveCluster:
         request, record = state.requests[0, row], state.records[0, row]
         request["arrival_s"], request["prompt"], request["output"] = arrival_s, prompt, _MOST_TOKENS
         request["predicted_score"], request["predicted_tokens"] = score, tokens
-        record["status"], record["route"] = ROUTED, expert
+        record["route"] = expert
         record["priority"] = self.world.service.terms["priority"][record["service"]]
 
     def _note_ended(self) -> None:
         """Enter the requests that have ended since the last observation."""
         for ended in self.ledger.take_ended():
             request, record = self.world.state.requests[0, ended.row], self.world.state.records[0, ended.row]
-            if ended.how != ENDED or ended.tokens < 1:
-                record["status"] = DROPPED  # it says nothing of lengths
-                continue
-            record["status"], request["output"] = FINISHED, ended.tokens
-            self._finished += 1
-            self._late += not self._in_time(ended, int(record["service"]))
+            learn = ended.how == ENDED and ended.tokens > 0 and record["status"] == ROUTED  # else it says nothing of lengths
+            record["status"], request["output"] = FINISHED if learn else DROPPED, ended.tokens
+            if ended.how != LEFT and ended.tokens > 0:
+                self._finished += 1
+                self._late += not self._in_time(ended, int(record["service"]))
 
     def _in_time(self, ended: EndedRequest, service: int) -> bool:
         terms: Any = self.world.service.terms[service]
@@ -241,9 +287,27 @@ class LiveCluster:
         for array in (
             world.state.requests, world.state.records, world.calibration.grown, world.calibration.counted, workload.arrival_s,
             workload.prompt, workload.predicted_score, workload.predicted_tokens, workload.predicted_log_sd, workload.user,
+            self._may_go[None],
         ):  # fmt: skip
             array[0, first : self.ledger.rows] = array[0, old]
         world.calibration.grown[0, self.ledger.rows :] = 0
         world.calibration.counted[0, self.ledger.rows :] = 0
         world.calibration.first[0] = first
         world.pace.counted[0] = world.worth.counted[0] = self.ledger.rows
+
+    def _terms_of(self, service: int, budgets: Budgets) -> Any:
+        """TERMS of a class with some bounds replaced."""
+        scenario = self.scenario
+        own = scenario.classes[service] if scenario.classes else ServiceClass(name="all")
+        if own.per_token_s is own.ttft_s is own.tpot_s is own.e2e_s is None:
+            own = replace(own, per_token_s=scenario.slo_s_per_token)
+        given = {name: bound for name, bound in asdict(budgets).items() if bound is not None}
+        return terms_of(replace(scenario, classes=(replace(own, **given, confined_to=()),), tenants=()))[0]
+
+    def _make_room_for_terms(self) -> None:
+        """Longer tables of terms: until a request brings bounds of its own, those of the classes are all."""
+        service = self.world.service
+        longer = np.concatenate([service.terms, np.repeat(service.terms[:1], _OWN_TERMS)])
+        allowed = np.ones((longer.size, *service.allowed.shape[1:]), np.bool_)
+        longer_service = make_service(longer, allowed, service.round_trip_s, service.prompt_s)
+        self.world = self.world._replace(service=longer_service, scratch=self.world.scratch._replace(service=longer_service))

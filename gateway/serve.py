@@ -24,6 +24,8 @@ class Options:
 
     config: Path
     """Settings of the gateway: experts, policy, classes, keys and limits, in YAML."""
+    shadow: str | None = None
+    """A policy that decides beside the acting one, in place of the settings' shadow: a heuristic, or bundle:PATH."""
     check: bool = False
     """Read the settings and all that they name, and end."""
 
@@ -45,7 +47,7 @@ def run(options: Options) -> None:
         raise InputError(f"serve: {error.name} is missing: pip install 'edgeroute[serve]'") from None
     from gateway.config import load_config
 
-    gateway = Gateway(load_config(options.config))
+    gateway = Gateway(load_config(options.config, options.shadow))
     if options.check:
         print(f"{options.config}: {len(gateway.upstreams)} experts, policy {gateway.config.policy}")
         return

@@ -96,7 +96,7 @@ class LoggedRequest:
     predicted_ttft_s: Values
     predicted_tpot_s: Values
     scores: Values  # (N + 1,) the policy's; () where it has none
-    probability: Annotated[float, Field(ge=0, le=1)]  # of the action under the policy
+    probability: Annotated[float, Field(ge=0, le=1)] | None  # of the action under the policy
     decision_s: Known
     reasons: Text
     load: tuple[tuple[Count, Count, Count, float], ...]  # (N,) waiting, running, their prompt tokens, tokens to come; after it

@@ -81,9 +81,7 @@ def _run(
     if router is not None:
         policy, observation = build_router(router, scenario.observation)
     workload = replace(scenario.workload, requests=longest)
-    simulation = Simulation(
-        replace(scenario, observation=observation, workload=workload), len(windows), show=policy is not None
-    )
+    simulation = Simulation(replace(scenario, observation=observation, workload=workload), len(windows), show=policy is not None)
     for i, window in enumerate(windows):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, i)))
         simulation.start_episode(i, episode_of(table, window, scenario, rng))

@@ -37,66 +37,82 @@ class _Server(uvicorn.Server):
 
 
 async def serve(path: Path, gateway: Gateway) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
     Args:
-        path: of the configuration, which SIGHUP reads again.
+        path: of the configuration.
         gateway: the first one.
 
     Raises:
         InputError: the address cannot be listened at.
     """
     _raise_file_limit()
-    listener = _listener(gateway.config.listen)
-    sessions = Sessions(gateway.config.timeouts.connect_s)
-    traffic = Traffic(gateway, sessions)
-    server = _Server(
-        uvicorn.Config(
-            Door(traffic),
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-        )
-    )
-    life = _Life(path, traffic, server)
-    await life.look()  # before anybody asks: an expert of which nothing is known is not ready
-    looking = asyncio.create_task(life.keep_looking())
-    _LOG.info("listening at http://%s:%d", *listener.getsockname()[:2])
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        looking.cancel()
-        await traffic.close()
+    service = Service(path, gateway)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.begin, service.drain)
+    loop.add_signal_handler(signal.SIGHUP, service.begin, service.reload)
+    await service.run()
 
 
-class _Life:
-    """What happens to the process beside requests."""
+class Service:
+    """The server with what happens beside requests. It belongs to the running event loop."""
 
-    def __init__(self, path: Path, traffic: Traffic, server: _Server) -> None:
-        self._path, self._traffic, self._server = path, traffic, server
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, path: Path, gateway: Gateway) -> None:
+        """Listen, but accept nothing yet.
+
+        Raises:
+            InputError: the address cannot be listened at.
+        """
+        self._path = path
+        self._listener = _listener(gateway.config.listen)
         self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._begin, self.drain)
-        self._loop.add_signal_handler(signal.SIGHUP, self._begin, self.reload)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.traffic = Traffic(gateway, Sessions(gateway.config.timeouts.connect_s))
+        self._server = _Server(
+            uvicorn.Config(
+                Door(self.traffic),
+                http=BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+            )
+        )
 
-    def _begin(self, action: Callable[[], Coroutine[None, None, None]]) -> None:
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def run(self) -> None:
+        """Serve until it is drained."""
+        await self.look()  # before anybody asks: an expert of which nothing is known is not ready
+        looking = self._loop.create_task(self.keep_looking())
+        _LOG.info("listening at %s", self.url)
+        try:
+            await self._server.serve(sockets=[self._listener])
+        finally:
+            looking.cancel()
+            await self.traffic.close()
+
+    def begin(self, action: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Do something beside requests."""
         task = self._loop.create_task(action())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def look(self) -> None:
         """Ask all experts once whether they are ready."""
-        gateway = self._traffic.gateway
+        gateway = self.traffic.gateway
         before = gateway.ready()
         timeout_s = gateway.config.breaker.probe_s
-        await asyncio.gather(*(upstream.look(self._traffic.sessions, timeout_s) for upstream in gateway.upstreams))
+        await asyncio.gather(*(upstream.look(self.traffic.sessions, timeout_s) for upstream in gateway.upstreams))
         for upstream, was, now in zip(gateway.upstreams, before, gateway.ready(), strict=True):
             if was != now:
                 _LOG.info("expert %s is %s", upstream.entry.name, "ready" if now else "not ready")
@@ -104,7 +120,7 @@ class _Life:
     async def keep_looking(self) -> None:
         """Ask them again and again."""
         while True:
-            await asyncio.sleep(self._traffic.gateway.config.breaker.probe_s)
+            await asyncio.sleep(self.traffic.gateway.config.breaker.probe_s)
             try:
                 await self.look()
             except Exception:
@@ -112,13 +128,13 @@ class _Life:
 
     async def drain(self) -> None:
         """Take no more connections, let requests end, cut those that last too long. A second signal cuts them at once."""
-        patience_s = 0.0 if self._traffic.draining else self._traffic.gateway.config.timeouts.drain_s
-        self._traffic.draining = self._server.should_exit = True
-        _LOG.info("draining: %d requests under way", len(self._traffic.watches))
+        patience_s = 0.0 if self.traffic.draining else self.traffic.gateway.config.timeouts.drain_s
+        self.traffic.draining = self._server.should_exit = True
+        _LOG.info("draining: %d requests under way", len(self.traffic.watches))
         end_s = self._loop.time() + patience_s
-        while self._traffic.watches and self._loop.time() < end_s:
+        while self.traffic.watches and self._loop.time() < end_s:
             await asyncio.sleep(_TICK_S)
-        for watch in tuple(self._traffic.watches):
+        for watch in tuple(self.traffic.watches):
             watch.end("shutdown")
         end_s = self._loop.time() + _LAST_S
         while self._server.server_state.connections and self._loop.time() < end_s:
@@ -127,18 +143,18 @@ class _Life:
 
     async def reload(self) -> None:
         """Read the configuration again. One that is wrong changes nothing."""
-        old = self._traffic.gateway
+        old = self.traffic.gateway
         try:
-            new = await asyncio.to_thread(lambda: Gateway(load_config(self._path)))
+            new = await asyncio.to_thread(lambda: Gateway(load_config(self._path, old.loaded.shadow_asked)))
         except InputError as error:
             for line in str(error).splitlines():
                 _LOG.error("not reloaded: %s", line)
-            self._traffic.metrics.reloaded("refused")
+            self.traffic.metrics.reloaded("refused")
             return
         new.take_over(old)
-        self._traffic.gateway = new
+        self.traffic.gateway = new
         await self.look()
-        self._traffic.metrics.reloaded("done")
+        self.traffic.metrics.reloaded("done")
         _LOG.info("reloaded: %s", new.config.fingerprint)
         if new.config.listen != old.config.listen:
             _LOG.warning("listen has changed: a restart is needed for that")

@@ -45,7 +45,7 @@ def request_line(exchange: Exchange, clock_s: float, *, prompt: bool) -> bytes:
         "predicted_ttft_s": _known(decision.predicted_ttft_s),
         "predicted_tpot_s": _known(decision.predicted_tpot_s),
         "scores": _known(decision.scores),
-        "probability": min(max(decision.probability, 0.0), 1.0),
+        "probability": min(decision.probability, 1.0) if decision.probability >= 0 else None,
         "decision_s": decision.decision_s,
         "reasons": decision.reasons[:1000],
         "load": [tuple(entry) for entry in exchange.load],

@@ -209,7 +209,7 @@ def _described(gateway: Gateway, exchange: Exchange) -> dict[str, Any]:
         "policy": decision.policy,
         "version": decision.version,
         "fallback": decision.fallback,
-        "probability": decision.probability,
+        "probability": known(decision.probability),
         "reasons": decision.reasons,
     }
 

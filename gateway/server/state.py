@@ -25,7 +25,7 @@ class Gateway:
             InputError: what the configuration names cannot be loaded.
         """
         self.loaded, self.config, self.scenario = loaded, loaded.config, loaded.scenario
-        self.decider = Decider(loaded.scenario)
+        self.decider = Decider(loaded.scenario, self.config.policy, fallback=self.config.fallback, shadow=self.config.shadow)
         self.decider.warm_up()
         self.keys = Keys(self.config.tenants)
         self.upstreams = self._upstreams()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.envelope import Envelope, measure
-from models.export.bundle import TEMPERATURE, TRAINED_ON
+from models.export.bundle import TEMPERATURE
+from models.export.description import TRAINED_ON
 from models.rllib.rollout.env_groups import Group
 from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
