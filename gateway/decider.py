@@ -335,7 +335,10 @@ def _beside(shadow: LivePolicy, acting: LivePolicy) -> LivePolicy:
     Raises:
         InputError: it needs to be shown something else.
     """
-    same = replace(acting.observation, **{name: getattr(shadow.observation, name) for name in ("calibrate", "whatif", *BESIDE)})
-    if shadow.observation != same:
-        raise InputError(f"shadow {shadow.name!r}: cannot decide beside {acting.name!r}: it is shown requests in another way")
+    for name in ("running_slots", "waiting_slots", "whatif_tau"):
+        needed, shown = getattr(shadow.observation, name), getattr(acting.observation, name)
+        if needed != shown:
+            raise InputError(
+                f"shadow {shadow.name!r}: cannot decide beside {acting.name!r}: needs {name} = {needed}, and is shown {shown}"
+            )
     return shadow
