@@ -18,7 +18,7 @@ from gateway.confinement import Confinement
 from gateway.decision import Fallback, Refusal, RouteDecision, ShadowChoice
 from gateway.ledger import BASE_ROWS, Ledger
 from gateway.live import LiveCluster, Told
-from gateway.policies import BESIDE, IMPACT_GREEDY, LEAST_WORK, LivePolicy, Verdict, best_of, load_policy, without_drop
+from gateway.policies import IMPACT_GREEDY, LEAST_WORK, LivePolicy, Verdict, best_of, load_policy, without_drop
 from gateway.predicting import Predicting
 from gateway.range_watch import RangeWatch
 from gateway.request import RouteRequest
@@ -29,6 +29,9 @@ from rllib_envs.heuristic import arrived_feature, present, whatif_feature
 from rllib_envs.scenario import Scenario
 
 _LOG = logging.getLogger(__name__)
+
+Send = Callable[[LiveCluster, int], None]
+"""Sends a request, in a row of the table of a cluster."""
 
 _WARM_UP = 20  # decisions after which nothing is done for the first time
 _PINNED = "pinned"
@@ -87,13 +90,13 @@ class Decider:
         if may_drop and len(may_drop) != classes:
             raise InputError(f"may_drop has {len(may_drop)} entries: must have one for each of the {classes} classes")
         self.policy = policy if isinstance(policy, LivePolicy) else load_policy(policy, scenario.observation)
-        self.shadow = None if shadow is None else _beside(load_policy(shadow, scenario.observation), self.policy)
+        self.shadow = None if shadow is None else load_policy(shadow, scenario.observation)
         seen = self.policy.observation
         self._chain = [load_policy(fallback, seen), *([load_policy(LEAST_WORK, seen)] if fallback != LEAST_WORK else [])]
         self.scenario = scenario
         self._predicting = Predicting(scenario.experts, predictors)
         self._capacity = max(capacity, BASE_ROWS)
-        self.live = self._new_cluster()
+        self.live, self._beside = self._new_clusters()
         self.fallbacks: Counter[Fallback] = Counter()
         self.refusals: Counter[Refusal] = Counter()
         self.slowness = Slowness()
@@ -118,12 +121,12 @@ class Decider:
 
     def warm_up(self) -> None:
         """Take some decisions for nothing, which compiles and loads what the first real one needs."""
-        real, refusals, fallbacks = self.live, self.refusals.copy(), self.fallbacks.copy()
+        real, refusals, fallbacks = (self.live, self._beside), self.refusals.copy(), self.fallbacks.copy()
         watch, self._watch = self._watch, None
-        self.live = self._new_cluster()
+        self.live, self._beside = self._new_clusters()
         for i in range(_WARM_UP):
             self.decide(RouteRequest(prompt_tokens=100, text="warm up"), float(i), [True] * self.scenario.n_experts)
-        self.live, self._watch = real, watch
+        (self.live, self._beside), self._watch = real, watch
         self.refusals, self.fallbacks, self.slowness = refusals, fallbacks, Slowness()
 
     def decide(self, request: RouteRequest, now_s: float, ready: Sequence[bool]) -> RouteDecision:
@@ -151,18 +154,22 @@ class Decider:
         if not possible.any():
             fits = may_go & (prompts < self._longest)
             return self._refused(key, "confined" if not may_go.any() else "unavailable" if fits.any() else "too_long", started_s)
-        shown = row is not None
-        choice = self._choose(request, possible, now_s, shown=shown)
+        choice = self._choose(request, possible, now_s, shown=row is not None)
         verdict = choice.verdict
         dropped = verdict.action == n
         expert = None if dropped else verdict.action
         ranking = self._ranking(verdict, possible, expert)
+        send: Send | None = None
         if expert is None:
             self.refusals["dropped"] += 1
         else:
-            row = self.live.new_row() if row is None else row
             limited = request.max_tokens is not None and request.max_tokens <= told.tokens[expert]
-            self.live.send(key, row, expert, int(prompts[expert]), told, may_go, streams=request.streams, limited=limited)
+
+            def send_there(live: LiveCluster, row: int) -> None:
+                live.send(key, row, expert, int(prompts[expert]), told, may_go, streams=request.streams, limited=limited)
+
+            send = send_there
+            send(self.live, self.live.new_row() if row is None else row)
         scores = () if verdict.scores is None else tuple(verdict.scores.tolist())
         decision_s = self._clock() - started_s
         return RouteDecision(
@@ -181,7 +188,7 @@ class Decider:
             predicted_tpot_s=tuple(self.live.predicted_tpot_s(told.tokens).tolist()),
             reasons=self._reasons(choice, expert),
             decision_s=decision_s,
-            shadow=self._shadow_choice(request, possible) if shown else None,
+            shadow=self._shadow_choice(request, told, allowed, now_s, send),
         )
 
     def moved(self, key: str, expert: int, now_s: float, prompt_tokens: int | None = None) -> None:
@@ -198,13 +205,22 @@ class Decider:
         """
         row = self.ledger.row_of(key)
         if row is not None:
-            self.live.move(key, expert, int(self.ledger.prompt[row]) if prompt_tokens is None else prompt_tokens, now_s)
+            prompt = int(self.ledger.prompt[row]) if prompt_tokens is None else prompt_tokens
+            for live in (self.live, self._beside):
+                if live is not None:
+                    live.move(key, expert, prompt, now_s)
 
-    def _new_cluster(self) -> LiveCluster:
-        seen = self.policy.observation
-        if self.shadow is not None:
-            seen = replace(seen, **{name: True for name in BESIDE if getattr(self.shadow.observation, name)})
-        scenario = replace(self.scenario, observation=seen)
+    def _new_clusters(self) -> tuple[LiveCluster, LiveCluster | None]:
+        """The cluster as the policy sees it, and as the shadow does, which may be shown other things."""
+        live = self._new_cluster(self.policy)
+        if self.shadow is None:
+            return live, None
+        beside = self._new_cluster(self.shadow)
+        live.ledger.follower = beside.ledger
+        return live, beside
+
+    def _new_cluster(self, policy: LivePolicy) -> LiveCluster:
+        scenario = replace(self.scenario, observation=policy.observation)
         return LiveCluster(scenario, capacity=2 * self._capacity, log_sd=self._predicting.log_sd)
 
     def _show(
@@ -230,30 +246,52 @@ class Decider:
             fallback, why = self._why_not(request.service, now_s)
             if fallback is None:
                 began_s = self._clock()
-                verdict = self._ask(self.policy, request.service, possible, self._rng)
+                verdict = self._ask(self.policy, request.service, possible, self.live, self._rng)
                 self.slowness.note(self._clock() - began_s, now_s)
                 if verdict is not None:
                     return _Choice(verdict, self.policy.name, self.policy.version, None, "")
                 fallback, why = "error", "no valid decision"
             for policy in self._chain:
-                verdict = self._ask(policy, request.service, possible, self._rng)
+                verdict = self._ask(policy, request.service, possible, self.live, self._rng)
                 if verdict is not None:
                     self.fallbacks[fallback] += 1
                     return _Choice(verdict, policy.name, policy.version, fallback, why)
         self.fallbacks[fallback] += 1
         return _Choice(self._by_ledger(request, possible), LEAST_WORK, "", fallback, why)
 
-    def _shadow_choice(self, request: RouteRequest, possible: NDArray[np.bool_]) -> ShadowChoice | None:
-        """What the shadow would have done; None: nobody asks it, or it failed."""
-        if self.shadow is None or request.pinned is not None:
+    def _shadow_choice(
+        self, request: RouteRequest, told: Told, allowed: NDArray[np.bool_], now_s: float, send: Send | None
+    ) -> ShadowChoice | None:
+        """What the shadow would have done; None: nobody asks it, or it failed. The request goes where the policy said.
+
+        Args:
+            request: to route.
+            told: what is predicted for it.
+            allowed: (N,) experts that it may go to now.
+            now_s: the time.
+            send: sends it in a cluster; None: it goes nowhere.
+        """
+        if self.shadow is None or self._beside is None:
             return None
-        verdict = self._ask(self.shadow, request.service, possible, self._shadow_rng)
+        live, n = self._beside, allowed.size
+        try:
+            prompt = int(np.rint(np.mean([request.prompt_at(e) for e in range(n)])))
+            row = live.observe(prompt, told, live.terms_for(request.service, request.budgets), allowed, now_s)
+            possible = allowed & (live.view.action_mask[0, :-1] > 0)
+            verdict = None
+            if request.pinned is None and possible.any():
+                verdict = self._ask(self.shadow, request.service, possible, live, self._shadow_rng)
+            if send is not None:
+                send(live, row)
+        except Exception:
+            _LOG.exception("shadow %s failed", self.shadow.name)
+            return None
         if verdict is None:
             return None
         return ShadowChoice(
             policy=self.shadow.name,
             version=self.shadow.version,
-            expert=None if verdict.action == possible.size else verdict.action,
+            expert=None if verdict.action == n else verdict.action,
             scores=() if verdict.scores is None else tuple(verdict.scores.tolist()),
         )
 
@@ -263,14 +301,16 @@ class Decider:
             return "outside", f"{found.name} {found.value} outside {found.low}..{found.high}"
         return ("slow", "rests") if self.slowness.rests(now_s) else (None, "")
 
-    def _ask(self, policy: LivePolicy, service: int, possible: NDArray[np.bool_], rng: np.random.Generator) -> Verdict | None:
+    def _ask(
+        self, policy: LivePolicy, service: int, possible: NDArray[np.bool_], live: LiveCluster, rng: np.random.Generator
+    ) -> Verdict | None:
         """A policy's decision, if it is one that can be followed.
 
         A drop where none is allowed becomes the best expert.
         """
         n = possible.size
         try:
-            verdict = policy.decide(self.live, rng)
+            verdict = policy.decide(live, rng)
             if not self._may_drop[service]:
                 verdict = without_drop(verdict, np.append(possible, False), rng)
         except Exception:
@@ -327,18 +367,3 @@ class Decider:
             reasons=reason,
             decision_s=self._clock() - started_s,
         )
-
-
-def _beside(shadow: LivePolicy, acting: LivePolicy) -> LivePolicy:
-    """The shadow, if it can decide on what the acting policy is shown; what it is told is corrected as for that one.
-
-    Raises:
-        InputError: it needs to be shown something else.
-    """
-    for name in ("running_slots", "waiting_slots", "whatif_tau"):
-        needed, shown = getattr(shadow.observation, name), getattr(acting.observation, name)
-        if needed != shown:
-            raise InputError(
-                f"shadow {shadow.name!r}: cannot decide beside {acting.name!r}: needs {name} = {needed}, and is shown {shown}"
-            )
-    return shadow

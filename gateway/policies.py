@@ -30,9 +30,6 @@ _SAMPLED = "sampled:"
 _BARELY = np.nextafter(0.0, 1.0)  # a drop is worth nothing, and an expert must be worth more
 _ALLOWED = f"bundle:PATH, {_SAMPLED}PATH or a heuristic: "
 
-BESIDE = ("information", "demand")
-"""Parts of an observation that change no other part: a policy that does not read them decides the same with them."""
-
 Scores = NDArray[np.float64]
 
 
@@ -163,13 +160,10 @@ def without_drop(verdict: Verdict, mask: NDArray[np.bool_], rng: np.random.Gener
 def _load_bundle(text: str, folder: Path) -> LivePolicy:
     described = describe_bundle(folder)
     scores = _onnx_scores(folder) if _has_graph(folder) else _torch_scores(folder, described.observation)
-    unseen = [name for name in BESIDE if not getattr(described.observation, name)]
     temperature = _temperature(described.about, folder) if text.startswith(_SAMPLED) else None
 
     def decide(live: LiveCluster, rng: np.random.Generator) -> Verdict:
-        found = scores({name: x for name, x in live.view._asdict().items() if x.size and name not in unseen})[0].astype(
-            np.float64
-        )
+        found = scores({name: x for name, x in live.view._asdict().items() if x.size})[0].astype(np.float64)
         if not np.isfinite(found).all():
             raise ValueError(f"scores that are not finite: {found}")
         mask = live.view.action_mask[0] > 0

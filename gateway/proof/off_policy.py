@@ -37,7 +37,7 @@ def doubly_robust(
 ) -> OffPolicy | None:
     """Estimate the mean reward of another policy's actions (Dudik, Langford and Li, 2011, arXiv 1103.4601, equation 6).
 
-    It is the model's value of the other action, plus where both took the same the model's error over the probability of the action.
+    It is the model's value of the other action. Where both took the same, the model's error is added, over the probability.
     With the true probabilities its mean is right whatever the model says; a good model makes it narrow. Requests near each other
     in time depend on each other, so the interval is that of the means of consecutive blocks.
 

@@ -74,7 +74,7 @@ def settings(found: list[MockEngine], **more: Any) -> dict[str, Any]:
         for engine, preset in zip(found, presets, strict=False)
     ]
     plain = {
-        "policy": "least-work",
+        "policy": "random",
         "experts": experts,
         "listen": {"port": 0},
         "breaker": {"period_s": 0.3, "probe_s": 0.1},
@@ -91,7 +91,7 @@ class RunningGateway:
         self.write(data)
         self._gateway = Gateway(load_config(self.path))
         self._up = threading.Event()
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()), daemon=True)
 
     def write(self, data: dict[str, Any]) -> None:
         """Write the configuration: JSON is YAML too."""
@@ -107,8 +107,13 @@ class RunningGateway:
     def __enter__(self) -> RunningGateway:
         self._thread.start()
         assert self._up.wait(PATIENCE_S)
-        wait_for(lambda: ask(self.url, "GET", "/ready").status == 200)
+        wait_for(self._ready)
         return self
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(ConnectionRefusedError):  # it does not listen yet
+            return ask(self.url, "GET", "/ready").status == 200
+        return False
 
     def __exit__(self, *_: object) -> None:
         self.drain()
