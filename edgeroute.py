@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit-profile": ("tuning.fit_profile", "fit an expert's engine to measured layer times of your GPU and model"),
     "fit-predictors": ("tuning.fit_predictors", "fit predictors of quality and length to prompts with known outcomes"),
     "serve": ("gateway.serve", "route requests between your LLM servers, behind one OpenAI-compatible address"),
+    "replay": ("gateway.replay", "compare policies on a decision log of serve, and its predictions with what came"),
     "node": ("cluster.node", "start or stop a Ray node of one's own on this machine"),
     "preflight": ("cluster.preflight", "look at a cluster before anything is spent on it"),
     "submit": ("cluster.submit", "send a command to a cluster as a job, and follow it"),

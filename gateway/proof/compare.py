@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Replayed:
 def windows_of(count: int, windows: int) -> list[slice]:
     """Cut ``count`` requests into at most so many windows of about the same size."""
     ends = np.linspace(0, count, min(windows, max(count // _LEAST, 1)) + 1).astype(int)
-    return [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
 
 def compare_on_log(

@@ -1,7 +1,7 @@
 """What another policy's decisions would have brought, from a log of one that chose at random: doubly robust.
 
-Of each request alone: what if it had gone elsewhere, and all else had been as it was. What it would have done to the requests after
-it is not in the log; the simulator says that.
+Of each request alone: what if it had gone elsewhere, and all else had been as it was. What that would have done to later requests
+is not in the log; the simulator says it.
 """
 
 from __future__ import annotations
