@@ -34,7 +34,7 @@ from tuning.specs.routers import NamedRouter, parse_routers
 
 _MOST_WINDOWS = 1000
 _SIMULATED = (
-    "The cluster is empty as a window begins. Lengths and quality of answers that nobody saw are as predicted, with the errors "
+    "The cluster is empty as the log begins. Lengths and quality of answers that nobody saw are as predicted, with the errors "
     "that the log shows."
 )
 
@@ -151,7 +151,7 @@ def _simulated(compared: Sequence[Replayed]) -> list[str]:
     header = ["policy", "QoS", "to what was logged", "late, %", "as logged, %", "not possible then, %"]
     windows = len(compared[0].qos)
     return [
-        f"## In the simulator\n\nThe logged requests in {windows} windows. {_SIMULATED} 95 % intervals over windows, paired.",
+        f"## In the simulator\n\nThe logged requests again. {_SIMULATED} 95 % intervals over {windows} windows, paired.",
         markdown_table(header, rows),
     ]
 

@@ -1,4 +1,4 @@
-"""Policies on the requests of a log, in the simulator: the log is cut into windows, and each policy meets the same ones."""
+"""Policies on the requests of a log, in the simulator: all meet the same ones, and windows of them give intervals."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gateway.proof.worlds import LoggedTable, episode_of
-from rllib_envs.heuristic import Actions, RoutingPolicy
+from rllib_envs.heuristic import RoutingPolicy
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
 from tuning.metrics.statistics import Interval, mean_interval, paired_difference
@@ -44,13 +43,13 @@ def windows_of(count: int, windows: int) -> list[slice]:
 def compare_on_log(
     table: LoggedTable, scenario: Scenario, routers: Sequence[NamedRouter], windows: Sequence[slice], seed: int
 ) -> list[Replayed]:
-    """Run each policy, and what was logged, on the same windows.
+    """Run each policy, and what was logged, on the same requests.
 
     Args:
         table: the log.
         scenario: its cluster.
         routers: policies.
-        windows: of the log; the cluster is empty as each begins.
+        windows: of consecutive requests, whose means the intervals come from.
         seed: of the lengths of answers that nobody saw, and of policies that draw.
 
     Raises:
@@ -76,42 +75,30 @@ def compare_on_log(
 def _run(
     table: LoggedTable, scenario: Scenario, router: NamedRouter | None, windows: Sequence[slice], seed: int
 ) -> tuple[tuple[float, ...], float, float, float]:
-    longest = max(window.stop - window.start for window in windows)
+    count = len(table.requests)
     policy: RoutingPolicy | None = None
     observation = replace(scenario.observation, whatif=False)
     if router is not None:
         policy, observation = build_router(router, scenario.observation)
-    workload = replace(scenario.workload, requests=longest)
-    simulation = Simulation(replace(scenario, observation=observation, workload=workload), len(windows), show=policy is not None)
-    for i, window in enumerate(windows):
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, i)))
-        simulation.start_episode(i, episode_of(table, window, scenario, rng))
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
-    first = np.array([window.start for window in windows])
+    workload = replace(scenario.workload, requests=count)
+    simulation = Simulation(replace(scenario, observation=observation, workload=workload), 1, show=policy is not None)
+    lengths, draws = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))) for i in range(2))
+    simulation.start_episode(0, episode_of(table, scenario, lengths))
     agreed = impossible = 0
     while not simulation.over.all():
-        rows = first + np.minimum(simulation.cursor, simulation.workload.total - 1)
-        logged = table.expert[rows]
-        if policy is None:
-            actions: Actions = logged
-        else:
-            actions, held = _held(policy(simulation, rng), table.possible[rows], logged)
-            impossible += int((held & ~simulation.over).sum())
-        agreed += int(((actions == logged) & ~simulation.over).sum())
-        simulation.step(actions)
-    records = [simulation.records(i) for i in range(len(windows))]
-    total = sum(x.qos.size for x in records)
+        row = int(simulation.cursor[0])
+        action = logged = int(table.expert[row])
+        if policy is not None:
+            action = int(policy(simulation, draws)[0])
+            if action < scenario.n_experts and not table.possible[row, action]:
+                action = logged
+                impossible += 1
+        agreed += action == logged
+        simulation.step(np.array([action]))
+    records = simulation.records(0)
     return (
-        tuple(float(x.qos.mean()) for x in records),
-        sum(int(x.late.sum()) for x in records) / total,
-        agreed / total,
-        impossible / total,
+        tuple(float(records.qos[window].mean()) for window in windows),
+        float(records.late.mean()),
+        agreed / count,
+        impossible / count,
     )
-
-
-def _held(actions: Actions, possible: NDArray[np.bool_], logged: Actions) -> tuple[Actions, NDArray[np.bool_]]:
-    """Actions where a request could go, a drop included; else where it went. And where that was so."""
-    n = possible.shape[1]
-    allowed = np.column_stack([possible, np.ones(len(possible), np.bool_)])
-    held = ~allowed[np.arange(len(actions)), np.minimum(actions, n)]
-    return np.where(held, logged, actions).astype(np.int64), held

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gateway.log.reader import DecisionLog, column
 from gateway.log.records import LoggedBounds, LoggedRequest
-from tuning.output.plot_style import COLOURS, GREY, head, panels, write_figure
+from tuning.output.plot_style import COLOURS, GREY, head, log_axis, panels, save
 
 KINDS = {"ttft": "time to first token, s", "tpot": "time per token, s"}
 """What is predicted: name -> label."""
@@ -76,10 +76,11 @@ def draw_latency(found: Mapping[str, Pairs], path: Path) -> None:
         times = np.concatenate([points.ravel() for points in pairs.values()]) if pairs else np.array([0.1, 1.0])
         low, high = times.min() / 1.3, times.max() * 1.3
         axes.plot((low, high), (low, high), color=GREY, linewidth=1)
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="predicted", ylabel="measured")
+        log_axis(axes, low, high)
+        log_axis(axes, low, high, vertical=True)
+        axes.set(xlabel="predicted", ylabel="measured")
         head(axes, KINDS[kind])
-        axes.legend(frameon=False, fontsize=8, markerscale=2)
-    write_figure(figure, path)
+    save(figure, every[-1], path)
 
 
 def qos_of(request: LoggedRequest, weight: float, score: float) -> float | None:

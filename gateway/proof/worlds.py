@@ -76,30 +76,28 @@ def table_of(log: DecisionLog) -> LoggedTable:
     )
 
 
-def episode_of(table: LoggedTable, rows: slice, scenario: Scenario, rng: np.random.Generator) -> Episode:
-    """Consecutive requests of a log as an episode.
+def episode_of(table: LoggedTable, scenario: Scenario, rng: np.random.Generator) -> Episode:
+    """The requests of a log as an episode.
 
     Args:
         table: the log.
-        rows: of the requests.
         scenario: the cluster.
         rng: for the lengths of answers that nobody saw.
     """
-    predicted, tokens, expert = table.predicted_tokens[rows], table.tokens[rows], table.expert[rows]
+    predicted, tokens = table.predicted_tokens, table.tokens
     drawn = predicted * np.exp(table.log_median + table.log_sd * rng.standard_normal(predicted.shape))
     output = drawn.round().clip(1, 2**24).astype(np.int32)
-    seen = tokens > 0
-    output[np.flatnonzero(seen), expert[seen]] = tokens[seen]
+    seen = np.flatnonzero(tokens > 0)
+    output[seen, table.expert[seen]] = tokens[seen]
     user = users(tokens.size)
-    user["service"], user["tenant"] = table.service[rows], table.tenant[rows]
+    user["service"], user["tenant"] = table.service, table.tenant
     engines = tuple(x.engine for x in scenario.experts)
-    arrival_s = table.arrival_s[rows]
     return Episode(
-        arrival_s=arrival_s - arrival_s[0],
-        prompt=table.prompt[rows].copy(),
-        score=(np.rint(table.score[rows] * SCORE_GRID) / SCORE_GRID).astype(np.float32),
+        arrival_s=table.arrival_s,
+        prompt=table.prompt,
+        score=(np.rint(table.score * SCORE_GRID) / SCORE_GRID).astype(np.float32),
         output=output,
-        predicted_score=table.predicted_score[rows].astype(np.float32),
+        predicted_score=table.predicted_score.astype(np.float32),
         predicted_tokens=predicted.astype(np.float32),
         predicted_log_sd=np.tile(table.log_sd, (tokens.size, 1)).astype(np.float32),
         predicted_log_median=table.log_median,
