@@ -23,11 +23,13 @@ from pydantic.dataclasses import dataclass
 from rllib_envs.errors import InputError
 from rllib_envs.limits import CONFIG, InnerShare, Name, NonNegative, Order, Positive
 from rllib_envs.network import Network
+from rllib_envs.own_code import PREFIX
 from rllib_envs.scenario import Expert, Scenario
 from rllib_envs.scenarios.load import explain, load_scenario
 from rllib_envs.service import ServiceClass, Tenant
 from rllib_envs.text_files import read_text
 from rllib_envs.yaml_files import parse_yaml, read_mapping
+from tuning.specs.routers import ANY_CLUSTER_ROUTER, SHIPPED_ROUTER
 
 AUTO = "auto"
 """Name of the model that stands for "the gateway decides"."""
@@ -35,6 +37,8 @@ AUTO = "auto"
 _TOKEN_BYTES = 2**14
 _PROFILE_BYTES = 2**19
 _KEY = re.compile(r"sha256:[0-9a-f]{64}")
+_SHIPPED = {folder.name: folder for folder in (SHIPPED_ROUTER, ANY_CLUSTER_ROUTER)}
+_TRAINED = ("bundle", "sampled", "checkpoint")
 _EXPERTS: TypeAdapter[Expert] = TypeAdapter(Expert)
 
 
@@ -62,9 +66,16 @@ def _in_header(name: str) -> str:
     return name
 
 
+def _is_no_code(text: str) -> str:
+    if text.startswith(PREFIX):
+        raise ValueError(f"{text!r}: code is run only where the command line names it, never from a file")
+    return text
+
+
 Url = Annotated[str, Field(max_length=2000), AfterValidator(_is_url)]
 KeyHash = Annotated[str, AfterValidator(_is_hash)]
 HeaderName = Annotated[Name, AfterValidator(_in_header)]
+Policy = Annotated[Name, AfterValidator(_is_no_code)]
 Seconds = Annotated[float, Field(ge=1e-3, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Bytes = Annotated[int, Field(ge=1024, le=2**30)]
@@ -187,7 +198,7 @@ class Limits:
 
     body_bytes: Bytes = 4 * 2**20  # of a request
     answer_bytes: Bytes = 16 * 2**20  # of an answer that is no stream, which is held whole
-    concurrent: Count = 4096  # requests in the gateway; one more gets 429
+    concurrent: Annotated[int, Field(ge=1, le=2**16)] = 4096  # requests in the gateway; one more gets 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
@@ -231,9 +242,9 @@ class GatewayConfig:
     """The complete configuration. ``load_config`` reads it."""
 
     experts: Annotated[tuple[ExpertEntry, ...], Field(min_length=2, max_length=256)]
-    policy: Name  # as on the command line: a heuristic, or bundle:PATH
-    fallback: Name = "impact-greedy"  # a heuristic, for when the policy fails or is too slow
-    shadow: Name | None = None  # a policy that decides beside the acting one, and of which nothing comes
+    policy: Policy  # as on the command line: a heuristic, or bundle:PATH; or the name of a shipped bundle
+    fallback: Policy = "impact-greedy"  # a heuristic, for when the policy fails or is too slow
+    shadow: Policy | None = None  # a policy that decides beside the acting one, and of which nothing comes
     log: LogEntry | None = None  # of decisions; None: there is none
     predictors: str | None = None  # folder of edgeroute fit-predictors
     slo_s_per_token: Positive = 0.06  # of requests without a class of their own bounds
@@ -294,6 +305,13 @@ class LoadedConfig:
     def path(self, given: str) -> Path:
         """A path of the configuration."""
         return self.folder / given
+
+    def policy(self, given: str) -> str:
+        """A policy of the configuration, as the command line would name it: paths are relative to the file's folder."""
+        kind, colon, path = given.partition(":")
+        if given in _SHIPPED:
+            return f"bundle:{_SHIPPED[given]}"
+        return f"{kind}:{self.path(path)}" if colon and kind in _TRAINED else given
 
 
 def load_config(path: Path, shadow: str | None = None) -> LoadedConfig:

@@ -233,9 +233,7 @@ class _Completion:
                 if not self._gateway.upstreams[expert].ready(now_s):
                     continue
                 self._exchange.attempts += 1
-                self._gateway.decider.ledger.moved(
-                    self._key, expert, now_s, self._counted[expert], self._gateway.scenario.experts[expert].mean_output_tokens
-                )
+                self._gateway.decider.moved(self._key, expert, now_s, self._counted[expert])
             try:
                 return await self._ask(expert)
             except UpstreamFailure as error:

@@ -13,6 +13,7 @@ from gateway.server.exchange import promised
 from gateway.server.keys import Keys
 from gateway.server.tokens import TokenCounter
 from gateway.server.upstream import Upstream
+from models.predictors.served import Predictors
 
 
 class Gateway:
@@ -25,7 +26,16 @@ class Gateway:
             InputError: what the configuration names cannot be loaded.
         """
         self.loaded, self.config, self.scenario = loaded, loaded.config, loaded.scenario
-        self.decider = Decider(loaded.scenario, self.config.policy, fallback=self.config.fallback, shadow=self.config.shadow)
+        config = self.config
+        self.decider = Decider(
+            loaded.scenario,
+            loaded.policy(config.policy),
+            fallback=loaded.policy(config.fallback),
+            shadow=None if config.shadow is None else loaded.policy(config.shadow),
+            predictors=None if config.predictors is None else Predictors.load(loaded.path(config.predictors)),
+            may_drop=[entry.may_drop for entry in config.classes] or [config.may_drop],
+            capacity=config.limits.concurrent,
+        )
         self.decider.warm_up()
         self.keys = Keys(self.config.tenants)
         self.upstreams = self._upstreams()
@@ -46,10 +56,6 @@ class Gateway:
         """What a request of a service class is promised, with bounds of its own."""
         classes = self.scenario.classes
         return promised(own, classes[service] if classes else None, self.scenario.slo_s_per_token)
-
-    def may_drop(self, service: int) -> bool:
-        """Whether the policy may drop a request of a service class."""
-        return self.config.classes[service].may_drop if self.config.classes else self.config.may_drop
 
     def _upstreams(self) -> list[Upstream]:
         files: dict[Path, TokenCounter] = {}

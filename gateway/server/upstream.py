@@ -77,6 +77,7 @@ class Upstream:
     def __init__(self, entry: ExpertEntry, model: str, token: str | None, counter: TokenCounter, settings: Breaker) -> None:
         self.entry, self.model, self.counter = entry, model, counter
         self.breaker = CircuitBreaker(settings)
+        self._busy_s = min(_BUSY_S, settings.period_s)
         self.in_flight = 0
         self.healthy = False  # by its own word; unknown counts as not
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -174,7 +175,7 @@ class Upstream:
             return answer
         if status in _BUSY:
             wait_s = _retry_after_s(answer.response.headers.get("retry-after"))
-            self.breaker.failed(time.monotonic(), at_once=True, period_s=_BUSY_S if wait_s is None else wait_s)
+            self.breaker.failed(time.monotonic(), at_once=True, period_s=self._busy_s if wait_s is None else wait_s)
             raise UpstreamFailure("busy", f"it answered {status}")
         self.breaker.failed(time.monotonic())
         raise UpstreamFailure("failed", f"it answered {status}")

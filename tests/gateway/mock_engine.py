@@ -1,7 +1,8 @@
 """An engine that answers as it is told, at the border of the gateway: a process of its own, with OpenAI's protocol.
 
 ``python tests/gateway/mock_engine.py --name a --port 0`` prints its port. The field ``mock`` of a request, or what was posted to
-``/mock`` before, says how it answers: ``tokens``, ``first_s`` and ``pace_s`` (times), ``status``, and ``fail``:
+``/mock`` before, says how it answers: ``tokens``, ``first_s`` and ``pace_s`` (times), ``status``, and ``fail``. ``at`` names
+the engine that is meant, if not all are.
 
 - drop: it closes the connection without a byte. hang: it never answers.
 - mid: it cuts the connection after half of the tokens. eof: it ends the answer there without a word. stall: it says no more.
@@ -22,7 +23,15 @@ from typing import Any
 import httptools
 import uvloop
 
-SEEN: dict[str, Any] = {"requests": 0, "closed_early": 0, "open": 0, "headers": {}, "body": None, "by_path": Counter()}
+SEEN: dict[str, Any] = {
+    "requests": 0,
+    "outside": 0,
+    "closed_early": 0,
+    "open": 0,
+    "headers": {},
+    "body": None,
+    "by_path": Counter(),
+}
 TOLD: dict[str, Any] = {}
 
 
@@ -96,8 +105,10 @@ class Engine(asyncio.Protocol):
     async def complete(self, chat: bool) -> None:
         asked = json.loads(self.body)
         SEEN["requests"] += 1
+        SEEN["outside"] += self.name not in asked.get("tag", [self.name])  # it says who may see it
         SEEN["headers"], SEEN["body"] = self.headers, asked
-        told = TOLD | (asked.get("mock") or {})
+        own = asked.get("mock") or {}
+        told = TOLD | (own if own.get("at", self.name) == self.name else {})
         fail = told.get("fail")
         if fail == "drop" or (fail == "stale" and self.answered):
             self.transport.close()

@@ -83,6 +83,7 @@ def set_at(data, path, value):
     ("path", "value", "message"),
     [
         (["polcy"], "x", "polcy: Unexpected keyword argument"),
+        (["policy"], "python:mine.py:route", "policy: 'python:mine.py:route': code is run only where the command line names it"),
         (["policy"], 3, "policy: Input should be a valid string"),
         (["experts"], [], "experts: Tuple should have at least 2 items"),
         (["experts", 0, "url"], "ftp://x", "experts.0.url: 'ftp://x': must be http://HOST:PORT"),
@@ -128,6 +129,13 @@ def test_beyond_loopback_somebody_guards_the_door(tmp_path):
     load(tmp_path, plain(listen=open_to_all | {"without_keys": True}))
     for host in ("127.0.0.1", "::1", "localhost", "127.3.2.1"):
         load(tmp_path, plain(listen={"host": host}))
+
+
+def test_paths_of_policies_are_beside_the_configuration_too(tmp_path):
+    loaded = load(tmp_path, plain())
+    assert loaded.policy("bundle:mine") == f"bundle:{tmp_path / 'mine'}"
+    assert loaded.policy("impact-greedy:tau=0.2") == "impact-greedy:tau=0.2"
+    assert loaded.policy("any-cluster-router").endswith("presets/any-cluster-router")
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):

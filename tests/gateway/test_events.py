@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -54,7 +55,7 @@ def test_whole_events_pass_in_order_however_they_are_cut(texts, cuts, end, space
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     reader = Events(hide_usage=hide)
     passed, count = [], 0
-    for start, stop in zip(places, places[1:], strict=False):
+    for start, stop in pairwise(places):
         whole, new = reader.feed(stream[start:stop])
         assert not whole or whole.endswith(end.encode())
         passed.append(whole)

@@ -213,16 +213,24 @@ def test_a_confined_request_does_not_leave_its_set_when_that_fails(gateway, mock
     assert mocks[1].seen()["requests"] == before
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("how", [{"fail": "drop"}, {"status": 500}, {"status": 503}, {"status": 429}, {"fail": "hang"}])
+@pytest.mark.parametrize(
+    ("how", "stream"),
+    [
+        ({"fail": "drop"}, True),
+        ({"fail": "drop"}, False),
+        ({"fail": "mid"}, False),
+        ({"status": 500}, True),
+        ({"status": 503}, False),
+        ({"status": 429}, True),
+        ({"fail": "hang"}, True),
+    ],
+)
 def test_what_fails_before_the_first_byte_is_tried_elsewhere(gateway, mocks, how, stream):
-    if how == {"fail": "hang"} and not stream:
-        pytest.skip("an answer that is no stream may take its time")
     for bad, good in (mocks, mocks[::-1]):
         bad.told(**how)
         good.told()
         wait_for(lambda: all(gateway.traffic.gateway.ready()))
-        for _ in range(6):  # the policy may not have chosen the bad one at first
+        for _ in range(100):  # the policy draws
             reply = complete(gateway, chat(stream=stream))
             assert reply.status == 200
             assert reply.headers["x-edgeroute-expert"] == good.name
@@ -233,12 +241,6 @@ def test_what_fails_before_the_first_byte_is_tried_elsewhere(gateway, mocks, how
             pytest.fail("the failing expert was never asked")
         bad.told()
         wait_for(lambda: all(gateway.traffic.gateway.ready()))
-
-
-def test_a_whole_answer_that_breaks_is_tried_elsewhere(gateway, mocks):
-    mocks[0].told(fail="mid")
-    for _ in range(4):
-        assert complete(gateway, chat()).headers["x-edgeroute-expert"] == "b"
 
 
 @pytest.mark.parametrize(
@@ -405,16 +407,21 @@ def test_draining_lets_streams_end_and_cuts_those_that_last(mocks, tmp_path):
             heads = short.recv(1), long.recv(1)
             gateway.drain()
             wait_for(lambda: gateway.traffic.draining)
-            with pytest.raises(ConnectionRefusedError):
-                for _ in range(100):
-                    socket.create_connection(gateway.url.removeprefix("http://").split(":"), timeout=1).close()
-                    time.sleep(0.02)
+            wait_for(lambda: refuses_connections(gateway))
             whole, cut = (head + read_all(client) for head, client in zip(heads, (short, long), strict=True))
     assert whole.count(b'"content"') == 20
     assert b"[DONE]" in whole
     assert b'"code": "shutting_down"' in cut
     assert b"[DONE]" not in cut
     assert gateway.idle()
+
+
+def refuses_connections(gateway):
+    try:
+        socket.create_connection(gateway.url.removeprefix("http://").split(":"), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def read_all(client):
