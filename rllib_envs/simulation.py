@@ -192,9 +192,19 @@ class Simulation:
         Raises:
             InputError: a trace or catalogue cannot be read; the answers have more tokens than the iteration counter can hold.
         """
-        episode = draw_episode(self.variants[cluster], self.capacity_rps, seed)
+        self.start_episode(cluster, draw_episode(self.variants[cluster], self.capacity_rps, seed))
+
+    def start_episode(self, cluster: int, episode: Episode) -> None:
+        """Begin a given episode in one cluster, and show its first arrival.
+
+        Raises:
+            ValueError: it has more requests than the scenario's episodes.
+            InputError: its answers have more tokens than the iteration counter can hold.
+        """
         _check_length(episode)
         count = episode.arrival_s.size
+        if count > self._requests:
+            raise ValueError(f"an episode of {count:,} requests: the scenario's have at most {self._requests:,}")
         w = self.workload
         w.total[cluster] = count
         for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd"):
