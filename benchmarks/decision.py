@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from models.export.bundle import bundle_router, load_bundle, save_bundle
-from models.export.onnx import load_onnx
+from models.export.onnx_scores import load_onnx
 from models.export.traced import random_observation
 from models.router import Router, RouterSpec
 from rllib_envs.scenario import Observation

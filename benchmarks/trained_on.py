@@ -11,7 +11,8 @@ import json
 from dataclasses import replace
 
 from models.envelope import Envelope
-from models.export.bundle import TRAINED_ON, load_bundle
+from models.export.bundle import load_bundle
+from models.export.description import TRAINED_ON
 from rllib_envs.scenario import with_workload
 from tuning.run_dir.atomic import write_text
 from tuning.specs.routers import SHIPPED_ROUTER

@@ -71,11 +71,15 @@ def power_of_two(simulation: Simulation, rng: np.random.Generator) -> Actions:
 @heuristic(best=True)
 def least_work(simulation: Simulation, rng: np.random.Generator) -> Actions:
     """The expert with the least predicted work, this request included: tokens left times the engine's time per token."""
+    return best_expert(-predicted_work(simulation), available(simulation.view))
+
+
+def predicted_work(simulation: Simulation) -> Values:
+    """(B, N) predicted work of each expert with this request: tokens left times the engine's time per token, in SLO."""
     view = simulation.view
     decode = expert_quantity(view, "decode_backlog") + arrived_quantity(view, "predicted_length")
     prefill = expert_quantity(view, "prefill_backlog") + arrived_quantity(view, "prompt")
-    work = decode * expert_quantity(view, "base_time") + prefill * expert_quantity(view, "prefill_time")
-    return best_expert(-work, available(view))
+    return decode * expert_quantity(view, "base_time") + prefill * expert_quantity(view, "prefill_time")
 
 
 @heuristic()

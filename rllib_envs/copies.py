@@ -31,7 +31,7 @@ def copy_cluster(source: Simulation, cluster: int, copies: Simulation) -> None:
     _check(source, cluster, copies)
     arrived = int(source.cursor[cluster]) + 1
     for name, whole, copy in zip(source.world._fields, source.world, copies.world, strict=True):
-        if name not in ("scratch", "late", "service"):  # memory of one call; the state itself; the scenario's
+        if name not in ("scratch", "late", "service", "at_site"):  # memory of one call; the state itself; the scenario's
             _copy(name, whole, copy, cluster, arrived)
     if source.meter is not None and copies.meter is not None:  # both or neither: the experts are the same
         copies.meter.energy_j[:] = source.meter.energy_j[cluster]

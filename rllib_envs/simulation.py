@@ -117,10 +117,12 @@ class Simulation:
 
         Raises:
             ValueError: batch < 1, or not one variant for each cluster.
-            InputError: variants that differ in more, a trace that cannot be read, or more memory than the machine has.
+            InputError: variants that differ in more, a trace that cannot be read, or more memory than the machine has. Or the
+                reward counts energy or money, and no expert says what it takes.
         """
         if batch < 1:
             raise ValueError(f"batch = {batch}: must be >= 1")
+        _check_reward(scenario)
         self.scenario = scenario
         self.variants = tuple(variants) or (scenario,) * batch
         _check_variants(scenario, self.variants, batch)
@@ -190,9 +192,19 @@ class Simulation:
         Raises:
             InputError: a trace or catalogue cannot be read; the answers have more tokens than the iteration counter can hold.
         """
-        episode = draw_episode(self.variants[cluster], self.capacity_rps, seed)
+        self.start_episode(cluster, draw_episode(self.variants[cluster], self.capacity_rps, seed))
+
+    def start_episode(self, cluster: int, episode: Episode) -> None:
+        """Begin a given episode in one cluster, and show its first arrival.
+
+        Raises:
+            ValueError: it has more requests than the scenario's episodes.
+            InputError: its answers have more tokens than the iteration counter can hold.
+        """
         _check_length(episode)
         count = episode.arrival_s.size
+        if count > self._requests:
+            raise ValueError(f"an episode of {count:,} requests: the scenario's have at most {self._requests:,}")
         w = self.workload
         w.total[cluster] = count
         for name in ("arrival_s", "prompt", "score", "output", "predicted_score", "predicted_tokens", "predicted_log_sd"):
@@ -314,6 +326,20 @@ def _check_length(episode: Episode) -> None:
             f"an episode of {episode.arrival_s.size:,} requests with {tokens:,} output tokens: at most {_MOST_TOKENS:,}; "
             "ask for fewer requests, shorter answers (mean_output_tokens) or a smaller max_model_len"
         )
+
+
+def _check_reward(scenario: Scenario) -> None:
+    """Refuse terms of the reward that would always be 0."""
+    for term, known, needed in (
+        ("energy", scenario.has_watts, "active_w"),
+        ("cost", scenario.has_prices, "prompt_price or output_price"),
+    ):
+        weight = getattr(scenario.reward, term)
+        if weight and not known:
+            raise InputError(
+                f"scenario {scenario.name}: reward.{term} = {weight:g}: no expert has {needed}, so it would always be 0: give "
+                "the experts theirs, or leave it out"
+            )
 
 
 def _check_variants(scenario: Scenario, variants: Sequence[Scenario], batch: int) -> None:

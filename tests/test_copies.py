@@ -16,7 +16,7 @@ from tests.draws import examples
 from tests.worlds import REQUESTS, assert_same, play, random_expenses, random_world, seeds, simulation_of, small
 
 OBSERVATION = Observation(
-    whatif=True, calibrate=True, information=True, demand=True, judged_share=0.5, running_slots=2, waiting_slots=1
+    whatif=True, calibrate=True, information=True, demand=True, places=True, judged_share=0.5, running_slots=2, waiting_slots=1
 )
 
 

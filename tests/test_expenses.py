@@ -13,6 +13,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, Scenario
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.sim.state import FINISHED
+from rllib_envs.simulation import Simulation
 from tests.draws import examples
 from tests.worlds import (
     REQUESTS,
@@ -173,6 +174,18 @@ def test_an_environment_says_what_its_experts_spend_if_they_say_it() -> None:
     without = EdgeRoutingEnv(plain)
     without.reset(seed=1)
     assert not {"energy_j", "cost"} & without.step(np.int64(0))[4].keys()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (Reward(energy=0.05), r"scenario edge6: reward\.energy = 0\.05: no expert has active_w, so it would always be 0"),
+        (Reward(cost=2.0), r"scenario edge6: reward\.cost = 2: no expert has prompt_price or output_price"),
+    ],
+)
+def test_a_reward_for_what_nobody_has_is_refused(reward: Reward, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Simulation(small("edge6", reward=reward), 1)
 
 
 def test_metrics_are_shown_where_they_say_something() -> None:

@@ -134,6 +134,27 @@ def test_devices_are_where_the_shares_say_and_move_as_often_as_they_should() -> 
     assert np.mean(many == 0) == pytest.approx(0.75, abs=0.013)  # four standard errors
 
 
+@examples(100)
+@given(seeds)
+def test_a_device_stays_where_it_was_or_comes_to_where_it_was_drawn(seed: int) -> None:
+    """Device by device, in plain Python, with the same draws."""
+    rng = np.random.default_rng(seed)
+    between = network(devices=int(rng.integers(1, 20)), stay_s=None if rng.random() < 0.3 else float(rng.uniform(0.1, 9)))
+    arrival_s = np.cumsum(rng.exponential(0.5, int(rng.integers(80))) * (rng.random() < 0.8))
+    found = draw_sites(between, arrival_s, np.random.default_rng(seed))
+    again = np.random.default_rng(seed)
+    device, fresh = again.integers(between.devices, size=arrival_s.size), again.choice(2, arrival_s.size, p=[0.75, 0.25])
+    moved = again.random(arrival_s.size)
+    latest: dict[int, int] = {}
+    for r, d in enumerate(device.tolist()):
+        before = latest.get(d)
+        stays = before is not None and (
+            between.stay_s is None or moved[r] < np.exp(-(arrival_s[r] - arrival_s[before]) / between.stay_s)
+        )
+        assert found[r] == (found[before] if stays else fresh[r])
+        latest[d] = r
+
+
 def test_jitter_keeps_the_mean() -> None:
     jitter = draw_jitter(network(jitter_log_sd=0.5), 100_000, np.random.default_rng(2))
     assert jitter.mean() == pytest.approx(1, abs=4 * jitter.std() / np.sqrt(jitter.size))

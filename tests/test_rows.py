@@ -12,7 +12,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from models.export.bundle import LAYOUT, layout_of
+from models.export.description import LAYOUT, layout_of
 from models.former_names import current_names
 from rllib_envs.scenario import Observation
 from rllib_envs.sim.rows import (

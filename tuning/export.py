@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from models.export.bundle import load_bundle, save_bundle
-from models.export.onnx import ONNX_FILE
+from models.export.onnx_scores import ONNX_FILE
 from models.rllib.checkpoint import BUNDLE, find_checkpoint, read_checkpoint
 from rllib_envs.errors import InputError
 from tuning.evaluation.trained_on import UNKNOWN

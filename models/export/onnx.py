@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.export.manifest import manifest_in, read_description, read_file
+from models.export.onnx_scores import ONNX_FILE, graph_scores
 from models.export.traced import Positional, random_observation
 from models.router import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
 
-ONNX_FILE = "router.onnx"
-DESCRIPTION = "router.json"
-"""File of a bundle that says what it is."""
-
 _TOLERANCE = 1e-4
-_MOST_BYTES = 2**29  # of a graph
 _OPSET = 18
 
 
@@ -74,40 +66,8 @@ def export_onnx(folder: Path, router: nn.Module, observation: Observation) -> fl
     return worst
 
 
-def load_onnx(folder: Path) -> Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]:
-    """Load the bundle's ONNX graph as a function of an observation's arrays, on one thread; ignores unused arrays.
-
-    Raises:
-        InputError: the package onnxruntime is not installed, the bundle has no graph, or another than was written.
-    """
-    path, where = folder / ONNX_FILE, folder / DESCRIPTION
-    if not path.is_file():
-        raise InputError(f"{folder}: {ONNX_FILE} is missing: export the router without --no-onnx")
-    data = read_file(path, _MOST_BYTES, "bundle")
-    if hashlib.sha256(data).hexdigest() != manifest_in(read_description(where, "bundle"), where).sha256.get(ONNX_FILE):
-        raise InputError(f"{path}: damaged: its SHA-256 is not the one in {where.name}")
-    return _scores(data)
-
-
-def _scores(graph: bytes) -> Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise InputError("ONNX needs the package onnxruntime: pip install 'edgeroute[onnx]'")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = [argument.name for argument in session.get_inputs()]
-
-    def scores(observation: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        (found,) = session.run(["scores"], {name: observation[name] for name in names})
-        return np.asarray(found)
-
-    return scores
-
-
 def _difference(folder: Path, router: Router, observation: dict[str, Tensor]) -> float:
-    scores = _scores((folder / ONNX_FILE).read_bytes())({name: x.numpy() for name, x in observation.items()})
+    scores = graph_scores((folder / ONNX_FILE).read_bytes())({name: x.numpy() for name, x in observation.items()})
     with torch.inference_mode():
         expected = router(observation).numpy()
     return float(np.abs(scores - expected).max())

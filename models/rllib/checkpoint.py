@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.envelope import Envelope
-from models.export.bundle import TRAINED_ON, Network, bundle_router, save_bundle
+from models.export.bundle import Network, bundle_router, save_bundle
+from models.export.description import TRAINED_ON
 from models.export.files import staged_folder
 from models.export.manifest import check_folder, manifest_in, manifest_of, private_copy, read_description
 from models.rllib.errors import LearnerFailed

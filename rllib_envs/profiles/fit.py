@@ -31,6 +31,9 @@ MAX_CONTEXT_TOKENS = 4096
 
 _FOLDS = 5  # parts of the batches; each is left out of one fit
 
+_LEAST_BATCHES = 3  # of a kind
+_HICCUP = 20.0  # median errors that an iteration may be late; of Gaussian errors none in 10^40 is
+
 _PLAUSIBLE_MS = (0.1, 1e5)
 """Iteration times outside this range have another unit than the files' microseconds."""
 
@@ -91,8 +94,56 @@ def fit_profile(
         InputError: a file is missing or wrong, the batches do not determine the coefficients, or the profile would be that of an
             impossible engine.
     """
-    decode, mixed = _fitted_batches(folder, layers, kv_tokens)
-    decode_ms, best = _coefficients(folder, decode, mixed)
+    kinds = _fitted_batches(folder, layers, kv_tokens)
+    return _fitted(f"{folder}: attention.csv", kinds, kv_tokens, kv_bytes_per_token, server_mixed_ms, limits)
+
+
+def fit_batches(
+    batches: Batches, where: str, *, kv_tokens: int, kv_bytes_per_token: int, **limits: Unpack[EngineLimits]
+) -> tuple[FittedProfile, HeldOut]:
+    """Fit the coefficients, as ``fit_profile`` does, to the iterations of a running server, and predict each by a fit to others.
+
+    Iterations that took far longer than a first fit says are left out: the machine had something else to do.
+
+    Args:
+        batches: with their times, those of the server included.
+        where: where they were read, for messages.
+        kv_tokens: KV capacity, tokens.
+        kv_bytes_per_token: bytes.
+        limits: further fields of the profile.
+
+    Raises:
+        InputError: the batches do not determine the coefficients, or the profile would be that of an impossible engine.
+    """
+    decode, mixed = _subset(batches, batches.chunk == 0), _subset(batches, batches.chunk > 0)
+    for name, part in (("decode-only", decode), ("mixed", mixed)):
+        if part.ms.size < _LEAST_BATCHES:
+            raise InputError(f"{where}: {part.ms.size} {name} iterations: at least {_LEAST_BATCHES} are needed")
+    kinds = _without_hiccups(where, decode, mixed)
+    return _fitted(where, kinds, kv_tokens, kv_bytes_per_token, 0.0, limits), _held_out(where, kinds)
+
+
+def _without_hiccups(where: str, decode: Batches, mixed: Batches) -> tuple[Batches, Batches]:
+    """The batches but for those that a fit to all finds too slow by many times the usual error."""
+    decode_ms, hinge = _coefficients(where, decode, mixed)
+    kept: list[Batches] = []
+    for batches, fitted_ms in ((decode, _decode_terms(decode) @ decode_ms), (mixed, _mixed_ms(mixed, decode_ms, hinge))):
+        late_ms = batches.ms - fitted_ms
+        usual_ms = float(np.median(np.abs(late_ms)))
+        kept.append(_subset(batches, late_ms <= _HICCUP * usual_ms + 1e-6 * batches.ms))
+    return kept[0], kept[1]
+
+
+def _fitted(
+    where: str,
+    kinds: tuple[Batches, Batches],
+    kv_tokens: int,
+    kv_bytes_per_token: int,
+    server_mixed_ms: float,
+    limits: EngineLimits,
+) -> FittedProfile:
+    decode, mixed = kinds
+    decode_ms, best = _coefficients(where, decode, mixed)
     c0, b, c = decode_ms.tolist()
     c0_mixed, a, q, c_mixed = best[1].tolist()
     try:
@@ -110,7 +161,7 @@ def fit_profile(
             **limits,
         )
     except ValueError as error:
-        raise InputError(f"profile fitted to {folder}: {error}") from None
+        raise InputError(f"profile fitted to {where.removesuffix(': attention.csv')}: {error}") from None
     decode_errors = _decode_terms(decode) @ decode_ms / decode.ms - 1
     mixed_errors = _mixed_ms(mixed, decode_ms, best) / mixed.ms - 1
     return FittedProfile(
@@ -146,13 +197,16 @@ def held_out(folder: Path, *, layers: int, kv_tokens: int) -> HeldOut:
     Raises:
         InputError: as for ``fit_profile``; a batch that a fit leaves out may be needed to tell two coefficients apart.
     """
-    kinds = _fitted_batches(folder, layers, kv_tokens)
+    return _held_out(f"{folder}: attention.csv", _fitted_batches(folder, layers, kv_tokens))
+
+
+def _held_out(where: str, kinds: tuple[Batches, Batches]) -> HeldOut:
     rng = np.random.default_rng(0)
     folds = [rng.permutation(batches.ms.size) % _FOLDS for batches in kinds]
     priced = [np.empty(batches.ms.size) for batches in kinds]
     for fold in range(_FOLDS):
         decode, mixed = (_subset(batches, of != fold) for batches, of in zip(kinds, folds, strict=True))
-        decode_ms, hinge = _coefficients(folder, decode, mixed)
+        decode_ms, hinge = _coefficients(where, decode, mixed)
         out = [of == fold for of in folds]
         priced[0][out[0]] = _decode_terms(_subset(kinds[0], out[0])) @ decode_ms
         priced[1][out[1]] = _mixed_ms(_subset(kinds[1], out[1]), decode_ms, hinge)
@@ -169,12 +223,13 @@ class RunErrors:
 
     e2e: Floats  # arrival to last token
     ttft: Floats  # arrival to first token
-    tpot: Floats  # mean time between tokens; NaN for an answer of one token
+    tpot: Floats  # mean time between tokens; NaN where all tokens came at once
 
 
 def compare_run(run: MeasuredRun, first_token_s: Floats, finish_s: Floats) -> RunErrors:
     """Compare simulated times, (R,) each, in s from the first arrival, with the measured ones."""
-    measured_decode_s = np.where(run.output_tokens > 1, run.last_token_s - run.first_token_s, np.nan)
+    decode_s = run.last_token_s - run.first_token_s
+    measured_decode_s = np.where((run.output_tokens > 1) & (decode_s > 0), decode_s, np.nan)
     return RunErrors(
         e2e=(finish_s - run.arrival_s) / (run.last_token_s - run.arrival_s) - 1,
         ttft=(first_token_s - run.arrival_s) / (run.first_token_s - run.arrival_s) - 1,
@@ -199,18 +254,18 @@ def _fitted_batches(folder: Path, layers: int, kv_tokens: int) -> tuple[Batches,
     return decode, mixed
 
 
-def _coefficients(folder: Path, decode: Batches, mixed: Batches) -> tuple[Floats, _Hinge]:
+def _coefficients(where: str, decode: Batches, mixed: Batches) -> tuple[Floats, _Hinge]:
     """c0, b and c, and the best hinge with its coefficients."""
     decode_ms = _nonnegative_fit(_decode_terms(decode), decode.ms)
     if decode_ms is None:
-        raise InputError(_too_few(folder, "decode-only", decode, ("n_decode", "kv_decode"), "c0, b and c"))
+        raise InputError(_too_few(where, "decode-only", decode, ("n_decode", "kv_decode"), "c0, b and c"))
     rest = _decode_terms(mixed) @ decode_ms
     hinges = [
         (n0, fit) for n0 in range(0, 513, 16) if (fit := _nonnegative_fit(_prefill_terms(mixed, n0), mixed.ms - rest)) is not None
     ]
     if not hinges:
         raise InputError(
-            _too_few(folder, "mixed", mixed, ("prefill_chunk", "n_decode", "kv_decode"), "c0_mixed, a, q and c_mixed")
+            _too_few(where, "mixed", mixed, ("prefill_chunk", "n_decode", "kv_decode"), "c0_mixed, a, q and c_mixed")
         )
     return decode_ms, min(hinges, key=lambda hinge: float(np.sum((_mixed_ms(mixed, decode_ms, hinge) - mixed.ms) ** 2)))
 
@@ -256,12 +311,12 @@ def _nonnegative_fit(terms: Floats, ms: Floats) -> Floats | None:
     return solution
 
 
-def _too_few(folder: Path, name: str, batches: Batches, columns: tuple[str, ...], coefficients: str) -> str:
+def _too_few(where: str, name: str, batches: Batches, columns: tuple[str, ...], coefficients: str) -> str:
     context = batches.context / np.maximum(batches.decodes, 1)
     values = {"prefill_chunk": batches.chunk, "n_decode": batches.decodes, "kv_decode": context}
     sizes = ", ".join(f"{np.unique(values[column]).size} of {column} (at most {values[column].max():g})" for column in columns)
     return (
-        f"{folder}: attention.csv: the {name} batches do not tell {coefficients} apart: they have {sizes} different values; "
+        f"{where}: the {name} batches do not tell {coefficients} apart: they have {sizes} different values; "
         "two or more above 0 of each are needed"
     )
 

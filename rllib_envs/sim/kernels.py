@@ -344,7 +344,7 @@ def _release(expert):
 
 
 @kernel
-def _schedule(engine, expert, work):
+def schedule(engine, expert, work):
     """Compose the step that starts at ``clock``, if there is a request to serve, and plan how often it repeats."""
     held = expert.leaving
     if engine.ahead == 0:
@@ -523,7 +523,7 @@ def _retire(expert, work):
 
 
 @kernel
-def _commit(engine, expert, work, extras):
+def commit(engine, expert, work, extras):
     """Carry out the plan: time, tokens, blocks, then the completions at its end."""
     steps = expert.plan_steps
     if engine.ahead == 1:
@@ -563,8 +563,8 @@ def _commit(engine, expert, work, extras):
 def next_event(engine, expert, work):
     """Run an expert with requests to serve to the end of its plan; composes a plan first if there is none."""
     if expert.plan_steps == 0:
-        _schedule(engine, expert, work)
-    _commit(engine, expert, work, work.extras)
+        schedule(engine, expert, work)
+    commit(engine, expert, work, work.extras)
 
 
 @kernel
@@ -578,10 +578,10 @@ def advance(engine, expert, work, time_s):
         if expert.plan_steps == 0:
             if expert.n_run + expert.n_wait == 0 or expert.clock_s >= time_s:
                 return
-            _schedule(engine, expert, work)
+            schedule(engine, expert, work)
         if expert.plan_end_s > time_s:
             return
-        _commit(engine, expert, work, work.extras)
+        commit(engine, expert, work, work.extras)
 
 
 @kernel

@@ -55,6 +55,7 @@ class Scratch(NamedTuple):
     order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
     per_slo: NDArray[np.float64]  # (S,) 1 / (time that the answer may take): time since arrival -> latency in units of the SLO
     before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
+    own_s: NDArray[np.float64]  # (N, 2) time to the newcomer's first token and to its end at each expert; inf: the queue is full
     service: Service
 
 
@@ -86,6 +87,7 @@ def scratch_for(state: State, service: Service) -> Scratch:
         order=np.zeros(size, np.int64),
         per_slo=np.zeros(size),
         before=np.zeros(size),
+        own_s=np.zeros((state.experts.shape[1], 2)),
         service=service,
     )
 
@@ -397,11 +399,14 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects):
     _newcomer(desk, n, arrived)
     if not _join(desk, engine, n, now_s):
         effect.own_latency = _MOST_LATENCY
+        scratch.own_s[e] = np.inf
         for i in range(n):
             effect.soft_before += _worth(desk, extras, i, engine, arrived) * _soft(desk.before[i], tau)
         return
     end_s, _, _, _ = _roll(desk, engine, n_sorted)
     own = _latency(desk, extras, n)
+    scratch.own_s[e, 0] = desk.lists.records[n].first_token_s - now_s
+    scratch.own_s[e, 1] = desk.lists.records[n].finish_s - now_s
     present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):

@@ -190,7 +190,7 @@ def test_what_a_locale_cannot_write_is_escaped(stream, run_extra, monkeypatch):
 
 
 def test_every_text_file_is_opened_in_an_encoding_that_is_said():
-    folders = ["rllib_envs", "models", "tuning", "cluster", "benchmarks", "edgeroute.py"]
+    folders = ["rllib_envs", "models", "tuning", "cluster", "gateway", "benchmarks", "edgeroute.py"]
     ruff = [
         Path(sys.executable).with_name("ruff"),
         "check",

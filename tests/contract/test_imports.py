@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
+PACKAGES = ("rllib_envs", "models", "tuning", "cluster", "gateway")
 BREACHES = {  # file with the breach: (its import, how the checker puts it)
     "rllib_envs/sim/up.py": ("import rllib_envs.errors", "rllib_envs.sim is not allowed to import rllib_envs.errors"),
     "rllib_envs/sim/lib.py": ("import scipy.stats", "rllib_envs.sim is not allowed to import scipy"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import edgeroute
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("rllib_envs", "models", "tuning", "cluster")
+PACKAGES = ("rllib_envs", "models", "tuning", "cluster", "gateway")
 CLASS = re.compile(r"^ *class ([A-Za-z]\w*)[(:\[]", re.MULTILINE)
 OF_COMMANDS = "Options"  # the command line asks the module of a command for a class of this name
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.envelope import Envelope, measure
-from models.export.bundle import TEMPERATURE, TRAINED_ON
+from models.export.bundle import TEMPERATURE
+from models.export.description import TRAINED_ON
 from models.rllib.rollout.env_groups import Group
 from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import machine_bytes
 from rllib_envs.scenario import Observation, Scenario
+from rllib_envs.scenarios.kinds import PLAIN_KIND, of_kind
 from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.simulation import Simulation
 from tuning.ray_cluster.check import Needs
@@ -97,22 +99,25 @@ def validator_of(options: TrainOptions, scenario: Scenario) -> Validator:
     return Validator(scenario, options.load, seeds=size["seeds"], requests=min(size["requests"], options.requests))
 
 
-def envelope_of(groups: Sequence[Group], drawn: int = 0) -> Envelope:
+def envelope_of(groups: Sequence[Group], drawn: int = 0, kinds: Sequence[str] = (PLAIN_KIND,)) -> Envelope:
     """The training range of a run: of its environment variants (``variants.training_groups``), or of drawn scenarios.
 
     Args:
         groups: the environment variants.
         drawn: how many scenarios to draw instead, where the run draws its own.
+        kinds: of those, in turn.
     """
     if drawn:
-        return Envelope.of([measure([draw_scenario(np.random.default_rng([_DRAWN, i]))]) for i in range(drawn)])
+        scenarios = [draw_scenario(np.random.default_rng([_DRAWN, i])) for i in range(drawn)]
+        made = [of_kind(kinds[i % len(kinds)], scenario, (_DRAWN, i)) for i, scenario in enumerate(scenarios)]
+        return Envelope.of([measure([scenario]) for scenario in made])
     return Envelope.of([measure([variants] if isinstance(variants, Scenario) else list(variants)) for variants, _ in groups])
 
 
 def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
     """Metadata for the checkpoints of a run."""
     return {
-        TRAINED_ON: envelope_of(groups, _drawn(options)).to_json(),
+        TRAINED_ON: envelope_of(groups, _drawn(options), options.avl.search_kinds).to_json(),
         "starts": starts,
         "algo": options.algo,
         "seed": options.seed,

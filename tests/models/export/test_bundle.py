@@ -13,7 +13,8 @@ import torch
 
 from models.envelope import Envelope
 from models.export.bundle import bundle_router, load_bundle, save_bundle
-from models.export.onnx import export_onnx, load_onnx
+from models.export.onnx import export_onnx
+from models.export.onnx_scores import load_onnx
 from models.export.traced import random_observation
 from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec

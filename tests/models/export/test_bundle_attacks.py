@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from models.export.bundle import load_bundle, save_bundle
 from models.export.manifest import digest, manifest_of
-from models.export.onnx import load_onnx
+from models.export.onnx_scores import load_onnx
 from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
@@ -221,7 +221,7 @@ def test_what_is_put_into_the_folder_is_refused(attack, bundle):
 
 def test_huge_weights_that_the_description_names_are_refused_unread(bundle, monkeypatch):
     os.truncate(bundle / WEIGHTS, 2**33)
-    monkeypatch.setattr("models.export.bundle.check_folder", lambda *_: None)  # reads it to its end, in little memory
+    monkeypatch.setattr("models.export.description.check_folder", lambda *_: None)  # reads it to its end, in little memory
     contents = json.loads((bundle / ABOUT).read_text())
     contents["bytes"][WEIGHTS] = 2**33
     (bundle / ABOUT).write_text(json.dumps(contents))

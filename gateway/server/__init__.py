@@ -1,0 +1,1 @@
+"""The HTTP server: what clients and engines see of the gateway."""

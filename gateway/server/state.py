@@ -1,0 +1,75 @@
+"""What one configuration comes to: decider, engines, keys and privacy sets. A reload makes another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway.config import LoadedConfig
+from gateway.decider import Decider
+from gateway.request import Budgets
+from gateway.server.exchange import promised
+from gateway.server.keys import Keys
+from gateway.server.tokens import TokenCounter
+from gateway.server.upstream import Upstream
+from models.predictors.served import Predictors
+
+
+class Gateway:
+    """The cluster behind the gateway, as one configuration describes it."""
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        """Load policy and tokenizers and warm up, which takes seconds.
+
+        Raises:
+            InputError: what the configuration names cannot be loaded.
+        """
+        self.loaded, self.config, self.scenario = loaded, loaded.config, loaded.scenario
+        config = self.config
+        self.decider = Decider(
+            loaded.scenario,
+            loaded.policy(config.policy),
+            fallback=loaded.policy(config.fallback),
+            shadow=None if config.shadow is None else loaded.policy(config.shadow),
+            predictors=None if config.predictors is None else Predictors.load(loaded.path(config.predictors)),
+            may_drop=[entry.may_drop for entry in config.classes] or [config.may_drop],
+            capacity=config.limits.concurrent,
+        )
+        self.decider.warm_up()
+        self.keys = Keys(self.config.tenants)
+        self.upstreams = self._upstreams()
+        self.privacy_sets = [self._members(entry.confined_to) for entry in self.config.privacy_sets]
+        self.class_names = [entry.name for entry in self.config.classes] or ["default"]
+
+    def take_over(self, old: Gateway) -> None:
+        """Keep what ``old`` knows of the engines that are the same."""
+        known = {(x.entry, x.model): x for x in old.upstreams} if old.config.breaker == self.config.breaker else {}
+        self.upstreams = [known.get((x.entry, x.model), x).with_token_of(x) for x in self.upstreams]
+
+    def ready(self) -> list[bool]:
+        """(N,) experts that a request may be sent to now."""
+        now_s = time.monotonic()
+        return [upstream.ready(now_s) for upstream in self.upstreams]
+
+    def bounds(self, own: Budgets, service: int) -> Budgets:
+        """What a request of a service class is promised, with bounds of its own."""
+        classes = self.scenario.classes
+        return promised(own, classes[service] if classes else None, self.scenario.slo_s_per_token)
+
+    def _upstreams(self) -> list[Upstream]:
+        files: dict[Path, TokenCounter] = {}
+        made: list[Upstream] = []
+        for entry, model, token in zip(self.config.experts, self.loaded.models, self.loaded.tokens, strict=True):
+            file = None if entry.tokenizer is None else self.loaded.path(entry.tokenizer)
+            if file is None:  # each expert learns its own ratio of characters to tokens
+                counter = TokenCounter(None)
+            elif file in files:
+                counter = files[file]
+            else:
+                counter = files[file] = TokenCounter(file)
+            made.append(Upstream(entry, model, token, counter, self.config.breaker))
+        return made
+
+    def _members(self, places: Sequence[str]) -> tuple[bool, ...]:
+        return tuple(bool({x.name, x.site, *x.labels} & set(places)) for x in self.scenario.experts)
