@@ -119,10 +119,11 @@ def _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
 
 
 @kernel_inlined
-def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, several):
+def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, several):
     """Show the decoding requests of expert e of cluster b; returns their sums, and the tokens left of those beyond the slots.
 
-    ``several``: there are several service classes, and each request is in units of its own. ``share``: of a KV token.
+    ``several``: there may be several service classes, and each request is in units of its own; some have been sent before, and
+    ``age_s`` (M,) is the time since then. ``share``: of a KV token.
     """
     source, now_s = telemetry.source, telemetry.now_s
     requests, running = source.requests[b], source.running[b, e]
@@ -142,7 +143,9 @@ def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo
         if several:
             own_slo_s = terms[source.records[b, index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+            elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
+        else:
+            elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < slots:
             cached_share = np.float32(request.prompt + generated - 1) * share
@@ -155,19 +158,19 @@ def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo
 
 
 @kernel_inlined
-def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
+def _observe_expert(telemetry, engine, service, age_s, b, e, slo_s, rows):
     """Fill all features of expert e of cluster b; returns the mask bit: whether it can take one more.
 
     The loop over the decoding requests dominates the run time; 32-bit arithmetic halves it.
     """
     source, actual, now_s = telemetry.source, telemetry.actual, telemetry.now_s
-    first_pending = telemetry.first_pending
+    first_pending = telemetry.first_pending[e]
     expert = source.experts[b, e]
     requests = source.requests[b]
     running, waiting = source.running[b, e], source.waiting[b, e]
     n_run, n_dec, n_wait = expert.n_run, expert.n_dec, expert.n_wait
     n_known = n_run + n_wait
-    begun = steps_begun(expert, telemetry.view_s)
+    begun = steps_begun(expert, telemetry.view_s[e])
     complete = max(begun - 1, 0)
     iteration = np.int32(expert.iteration + complete)
     taken = expert.taken
@@ -181,11 +184,18 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
     slots_run, slots_wait = rows.running.shape[2], rows.waiting.shape[2]
     rows_run, rows_wait = rows.running[b, e], rows.waiting[b, e]
     mask_run, mask_wait = rows.running_mask[b, e], rows.waiting_mask[b, e]
-    several = terms.size > 1  # a constant in each call, so that the usual case does not pay for the other
+    terms, several = (
+        service.terms,
+        not service.plain,
+    )  # a constant in each call, so that the usual case does not pay for the other
     if several:
-        sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, True)
+        sums, decode_beyond = _observe_decoding(
+            telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, True
+        )
     else:
-        sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, False)
+        sums, decode_beyond = _observe_decoding(
+            telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, False
+        )
     own_step = step_slo
     # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
@@ -217,7 +227,9 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
             records = source.records if i < n_known else actual.records
             own_slo_s = terms[records[b, index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+            elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
+        else:
+            elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < n_run and i < slots_run:
             cached_share = np.float32(cached) * share
@@ -320,7 +332,7 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
     own = allowed[user.service, user.tenant]
     for e in range(n_experts):
         engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, service.terms, b, e, slo_s, rows)
+        open_ = _observe_expert(telemetry, engine, service, workload.age_s[b], b, e, slo_s, rows)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from rllib_envs.dynamics import Dynamics, check_dynamics
 from rllib_envs.limits import (
     CONFIG,
     AtLeastOne,
@@ -339,7 +340,8 @@ _LATER = (
 
 
 _OPTIONAL = (
-    "classes", "tenants", "network", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price", "priority",
+    "classes", "tenants", "network", "dynamics", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price",
+    "priority",
 )  # fmt: skip
 """Fields of a scenario, an expert or a class that are not written where they say nothing."""
 
@@ -361,6 +363,7 @@ class Scenario:
     classes: Annotated[tuple[ServiceClass, ...], Field(max_length=100)] = ()  # (): one for all, with the bound above
     tenants: Annotated[tuple[Tenant, ...], Field(max_length=1000)] = ()  # (): one for all
     network: Network | None = None  # None: users and experts are in one place
+    dynamics: Dynamics | None = None  # None: nothing changes within an episode
 
     @model_validator(mode="after")
     def _names_unique(self) -> Self:
@@ -401,6 +404,12 @@ class Scenario:
                         f"{part}: {entry.name!r} is confined_to {place!r}: no expert has this name or label; "
                         f"there are {', '.join(sorted(known))}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_possible(self) -> Self:
+        if self.dynamics is not None:
+            check_dynamics(self.dynamics, {expert.name: {expert.name, expert.site, *expert.labels} for expert in self.experts})
         return self
 
     @model_validator(mode="after")

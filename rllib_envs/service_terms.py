@@ -17,7 +17,10 @@ _PROMPT_BITS = 8 * 4.5  # of a token: some four and a half bytes of text
 def service_of(scenario: Scenario) -> Service:
     """What the scenario promises, where requests may go, and how far that is."""
     round_trip_s, prompt_s = link_times(scenario)
-    return make_service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
+    service = make_service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
+    if scenario.dynamics is not None and scenario.dynamics.most_attempts > 1:
+        return service._replace(plain=False)
+    return service
 
 
 def link_times(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -29,10 +29,11 @@ class History:
         self.experts: list[NDArray[np.void]] = []  # (N,) EXPERT_ROW each
         self.late: list[NDArray[np.int64]] = []  # (N,) each, requests that finished late so far
         self.turned_away: list[int] = []  # dropped or rejected so far
+        self.closed: list[NDArray[np.bool_]] = []  # (N,) each, whether the router knows that the expert is down or drained
 
     def restart(self, simulation: Simulation) -> None:
         """Clear the history and record the first observation of the new episode."""
-        for entries in (self.times_s, self.experts, self.late, self.turned_away):
+        for entries in (self.times_s, self.experts, self.late, self.turned_away, self.closed):
             entries.clear()
         self._add(simulation, 0)
 
@@ -48,6 +49,7 @@ class History:
         self.experts.append(simulation.rows.experts[0].copy())
         self.late.append(simulation.state.experts["late"][0].copy())
         self.turned_away.append(turned_away)
+        self.closed.append(simulation.world.nominal["max_waiting"][0] == 0)
 
     def draw(self) -> NDArray[np.uint8]:
         """The episode so far as an (800, 1000, 3) picture, one colour for each expert."""
@@ -67,6 +69,9 @@ class History:
                 axis.plot(self.times_s, values[:, e], drawstyle="steps-post", linewidth=1.2, color=f"C{e % 10}", label=name)
             axis.set_ylabel(label)
             axis.grid(alpha=0.3)
+        for e, closed in enumerate(np.stack(self.closed).T):
+            for first, last in _spells(closed):
+                axes[0].axvspan(self.times_s[first], self.times_s[last], color=f"C{e % 10}", alpha=0.15, linewidth=0)
         axes[2].set_ylim(0, 1.02)
         axes[2].yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes[3].plot(self.times_s, self.turned_away, color="black", linestyle="--", linewidth=1.2, label="dropped or rejected")
@@ -80,3 +85,9 @@ class History:
         )
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _spells(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(first, one after the last, or the last of all) of each run of true ones."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
+    return [(first, min(end, flags.size - 1)) for first, end in edges.reshape(-1, 2).tolist()]

@@ -19,8 +19,9 @@ NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
 # Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did. CONFINED: it
-# is rejected, as no expert that it may go to can take it.
-PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED = range(7)
+# is rejected, as no expert that it may go to can take it. CANCELLED: its client gave up. FAILED: its expert failed, and it is not
+# sent again. LOST: its expert failed, and it arrives again, as another row of the tables.
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED, CANCELLED, FAILED, LOST = range(10)
 
 ENGINE = np.dtype(
     [
@@ -125,12 +126,31 @@ class Work(NamedTuple):
 class Telemetry(NamedTuple):
     """The known state of a cluster at an arrival, and the time of that state."""
 
-    source: State  # the cluster as telemetry shows it, at ``view_s``
+    source: State  # the cluster as telemetry shows it, each expert at its ``view_s``
     actual: State  # the cluster as it is: where requests were sent
-    first_pending: int  # requests from this one on, and before the arrived one, have been sent since ``view_s``
+    first_pending: NDArray[
+        np.int32
+    ]  # (N,) requests from this one on, and before the arrived one, have been sent since ``view_s``
     arrived: int  # number of the arrived request; the total number after all have arrived
-    view_s: float
+    view_s: NDArray[np.float64]  # (N,)
     now_s: float
+
+
+AT_ONCE, LATE, FOLLOWED = range(3)
+
+
+class Views(NamedTuple):
+    """How telemetry shows the N experts of B clusters: AT_ONCE, LATE by a fixed time, or FOLLOWED (``living.py``)."""
+
+    kind: NDArray[np.int8]  # (B,)
+    first_pending: NDArray[np.int32]  # (B, N) as in ``Telemetry``
+    view_s: NDArray[np.float64]  # (B, N)
+
+
+def allocate_views(batch: int, n_experts: int) -> Views:
+    """The views of B clusters, at once."""
+    shape = (batch, n_experts)
+    return Views(kind=np.zeros(batch, np.int8), first_pending=np.zeros(shape, np.int32), view_s=np.zeros(shape))
 
 
 class Arrived(NamedTuple):

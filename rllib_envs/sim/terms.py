@@ -71,7 +71,8 @@ class Service(NamedTuple):
     allowed: NDArray[np.bool_]  # (C, T, N) experts that requests of a service class and a tenant may go to
     round_trip_s: NDArray[np.float64]  # (S, N) mean time of the network from a site to an expert and back
     prompt_s: NDArray[np.float64]  # (S, N) time of the network for each prompt token
-    plain: bool  # one class for all, of priority 0, latency per token is its only bound, and there is no network
+    # One class for all, of priority 0, latency per token is its only bound, there is no network, and nobody arrives twice.
+    plain: bool
 
 
 def plain_service(slo_s: float, n_experts: int) -> Service:

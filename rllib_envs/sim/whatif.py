@@ -307,8 +307,8 @@ def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens, se
 @kernel
 def _load(telemetry, b, e, scratch, engine):
     """Copy an expert with expected lengths, and add the requests on their way there (delayed telemetry); count of both."""
-    n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s, True)
-    for r in range(telemetry.first_pending, telemetry.arrived):
+    n = copy_expert(telemetry.source, b, e, scratch, engine, telemetry.view_s[e], True)
+    for r in range(telemetry.first_pending[e], telemetry.arrived):
         if on_its_way(telemetry.actual.records[b, r], e):
             p, record = telemetry.actual.requests[b, r], telemetry.actual.records[b, r]
             told = (p.prompt, p.predicted_score, p.predicted_tokens)
@@ -387,7 +387,7 @@ def predict(telemetry, nominal, workload, b, scratch, tau, effects):
             engine = nominal[b, e]
             predicted_score, predicted_tokens = workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e]
             prompt, user = workload.prompt[b, r], workload.user[b, r]
-            away_s = network_s(scratch.service, user.site, e, prompt, 1.0)
+            away_s = network_s(scratch.service, user.site, e, prompt, 1.0) + workload.age_s[b, r]
             arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away_s)
             predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects[b])
         else:
@@ -405,5 +405,18 @@ def future_qos_with(state, b, e, arrived, scratch):
     newcomer(scratch, n, arrived)
     if not join(scratch, engine, n, arrived.arrival_s):
         return np.nan
+    _, qos, _, _ = roll(scratch, engine, 0)
+    return qos
+
+
+@kernel
+def future_qos(state, b, e, time_s, scratch):
+    """QoS that all requests ever sent to expert (b, e) will have earned if no further request arrives.
+
+    True lengths, and the actual engine as it is at ``time_s``.
+    """
+    engine = state.engines[b, e]
+    if copy_expert(state, b, e, scratch, engine, time_s, False) == 0:
+        return state.experts[b, e].qos
     _, qos, _, _ = roll(scratch, engine, 0)
     return qos

@@ -17,7 +17,7 @@ from models.impact import Explanation
 from models.router import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import CONFINED, FINISHED, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CANCELLED, CONFINED, FAILED, FINISHED, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.specs.grammar import check_limits
@@ -26,7 +26,7 @@ from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-OUTCOMES = ("in time", "late", "rejected", "dropped", "too long")
+OUTCOMES = ("in time", "late", "rejected", "dropped", "too long", "cancelled", "failed")
 """What may become of a request: finished within the SLO or later; refused by the expert it was sent to; sent to none; longer
 than any expert takes."""
 
@@ -108,7 +108,8 @@ class EpisodeReplay:
         """(M,) indices of ``OUTCOMES``."""
         status, late = self.records.status, self.records.late
         away = np.isin(status, (REJECTED, CONFINED))
-        return np.select([(status == FINISHED) & ~late, late, away, status == TOO_LONG], [0, 1, 2, 4], 3)
+        known = [(status == FINISHED) & ~late, late, away, status == TOO_LONG, status == CANCELLED, status == FAILED]
+        return np.select(known, [0, 1, 2, 4, 5, 6], 3)
 
     def expected(self, name: str) -> Floats:
         """(M, N) a field of ``predicted``."""
@@ -210,6 +211,8 @@ def _joined(chunks: Iterable[Explanation]) -> Explanation:
 def _workload(question: Question) -> NamedWorkload:
     """The load on the scenario, with as many requests as the minute needs where there is a nominal rate."""
     world = replace(question.scenario, variation=None)
+    if world.dynamics is not None:  # one decision for each arrival
+        world = replace(world, dynamics=replace(world.dynamics, retries=0))
     (workload,) = make_workloads(world, (question.load,), (), TraceOptions(), None)
     if workload.rate_rps is None:
         return workload
