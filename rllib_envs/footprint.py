@@ -10,7 +10,7 @@ from rllib_envs.sim.state import RECORD, REQUEST
 from rllib_envs.sim.terms import USER
 
 _GIB = 2**30
-_REQUEST_BYTES = REQUEST.itemsize + RECORD.itemsize + USER.itemsize + 21  # the rest: arrival, prompt, judged, calibration
+_REQUEST_BYTES = REQUEST.itemsize + RECORD.itemsize + USER.itemsize + 29  # the rest: arrival, age, prompt, judged, calibration
 _WHATIF_BYTES = 4 * 32  # of an expert's what-if results, at most
 _SHOWN_BYTES = 4 * 9  # of a slot: eight features and the mask
 _TOLD_BYTES = 4 * 5  # of a request at one expert: true and predicted, score and length, and what the latter is worth

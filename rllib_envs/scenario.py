@@ -305,9 +305,9 @@ class Reward:
     """Weights of the reward's terms (``rllib_envs.reward``). Each term is summed over the interval between two decisions."""
 
     realised_qos: Weight = 1.0  # QoS of the requests that finished
-    violation: Penalty = 0.0  # subtracted per request that finished late
+    violation: Penalty = 0.0  # subtracted per request that finished late, or whose client gave up
     paper_impact: Penalty = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
-    drop: Penalty = 0.0  # subtracted per dropped or rejected request
+    drop: Penalty = 0.0  # subtracted per dropped or rejected request, and per request that failed with its expert
     marginal_qos: Weight = 0.0  # counterfactual marginal QoS of the action taken, true values
     energy: Penalty = 0.0  # subtracted per kJ that the cluster takes: of experts with watts
     cost: Penalty = 0.0  # subtracted per unit of money that a request will have cost, when it is sent: of experts with prices

@@ -62,6 +62,7 @@ STATUS_NAMES = {
     CONFINED: "confined",
     CANCELLED: "cancelled",
     FAILED: "failed",
+    LOST: "lost",
 }
 
 
@@ -294,7 +295,20 @@ class Simulation:
             raise ValueError(f"action {wrong}: must be an expert's index or {drop} = drop, from 0 to {drop}")
 
     def records(self, cluster: int) -> Records:
-        """Outcomes of the requests of the cluster's episode so far."""
+        """Outcomes of the requests of the cluster's episode so far; the last one, of a request that was sent again."""
+        decided = self.decisions(cluster)
+        if self.living is None:
+            return decided
+        origin = self.living.origin[cluster, : decided.status.size]
+        last = np.flatnonzero(decided.status != LOST)
+        last = last[np.argsort(origin[last], kind="stable")]
+        return replace(decided, **{field.name: getattr(decided, field.name)[last] for field in fields(decided)})
+
+    def decisions(self, cluster: int) -> Records:
+        """The outcome of each decision of the cluster's episode, in order.
+
+        A request that was sent again has several, all with its first arrival. But for its last, their status is LOST.
+        """
         count = self.workload.total[cluster]
         requests, records = self.state.requests[cluster, :count], self.state.records[cluster, :count]
         finished = records["status"] == FINISHED
@@ -304,8 +318,12 @@ class Simulation:
             & (records["finish_s"] - records["first_token_s"] <= records["generation_s"])
         )
         score = records["score"].astype(np.float64)
-        rows = Records(
-            arrival_s=requests["arrival_s"].copy(),
+        living, arrival_s, retries = self.living, requests["arrival_s"].copy(), np.zeros(count, np.int32)
+        if living is not None:
+            arrival_s = _first_arrivals(arrival_s, living.origin[cluster, :count])
+            retries = living.attempts[cluster, :count].copy()
+        return Records(
+            arrival_s=arrival_s,
             route=records["route"].copy(),
             status=records["status"].copy(),
             first_scheduled_s=records["first_scheduled_s"].copy(),
@@ -322,9 +340,8 @@ class Simulation:
             service=records["service"].astype(np.int32),
             tenant=self.workload.user["tenant"][cluster, :count].copy(),
             network_s=self._network_s(cluster, count),
-            retries=np.zeros(count, np.int32),
+            retries=retries,
         )
-        return rows if self.living is None else _of_arrivals(rows, self.living, cluster)
 
     def _network_s(self, cluster: int, count: int) -> NDArray[np.float64]:
         """(count,) time of the network of the first requests; 0 where they went to no expert."""
@@ -373,17 +390,11 @@ def _longer(lists: NDArray[Any], length: int, fill: NDArray[Any]) -> NDArray[Any
     return longer
 
 
-def _of_arrivals(rows: Records, living: Living, cluster: int) -> Records:
-    """The outcome of each arrival, from those of each time that it was sent: the last one counts, from the first arrival on."""
-    count = rows.status.size
-    origin = living.origin[cluster, :count]
+def _first_arrivals(arrival_s: NDArray[np.float64], origin: NDArray[np.int32]) -> NDArray[np.float64]:
+    """For each row the first arrival of its request: that of the first row with the same ``origin``."""
     first_s = np.zeros(origin.max() + 1)
-    first_s[origin[::-1]] = rows.arrival_s[::-1]  # the first row of each is assigned last
-    last = np.flatnonzero(rows.status != LOST)
-    last = last[np.argsort(origin[last], kind="stable")]
-    changed: dict[str, Any] = {field.name: getattr(rows, field.name)[last] for field in fields(rows)}
-    changed |= {"arrival_s": first_s[origin[last]], "retries": living.attempts[cluster, last]}
-    return replace(rows, **changed)
+    first_s[origin[::-1]] = arrival_s[::-1]  # the first row of each is assigned last
+    return first_s[origin]
 
 
 def _check_length(episode: Episode, scenario: Scenario) -> None:

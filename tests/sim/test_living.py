@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from rllib_envs.dynamics import Dynamics, Outage, Throttling
+from rllib_envs.baselines import HEURISTICS
+from rllib_envs.dynamics import Blackouts, Dynamics, Failures, Outage, Patience, Throttling
+from rllib_envs.env import EdgeRoutingEnv
 from rllib_envs.scenario import Faults, Observation, Scenario, with_workload
 from rllib_envs.sim.living import DARK, DOWN, EVENT, LIT, SPEED, THERMAL, UP
 from rllib_envs.sim.reference import Arrival, Change, Engine, Outcome, Throttle, simulate
@@ -22,9 +24,17 @@ from rllib_envs.workload.disturbances import Disturbances
 from rllib_envs.workload.episode import Episode
 from tests.disturbed import disturbed, disturbed_world
 from tests.draws import examples
-from tests.worlds import REQUESTS, assert_same, play, random_world, seeds, simulation_of
+from tests.worlds import REQUESTS, assert_same, play, random_world, seeds, simulation_of, small
+from tuning.evaluation.matrix import start_simulation
+from tuning.specs.routers import parse_router
 
 LOOKAHEAD = Observation(whatif=True, counterfactual=True, information=True, demand=True, calibrate=True)
+HARD = Dynamics(
+    throttling=Throttling(time_constant_s=3.0),
+    failures=Failures(mtbf_s=8.0, mttr_s=3.0),
+    patience=Patience(first_token_s=2.0, total_s=12.0),
+    blackouts=Blackouts(mean_gap_s=5.0, mean_s=3.0),
+)
 ENDS = (FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED, CANCELLED, FAILED)
 SENT = (FINISHED, CANCELLED, FAILED, LOST)
 
@@ -334,6 +344,35 @@ def test_what_a_failure_took_is_decided_again_with_its_age() -> None:
     np.testing.assert_allclose(records.finish_s[lost], 1.65, atol=0.011)
     late = records.latency_per_token_s > scenario.slo_s_per_token
     np.testing.assert_array_equal(records.late, late)
+
+
+@pytest.mark.parametrize("router", sorted(HEURISTICS))
+def test_every_heuristic_works_while_experts_come_and_go(router: str) -> None:
+    """None sends a request where the mask forbids it, and every arrival has one end."""
+    scenario = small("edge6-sites", 120, observation=Observation(whatif=True, calibrate=True), dynamics=HARD)
+    simulation = start_simulation(parse_router(router), scenario, [1, 2])
+    for cluster in range(2):
+        records, decided = simulation.records(cluster), simulation.decisions(cluster)
+        assert records.status.size == 120
+        assert np.isin(records.status, ENDS).all()
+        assert not (decided.status == REJECTED).any()
+        assert decided.status.size == 120 + records.retries.sum()
+        assert (decided.status == LOST).sum() == records.retries.sum()
+
+
+def test_a_picture_shows_which_experts_are_away() -> None:
+    pictures = list[NDArray[np.uint8]]()
+    for dynamics in (Dynamics(), Dynamics(outages=(Outage(at_s=1.0, for_s=10.0, planned=True, experts=("e0",)),))):
+        scenario, _ = two_experts(dynamics)
+        env = EdgeRoutingEnv(scenario, render_mode="rgb_array")
+        env.reset(seed=1)
+        for _ in range(20):
+            _, _, _, _, info = env.step(np.int64(1))
+            assert info.keys() >= {"cancelled", "failed", "retried"}
+        picture = env.render()
+        assert picture is not None
+        pictures.append(picture)
+    assert not np.array_equal(pictures[0], pictures[1])
 
 
 @examples(40)

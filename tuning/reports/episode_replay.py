@@ -17,7 +17,7 @@ from models.impact import Explanation
 from models.router import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import CANCELLED, CONFINED, FAILED, FINISHED, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CANCELLED, CONFINED, FAILED, FINISHED, LOST, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.specs.grammar import check_limits
@@ -69,7 +69,7 @@ class EpisodeReplay:
         drop: (M,) score of a drop.
         possible: (M, N) experts that could take the request.
         marginal: (M, N) true marginal QoS of every expert.
-        records: outcomes of the requests.
+        records: outcomes of the decisions.
     """
 
     question: Question
@@ -108,7 +108,8 @@ class EpisodeReplay:
         """(M,) indices of ``OUTCOMES``."""
         status, late = self.records.status, self.records.late
         away = np.isin(status, (REJECTED, CONFINED))
-        known = [(status == FINISHED) & ~late, late, away, status == TOO_LONG, status == CANCELLED, status == FAILED]
+        failed = np.isin(status, (FAILED, LOST))
+        known = [(status == FINISHED) & ~late, late, away, status == TOO_LONG, status == CANCELLED, failed]
         return np.select(known, [0, 1, 2, 4, 5, 6], 3)
 
     def expected(self, name: str) -> Floats:
@@ -163,7 +164,7 @@ def replay_episode(question: Question) -> EpisodeReplay:
         if len(seen) == _CHUNK or simulation.over.all():
             explained.append(_explain(router, seen))
             seen = []
-    records = simulation.records(0)
+    records = simulation.decisions(0)
     replay = EpisodeReplay(
         question=question,
         workload=workload,
@@ -211,8 +212,6 @@ def _joined(chunks: Iterable[Explanation]) -> Explanation:
 def _workload(question: Question) -> NamedWorkload:
     """The load on the scenario, with as many requests as the minute needs where there is a nominal rate."""
     world = replace(question.scenario, variation=None)
-    if world.dynamics is not None:  # one decision for each arrival
-        world = replace(world, dynamics=replace(world.dynamics, retries=0))
     (workload,) = make_workloads(world, (question.load,), (), TraceOptions(), None)
     if workload.rate_rps is None:
         return workload
