@@ -59,7 +59,8 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
     n = scenario.n_experts
     rng = np.random.default_rng(_SEED)
     owner = np.repeat(np.arange(n), _REPEATS)  # cluster b consists of expert owner[b] alone
-    state = allocate(engine_records([expert.engine for expert in scenario.experts])[owner][:, None].copy(), _REQUESTS)
+    engines = engine_records([expert.engine for expert in scenario.experts])
+    state = allocate(engines[owner][:, None].copy(), _REQUESTS, plain=True)
     workload = allocate_request_table(owner.size, _REQUESTS, 1)
     workload.total[:] = _REQUESTS
     for repeat in range(_REPEATS):

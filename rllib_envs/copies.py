@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from rllib_envs.sim.cluster import STEP, RequestTable
-from rllib_envs.sim.state import RECORD, REQUEST
+from rllib_envs.sim.state import EXTRA, RECORD, REQUEST
 from rllib_envs.simulation import Simulation
 
 _TABLE = tuple(name for name in RequestTable._fields if name != "total")
-_OF_REQUESTS = {"requests", "records", "grown", "counted", *_TABLE}  # arrays (B, M, ...) of the world
+_OF_REQUESTS = {"requests", "records", "extras", "grown", "counted", *_TABLE}  # arrays (B, M, ...) of the world
 
 
 def copy_cluster(source: Simulation, cluster: int, copies: Simulation) -> None:
@@ -56,6 +56,8 @@ def _check(source: Simulation, cluster: int, copies: Simulation) -> None:
 
 def _copy(name: str, whole: Any, copy: Any, cluster: int, arrived: int) -> None:
     """Copy an array, or each array of a tuple; of requests those that have arrived, and nothing in place of the others."""
+    if whole is None:  # the extras of a plain scenario
+        return
     if isinstance(whole, tuple):
         names: tuple[str, ...] = type(whole)._fields  # pyright: ignore[reportAttributeAccessIssue] (all tuples here are named)
         for part, a, b in zip(names, whole, copy, strict=True):
@@ -88,7 +90,9 @@ def append_requests(copies: Simulation, more: RequestTable) -> None:
         for name in _TABLE:
             getattr(copies.workload, name)[b, rows] = getattr(more, name)[b, :count]
         copies.state.records[b, rows] = record
-        copies.state.records["service"][b, rows] = more.user["service"][b, :count]
+        if copies.state.extras is not None:
+            copies.state.extras[b, rows] = np.zeros((), EXTRA)
+            copies.state.extras["service"][b, rows] = more.user["service"][b, :count]
         copies.state.requests[b, rows] = np.zeros((), REQUEST)
         for name in ("arrival_s", "prompt"):
             copies.state.requests[name][b, rows] = getattr(more, name)[b, :count]

@@ -86,8 +86,10 @@ class Rules(NamedTuple):
 
 
 @kernel_inlined
-def _arrived_slo_s(world, b):
+def _arrived_slo_s(world, b, extras):
     """The latency per token that the observation of cluster b is in units of: that of the arrived request's service class."""
+    if extras is None:
+        return world.service.terms[0].unit_s
     r = world.cursor[b]
     return world.service.terms[world.workload.user[b, r].service if r < world.workload.total[b] else 0].unit_s
 
@@ -115,7 +117,7 @@ def _count(world, rules, b, step):
         update_gap_ema(world.pace, b, world.cursor[b], step.dt_s)
         if rules.demand:
             update_late_ema(world.demand, b, step.finished, step.late)
-            slo_s = _arrived_slo_s(world, b)
+            slo_s = _arrived_slo_s(world, b, world.state.extras)
             update_demand(world.demand, world.nominal, workload, b, world.cursor[b], world.pace.gaps[b], slo_s)
 
 
@@ -130,7 +132,7 @@ def decide(world, rules, b, action, step):
 @kernel_inlined
 def write_observation(world, rules, b):
     """Write the observation of cluster b, and the what-if results and counterfactuals if they are on."""
-    workload, nominal, rows, slo_s = world.workload, world.nominal, world.rows, _arrived_slo_s(world, b)
+    workload, nominal, rows, slo_s = world.workload, world.nominal, world.rows, _arrived_slo_s(world, b, world.state.extras)
     telemetry = sync_telemetry(world.state, world.late, world.views, world.cursor, world.delay_s, world.now_s, b)
     if rules.calibrate:
         update_calibration(world.calibration, nominal, workload, telemetry, b)

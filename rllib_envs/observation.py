@@ -34,6 +34,7 @@ from rllib_envs.sim.rows import (
     REQUEST_ROW,
     REQUEST_SCALE,
 )
+from rllib_envs.sim.terms import extras_of, is_allowed
 from rllib_envs.sim.whatif import expected_output, on_its_way
 from rllib_envs.view import View
 
@@ -119,11 +120,11 @@ def _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
 
 
 @kernel_inlined
-def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, several):
+def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, extras):
     """Show the decoding requests of expert e of cluster b; returns their sums, and the tokens left of those beyond the slots.
 
-    ``several``: there may be several service classes, and each request is in units of its own; some have been sent before, and
-    ``age_s`` (M,) is the time since then. ``share``: of a KV token.
+    ``share``: of a KV token. With ``extras`` there may be several service classes, and each request is in units of its own; some
+    may have been sent before, and ``age_s`` (M,) is the time since then.
     """
     source, now_s = telemetry.source, telemetry.now_s
     requests, running = source.requests[b], source.running[b, e]
@@ -140,8 +141,8 @@ def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, s
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
-        if several:
-            own_slo_s = terms[source.records[b, index].service].unit_s
+        if extras is not None:
+            own_slo_s = terms[extras[index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
             elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
         else:
@@ -158,8 +159,10 @@ def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, s
 
 
 @kernel_inlined
-def _observe_expert(telemetry, engine, service, age_s, b, e, slo_s, rows):
+def _observe_expert(telemetry, engine, terms, age_s, b, e, slo_s, rows, known_extras, sent_extras):
     """Fill all features of expert e of cluster b; returns the mask bit: whether it can take one more.
+
+    ``known_extras``, ``sent_extras``: of the requests that telemetry shows, and of those sent since.
 
     The loop over the decoding requests dominates the run time; 32-bit arithmetic halves it.
     """
@@ -184,18 +187,9 @@ def _observe_expert(telemetry, engine, service, age_s, b, e, slo_s, rows):
     slots_run, slots_wait = rows.running.shape[2], rows.waiting.shape[2]
     rows_run, rows_wait = rows.running[b, e], rows.waiting[b, e]
     mask_run, mask_wait = rows.running_mask[b, e], rows.waiting_mask[b, e]
-    terms, several = (
-        service.terms,
-        not service.plain,
-    )  # a constant in each call, so that the usual case does not pay for the other
-    if several:
-        sums, decode_beyond = _observe_decoding(
-            telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, True
-        )
-    else:
-        sums, decode_beyond = _observe_decoding(
-            telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, False
-        )
+    sums, decode_beyond = _observe_decoding(
+        telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, known_extras
+    )
     own_step = step_slo
     # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
@@ -223,9 +217,8 @@ def _observe_expert(telemetry, engine, service, age_s, b, e, slo_s, rows):
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
-        if several:
-            records = source.records if i < n_known else actual.records
-            own_slo_s = terms[records[b, index].service].unit_s
+        if known_extras is not None:
+            own_slo_s = terms[(known_extras if i < n_known else sent_extras)[index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
             elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
         else:
@@ -327,12 +320,10 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
     summary.max_running = 0.0
     summary.mean_waiting = 0.0
     summary.mean_kv_reserved = 0.0
-    allowed = service.allowed
-    user = workload.user[b, r if present else 0]
-    own = allowed[user.service, user.tenant]
+    known_extras, sent_extras = extras_of(telemetry.source.extras, b), extras_of(telemetry.actual.extras, b)
     for e in range(n_experts):
         engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, service, workload.age_s[b], b, e, slo_s, rows)
+        open_ = _observe_expert(telemetry, engine, service.terms, workload.age_s[b], b, e, slo_s, rows, known_extras, sent_extras)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)
@@ -344,7 +335,8 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
             arrived.predicted_score = with_odds(workload.predicted_score[b, r, e], engine.score_odds)
             arrived.predicted_length = workload.predicted_tokens[b, r, e] * engine.length_factor / ARRIVED_SCALE.predicted_length
             open_ = open_ and workload.prompt[b, r] < engine.max_model_len
-            rows.action_mask[b, e] = 1.0 if open_ and own[e] else 0.0
+            open_ = open_ and is_allowed(known_extras, service, workload.user[b, r], e)
+            rows.action_mask[b, e] = 1.0 if open_ else 0.0
         else:
             rows.arrived[b, e] = _NOTHING_ARRIVED[0]
             rows.action_mask[b, e] = 0.0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass, Tenant
-from rllib_envs.sim.terms import NO_BOUND_S, Service, make_service, per_token_terms
+from rllib_envs.sim.terms import NO_BOUND_S, Service, per_token_terms
 
 _PROMPT_BITS = 8 * 4.5  # of a token: some four and a half bytes of text
 
@@ -17,10 +17,7 @@ _PROMPT_BITS = 8 * 4.5  # of a token: some four and a half bytes of text
 def service_of(scenario: Scenario) -> Service:
     """What the scenario promises, where requests may go, and how far that is."""
     round_trip_s, prompt_s = link_times(scenario)
-    service = make_service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
-    if scenario.dynamics is not None and scenario.dynamics.most_attempts > 1:
-        return service._replace(plain=False)
-    return service
+    return Service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
 
 
 def link_times(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -145,8 +145,8 @@ class Simulation:
         m = self._rows = m if dynamics is None else m * dynamics.most_attempts
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
-        self.state = allocate(nominal.copy(), m)
         service = service_of(scenario)
+        self.state = allocate(nominal.copy(), m, plain=service.plain and dynamics is None)
         self.workload = allocate_request_table(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
@@ -243,7 +243,8 @@ class Simulation:
         if changing is not None and (changing.hides or kind == LATE):
             kind = FOLLOWED
         if kind != AT_ONCE and self.world.late is self.state:
-            self.world = self.world._replace(late=allocate(self.state.engines.copy(), self._rows))
+            late = allocate(self.state.engines.copy(), self._rows, plain=self.state.extras is None)
+            self.world = self.world._replace(late=late)
         if self.world.late is not self.state:
             self.world.late.engines[cluster] = self.state.engines[cluster]
             clear(self.world.late, cluster)
@@ -312,12 +313,14 @@ class Simulation:
         count = self.workload.total[cluster]
         requests, records = self.state.requests[cluster, :count], self.state.records[cluster, :count]
         finished = records["status"] == FINISHED
-        in_time = (
-            (records["finish_s"] - requests["arrival_s"] <= records["budget_s"])
-            & (records["first_token_s"] - requests["arrival_s"] <= records["ttft_s"])
-            & (records["finish_s"] - records["first_token_s"] <= records["generation_s"])
-        )
-        score = records["score"].astype(np.float64)
+        in_time = records["finish_s"] - requests["arrival_s"] <= records["budget_s"]
+        worth = score = records["score"].astype(np.float64)
+        service = np.zeros(count, np.int32)
+        if self.state.extras is not None:
+            extras = self.state.extras[cluster, :count]
+            in_time &= records["first_token_s"] - requests["arrival_s"] <= extras["ttft_s"]
+            in_time &= records["finish_s"] - records["first_token_s"] <= extras["generation_s"]
+            worth, service = extras["worth"], extras["service"].copy()
         living, arrival_s, retries = self.living, requests["arrival_s"].copy(), np.zeros(count, np.int32)
         if living is not None:
             arrival_s = _first_arrivals(arrival_s, living.origin[cluster, :count])
@@ -335,9 +338,9 @@ class Simulation:
             score=score,
             predicted_score=requests["predicted_score"].astype(np.float64),
             preemptions=records["preemptions"].copy(),
-            qos=np.where(finished & in_time, records["worth"], 0.0),
+            qos=np.where(finished & in_time, worth, 0.0),
             late=finished & ~in_time,
-            service=records["service"].astype(np.int32),
+            service=service,
             tenant=self.workload.user["tenant"][cluster, :count].copy(),
             network_s=self._network_s(cluster, count),
             retries=retries,

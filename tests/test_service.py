@@ -16,6 +16,7 @@ from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.service import ServiceClass, Tenant
 from rllib_envs.service_terms import allowed_experts
 from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, TOO_LONG
+from rllib_envs.sim.terms import Service
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.users import USER_STREAMS, draw_users
 from tests.draws import examples
@@ -46,6 +47,32 @@ def test_a_class_with_the_scenarios_own_bound_changes_nothing_to_the_last_bit(se
         np.testing.assert_array_equal(plain.marginal, classed.marginal)
         np.testing.assert_array_equal(plain.step(np.array([action])), classed.step(np.array([action])))
     a, b = plain.records(0), classed.records(0)
+    for field in fields(a):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+@examples(100)
+@given(seeds)
+def test_without_optional_parts_their_code_changes_nothing_to_the_last_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=EVERYTHING, reward=Reward(marginal_qos=1, paper_impact=0.5))
+    if rng.random() < 0.5:  # engines by priority too serve in the order of arrival where all have the same
+        experts = tuple(replace(e, engine=replace(e.engine, scheduling="priority")) for e in scenario.experts)
+        scenario = replace(scenario, experts=experts)
+    episode = replace(episode, telemetry_delay_s=float(rng.choice([0.0, 0.3])))
+    left_out = simulation_of(scenario, episode)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "plain", False)
+        compiled_in = simulation_of(scenario, episode)
+    assert left_out.state.extras is None
+    assert compiled_in.state.extras is not None
+    for action in actions:
+        assert [x.tobytes() for x in left_out.view] == [x.tobytes() for x in compiled_in.view]
+        np.testing.assert_array_equal(left_out.marginal, compiled_in.marginal)
+        np.testing.assert_array_equal(left_out.step(np.array([action])), compiled_in.step(np.array([action])))
+        assert left_out.steps.tobytes() == compiled_in.steps.tobytes()
+    assert left_out.state.experts.tobytes() == compiled_in.state.experts.tobytes()
+    a, b = left_out.records(0), compiled_in.records(0)
     for field in fields(a):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
 

@@ -26,7 +26,7 @@ from rllib_envs.sim.state import (
     Arrived,
     Telemetry,
 )
-from rllib_envs.sim.terms import network_s, promise, users
+from rllib_envs.sim.terms import away_s, extras_of, is_allowed, promise, users
 from rllib_envs.sim.whatif import future_qos_with
 
 STEP = np.dtype(
@@ -112,6 +112,14 @@ def clear_step(step):
 
 
 @kernel
+def _note_classes(workload, b, extras):
+    """Write the service class of each request of cluster b into its extras."""
+    if extras is not None:
+        for r in range(workload.total[b]):
+            extras[r].service = workload.user[b, r].service
+
+
+@kernel
 def begin(state, workload, cursor, now_s, b):
     """Advance an empty cluster to its first arrival."""
     cursor[b] = 0
@@ -119,9 +127,8 @@ def begin(state, workload, cursor, now_s, b):
         request = state.requests[b, r]
         request.arrival_s = workload.arrival_s[b, r]
         request.prompt = workload.prompt[b, r]
-        record = state.records[b, r]
-        record.route = -1
-        record.service = workload.user[b, r].service
+        state.records[b, r].route = -1
+    _note_classes(workload, b, extras_of(state.extras, b))
     now_s[b] = workload.arrival_s[b, 0]
 
 
@@ -141,19 +148,19 @@ def accepts(engine, expert, prompt):
 
 
 @kernel
-def _kept_out(state, allowed, b, prompt):
-    """Whether some expert of cluster b can take the request now, but none that it may go to; ``allowed`` (N,)."""
+def _kept_out(state, extras, service, user, b, prompt):
+    """Whether some expert of cluster b can take a request of this USER now, but none that it may go to."""
     elsewhere = False
-    for e in range(allowed.size):
+    for e in range(state.experts.shape[1]):
         if accepts(state.engines[b, e], state.experts[b, e], prompt):
-            if allowed[e]:
+            if is_allowed(extras, service, user, e):
                 return False
             elsewhere = True
     return elsewhere
 
 
 @kernel
-def as_it_is(workload, service, b, r, e, arrival_s):
+def as_it_is(workload, extras, service, b, r, e, arrival_s):
     """Request r of cluster b as expert e would get it, with true values."""
     user = workload.user[b, r]
     return Arrived(
@@ -164,7 +171,7 @@ def as_it_is(workload, service, b, r, e, arrival_s):
         workload.predicted_score[b, r, e],
         workload.predicted_tokens[b, r, e],
         user.service,
-        network_s(service, user.site, e, workload.prompt[b, r], user.jitter) + workload.age_s[b, r],
+        away_s(extras, service, user, workload.age_s[b, r], e, workload.prompt[b, r], user.jitter),
     )
 
 
@@ -174,13 +181,30 @@ def marginal_qos(state, workload, b, r, e, now_s, scratch):
 
     It is the change that this makes to the cluster's realised QoS, with no further arrivals and with true lengths and scores.
     """
-    user = workload.user[b, r]
     if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
         return 0.0
-    if not scratch.service.allowed[user.service, user.tenant, e]:
+    if not is_allowed(state.extras, scratch.service, workload.user[b, r], e):
         return 0.0
-    arrived = as_it_is(workload, scratch.service, b, r, e, now_s)
+    arrived = as_it_is(workload, state.extras, scratch.service, b, r, e, now_s)
     return future_qos_with(state, b, e, arrived, scratch) - state.experts[b, e].future_qos
+
+
+@kernel
+def _note_priority(extras, r, service):
+    """Write the priority of request r, which is being sent."""
+    if extras is not None:
+        extras[r].priority = service.terms[extras[r].service].priority
+
+
+@kernel
+def _promise_sent(record, extras, r, service, user, age_s, e, request):
+    """Write what request r is promised at expert e, to which it has been sent."""
+    if extras is None:
+        promise(record, None, r, service.terms[0], request.output, 0.0)
+    else:
+        extras[r].network_s = away_s(extras, service, user, age_s, e, request.prompt, 1.0)
+        took_s = away_s(extras, service, user, age_s, e, request.prompt, user.jitter)
+        promise(record, extras, r, service.terms[extras[r].service], request.output, took_s)
 
 
 @kernel_inlined
@@ -194,13 +218,17 @@ def route(state, workload, service, b, r, action, now_s, marginal, step):
     clear_step(step)
     step.marginal_qos = marginal
     n_experts = state.experts.shape[1]
-    request, record = state.requests[b, r], state.records[b, r]
-    allowed = service.allowed[record.service, workload.user[b, r].tenant]
+    request, record, user = state.requests[b, r], state.records[b, r], workload.user[b, r]
+    extras = extras_of(state.extras, b)
     if fits_none(state.engines, b, request.prompt):
         record.route = n_experts
         record.status = TOO_LONG
         step.too_long = 1
-    elif _kept_out(state, allowed, b, request.prompt) if action == n_experts else not allowed[action]:
+    elif (
+        _kept_out(state, extras, service, user, b, request.prompt)
+        if action == n_experts
+        else not is_allowed(extras, service, user, action)
+    ):
         record.route = n_experts
         record.status = CONFINED
         step.rejected = 1
@@ -214,18 +242,12 @@ def route(state, workload, service, b, r, action, now_s, marginal, step):
         request.output = workload.output[b, r, action]
         request.predicted_score = workload.predicted_score[b, r, action]
         request.predicted_tokens = workload.predicted_tokens[b, r, action]
-        record.priority = service.terms[record.service].priority
+        _note_priority(extras, r, service)
         expert = state.experts[b, action]
         expert.future_qos += marginal
         if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s):
             record.status = ROUTED
-            took_s = 0.0
-            if not service.plain:
-                user = workload.user[b, r]
-                age_s = workload.age_s[b, r]
-                took_s = network_s(service, user.site, action, request.prompt, user.jitter) + age_s
-                record.network_s = network_s(service, user.site, action, request.prompt, 1.0) + age_s
-            promise(record, service.terms[record.service], request.output, took_s)
+            _promise_sent(record, extras, r, service, user, workload.age_s[b, r], action, request)
         else:
             record.status = REJECTED
             step.rejected = 1
@@ -290,21 +312,22 @@ def was_accepted(record):
 
 
 @kernel
+def _copy_extra(extras, late, r):
+    """Copy the extras of request r."""
+    if extras is not None:
+        late[r] = extras[r]
+
+
+@kernel
 def copy_sent(state, late, b, r):
     """Copy an accepted request of cluster b to a replica, as it was when it was sent."""
-    record = state.records[b, r]
     late.requests[b, r] = state.requests[b, r]
     request = late.requests[b, r]
     request.start = 0
     request.generated = 0
-    late.records[b, r].score = record.score
-    late.records[b, r].service = record.service
-    late.records[b, r].priority = record.priority
-    late.records[b, r].budget_s = record.budget_s
-    late.records[b, r].ttft_s = record.ttft_s
-    late.records[b, r].generation_s = record.generation_s
-    late.records[b, r].worth = record.worth
-    late.records[b, r].network_s = record.network_s
+    late.records[b, r].score = state.records[b, r].score
+    late.records[b, r].budget_s = state.records[b, r].budget_s
+    _copy_extra(extras_of(state.extras, b), extras_of(late.extras, b), r)
 
 
 @kernel

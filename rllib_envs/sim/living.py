@@ -174,7 +174,7 @@ def _give_up(state, workload, living, expert, life, b, e, time_s):
     life.quit_s = np.inf
     for i in range(expert.n_run + expert.n_wait):
         running = i < expert.n_run
-        place = i if running else (expert.wait_head + i - expert.n_run) & (work.waiting.size - 1)
+        place = i if running else (expert.wait_head + i - expert.n_run) & work.last
         r = work.running[place] if running else work.waiting[place]
         record = work.records[r]
         if record.status != ROUTED:
@@ -184,7 +184,7 @@ def _give_up(state, workload, living, expert, life, b, e, time_s):
             life.quit_s = min(life.quit_s, quits_s)
             continue
         record.status = CANCELLED
-        record.worth = 0.0
+        work.extras[r].worth = 0.0
         life.cancelled += 1
         life.changed = 1
         if expert.plan_steps > 0 and running:
@@ -211,7 +211,7 @@ def _leave(state, engine, expert, b, e, time_s):
             remove_running(expert, work, i)
             _close(work.records[r], work.requests[r], time_s)
     for i in range(expert.n_wait - 1, -1, -1):
-        r = work.waiting[(expert.wait_head + i) & (work.waiting.size - 1)]
+        r = work.waiting[(expert.wait_head + i) & work.last]
         if work.records[r].status == CANCELLED:
             remove_waiting(expert, work, i)
             _close(work.records[r], work.requests[r], time_s)
@@ -225,7 +225,7 @@ def _go_down(state, engine, expert, life, b, e, time_s):
     n_run, n_wait = expert.n_run, expert.n_wait
     fail(engine, expert, work, time_s)
     for i in range(n_run + n_wait):
-        r = work.running[i] if i < n_run else work.waiting[(expert.wait_head + i - n_run) & (work.waiting.size - 1)]
+        r = work.running[i] if i < n_run else work.waiting[(expert.wait_head + i - n_run) & work.last]
         if work.records[r].status == CANCELLED:
             _close(work.records[r], work.requests[r], time_s)
     life.down = 1
@@ -382,7 +382,7 @@ def _insert(state, workload, living, b, place, r, time_s):
         request.arrival_s = workload.arrival_s[b, i]
         request.prompt = workload.prompt[b, i]
         record.route = -1
-        record.service = workload.user[b, i].service
+        state.extras[b, i].service = workload.user[b, i].service
     workload.total[b] = total + 1
     workload.age_s[b, place] += time_s - workload.arrival_s[b, r]
     workload.arrival_s[b, place] = time_s

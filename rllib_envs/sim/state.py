@@ -8,7 +8,7 @@ requests (running, waiting) are integer arrays beside the records.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,17 +85,24 @@ REQUEST = np.dtype(
 
 RECORD = np.dtype(
     [
-        # The outcome of a request, and what it is promised since it was sent (sim/terms.py). What its end reads comes first.
+        # The outcome of a request: one cache line.
         ("status", "i4"), ("route", "i4"),
-        ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
-        ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),  # from arrival to finish, to first token, from there on
-        ("worth", "f8"),  # QoS if it is in time
-        ("score", "f4"),  # true, at the expert it was sent to
-        ("service", "i2"), ("priority", "i2"),  # its service class, and that class's priority since it was sent
-        ("first_scheduled_s", "f8"),  # NaN: not yet
+        ("first_scheduled_s", "f8"), ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
+        ("budget_s", "f8"),  # that it may take from arrival to finish, since it was sent
         ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
-        ("network_s", "f8"),  # mean time of the network between its user and its expert
+        ("score", "f4"),  # true, at the expert it was sent to
+    ],
+    align=True,
+)  # fmt: skip
+
+EXTRA = np.dtype(
+    [
+        # What else a request is promised since it was sent (sim/terms.py), where a scenario has any of its optional parts.
+        ("ttft_s", "f8"), ("generation_s", "f8"),  # that it may take from arrival to first token, and from there to finish
+        ("worth", "f8"),  # QoS if it is in time
+        ("network_s", "f8"),  # mean time of the network between its user and its expert, and since its first arrival
+        ("service", "i4"), ("priority", "i4"),  # its service class, and that class's priority since it was sent
     ],
     align=True,
 )  # fmt: skip
@@ -108,19 +115,22 @@ class State(NamedTuple):
     experts: NDArray[np.void]  # (B, N) EXPERT
     requests: NDArray[np.void]  # (B, M) REQUEST
     records: NDArray[np.void]  # (B, M) RECORD
+    extras: NDArray[np.void] | None  # (B, M) EXTRA; None: a plain scenario, and code for the optional parts is left out
     running: NDArray[np.int32]  # (B, N, R) requests running, in order of admission
     finish_at: NDArray[np.int32]  # (B, N, R) iteration at whose end each is complete
     waiting: NDArray[np.int32]  # (B, N, W) ring buffer of requests waiting, W a power of two
 
 
 class Work(NamedTuple):
-    """The lists of one expert and the tables of its cluster: a kernel's inputs beside the expert's own record."""
+    """The lists of one expert and the tables of its cluster, as ``Items``: a kernel's inputs beside the expert's own record."""
 
-    requests: NDArray[np.void]  # (M,) REQUEST
-    records: NDArray[np.void]  # (M,) RECORD
-    running: NDArray[np.int32]  # (R,)
-    finish_at: NDArray[np.int32]  # (R,)
-    waiting: NDArray[np.int32]  # (W,)
+    requests: Any  # (M,) REQUEST
+    records: Any  # (M,) RECORD
+    extras: Any  # (M,) EXTRA; None: a plain scenario
+    running: Any  # (R,) int32
+    finish_at: Any  # (R,) int32
+    waiting: Any  # (W,) int32
+    last: int  # W - 1, of which all bits are set
 
 
 class Telemetry(NamedTuple):
@@ -190,8 +200,11 @@ def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
     return records
 
 
-def allocate(engines: NDArray[np.void], max_requests: int) -> State:
-    """An empty state for the engines (B, N), with room for ``max_requests`` requests in each cluster."""
+def allocate(engines: NDArray[np.void], max_requests: int, *, plain: bool) -> State:
+    """An empty state for the engines (B, N), with room for ``max_requests`` requests in each cluster.
+
+    ``plain``: without extras.
+    """
     batch, n_experts = engines.shape
     slots = int(engines["max_seqs"].max())
     queue = 1 << int(engines["max_waiting"].max() + slots - 1).bit_length()  # preempted requests come on top of max_waiting
@@ -200,6 +213,7 @@ def allocate(engines: NDArray[np.void], max_requests: int) -> State:
         experts=np.zeros((batch, n_experts), EXPERT),
         requests=np.zeros((batch, max_requests), REQUEST),
         records=np.zeros((batch, max_requests), RECORD),
+        extras=None if plain else np.zeros((batch, max_requests), EXTRA),
         running=np.zeros((batch, n_experts, slots), np.int32),
         finish_at=np.zeros((batch, n_experts, slots), np.int32),
         waiting=np.zeros((batch, n_experts, queue), np.int32),
@@ -216,5 +230,7 @@ def clear(state: State, cluster: int) -> None:
     state.experts["min_finish"][cluster] = NEVER
     state.requests[cluster] = np.zeros((), REQUEST)
     state.records[cluster] = np.zeros((), RECORD)
+    if state.extras is not None:
+        state.extras[cluster] = np.zeros((), EXTRA)
     for name in ("first_scheduled_s", "first_token_s", "finish_s"):
         state.records[name][cluster] = np.nan

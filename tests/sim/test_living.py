@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.dynamics import Blackouts, Dynamics, Failures, Outage, Patience, Throttling
 from rllib_envs.env import EdgeRoutingEnv
-from rllib_envs.scenario import Faults, Observation, Scenario, with_workload
+from rllib_envs.scenario import Faults, Observation, Reward, Scenario, with_workload
 from rllib_envs.sim.living import DARK, DOWN, EVENT, LIT, SPEED, THERMAL, UP
 from rllib_envs.sim.reference import Arrival, Change, Engine, Outcome, Throttle, simulate
 from rllib_envs.sim.rows import EXPERT_FEATURES, WHATIF_FEATURES
@@ -24,7 +24,7 @@ from rllib_envs.workload.disturbances import Disturbances
 from rllib_envs.workload.episode import Episode
 from tests.disturbed import disturbed, disturbed_world
 from tests.draws import examples
-from tests.worlds import REQUESTS, assert_same, play, random_world, seeds, simulation_of, small
+from tests.worlds import REQUESTS, assert_same, begin, play, random_world, seeds, simulation_of, small
 from tuning.evaluation.matrix import start_simulation
 from tuning.specs.routers import parse_router
 
@@ -117,7 +117,8 @@ def check_expert(simulation: Simulation, episode: Episode, e: int) -> None:
     count = table.total[0]
     records, requests = simulation.state.records[0, :count], simulation.state.requests[0, :count]
     rows = np.flatnonzero((records["route"] == e) & np.isin(records["status"], SENT))
-    if changing is None or living is None or rows.size == 0:
+    extras = simulation.state.extras
+    if changing is None or living is None or extras is None or rows.size == 0:
         return
     first_s = requests["arrival_s"] - table.age_s[0, :count]
     arrivals = [
@@ -125,7 +126,7 @@ def check_expert(simulation: Simulation, episode: Episode, e: int) -> None:
             arrival_s=float(requests["arrival_s"][r]),
             prompt_tokens=int(requests["prompt"][r]),
             output_tokens=int(table.output[0, r, e]),
-            priority=int(records["priority"][r]),
+            priority=int(extras["priority"][0, r]),
             first_token_patience_s=float(first_s[r] + living.first_token_s[0, r] - requests["arrival_s"][r]),
             patience_s=float(first_s[r] + living.total_s[0, r] - requests["arrival_s"][r]),
         )
@@ -218,6 +219,7 @@ def test_telemetry_that_is_not_stopped_shows_what_is(seed: int) -> None:
         if simulation.over[0]:
             break
         simulation.step(np.array([action]))
+        assert all(np.isfinite(shown).all() for shown in simulation.view)
         for e in np.flatnonzero(living.lives["dark"][0] == 0):
             for name in compared:
                 np.testing.assert_array_equal(state.experts[name][0, e], late.experts[name][0, e], err_msg=name)
@@ -360,6 +362,42 @@ def test_every_heuristic_works_while_experts_come_and_go(router: str) -> None:
         assert (decided.status == LOST).sum() == records.retries.sum()
 
 
+@examples(40)
+@given(seeds)
+def test_clusters_that_change_do_not_meet(seed: int) -> None:
+    """Also if one has more changes than any before it, and where one begins anew."""
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = disturbed_world(rng, observation=LOOKAHEAD)
+    calm = replace(episode, disturbances=None)
+    busy = disturbed(scenario, replace(episode, arrival_s=episode.arrival_s * 2), np.random.default_rng(seed + 1))
+    together = simulation_of(scenario, calm, episode, busy)
+    for turn in range(2):
+        alone = [simulation_of(scenario, each) for each in (calm, episode, busy)]
+        for action in actions[: 30 if turn == 0 else None]:
+            together.step(np.full(3, action))
+            for b, single in enumerate(alone):
+                single.step(np.array([action]))
+                for name, shown in together.view._asdict().items():
+                    np.testing.assert_array_equal(shown[b], getattr(single.view, name)[0], err_msg=name)
+                assert together.steps[b] == single.steps[0]
+        for b, each in enumerate((calm, episode, busy)):
+            begin(together, b, each)
+
+
+@examples(40)
+@given(seeds)
+def test_who_gives_up_counts_as_late_and_who_fails_as_dropped(seed: int) -> None:
+    scenario, episode, actions = disturbed_world(np.random.default_rng(seed))
+    simulation = simulation_of(replace(scenario, reward=Reward(violation=0.25, drop=0.5)), episode, show=False)
+    paid = 0.0
+    for action in actions:
+        paid += float(simulation.step(np.array([action]))[0])
+    records = simulation.records(0)
+    late = records.late.sum() + (records.status == CANCELLED).sum()
+    lost = np.isin(records.status, (DROPPED, REJECTED, CONFINED, FAILED)).sum()
+    assert paid == records.qos.sum() - 0.25 * late - 0.5 * lost
+
+
 def test_a_picture_shows_which_experts_are_away() -> None:
     pictures = list[NDArray[np.uint8]]()
     for dynamics in (Dynamics(), Dynamics(outages=(Outage(at_s=1.0, for_s=10.0, planned=True, experts=("e0",)),))):
@@ -385,7 +423,7 @@ def test_requests_that_are_sent_again_stay_where_they_may_be(seed: int) -> None:
     run_to_the_end(simulation, actions)
     count = simulation.workload.total[0]
     records = simulation.state.records[0, :count]
-    confined = np.array([bool(c.confined_to) for c in classes])[records["service"]]
+    confined = np.array([bool(c.confined_to) for c in classes])[simulation.workload.user["service"][0, :count]]
     sent = np.isin(records["status"], SENT)
     assert (records["route"][confined & sent] == 1).all()
     assert not (records["status"][~confined] == CONFINED).any()
@@ -407,7 +445,7 @@ def test_calibration_follows_a_throttled_engine() -> None:
 
 
 def test_an_engine_at_work_heats_up_and_cools_when_idle() -> None:
-    """By the defaults it is slowest after some 105 s of work, as a measured laptop GPU was, and cool two minutes after it."""
+    """By the defaults it is slowest after some 105 s of work, as a measured GPU was, and cool two minutes after it."""
     shape = Throttling()
     kept = math.exp(-shape.every_s / shape.time_constant_s)
     throttle = Throttle(every_s=shape.every_s, kept=kept, slowest=shape.slowest, from_heat=shape.from_heat, to_heat=shape.to_heat)

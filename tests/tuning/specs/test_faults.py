@@ -1,15 +1,18 @@
 """Named faults: what they change, and what they leave alone."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tuning
 from rllib_envs.dynamics import Dynamics, Neighbour
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Faults, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.service_terms import allowed_experts
+from rllib_envs.sim.state import FINISHED, PENDING, REJECTED, ROUTED
 from rllib_envs.workload.episode import draw_episode
 from tuning.evaluation.matrix import Cell, run_cell, start_simulation
 from tuning.specs.faults import CHANGES, FAULTS, NO_FAULT, UNCONFINED, describe_fault, parse_faults, with_fault
@@ -129,6 +132,17 @@ def test_changes_within_the_episode_show_in_the_tables(name, metric):
         ends = ("completion_rate", "drop_rate", "rejected_rate", "cancelled_rate", "failed_rate")
         assert sum(result.metrics[end][0] for end in ends) == pytest.approx(1)
     assert metrics[name][metric][0] > metrics[NO_FAULT][metric][0]
+
+
+@pytest.mark.parametrize("bundle", ["edge6-router", "any-cluster-router"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_shipped_routers_work_under_every_change(name, bundle):
+    world = with_fault(with_workload(EDGE6, requests=150, load=15.0), name)
+    folder = Path(tuning.__file__).parent / "presets" / bundle
+    records = start_simulation(parse_router(f"bundle:{folder}"), world, [1]).records(0)
+    assert records.status.size == 150
+    assert not np.isin(records.status, (PENDING, ROUTED, REJECTED)).any()
+    assert (records.status == FINISHED).mean() > 0.5
 
 
 def test_workloads_are_crossed_with_faults_and_named_by_them():
