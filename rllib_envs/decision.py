@@ -171,11 +171,8 @@ def step_all(actions, steps, show, world, rules):
 
 
 @kernel
-def step_living(actions, steps, world, rules, living):
-    """``step_all`` without the observation, in clusters that change within an episode (``rllib_envs.sim.living``).
-
-    ``step_all`` with BEGIN then writes that.
-    """
+def step_living(actions, steps, show, world, rules, living):
+    """``step_all`` in clusters that change within an episode (``rllib_envs.sim.living``)."""
     world, living = borrow(world), borrow(living)
     for b in range(actions.size):
         if actions[b] == WAIT:
@@ -195,3 +192,5 @@ def step_living(actions, steps, world, rules, living):
             _count(world, rules, b, steps[b])
         if world.views.kind[b] == FOLLOWED:
             follow(world.state, world.late, world.workload, world.views, living, world.cursor, world.delay_s, world.now_s, b)
+        if show:
+            write_observation(world, rules, b)

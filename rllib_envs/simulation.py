@@ -232,9 +232,7 @@ class Simulation:
         reset_worth(self.world.worth, cluster)
         actions = np.full(self.batch, WAIT)
         actions[cluster] = BEGIN
-        if self.living is not None:
-            step_living(actions, self.steps, self.world, self.rules, self.living)
-        step_all(actions, self.steps, True, self.world, self.rules)
+        self._step(actions, show=True)
 
     def _start_telemetry(self, cluster: int, episode: Episode) -> None:
         """Set up telemetry of a new episode in one cluster; the first that is not at once allocates its state."""
@@ -275,16 +273,17 @@ class Simulation:
         weights = self.scenario.reward
         if weights.paper_impact > 0:
             paper_impact_all(self.state, self.workload, self.world.service.terms, self.cursor, self.now_s, actions, self._impact)
-        if self.living is None:
-            step_all(actions, self.steps, self._show, self.world, self.rules)
-        else:
-            going = ~self.over
-            step_living(actions, self.steps, self.world, self.rules, self.living)
-            if self._show:
-                step_all(np.where(going, BEGIN, WAIT), self.steps, True, self.world, self.rules)
+        self._step(actions, show=self._show)
         if self.meter is not None:
             meter_all(self.state, self.cursor, self.now_s, self.meter, self.steps)
         return combine(weights, self.steps, self._impact)
+
+    def _step(self, actions: NDArray[np.int64], *, show: bool) -> None:
+        """The compiled step, with the code for changes within the episode only where there may be any."""
+        if self.living is None:
+            step_all(actions, self.steps, show, self.world, self.rules)
+        else:
+            step_living(actions, self.steps, show, self.world, self.rules, self.living)
 
     def _check(self, actions: NDArray[np.int64]) -> None:
         """Refuse actions that would be addresses outside the arrays of the compiled code."""
