@@ -19,8 +19,9 @@ NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
 # Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did. CONFINED: it
-# is rejected, as no expert that it may go to can take it.
-PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED = range(7)
+# is rejected, as no expert that it may go to can take it. CANCELLED: its client gave up. FAILED: its expert failed, and it is not
+# sent again. LOST: its expert failed, and it arrives again, as another row of the tables.
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED, CANCELLED, FAILED, LOST = range(10)
 
 ENGINE = np.dtype(
     [
@@ -100,7 +101,7 @@ EXTRA = np.dtype(
         # What else a request is promised since it was sent (sim/terms.py), where a scenario has any of its optional parts.
         ("ttft_s", "f8"), ("generation_s", "f8"),  # that it may take from arrival to first token, and from there to finish
         ("worth", "f8"),  # QoS if it is in time
-        ("network_s", "f8"),  # mean time of the network between its user and its expert
+        ("network_s", "f8"),  # mean time of the network between its user and its expert, and since its first arrival
         ("service", "i4"), ("priority", "i4"),  # its service class, and that class's priority since it was sent
     ],
     align=True,
@@ -135,12 +136,31 @@ class Work(NamedTuple):
 class Telemetry(NamedTuple):
     """The known state of a cluster at an arrival, and the time of that state."""
 
-    source: State  # the cluster as telemetry shows it, at ``view_s``
+    source: State  # the cluster as telemetry shows it, each expert at its ``view_s``
     actual: State  # the cluster as it is: where requests were sent
-    first_pending: int  # requests from this one on, and before the arrived one, have been sent since ``view_s``
+    first_pending: NDArray[
+        np.int32
+    ]  # (N,) requests from this one on, and before the arrived one, have been sent since ``view_s``
     arrived: int  # number of the arrived request; the total number after all have arrived
-    view_s: float
+    view_s: NDArray[np.float64]  # (N,)
     now_s: float
+
+
+AT_ONCE, LATE, FOLLOWED = range(3)
+
+
+class Views(NamedTuple):
+    """How telemetry shows the N experts of B clusters: AT_ONCE, LATE by a fixed time, or FOLLOWED (``living.py``)."""
+
+    kind: NDArray[np.int8]  # (B,)
+    first_pending: NDArray[np.int32]  # (B, N) as in ``Telemetry``
+    view_s: NDArray[np.float64]  # (B, N)
+
+
+def allocate_views(batch: int, n_experts: int) -> Views:
+    """The views of B clusters, at once."""
+    shape = (batch, n_experts)
+    return Views(kind=np.zeros(batch, np.int8), first_pending=np.zeros(shape, np.int32), view_s=np.zeros(shape))
 
 
 class Arrived(NamedTuple):

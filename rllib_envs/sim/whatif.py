@@ -22,12 +22,12 @@ from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, Work, allocate
 from rllib_envs.sim.terms import (
     Service,
+    away_s,
     budget_s,
     class_of,
     in_time,
     latency_ratio,
     mean_network_s,
-    network_s,
     promise,
     worth_of,
 )
@@ -381,9 +381,9 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects):
 
     ``arrived``: the request from ``as_expected``; ``engine``: the expert's nominal engine.
     """
-    now_s, view_s, desk = telemetry.now_s, telemetry.view_s, _desk(scratch)
+    now_s, view_s, desk = telemetry.now_s, telemetry.view_s[e], _desk(scratch)
     source, lists, extras = telemetry.source.experts[b, e], work_of(telemetry.source, b, e), desk.lists.extras
-    sent, pending = work_of(telemetry.actual, b, e), (telemetry.first_pending, telemetry.arrived)
+    sent, pending = work_of(telemetry.actual, b, e), (telemetry.first_pending[e], telemetry.arrived)
     n = _load(source, lists, sent, pending, e, desk, engine, view_s)
     n_sorted = 0
     effects[e] = _NO_EFFECT[0]
@@ -449,8 +449,8 @@ def predict(telemetry, nominal, workload, b, scratch, tau, effects):
             engine = nominal[b, e]
             predicted_score, predicted_tokens = workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e]
             prompt, user = workload.prompt[b, r], workload.user[b, r]
-            away_s = network_s(scratch.state.extras, scratch.service, user.site, e, prompt, 1.0)
-            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away_s)
+            away = away_s(scratch.state.extras, scratch.service, user, workload.age_s[b, r], e, prompt, 1.0)
+            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away)
             predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects[b])
         else:
             effects[b, e] = _NO_EFFECT[0]
@@ -468,5 +468,18 @@ def future_qos_with(state, b, e, arrived, scratch):
     _newcomer(desk, n, arrived)
     if not _join(desk, engine, n, arrived.arrival_s):
         return np.nan
+    _, qos, _, _ = _roll(desk, engine, 0)
+    return qos
+
+
+@kernel
+def future_qos(state, b, e, time_s, scratch):
+    """QoS that all requests ever sent to expert (b, e) will have earned if no further request arrives.
+
+    True lengths, and the actual engine as it is at ``time_s``.
+    """
+    engine, desk = state.engines[b, e], _desk(scratch)
+    if _copy_expert(state.experts[b, e], work_of(state, b, e), desk, engine, time_s, False) == 0:
+        return state.experts[b, e].qos
     _, qos, _, _ = _roll(desk, engine, 0)
     return qos

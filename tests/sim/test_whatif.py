@@ -245,8 +245,8 @@ def check_predictions(world: World, count: int) -> set[str]:
 def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) -> NDArray[np.float64]:
     """(n,) predicted finish times of those present at expert e and of the newcomer, who is sent there."""
     world, rules, r = simulation.world, simulation.rules, simulation.cursor[0]
-    telemetry = sync_telemetry(world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, 0)
-    assert telemetry.view_s == view_s
+    telemetry = sync_telemetry(world.state, world.late, world.views, world.cursor, world.delay_s, world.now_s, 0)
+    assert telemetry.view_s[e] == view_s
     assert telemetry.arrived == r
     told, engine = simulation.workload, world.nominal[0, e]
     away_s = network_s(world.state.extras, world.service, told.user["site"][0, r], e, told.prompt[0, r], 1.0)
