@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit-predictors": ("tuning.fit_predictors", "fit predictors of quality and length to prompts with known outcomes"),
     "calibrate": ("gateway.calibrate", "calibrate an expert's engine with a running server, its log or records of its requests"),
     "serve": ("gateway.serve", "route requests between your LLM servers, behind one OpenAI-compatible address"),
+    "replay": ("gateway.replay", "compare policies on a decision log of serve, and its predictions with what came"),
     "serve-demo": ("gateway.demo", "start two real engines, calibrate them, and route a minute of traffic between them"),
     "node": ("cluster.node", "start or stop a Ray node of one's own on this machine"),
     "preflight": ("cluster.preflight", "look at a cluster before anything is spent on it"),

@@ -212,6 +212,7 @@ class Timeouts:
     answer_s: Seconds = 600.0  # an answer that is no stream, whole
     idle_s: Seconds = 30.0  # between two reads of a stream
     client_s: Seconds = 60.0  # until a client takes what is written
+    routed_s: Seconds = 600.0  # until somebody tells the end of a request that the gateway only decided about
     ttft_budget_s: Seconds = 10.0  # no other expert is tried later than this, where no bound on TTFT is promised
     drain_s: Seconds = 30.0  # for requests in flight, after SIGTERM
 
@@ -226,12 +227,25 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
+class LogEntry:
+    """The decision log."""
+
+    folder: str  # for its files
+    file_bytes: Annotated[int, Field(ge=65_536, le=2**25)] = 2**24  # of a file, after which another begins
+    files: Annotated[int, Field(ge=1, le=10_000)] = 64  # the oldest ones go
+    waiting: Count = 4096  # lines that may wait for the disk; more are lost and counted
+    prompts: bool = False  # whether prompts are written, the first 16,384 characters of each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class GatewayConfig:
     """The complete configuration. ``load_config`` reads it."""
 
     experts: Annotated[tuple[ExpertEntry, ...], Field(min_length=2, max_length=256)]
     policy: Policy  # as on the command line: a heuristic, or bundle:PATH; or the name of a shipped bundle
     fallback: Policy = "impact-greedy"  # a heuristic, for when the policy fails or is too slow
+    shadow: Policy | None = None  # a policy that decides beside the acting one, and of which nothing comes
+    log: LogEntry | None = None  # of decisions; None: there is none
     predictors: str | None = None  # folder of edgeroute fit-predictors
     slo_s_per_token: Positive = 0.06  # of requests without a class of their own bounds
     classes: Annotated[tuple[ClassEntry, ...], Field(max_length=100)] = ()
@@ -286,6 +300,7 @@ class LoadedConfig:
     models: tuple[str, ...]  # as each engine calls its model
     tokens: tuple[str | None, ...] = field(repr=False)  # bearer token of each engine
     folder: Path  # that paths are relative to
+    shadow_asked: str | None = None  # what the command line put in place of the file's ``shadow``
 
     def path(self, given: str) -> Path:
         """A path of the configuration."""
@@ -299,13 +314,19 @@ class LoadedConfig:
         return f"{kind}:{self.path(path)}" if colon and kind in _TRAINED else given
 
 
-def load_config(path: Path) -> LoadedConfig:
-    """Read a configuration and all that it names, but for policy, predictors and tokenizers.
+def load_config(path: Path, shadow: str | None = None) -> LoadedConfig:
+    """Read a configuration and all that it names, but for policies, predictors and tokenizers.
+
+    Args:
+        path: of the file.
+        shadow: a policy in place of the file's ``shadow``; None: the file's.
 
     Raises:
         InputError: a line for each mistake: file, field, value and what is allowed.
     """
     config = parse_config(read_mapping(path, "the gateway's settings"), str(path))
+    if shadow is not None:
+        config = replace(config, shadow=shadow)
     folder = path.resolve().parent
     experts = tuple(_expert(entry, folder, f"{path}: experts.{i}") for i, entry in enumerate(config.experts))
     tokens = tuple(
@@ -314,7 +335,12 @@ def load_config(path: Path) -> LoadedConfig:
     )
     models = tuple(entry.model or expert.model for entry, expert in zip(config.experts, experts, strict=True))
     return LoadedConfig(
-        config=config, scenario=_scenario(config, experts, str(path)), models=models, tokens=tokens, folder=folder
+        config=config,
+        scenario=_scenario(config, experts, str(path)),
+        models=models,
+        tokens=tokens,
+        folder=folder,
+        shadow_asked=shadow,
     )
 
 

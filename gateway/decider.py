@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.confinement import Confinement
-from gateway.decision import Fallback, Refusal, RouteDecision
+from gateway.decision import Fallback, Refusal, RouteDecision, ShadowChoice
 from gateway.ledger import BASE_ROWS, Ledger
 from gateway.live import LiveCluster, Told
-from gateway.policies import IMPACT_GREEDY, LEAST_WORK, LivePolicy, Verdict, best_of, load_policy
+from gateway.policies import IMPACT_GREEDY, LEAST_WORK, LivePolicy, Verdict, best_of, load_policy, without_drop
 from gateway.predicting import Predicting
 from gateway.range_watch import RangeWatch
 from gateway.request import RouteRequest
@@ -32,6 +32,9 @@ from rllib_envs.scenario import Scenario
 from rllib_envs.sim.seen import Seen
 
 _LOG = logging.getLogger(__name__)
+
+Send = Callable[[LiveCluster, int], None]
+"""Sends a request, in a row of the table of a cluster."""
 
 _WARM_UP = 20  # decisions after which nothing is done for the first time
 _PINNED = "pinned"
@@ -69,6 +72,7 @@ class Decider:
         scenario: experts with their engine profiles, classes, tenants and service level.
         policy: who decides (``load_policy``), or such a policy.
         fallback: who decides where the policy does not; after it comes the least work.
+        shadow: a policy that decides after the acting one, in the same place, and of which nothing comes; None: none.
         predictors: of quality and length, from a request's text; None: each expert's means.
         may_drop: (C,) classes whose requests the policy may drop; (): none.
         capacity: most requests under way.
@@ -97,6 +101,7 @@ class Decider:
         *,
         fallback: str = IMPACT_GREEDY,
         predictors: Predictors | None = None,
+        shadow: str | None = None,
         may_drop: Sequence[bool] = (),
         capacity: int = 4096,
         seed: int = 0,
@@ -109,13 +114,14 @@ class Decider:
         if may_drop and len(may_drop) != classes:
             raise InputError(f"may_drop has {len(may_drop)} entries: must have one for each of the {classes} classes")
         self.policy = policy if isinstance(policy, LivePolicy) else load_policy(policy, scenario.observation)
+        self.shadow = None if shadow is None else load_policy(shadow, scenario.observation)
         told = self.policy.observation
         self._chain = [load_policy(fallback, told), *([load_policy(LEAST_WORK, told)] if fallback != LEAST_WORK else [])]
         self.scenario = scenario
         self._predicting = Predicting(scenario.experts, predictors)
         self._capacity = max(capacity, BASE_ROWS)
         seen = None if shared is None else map_shared(shared, gateways, 2 * self._capacity, scenario.n_experts)
-        self.live = self._new_cluster(seen, gateway)
+        self.live, self._beside = self._new_clusters(seen, gateway)
         self.fallbacks: Counter[Fallback] = Counter()
         self.refusals: Counter[Refusal] = Counter()
         self.slowness = Slowness()
@@ -124,6 +130,7 @@ class Decider:
         self._confinement = Confinement(scenario)
         self._longest = np.array([expert.engine.max_model_len for expert in scenario.experts])
         self._rng, self._clock = np.random.default_rng(seed), clock
+        self._shadow_rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))  # it takes no draw of the policy
         self._start, self._numbers = secrets.token_hex(4), itertools.count()
 
     @property
@@ -139,12 +146,12 @@ class Decider:
 
     def warm_up(self) -> None:
         """Take some decisions for nothing, which compiles and loads what the first real one needs."""
-        real, refusals, fallbacks = self.live, self.refusals.copy(), self.fallbacks.copy()
+        real, refusals, fallbacks = (self.live, self._beside), self.refusals.copy(), self.fallbacks.copy()
         watch, self._watch = self._watch, None
-        self.live = self._new_cluster()
+        self.live, self._beside = self._new_clusters()
         for i in range(_WARM_UP):
             self.decide(RouteRequest(prompt_tokens=100, text="warm up"), float(i), [True] * self.scenario.n_experts)
-        self.live, self._watch = real, watch
+        (self.live, self._beside), self._watch = real, watch
         self.refusals, self.fallbacks, self.slowness = refusals, fallbacks, Slowness()
 
     def decide(self, request: RouteRequest, now_s: float, ready: Sequence[bool]) -> RouteDecision:
@@ -177,12 +184,19 @@ class Decider:
         dropped = verdict.action == n
         expert = None if dropped else verdict.action
         ranking = self._ranking(verdict, possible, expert)
+        send: Send | None = None
         if expert is None:
             self.refusals["dropped"] += 1
         else:
-            row = self.live.new_row() if row is None else row
             limited = request.max_tokens is not None and request.max_tokens <= told.tokens[expert]
-            self.live.send(key, row, expert, int(prompts[expert]), told, may_go, streams=request.streams, limited=limited)
+
+            def send_there(live: LiveCluster, row: int) -> None:
+                live.send(key, row, expert, int(prompts[expert]), told, may_go, streams=request.streams, limited=limited)
+
+            send = send_there
+            send(self.live, self.live.new_row() if row is None else row)
+        scores = () if verdict.scores is None else tuple(verdict.scores.tolist())
+        decision_s = self._clock() - started_s
         return RouteDecision(
             id=key,
             expert=expert,
@@ -191,12 +205,15 @@ class Decider:
             policy=choice.policy,
             version=choice.version,
             fallback=choice.fallback,
-            scores=() if verdict.scores is None else tuple(verdict.scores.tolist()),
+            scores=scores,
             probability=verdict.probability,
+            predicted_score=tuple(told.score.tolist()),
+            predicted_tokens=tuple(told.tokens.tolist()),
             predicted_ttft_s=tuple(self.live.predicted_ttft_s.tolist()),
             predicted_tpot_s=tuple(self.live.predicted_tpot_s(told.tokens).tolist()),
             reasons=self._reasons(choice, expert),
-            decision_s=self._clock() - started_s,
+            decision_s=decision_s,
+            shadow=self._shadow_choice(request, told, allowed, now_s, send),
         )
 
     def moved(self, key: str, expert: int, now_s: float, prompt_tokens: int | None = None) -> None:
@@ -212,20 +229,37 @@ class Decider:
             ValueError: it may not go there.
         """
         if key in self.ledger:
-            self.live.move(key, expert, self.ledger.prompt_of(key) if prompt_tokens is None else prompt_tokens, now_s)
+            prompt = self.ledger.prompt_of(key) if prompt_tokens is None else prompt_tokens
+            for live in (self.live, self._beside):
+                if live is not None:
+                    live.move(key, expert, prompt, now_s)
 
     def take_over(self, old: Decider, now_s: float) -> None:
         """Take over what is under way at the decider of an older configuration, before the first decision.
 
-        From then on its ends and tokens are to be told here, under the same keys.
+        From then on its ends and tokens are to be told here, under the same keys. A shadow takes over from a shadow.
 
         Raises:
             ValueError: it has other experts, or another order of them, or more under way than this one may have.
         """
         self.live.take_over(old.live, now_s)
+        if self._beside is not None and old._beside is not None:
+            self._beside.take_over(old._beside, now_s)
 
-    def _new_cluster(self, seen: Seen | None = None, me: int = 0) -> LiveCluster:
-        scenario = replace(self.scenario, observation=self.policy.observation)
+    def _new_clusters(self, seen: Seen | None = None, me: int = 0) -> tuple[LiveCluster, LiveCluster | None]:
+        """The cluster as the policy sees it, and as the shadow does, which may be shown other things.
+
+        A shadow does not see what other gateways have sent.
+        """
+        live = self._new_cluster(self.policy, seen, me)
+        if self.shadow is None:
+            return live, None
+        beside = self._new_cluster(self.shadow)
+        live.ledger.follower = beside.ledger
+        return live, beside
+
+    def _new_cluster(self, policy: LivePolicy, seen: Seen | None = None, me: int = 0) -> LiveCluster:
+        scenario = replace(self.scenario, observation=policy.observation)
         return LiveCluster(scenario, capacity=2 * self._capacity, log_sd=self._predicting.log_sd, seen=seen, me=me)
 
     def _show(
@@ -251,18 +285,54 @@ class Decider:
             fallback, why = self._why_not(request.service, now_s)
             if fallback is None:
                 began_s = self._clock()
-                verdict = self._ask(self.policy, request.service, possible)
+                verdict = self._ask(self.policy, request.service, possible, self.live, self._rng)
                 self.slowness.note(self._clock() - began_s, now_s)
                 if verdict is not None:
                     return _Choice(verdict, self.policy.name, self.policy.version, None, "")
                 fallback, why = "error", "no valid decision"
             for policy in self._chain:
-                verdict = self._ask(policy, request.service, possible)
+                verdict = self._ask(policy, request.service, possible, self.live, self._rng)
                 if verdict is not None:
                     self.fallbacks[fallback] += 1
                     return _Choice(verdict, policy.name, policy.version, fallback, why)
         self.fallbacks[fallback] += 1
         return _Choice(self._by_ledger(request, possible), LEAST_WORK, "", fallback, why)
+
+    def _shadow_choice(
+        self, request: RouteRequest, told: Told, allowed: NDArray[np.bool_], now_s: float, send: Send | None
+    ) -> ShadowChoice | None:
+        """What the shadow would have done; None: nobody asks it, or it failed. The request goes where the policy said.
+
+        Args:
+            request: to route.
+            told: what is predicted for it.
+            allowed: (N,) experts that it may go to now.
+            now_s: the time.
+            send: sends it in a cluster; None: it goes nowhere.
+        """
+        if self.shadow is None or self._beside is None:
+            return None
+        live, n = self._beside, allowed.size
+        try:
+            prompt = int(np.rint(np.mean([request.prompt_at(e) for e in range(n)])))
+            row = live.observe(prompt, told, live.terms_for(request.service, request.budgets), allowed, now_s)
+            possible = allowed & (live.view.action_mask[0, :-1] > 0)
+            verdict = None
+            if request.pinned is None and possible.any():
+                verdict = self._ask(self.shadow, request.service, possible, live, self._shadow_rng)
+            if send is not None:
+                send(live, row)
+        except Exception:
+            _LOG.exception("shadow %s failed", self.shadow.name)
+            return None
+        if verdict is None:
+            return None
+        return ShadowChoice(
+            policy=self.shadow.name,
+            version=self.shadow.version,
+            expert=None if verdict.action == n else verdict.action,
+            scores=() if verdict.scores is None else tuple(verdict.scores.tolist()),
+        )
 
     def _why_not(self, service: int, now_s: float) -> tuple[Fallback | None, str]:
         """Why the policy is not asked, if so."""
@@ -270,18 +340,18 @@ class Decider:
             return "outside", f"{found.name} {found.value} outside {found.low}..{found.high}"
         return ("slow", "rests") if self.slowness.rests(now_s) else (None, "")
 
-    def _ask(self, policy: LivePolicy, service: int, possible: NDArray[np.bool_]) -> Verdict | None:
+    def _ask(
+        self, policy: LivePolicy, service: int, possible: NDArray[np.bool_], live: LiveCluster, rng: np.random.Generator
+    ) -> Verdict | None:
         """A policy's decision, if it is one that can be followed.
 
         A drop where none is allowed becomes the best expert.
         """
         n = possible.size
         try:
-            verdict = policy.decide(self.live, self._rng)
-            if verdict.action == n and not self._may_drop[service]:
-                scores = np.zeros(n + 1) if verdict.scores is None else verdict.scores.copy()
-                scores[n] = -np.inf
-                verdict = best_of(scores, np.append(possible, False), self._rng)
+            verdict = policy.decide(live, rng)
+            if not self._may_drop[service]:
+                verdict = without_drop(verdict, np.append(possible, False), rng)
         except Exception:
             _LOG.exception("policy %s failed", policy.name)
             return None

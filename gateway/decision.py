@@ -25,6 +25,16 @@ Fallback = Literal["outside", "error", "slow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowChoice:
+    """What another policy would have done in the same place. Nothing came of it."""
+
+    policy: str
+    version: str
+    expert: int | None  # None: it would have dropped the request
+    scores: tuple[float, ...] = ()  # as of a decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDecision:
     """A decision for one request at N experts."""
 
@@ -37,7 +47,10 @@ class RouteDecision:
     fallback: Fallback | None  # why another policy than the one asked for decided
     scores: tuple[float, ...]  # (N + 1,) value of each expert and of a drop, as the policy takes it; () where it has none
     probability: float  # of this action under the policy
+    predicted_score: tuple[float, ...] = ()  # (N,) quality of each expert's answer, in [0, 1]
+    predicted_tokens: tuple[float, ...] = ()  # (N,) expected length of each expert's answer
     predicted_ttft_s: tuple[float, ...]  # (N,) time to the first token if it went there; NaN: not known
     predicted_tpot_s: tuple[float, ...]  # (N,) time per output token after the first; NaN likewise
     reasons: str  # in short, for a header
     decision_s: float  # time that the decision took
+    shadow: ShadowChoice | None = None  # None: no policy decides beside the acting one, or it failed

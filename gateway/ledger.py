@@ -71,6 +71,7 @@ class Ledger:
         self.seen, self.me = seen_by_one(capacity, n_experts) if seen is None else seen, me
         clear_seen(self.seen, me)
         self._own = Seen(*[array[me] for array in self.seen])
+        self.follower: Ledger | None = None  # another view of the same cluster, which is told what comes back too
         self._row_of: dict[str, int] = {}
         self._ended: list[EndedRequest] = []
         self._same_s = [float(x) / 4 for x in iteration_s]
@@ -136,6 +137,8 @@ class Ledger:
 
     def streamed(self, key: str, tokens: int, now_s: float) -> None:
         """So many more tokens of the answer have come; the first call is the first token. Nothing for an unknown key."""
+        if self.follower is not None:
+            self.follower.streamed(key, tokens, now_s)
         row = self._row_of.get(key)
         if row is None or tokens <= 0:
             return
@@ -161,6 +164,8 @@ class Ledger:
             output_tokens: the same; None: as many as were streamed.
             cut: it ended at a limit of tokens, not by itself.
         """
+        if self.follower is not None:
+            self.follower.finished(key, now_s, prompt_tokens, output_tokens, cut=cut)
         row = self._row_of.get(key)
         if row is None:
             return
@@ -175,10 +180,14 @@ class Ledger:
 
     def cancelled(self, key: str, now_s: float) -> None:
         """Who asked has gone, and the engine has been told."""
+        if self.follower is not None:
+            self.follower.cancelled(key, now_s)
         self._leave(key, now_s)
 
     def failed(self, key: str, now_s: float) -> None:
         """The engine failed, refused, or took too long."""
+        if self.follower is not None:
+            self.follower.failed(key, now_s)
         self._leave(key, now_s)
 
     def moved(

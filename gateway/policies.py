@@ -24,7 +24,7 @@ from rllib_envs.scenario import Observation
 from rllib_envs.simulation import Simulation
 from tuning.specs.routers import NamedRouter, build_router, parse_router
 
-IMPACT_GREEDY, LEAST_WORK = "impact-greedy", "least-work"
+IMPACT_GREEDY, LEAST_WORK, RANDOM = "impact-greedy", "least-work", "random"
 
 _SAMPLED = "sampled:"
 _BARELY = np.nextafter(0.0, 1.0)  # a drop is worth nothing, and an expert must be worth more
@@ -39,6 +39,7 @@ class Verdict(NamedTuple):
     action: int  # an expert, or N: drop
     probability: float  # of this action; NaN: not known
     scores: Scores | None  # (N+1,) value of each expert and of a drop; None: it has none
+    odds: Scores | None = None  # (N+1,) probability of each action, of a policy that draws them; None: it does not
 
 
 Decide = Callable[[LiveCluster, np.random.Generator], Verdict]
@@ -107,6 +108,8 @@ def _valued(name: str, parameters: dict[str, float]) -> Callable[[LiveCluster], 
             return np.append(impact_value(cast(Simulation, live), **parameters)[0], _BARELY)
 
         return impact
+    if name == RANDOM:
+        return lambda live: np.append(np.zeros(live.view.action_mask.shape[1] - 1), -np.inf)  # all tie
     if name == LEAST_WORK:
         return lambda live: np.append(-predicted_work(cast(Simulation, live))[0], -np.inf)
     return None
@@ -132,6 +135,26 @@ def best_of(scores: Scores, mask: NDArray[np.bool_], rng: np.random.Generator) -
     ties = np.flatnonzero(masked[:n] == best)
     action = int(ties[0]) if ties.size == 1 else int(rng.choice(ties))
     return Verdict(action, 1 / ties.size, scores)
+
+
+def without_drop(verdict: Verdict, mask: NDArray[np.bool_], rng: np.random.Generator) -> Verdict:
+    """The verdict where no drop is allowed: the best expert in its place, or one drawn among the experts.
+
+    Args:
+        verdict: of the policy.
+        mask: (N+1,) actions that are possible.
+        rng: for ties, and for what is drawn anew.
+    """
+    n = mask.size - 1
+    if verdict.odds is not None and (rest := float(verdict.odds[:n].sum())) > 0:
+        odds = np.append(verdict.odds[:n] / rest, 0.0)
+        action = int(rng.choice(n + 1, p=odds)) if verdict.action == n else verdict.action
+        return Verdict(action, float(odds[action]), verdict.scores, odds)
+    if verdict.action != n:
+        return verdict
+    scores = np.zeros(n + 1) if verdict.scores is None else verdict.scores.copy()
+    scores[n] = -np.inf
+    return best_of(scores, np.append(mask[:n], False), rng)
 
 
 def _load_bundle(text: str, folder: Path) -> LivePolicy:
@@ -161,7 +184,7 @@ def _draw(scores: Scores, mask: NDArray[np.bool_], temperature: float, rng: np.r
     odds = np.exp(logits - logits.max())
     share = odds / odds.sum()
     action = int(rng.choice(share.size, p=share))
-    return Verdict(action, float(share[action]), scores)
+    return Verdict(action, float(share[action]), scores, share)
 
 
 def _temperature(about: Mapping[str, Any], folder: Path) -> float:

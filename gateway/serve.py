@@ -24,6 +24,8 @@ class Options:
 
     config: Path
     """Settings of the gateway: experts, policy, classes, keys and limits, in YAML."""
+    shadow: str | None = None
+    """A policy that decides beside the acting one, in place of the settings' shadow: a heuristic, or bundle:PATH."""
     check: bool = False
     """Read the settings and all that they name, and end."""
 
@@ -45,10 +47,16 @@ def run(options: Options) -> None:
         raise InputError(f"serve: {error.name} is missing: pip install 'edgeroute[serve]'") from None
     from gateway.config import load_config
 
-    gateway = Gateway(load_config(options.config))
+    gateway = Gateway(load_config(options.config, _from_here(options.shadow)))
     if options.check:
         print(f"{options.config}: {len(gateway.upstreams)} experts, policy {gateway.config.policy}")
         return
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is none is no news
     uvloop.run(serve(options.config, gateway))
+
+
+def _from_here(policy: str | None) -> str | None:
+    """A policy of the command line, whose path is relative to the present folder and not to that of the settings."""
+    kind, colon, path = (policy or "").partition(":")
+    return f"{kind}:{Path(path).resolve()}" if colon and kind in ("bundle", "sampled") else policy

@@ -58,16 +58,16 @@ def parse_completion(body: bytes, chat: bool) -> Asked:
     Raises:
         Refused: 400, with the field that is wrong.
     """
-    data = _parse(body)
+    data = parse_object(body)
     model = data.get("model")
     if not isinstance(model, str) or not model:
-        raise _wrong("model", "must be the name of an expert, or auto")
+        raise wrong("model", "must be the name of an expert, or auto")
     stream = data.get("stream")
     if not (stream is None or isinstance(stream, bool)):
-        raise _wrong("stream", "must be true or false")
+        raise wrong("stream", "must be true or false")
     options = data.get("stream_options")
     if not (options is None or isinstance(options, dict)):
-        raise _wrong("stream_options", "must be an object")
+        raise wrong("stream_options", "must be an object")
     usage = cast(dict[str, Any], options or {}).get("include_usage")
     return Asked(
         body=data,
@@ -77,6 +77,87 @@ def parse_completion(body: bytes, chat: bool) -> Asked:
         max_tokens=_max_tokens(data),
         prompt=_messages(data.get("messages")) if chat else _plain_prompt(data.get("prompt")),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inquiry:
+    """The body of a question where to send a request, which somebody else sends."""
+
+    model: str
+    max_tokens: int | None
+    prompt: Prompt
+    candidates: tuple[str, ...] | None  # names of experts; None: all
+    budgets: Budgets
+
+
+_PROMPTS = ("messages", "prompt", "prompt_tokens")
+_BOUNDS = ("ttft_ms", "tpot_ms", "e2e_ms")
+
+
+def parse_inquiry(body: bytes) -> Inquiry:
+    """Check a question where to send a request.
+
+    Args:
+        body: JSON in UTF-8, with exactly one of ``messages``, ``prompt`` and ``prompt_tokens``.
+
+    Raises:
+        Refused: 400, with the field that is wrong.
+    """
+    data = parse_object(body)
+    model = data.get("model", AUTO)
+    if not isinstance(model, str) or not model:
+        raise wrong("model", "must be the name of an expert, or auto")
+    given = [name for name in _PROMPTS if data.get(name) is not None]
+    if len(given) != 1:
+        raise wrong("messages", "exactly one of messages, prompt and prompt_tokens must be given")
+    if given == ["prompt_tokens"]:
+        prompt = Prompt(text="", tokens=_count(data, "prompt_tokens"), messages=0)
+    else:
+        prompt = _messages(data["messages"]) if given == ["messages"] else _plain_prompt(data["prompt"])
+    return Inquiry(
+        model=model,
+        max_tokens=_max_tokens(data),
+        prompt=prompt,
+        candidates=_names(data, "candidates"),
+        budgets=_slo(data.get("slo")),
+    )
+
+
+def _names(data: dict[str, Any], field: str) -> tuple[str, ...] | None:
+    given = data.get(field)
+    if given is None:
+        return None
+    names = cast(list[Any], given) if isinstance(given, list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise wrong(field, "must be a list of at least one name")
+    return tuple(names)
+
+
+def _slo(given: Any) -> Budgets:
+    bounds = cast(dict[str, Any], {} if given is None else given)
+    if not isinstance(given, dict | None) or not set(bounds) <= set(_BOUNDS):
+        raise wrong("slo", f"must be an object with {', '.join(_BOUNDS)}")
+    for name, value in bounds.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST_MS:
+            raise wrong(f"slo.{name}", "must be milliseconds above 0, up to a day")
+    ttft_s, tpot_s, e2e_s = (None if bounds.get(name) is None else bounds[name] / 1e3 for name in _BOUNDS)
+    return Budgets(ttft_s=ttft_s, tpot_s=tpot_s, e2e_s=e2e_s)
+
+
+def count_of(data: dict[str, Any], field: str) -> int | None:
+    """A number of tokens in a body; None: it is not given.
+
+    Raises:
+        Refused: 400, it is none.
+    """
+    return None if data.get(field) is None else _count(data, field)
+
+
+def _count(data: dict[str, Any], field: str) -> int:
+    value = data[field]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
+        raise wrong(field, "must be an integer of at least 1")
+    return value
 
 
 def budgets_of(headers: dict[bytes, bytes]) -> Budgets:
@@ -158,7 +239,12 @@ def _seconds(headers: dict[bytes, bytes], name: bytes) -> float | None:
     return value / 1e3
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Refused: 400, it is none.
+    """
     try:
         data = json.loads(body.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -179,18 +265,18 @@ def _max_tokens(data: dict[str, Any]) -> int | None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
-            raise _wrong(name, "must be an integer of at least 1")
+            raise wrong(name, "must be an integer of at least 1")
         return value
     return None
 
 
 def _messages(given: Any) -> Prompt:
     if not isinstance(given, list) or not given:
-        raise _wrong("messages", "must be a list of at least one message")
+        raise wrong("messages", "must be a list of at least one message")
     texts: list[str] = []
     for message in cast(list[Any], given):
         if not isinstance(message, dict):
-            raise _wrong("messages", "each must be an object")
+            raise wrong("messages", "each must be an object")
         content = cast(dict[str, Any], message).get("content")
         if isinstance(content, str):
             texts.append(content)
@@ -198,7 +284,7 @@ def _messages(given: Any) -> Prompt:
             parts = [cast(dict[str, Any], part) for part in cast(list[Any], content) if isinstance(part, dict)]
             texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
         elif content is not None:
-            raise _wrong("messages", "content must be text, a list of parts, or null")
+            raise wrong("messages", "content must be text, a list of parts, or null")
     return Prompt(text="\n".join(texts), tokens=None, messages=len(cast(list[Any], given)))
 
 
@@ -213,14 +299,15 @@ def _plain_prompt(given: Any) -> Prompt:
             return Prompt(text="", tokens=len(items), messages=0)
         if all(isinstance(item, list) and item and _are_tokens(item) for item in items):
             return Prompt(text="", tokens=sum(map(len, items)), messages=0)
-    raise _wrong("prompt", "must be text, a list of texts, or a list of token ids")
+    raise wrong("prompt", "must be text, a list of texts, or a list of token ids")
 
 
 def _are_tokens(items: list[Any]) -> bool:
     return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 
-def _wrong(field: str, what: str) -> Refused:
+def wrong(field: str, what: str) -> Refused:
+    """The refusal of a body for one of its fields."""
     return Refused(400, "invalid_value", f"{field}: {what}", param=field)
 
 

@@ -69,10 +69,8 @@ async def complete(traffic: Traffic, scope: Scope, receive: Receive, send: Send,
             asked = parse_completion(body, chat)
             request, counted = await _route_request(gateway, asked, headers, tenant)
             decision = gateway.decider.decide(request, time.monotonic(), gateway.ready())
-            traffic.metrics.decided(decision, None if decision.expert is None else gateway.upstreams[decision.expert].entry.name)
+            load = traffic.decided(gateway, decision)
             about += _about(decision)
-            if decision.expert is None:
-                raise _refusal(gateway, decision)
             exchange = Exchange(
                 request_id=request_id.decode(),
                 arrived_s=arrived_s,
@@ -80,8 +78,12 @@ async def complete(traffic: Traffic, scope: Scope, receive: Receive, send: Send,
                 bounds=gateway.bounds(request.budgets, request.service),
                 request=request,
                 decision=decision,
-                expert=decision.expert,
+                expert=-1 if decision.expert is None else decision.expert,
+                load=load,
             )
+            if decision.expert is None:
+                traffic.record(gateway, exchange)
+                raise _refusal(gateway, decision)
             completion = _Completion(traffic, gateway, asked, counted, exchange, scope, send, about)
             await completion.run(receive)
     except Refused as refused:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from gateway.config import AUTO
+from gateway.server.calls import Handler, call
 from gateway.server.completion import complete
+from gateway.server.judged import judge
 from gateway.server.metrics import CONTENT_TYPE
+from gateway.server.other_routers import LLM_D, predict_latency, select_model
 from gateway.server.replies import Receive, Refused, Scope, Send, send_bytes, send_json, send_refusal
+from gateway.server.routed import Routes
 from gateway.server.traffic import Traffic
 
 _LOG = logging.getLogger(__name__)
@@ -22,6 +27,14 @@ class Door:
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
         self._started = int(time.time())
+        routes = Routes(traffic)
+        traffic.at_end.append(routes.close)
+        self._handlers: dict[str, Handler] = {
+            "/v1/route": routes.ask,
+            "/v1/route/events": routes.tell,
+            "/v1/feedback": partial(judge, traffic),
+            "/route": partial(select_model, routes),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
@@ -48,10 +61,19 @@ class Door:
                 return
             await send_refusal(send, Refused(405, "method_not_allowed", f"{path} takes POST"), [(b"allow", b"POST")])
             return
+        if method == "POST" and (handler := self._handler(path)) is not None:
+            await call(self._traffic, handler, scope, receive, send)
+            return
         if method not in ("GET", "HEAD"):
             await send_refusal(send, Refused(404, "not_found", f"there is no {method} {path}"[:200]))
             return
         await self._show(path, dict(scope["headers"]), send)
+
+    def _handler(self, path: str) -> Handler | None:
+        """What answers a POST with JSON."""
+        if path.startswith(LLM_D):
+            return partial(predict_latency, self._traffic, path)
+        return self._handlers.get(path)
 
     async def _show(self, path: str, headers: dict[bytes, bytes], send: Send) -> None:
         if path == "/health":

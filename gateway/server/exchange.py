@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.decision import RouteDecision
+from gateway.ledger import ExpertLoad
 from gateway.request import Budgets, RouteRequest
 from rllib_envs.service import ServiceClass
 
 Outcome = Literal[
-    "finished", "passed_on", "client_gone", "client_slow", "first_byte", "idle", "answer", "broken", "shutdown", "exhausted"
-]
+    "finished", "passed_on", "client_gone", "client_slow", "first_byte", "idle", "answer", "broken", "shutdown", "exhausted",
+    "presumed",
+]  # fmt: skip
 """How it ended.
 
 - finished: the answer is complete.
@@ -20,6 +22,7 @@ Outcome = Literal[
 - first_byte, idle, answer: the expert took too long, to begin, to go on, or for an answer that is no stream.
 - broken: the stream broke after its first byte.
 - shutdown: the gateway ended.
+- presumed: whoever sent it to where the gateway said did not tell its end.
 - exhausted: no expert that was tried answered.
 """
 
@@ -34,7 +37,8 @@ class Exchange:
     bounds: Budgets  # what it is promised: its own bounds, else those of its class
     request: RouteRequest
     decision: RouteDecision
-    expert: int  # that answers, or was asked last
+    expert: int  # that answers, or was asked last; of a request that went nowhere, none: -1
+    load: tuple[ExpertLoad, ...] = ()  # what was under way at each expert once it was decided; () where nobody asks
     attempts: int = 1
     first_s: float | None = None  # first token; of an answer that is no stream, the answer
     ended_s: float | None = None

@@ -100,7 +100,7 @@ class GatewayServer:
             await self._server.serve(sockets=[self._listener])
         finally:
             looking.cancel()
-            await self.traffic.sessions.close()
+            await self.traffic.close()
 
     def _say_who_decides(self) -> None:
         decider = self.traffic.gateway.decider
@@ -152,7 +152,7 @@ class GatewayServer:
         """Read the configuration again. One that is wrong changes nothing."""
         old = self.traffic.gateway
         try:
-            new = await asyncio.to_thread(lambda: Gateway(load_config(self._path)))
+            new = await asyncio.to_thread(lambda: Gateway(load_config(self._path, old.loaded.shadow_asked)))
         except InputError as error:
             for line in str(error).splitlines():
                 _LOG.error("not reloaded: %s", line)

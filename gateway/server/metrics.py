@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from gateway.decision import RouteDecision
+from gateway.log.writer import LogWriter
 from gateway.server.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ _E2E_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 6
 class Metrics:
     """Counts what happens. What is asked for at the time of a scrape comes from the gateway that is in charge then."""
 
-    def __init__(self, current: Callable[[], Gateway]) -> None:
-        """``current``: the gateway in charge."""
+    def __init__(self, current: Callable[[], Gateway], log: LogWriter | None) -> None:
+        """``current``: the gateway in charge. ``log``: of decisions."""
         disable_created_metrics()  # a series of time stamps beside each of numbers
         self._registry = own = CollectorRegistry()
         by_expert = ("expert",)
@@ -57,15 +58,21 @@ class Metrics:
         self._retries = Counter(
             "edgeroute_upstream_failures", "Attempts that brought no byte of an answer", ("expert", "code"), registry=own
         )
+        self._shadow = Counter(
+            "edgeroute_shadow", "Decisions that another policy took beside: whether the same", ("agrees",), registry=own
+        )
+        self._feedback = Summary("edgeroute_feedback_score", "Scores of answers, by those who read them", by_expert, registry=own)
         self._refused = Counter("edgeroute_refused", "Requests refused before a decision", ("code",), registry=own)
         self._reloads = Counter("edgeroute_reloads", "Reloads of the configuration", ("result",), registry=own)
-        own.register(_Now(current))
+        own.register(_Now(current, log))
 
     def decided(self, decision: RouteDecision, name: str | None) -> None:
         """A decision, and the name of its expert."""
         self._decision.observe(decision.decision_s)
         if decision.fallback is not None:
             self._fallback.labels(decision.fallback).inc()
+        if decision.shadow is not None:
+            self._shadow.labels("yes" if decision.shadow.expert == decision.expert else "no").inc()
         if decision.expert is None or name is None:
             self._dropped.labels(decision.reason or "unknown").inc()
             return
@@ -80,6 +87,10 @@ class Metrics:
     def failed(self, name: str, code: str) -> None:
         """An attempt at an expert brought nothing."""
         self._retries.labels(name, code).inc()
+
+    def judged(self, name: str, score: float) -> None:
+        """Somebody said how good an answer of an expert was, from 0 to 1."""
+        self._feedback.labels(name).observe(score)
 
     def refused(self, code: str) -> None:
         """A request was refused before a decision."""
@@ -114,8 +125,8 @@ class Metrics:
 class _Now:
     """Gauges of the present."""
 
-    def __init__(self, current: Callable[[], Gateway]) -> None:
-        self._current = current
+    def __init__(self, current: Callable[[], Gateway], log: LogWriter | None) -> None:
+        self._current, self._log = current, log
 
     def collect(self) -> Iterable[Any]:
         """One sample per expert and gauge."""
@@ -132,3 +143,9 @@ class _Now:
             ready.add_metric(labels, float(upstream.ready(now_s)))
             circuit.add_metric(labels, upstream.breaker.state(now_s).value)
         yield from (in_flight, ready, circuit)
+        if self._log is not None:
+            written = CounterMetricFamily("edgeroute_log_lines", "Lines written to the decision log", value=self._log.written)
+            lost = CounterMetricFamily("edgeroute_log_lost", "Lines that the decision log lost", labels=["reason"])
+            for reason in ("full", "disk", "failed"):
+                lost.add_metric([reason], self._log.lost[reason])
+            yield from (written, lost)

@@ -35,6 +35,7 @@ class Gateway:
             loaded.scenario,
             loaded.policy(config.policy),
             fallback=loaded.policy(config.fallback),
+            shadow=None if config.shadow is None else loaded.policy(config.shadow),
             predictors=None if config.predictors is None else Predictors.load(loaded.path(config.predictors)),
             may_drop=[entry.may_drop for entry in config.classes] or [config.may_drop],
             capacity=config.limits.concurrent,

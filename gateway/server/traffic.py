@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+from gateway.decision import RouteDecision
+from gateway.ledger import ExpertLoad
+from gateway.log.writer import LogWriter
 from gateway.server.exchange import Exchange
+from gateway.server.logged import request_line
 from gateway.server.metrics import Metrics
 from gateway.server.replies import Receive, Refused
 from gateway.server.state import Gateway
 from gateway.server.upstream import Sessions
 from gateway.server.watch import Watch
+from rllib_envs.scenario import Scenario
+
+_LOGGED_CHARACTERS = 2**14  # of a prompt
+
+_MOST_ANSWERED = 10_000  # answers that can still be judged
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer that was given."""
+
+    tenant: str
+    expert: str
+    scenario: Scenario  # the cluster that it is logged with
 
 
 class Traffic:
@@ -19,9 +40,12 @@ class Traffic:
 
     def __init__(self, gateway: Gateway, sessions: Sessions) -> None:
         self.gateway, self.sessions = gateway, sessions
-        self.metrics = Metrics(lambda: self.gateway)
+        self.log = open_log(gateway)
+        self.metrics = Metrics(lambda: self.gateway, self.log)
         self.draining = False
         self.watches: set[Watch] = set()  # of the requests that an expert is asked for
+        self.at_end: list[Callable[[], None]] = []  # what else is to be done then
+        self.answered: dict[str, Answered] = {}  # by id of the request, the last ones
         self._places: Counter[str | None] = Counter()  # taken, by tenant
 
     @contextmanager
@@ -43,6 +67,18 @@ class Traffic:
         finally:
             self._places[name] -= 1
 
+    async def close(self) -> None:
+        """End what is under way elsewhere, write the rest of the log, and close the connections to the experts."""
+        for action in self.at_end:
+            action()
+        if self.log is not None:
+            await asyncio.to_thread(self.log.close)
+        await self.sessions.close()
+
+    def name_of(self, tenant: int | None) -> str:
+        """The name of a tenant of the configuration in charge; "" of nobody."""
+        return "" if tenant is None else self.gateway.config.tenants[tenant].name
+
     @contextmanager
     def watched(self, receive: Receive) -> Generator[Watch]:
         """A watch for the request of the running task."""
@@ -54,6 +90,39 @@ class Traffic:
             watch.close()
             self.watches.discard(watch)
 
+    def decided(self, gateway: Gateway, decision: RouteDecision) -> tuple[ExpertLoad, ...]:
+        """A decision was taken. Returns what is under way at each expert, if the log wants to know."""
+        self.metrics.decided(decision, None if decision.expert is None else gateway.upstreams[decision.expert].entry.name)
+        return () if self.log is None else tuple(gateway.decider.ledger.loads())
+
     def ended(self, gateway: Gateway, exchange: Exchange) -> None:
         """A completion ended, however it did."""
-        self.metrics.ended(exchange, gateway.upstreams[exchange.expert].entry.name)
+        name = gateway.upstreams[exchange.expert].entry.name
+        self.metrics.ended(exchange, name)
+        if exchange.outcome == "finished":
+            self.answered.pop(exchange.request_id, None)  # to be the newest
+            self.answered[exchange.request_id] = Answered(exchange.request.tenant, name, gateway.scenario)
+            if len(self.answered) > _MOST_ANSWERED:
+                del self.answered[next(iter(self.answered))]
+        self.record(gateway, exchange)
+
+    def record(self, gateway: Gateway, exchange: Exchange) -> None:
+        """Enter an exchange that changes no more in the log, if there is one."""
+        if self.log is not None and gateway.config.log is not None:
+            clock_s, prompt = time.time() - time.monotonic(), gateway.config.log.prompts
+            text = exchange.request.text[:_LOGGED_CHARACTERS] if prompt else ""
+            exchange.request = replace(exchange.request, text=text)  # what waits for the disk holds no long prompts
+            self.log.write(gateway.scenario, lambda: request_line(exchange, clock_s, prompt=prompt))
+
+
+def open_log(gateway: Gateway) -> LogWriter | None:
+    """The decision log that the configuration asks for.
+
+    Raises:
+        InputError: its folder cannot be written to.
+    """
+    entry = gateway.config.log
+    if entry is None:
+        return None
+    folder = gateway.loaded.path(entry.folder)
+    return LogWriter(folder, entry.file_bytes, entry.files, entry.waiting, gateway.scenario)

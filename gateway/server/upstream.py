@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -92,6 +93,16 @@ class Upstream:
         """Whether a request may be sent there now."""
         most = self.entry.max_concurrent
         return self.healthy and (most is None or self.in_flight < most) and self.breaker.admits(now_s)
+
+    @contextmanager
+    def taken(self) -> Generator[None]:
+        """A request that somebody else sends there counts among those of the gateway."""
+        self.breaker.sent(time.monotonic())
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     async def ask(self, sessions: Sessions, path: str, body: bytes, headers: Mapping[str, str], most_bytes: int) -> Answer:
         """Send a request and wait for the first bytes of a stream, or for the whole of another answer.

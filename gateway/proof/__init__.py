@@ -1,0 +1,1 @@
+"""What a decision log shows: other policies on the same requests, and how near the predictions came."""
