@@ -94,7 +94,7 @@ class LiveCluster:
             late=state,
             nominal=nominal.copy(),
             calibration=allocate_calibration(1, room, n),
-            workload=allocate_request_table(1, capacity, n),
+            workload=allocate_request_table(1, capacity, n)._replace(age_s=np.zeros((1, room))),  # of others' requests too
             cursor=np.zeros(1, np.int32),
             views=allocate_views(1, n),
             delay_s=np.zeros(1),

@@ -147,7 +147,7 @@ def _preempt(expert, work, place, granted, queue_place):
     step that is being composed.
     """
     requests, running, finish_at, waiting = work.requests, work.running, work.finish_at, work.waiting
-    index = running[place]
+    index, finished = running[place], finish_at[place]
     request, record = requests[index], work.records[index]
     expert.n_run -= 1
     for i in range(place, expert.n_run):
@@ -159,7 +159,8 @@ def _preempt(expert, work, place, granted, queue_place):
         cached = request.prompt + request.generated - 1
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
-        expert.min_finish = _least(finish_at, expert.n_dec)
+        if finished == expert.min_finish:
+            expert.min_finish = _least(finish_at, expert.n_dec)
         expert.freed += blocks_of(cached + 1 if place < granted else cached)
     else:
         cached = expert.pre_done
@@ -491,35 +492,53 @@ def _start_decoding(expert, work):
 
 
 @kernel
+def _account(expert, work, index):
+    """Account for request ``index``, which is complete at ``clock``."""
+    request, record = work.requests[index], work.records[index]
+    record.finish_s = expert.clock_s
+    record.status = FINISHED
+    cached = request.prompt + request.output - 1
+    expert.leaving += 1
+    expert.leaving_blocks += blocks_of(cached)
+    expert.phase[(cached - expert.iteration) & _MASK] -= 1
+    expert.context -= cached
+    expert.n_dec -= 1
+    expert.done += 1
+    if in_time(record, work.extras, index, request.arrival_s, record.finish_s):
+        expert.qos += worth_of(record, work.extras, index)
+    else:
+        expert.late += 1
+
+
+@kernel
 def _retire(expert, work):
     """Remove the requests that are complete at ``clock``, in order, and account for them."""
     running, finish_at = work.running, work.finish_at
-    kept = 0
-    while finish_at[kept] != expert.iteration:
-        kept += 1
-    for i in range(kept, expert.n_run):
-        if finish_at[i] != expert.iteration:
-            running[kept] = running[i]
-            finish_at[kept] = finish_at[i]
-            kept += 1
-            continue
-        index = running[i]
-        request, record = work.requests[index], work.records[index]
-        record.finish_s = expert.clock_s
-        record.status = FINISHED
-        cached = request.prompt + request.output - 1
-        expert.leaving += 1
-        expert.leaving_blocks += blocks_of(cached)
-        expert.phase[(cached - expert.iteration) & _MASK] -= 1
-        expert.context -= cached
-        expert.n_dec -= 1
-        expert.done += 1
-        if in_time(record, work.extras, index, request.arrival_s, record.finish_s):
-            expert.qos += worth_of(record, work.extras, index)
-        else:
-            expert.late += 1
+    n, iteration = expert.n_run, np.int32(expert.iteration)
+    least, first, gone = np.int32(NEVER), np.int32(n), np.int32(0)
+    for i in range(np.int32(n)):  # without a branch, so that it is done for many at once
+        complete = finish_at[i] == iteration
+        least = min(least, np.int32(NEVER) if complete else finish_at[i])  # who is in prefill never finishes
+        first = min(first, np.int32(i) if complete else np.int32(n))
+        gone += np.int32(complete)
+    kept = first
+    if gone == 1:  # as a rule
+        _account(expert, work, running[first])
+        for i in range(first, n - 1):
+            running[i] = running[i + 1]
+        for i in range(first, n - 1):
+            finish_at[i] = finish_at[i + 1]
+        kept = n - 1
+    else:
+        for i in range(first, n):
+            if finish_at[i] == iteration:
+                _account(expert, work, running[i])
+            else:
+                running[kept] = running[i]
+                finish_at[kept] = finish_at[i]
+                kept += 1
     expert.n_run = kept
-    expert.min_finish = _least(finish_at, expert.n_dec)
+    expert.min_finish = least
 
 
 @kernel

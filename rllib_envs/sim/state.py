@@ -36,6 +36,7 @@ ENGINE = np.dtype(
         ("by_priority", "i4"),  # 1: requests are served by priority, then arrival; 0: first come, first served
         # The router's factors on predicted lengths and on the odds of predicted scores, learned by calibration.
         ("length_factor", "f4"), ("score_odds", "f4"),
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -67,6 +68,7 @@ EXPERT = np.dtype(
         ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
         ("future_qos", "f8"),  # QoS of all requests sent here so far, at their end, if no more arrive (counterfactual)
         ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -92,6 +94,7 @@ RECORD = np.dtype(
         ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
         ("score", "f4"),  # true, at the expert it was sent to
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
