@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +23,13 @@ from gateway.policies import IMPACT_GREEDY, LEAST_WORK, LivePolicy, Verdict, bes
 from gateway.predicting import Predicting
 from gateway.range_watch import RangeWatch
 from gateway.request import RouteRequest
+from gateway.shared import create_shared, map_shared
 from gateway.slowness import Slowness
 from models.predictors.served import Predictors
 from rllib_envs.errors import InputError
 from rllib_envs.heuristic import arrived_feature, present, whatif_feature
 from rllib_envs.scenario import Scenario
+from rllib_envs.sim.seen import Seen
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +38,21 @@ Send = Callable[[LiveCluster, int], None]
 
 _WARM_UP = 20  # decisions after which nothing is done for the first time
 _PINNED = "pinned"
+
+
+def share_ledgers(path: Path, scenario: Scenario, gateways: int, capacity: int = 4096) -> None:
+    """Write the file that so many gateways share, before they start (``create_shared``).
+
+    Args:
+        path: of the file.
+        scenario: of all of them.
+        gateways: their number.
+        capacity: most requests under way at each, as each of their deciders is told.
+
+    Raises:
+        OSError: it cannot be written, or is there already.
+    """
+    create_shared(path, gateways, 2 * max(capacity, BASE_ROWS), scenario.n_experts)
 
 
 class _Choice(NamedTuple):
@@ -60,6 +78,9 @@ class Decider:
         capacity: most requests under way.
         seed: of what is drawn, as for ties.
         clock: seconds, to measure decisions by.
+        shared: file that ``share_ledgers`` has written; None: this is the only gateway in front of these experts.
+        gateway: number of this one among those that share it.
+        gateways: their number.
 
     Attributes:
         ledger: to be told what comes back.
@@ -85,18 +106,22 @@ class Decider:
         capacity: int = 4096,
         seed: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        shared: Path | None = None,
+        gateway: int = 0,
+        gateways: int = 1,
     ) -> None:
         classes = max(len(scenario.classes), 1)
         if may_drop and len(may_drop) != classes:
             raise InputError(f"may_drop has {len(may_drop)} entries: must have one for each of the {classes} classes")
         self.policy = policy if isinstance(policy, LivePolicy) else load_policy(policy, scenario.observation)
         self.shadow = None if shadow is None else load_policy(shadow, scenario.observation)
-        seen = self.policy.observation
-        self._chain = [load_policy(fallback, seen), *([load_policy(LEAST_WORK, seen)] if fallback != LEAST_WORK else [])]
+        told = self.policy.observation
+        self._chain = [load_policy(fallback, told), *([load_policy(LEAST_WORK, told)] if fallback != LEAST_WORK else [])]
         self.scenario = scenario
         self._predicting = Predicting(scenario.experts, predictors)
         self._capacity = max(capacity, BASE_ROWS)
-        self.live, self._beside = self._new_clusters()
+        seen = None if shared is None else map_shared(shared, gateways, 2 * self._capacity, scenario.n_experts)
+        self.live, self._beside = self._new_clusters(seen, gateway)
         self.fallbacks: Counter[Fallback] = Counter()
         self.refusals: Counter[Refusal] = Counter()
         self.slowness = Slowness()
@@ -203,25 +228,39 @@ class Decider:
         Raises:
             ValueError: it may not go there.
         """
-        row = self.ledger.row_of(key)
-        if row is not None:
-            prompt = int(self.ledger.prompt[row]) if prompt_tokens is None else prompt_tokens
-            for live in (self.live, self._beside):
-                if live is not None:
-                    live.move(key, expert, prompt, now_s)
+        if key in self.ledger:
+            prompt = self.ledger.prompt_of(key) if prompt_tokens is None else prompt_tokens
+            self.live.move(key, expert, prompt, now_s)
+            if self._beside is not None:
+                self._beside.move(key, expert, prompt, now_s)
 
-    def _new_clusters(self) -> tuple[LiveCluster, LiveCluster | None]:
-        """The cluster as the policy sees it, and as the shadow does, which may be shown other things."""
-        live = self._new_cluster(self.policy)
+    def take_over(self, old: Decider, now_s: float) -> None:
+        """Take over what is under way at the decider of an older configuration, before the first decision.
+
+        From then on its ends and tokens are to be told here, under the same keys.
+
+        Raises:
+            ValueError: it has other experts, or another order of them, or more under way than this one may have.
+        """
+        self.live.take_over(old.live, now_s)
+        if self._beside is not None:
+            self._beside.take_over(old.live if old._beside is None else old._beside, now_s)
+
+    def _new_clusters(self, seen: Seen | None = None, me: int = 0) -> tuple[LiveCluster, LiveCluster | None]:
+        """The cluster as the policy sees it, and as the shadow does, which may be shown other things.
+
+        A shadow knows of the requests of its own gateway alone.
+        """
+        live = self._new_cluster(self.policy, seen, me)
         if self.shadow is None:
             return live, None
         beside = self._new_cluster(self.shadow)
         live.ledger.follower = beside.ledger
         return live, beside
 
-    def _new_cluster(self, policy: LivePolicy) -> LiveCluster:
+    def _new_cluster(self, policy: LivePolicy, seen: Seen | None = None, me: int = 0) -> LiveCluster:
         scenario = replace(self.scenario, observation=policy.observation)
-        return LiveCluster(scenario, capacity=2 * self._capacity, log_sd=self._predicting.log_sd)
+        return LiveCluster(scenario, capacity=2 * self._capacity, log_sd=self._predicting.log_sd, seen=seen, me=me)
 
     def _show(
         self, prompts: NDArray[np.int64], told: Told, terms: int, allowed: NDArray[np.bool_], now_s: float

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.ledger import BASE_ROWS, LEFT, EndedRequest, Ledger
 from gateway.ledger import FINISHED as ENDED
-from gateway.ledger import LEFT, EndedRequest, Ledger
 from gateway.request import Budgets
 from rllib_envs.capacity import capacity_rps
 from rllib_envs.decision import BEGIN, Rules, World
@@ -21,9 +21,10 @@ from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass
 from rllib_envs.service_terms import terms_of
-from rllib_envs.sim.calibration import allocate_calibration, reset_calibration
+from rllib_envs.sim.calibration import allocate_calibration, calibrate, learnt, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table
 from rllib_envs.sim.demand import allocate_demand, update_foreseen_ema
+from rllib_envs.sim.seen import Marks, Seen
 from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, engine_records
 from rllib_envs.sim.terms import make_service
 from rllib_envs.sim.whatif import scratch_for
@@ -52,6 +53,8 @@ class LiveCluster:
         capacity: most rows of the request table; requests under way stay below it.
         log_sd: (N,) standard deviation of the log of an answer's length about its prediction; None: as for prompts in general.
         log_median: (N,) median of log(actual / predicted tokens) where predictions are right; None: of log-normal lengths.
+        seen: by all gateways in front of these experts; None: this is the only one.
+        me: number of this gateway among them.
 
     Attributes:
         ledger: the requests under way.
@@ -69,14 +72,18 @@ class LiveCluster:
         capacity: int,
         log_sd: NDArray[np.float64] | None = None,
         log_median: NDArray[np.float64] | None = None,
+        seen: Seen | None = None,
+        me: int = 0,
     ) -> None:
         self.scenario = replace(scenario, observation=replace(scenario.observation, whatif=True, counterfactual=False))
         self.batch, self.cursor = 1, np.zeros(1, np.int64)
         spec, n = self.scenario.observation, scenario.n_experts
         profiles = [expert.engine for expert in scenario.experts]
         nominal = engine_records(profiles)[None]
-        self.ledger = Ledger(n, capacity, nominal["c0_s"][0] + nominal["b_s"][0])
-        state = allocate(nominal, capacity)
+        self.ledger = Ledger(n, capacity, nominal["c0_s"][0] + nominal["b_s"][0], seen, me)
+        gateways = self.ledger.seen.rows.size
+        room = capacity if gateways == 1 else capacity * (gateways + 1)  # for the requests of others, behind one's own
+        state = allocate(nominal, room)
         nothing_far = np.zeros((1, n))  # what the network takes is part of what is measured at the gateway
         terms = terms_of(scenario)
         service = make_service(terms, np.ones((terms.size, 1, n), np.bool_), nothing_far, nothing_far)
@@ -86,7 +93,7 @@ class LiveCluster:
             state=state,
             late=state,
             nominal=nominal.copy(),
-            calibration=allocate_calibration(1, capacity, n),
+            calibration=allocate_calibration(1, room, n),
             workload=allocate_request_table(1, capacity, n),
             cursor=np.zeros(1, np.int32),
             late_cursor=np.zeros(1, np.int32),
@@ -115,12 +122,14 @@ class LiveCluster:
             demand=spec.demand,
         )
         self._begin, self._steps = np.full(1, BEGIN), np.zeros(1, STEP)
-        self._last_s = 0.0
+        self._last_s, self._came = 0.0, 0
+        self._marks = Marks(began_s=np.zeros(n), changes=np.full(n, -1))
         self._finished = self._late = 0
         self._user = self.world.workload.user[0]
         self._may_go = np.zeros((capacity, n), np.bool_)
         self._classes = max(len(scenario.classes), 1)
         self._own_terms: dict[tuple[int, Budgets], int] = {}  # the one that was used last is at the end
+        self._class_of: dict[int, int] = {}  # row of such terms -> class
         self._new_record = np.zeros((), state.records.dtype)
         for name in ("first_scheduled_s", "first_token_s", "finish_s"):
             self._new_record[name] = np.nan
@@ -155,7 +164,7 @@ class LiveCluster:
             full = len(self._own_terms) == _OWN_TERMS
             row = self._own_terms.pop(next(iter(self._own_terms))) if full else self._classes + len(self._own_terms)
             self.world.service.terms[row] = terms
-        self._own_terms[key] = row
+        self._own_terms[key], self._class_of[row] = row, service
         return row
 
     def new_row(self) -> int:
@@ -186,11 +195,15 @@ class LiveCluster:
         record = state.records[0, row]
         state.records[0, row] = self._new_record
         record["status"], record["route"], record["service"] = DROPPED, -1, service
-        gap_s, finished, late = max(now_s - self._last_s, 0.0), self._finished, self._late
-        self._last_s = now_s
+        seen = self.ledger.seen
+        came = int(seen.arrivals.sum())
+        arrivals, finished, late = max(came - self._came, 1), self._finished, self._late
+        gap_s = max(now_s - self._last_s, 0.0) / arrivals
+        self._last_s, self._came = now_s, came
         self._finished = self._late = 0
         self.cursor[0] += 1
-        show(world, self._rules, self.ledger.seen, row, 1, gap_s, finished, late, self._begin, self._steps)
+        news = row, came - 1, arrivals, gap_s, finished, late
+        show(world, self._rules, seen, self.ledger.me, self._marks, *news, self._begin, self._steps)
         return row
 
     def send(
@@ -233,7 +246,19 @@ class LiveCluster:
         self._may_go[row] = may_go
         self._write(row, expert, prompt, told.score[expert], told.tokens[expert], now_s)
         self.world.state.records["status"][0, row] = PENDING if limited else ROUTED
-        self.ledger.opened(key, row, expert, now_s, prompt, float(told.tokens[expert]), first_s=first_s, pace_s=pace_s)
+        service = int(self.world.state.records["service"][0, row])
+        self.ledger.opened(
+            key,
+            row,
+            expert,
+            now_s,
+            prompt,
+            float(told.tokens[expert]),
+            predicted_score=float(told.score[expert]),
+            service=service if service < self._classes else self._class_of[service],
+            first_s=first_s,
+            pace_s=pace_s,
+        )
 
     def move(self, key: str, expert: int, prompt: int, now_s: float) -> None:
         """A request whose expert failed before the first token goes to another one. Nothing for an unknown key.
@@ -249,7 +274,55 @@ class LiveCluster:
         workload = self.world.workload
         score, tokens = workload.predicted_score[0, row, expert], workload.predicted_tokens[0, row, expert]
         self._write(row, expert, prompt, score, tokens, workload.arrival_s[0, row])
-        self.ledger.moved(key, expert, now_s, prompt, float(tokens))
+        self.ledger.moved(key, expert, now_s, prompt, float(tokens), float(score))
+
+    def take_over(self, old: LiveCluster, now_s: float) -> None:
+        """Enter what is under way at an older view of the same experts, in order, with what was learned there.
+
+        Raises:
+            ValueError: it has other experts, or more under way than there is room for.
+        """
+        names, others = ([expert.name for expert in live.scenario.experts] for live in (self, old))
+        if names != others:
+            raise ValueError(f"experts {', '.join(names)}: must be those of before, {', '.join(others)}")
+        keys = old.ledger.keys()
+        if len(keys) >= self.ledger.capacity - self.ledger.rows:
+            raise ValueError(f"{len(keys)} requests are under way: there is room for {self.ledger.capacity - self.ledger.rows}")
+        mine, its = self.world, old.world
+        for name in ("lengths", "scores", "steps", "errors"):
+            getattr(mine.calibration, name)[:] = getattr(its.calibration, name)
+        for to, source in ((mine.pace, its.pace), (mine.worth, its.worth)):
+            for a, b in zip(to, source, strict=True):
+                a[:] = b
+        mine.demand.records[:] = its.demand.records
+        if self._rules.calibrate:
+            for e in range(len(names)):
+                learned = mine.calibration
+                offsets = learnt(learned.lengths, 0, e), learnt(learned.scores, 0, e), learned.steps["log"][0, e]
+                calibrate(*offsets, learned.configured[0, e], mine.nominal[0, e])
+        self.ledger.skip_rows(BASE_ROWS)  # averages are not begun anew
+        self.cursor[:] = old.cursor
+        for key in keys:
+            row, before = self.ledger.take_row(), old.ledger.row_of(key)
+            assert before is not None
+            for name in ("arrival_s", "prompt", "predicted_score", "predicted_tokens", "predicted_log_sd"):
+                getattr(mine.workload, name)[0, row] = getattr(its.workload, name)[0, before]
+            service = min(old.ledger.service_of(key), self._classes - 1)
+            self.world.state.records[0, row] = self._new_record
+            self.world.state.records["service"][0, row] = service
+            expert, prompt = old.ledger.expert_of(key), old.ledger.prompt_of(key)
+            request = its.state.requests[0, before]
+            self._write(row, expert, prompt, request["predicted_score"], request["predicted_tokens"], request["arrival_s"])
+            self._may_go[row] = old.may_go(before)
+            self.world.state.records["status"][0, row] = PENDING  # what was counted of its length is not known
+            self.ledger.copy_row(key, row, service, old.ledger)
+        mine.pace.counted[0] = mine.worth.counted[0] = self.ledger.rows
+        mine.calibration.first[0] = self.ledger.rows
+        self._last_s, self._came = now_s, int(self.ledger.seen.arrivals.sum())
+
+    def may_go(self, row: int) -> NDArray[np.bool_]:
+        """(N,) the experts that the request of a row may ever go to."""
+        return self._may_go[row]
 
     def _write(self, row: int, expert: int, prompt: int, score: float, tokens: float, arrival_s: float) -> None:
         state = self.world.state
@@ -293,6 +366,11 @@ class LiveCluster:
         world.calibration.grown[0, self.ledger.rows :] = 0
         world.calibration.counted[0, self.ledger.rows :] = 0
         world.calibration.first[0] = first
+        number = np.zeros(self.ledger.capacity, np.int32)  # those who run, as they are rebuilt for the last observation
+        number[old] = np.arange(first, self.ledger.rows)
+        running = world.state.running[0]
+        mine = running < self.ledger.capacity
+        running[mine] = number[running[mine]]
         world.pace.counted[0] = world.worth.counted[0] = self.ledger.rows
 
     def _terms_of(self, service: int, budgets: Budgets) -> Any:

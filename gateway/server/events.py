@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 _MOST_HELD = 2**18  # bytes of an event without an end; more are passed on as they are
 _END = re.compile(rb"\r?\n\r?\n")
-_DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+_DONE = b"[DONE]"
+_BEFORE_DONE = (b"\ndata: ", b"\ndata:")
 _CUT = re.compile(rb'"finish_reason" ?: ?"length"')
 _NO_CHOICES = re.compile(rb'"choices" ?: ?\[ ?\]')
+_USAGE_KEY = b'"usage"'
 _USAGE = re.compile(rb'(?<!\\)"(prompt|completion)_tokens" ?: ?(\d{1,12})')
 
 
@@ -48,41 +50,40 @@ class Events:
         if not data.endswith((b"\n\n", b"\n\r\n")):
             data = self._cut(data)
         count = data.count(b"\ndata:") + data.startswith(b"data:")
-        if b"[DONE]" in data and _DONE.search(data):
+        if _DONE in data and (b"\n" + data[: data.rfind(_DONE)]).endswith(_BEFORE_DONE):
             self.done = True
             count -= 1
         if b'"length"' in data:
             self.cut = was_cut(data)
-        if b'"usage"' in data:
+        if _USAGE_KEY in data:
             data, hidden = self._take_usage(data)
             count -= hidden
         return data, max(count, 0)
 
     def _cut(self, data: bytes) -> bytes:
         """Hold back what follows the last end of an event."""
-        ends = (at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.rfind(mark)) >= 0)
-        end = max(ends, default=0)
+        end = _after_last_end(data)
         if len(data) - end > _MOST_HELD:
             return data
         self._held = data[end:]
         return data[:end]
 
     def _take_usage(self, data: bytes) -> tuple[bytes, int]:
-        """Read the usage; the data without events that tell nothing else, if they are to be hidden, and how many those were."""
-        self.usage = find_usage(data, self.usage)
-        if not _NO_CHOICES.search(data):
+        """Read the last usage. The data, without its event if that says no more and is to be hidden; 1 for such an event."""
+        at = data.rfind(_USAGE_KEY)
+        self.usage = find_usage(data[at:], self.usage)
+        start = _after_last_end(data[:at])
+        found = _END.search(data, at)
+        end = len(data) if found is None else found.end()
+        if not _NO_CHOICES.search(data, start, end):
             return data, 0
-        kept: list[bytes] = []
-        bare = 0
-        start = 0
-        for found in _END.finditer(data):
-            event = data[start : found.end()]
-            start = found.end()
-            tells_usage = b'"usage"' in event and _NO_CHOICES.search(event) is not None
-            bare += tells_usage
-            if not (tells_usage and self._hide_usage):
-                kept.append(event)
-        return b"".join(kept) + data[start:], bare
+        return (data[:start] + data[end:] if self._hide_usage else data), 1
+
+
+def _after_last_end(data: bytes) -> int:
+    """Where the last event that is not complete begins."""
+    ends = (at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.rfind(mark)) >= 0)
+    return max(ends, default=0)
 
 
 def was_cut(data: bytes) -> bool:
@@ -92,6 +93,7 @@ def was_cut(data: bytes) -> bool:
 
 def find_usage(data: bytes, known: Usage = UNTOLD) -> Usage:
     """The last usage in JSON text; ``known`` where it tells none. Quotes within its texts are escaped, so those do not match."""
+    data = data[max(data.rfind(_USAGE_KEY), 0) :]
     found = {name: int(number) for name, number in _USAGE.findall(data)}
     return Usage(found.get(b"prompt", known.prompt_tokens), found.get(b"completion", known.output_tokens))
 

@@ -47,7 +47,7 @@ async def serve(path: Path, gateway: Gateway) -> None:
         InputError: the address cannot be listened at.
     """
     _raise_file_limit()
-    service = Service(path, gateway)
+    service = GatewayServer(path, gateway)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.begin, service.drain)
@@ -55,7 +55,7 @@ async def serve(path: Path, gateway: Gateway) -> None:
     await service.run()
 
 
-class Service:
+class GatewayServer:
     """The server with what happens beside requests. It belongs to the running event loop."""
 
     def __init__(self, path: Path, gateway: Gateway) -> None:
@@ -94,12 +94,19 @@ class Service:
         """Serve until it is drained."""
         await self.look()  # before anybody asks: an expert of which nothing is known is not ready
         looking = self._loop.create_task(self.keep_looking())
+        self._say_who_decides()
         _LOG.info("listening at %s", self.url)
         try:
             await self._server.serve(sockets=[self._listener])
         finally:
             looking.cancel()
             await self.traffic.close()
+
+    def _say_who_decides(self) -> None:
+        decider = self.traffic.gateway.decider
+        _LOG.info("policy %s %s", decider.policy.name, decider.policy.version)
+        if decider.outside is not None:
+            _LOG.warning("the policy will not decide, its fallback will: %s", decider.outside)
 
     def begin(self, action: Callable[[], Coroutine[None, None, None]]) -> None:
         """Do something beside requests."""
@@ -156,6 +163,7 @@ class Service:
         await self.look()
         self.traffic.metrics.reloaded("done")
         _LOG.info("reloaded: %s", new.config.fingerprint)
+        self._say_who_decides()
         if new.config.listen != old.config.listen:
             _LOG.warning("listen has changed: a restart is needed for that")
 

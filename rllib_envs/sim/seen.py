@@ -15,34 +15,113 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_envs.sim.calibration import note_step
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.kernels import blocks_of, push, schedule, work_of
 from rllib_envs.sim.profile import BLOCK_TOKENS
+from rllib_envs.sim.state import NEVER
+
+_MOST_RATIO = 8.0  # of a measured to a nominal iteration time: an engine that stalls once is not as slow as that
 
 NOWHERE = -1
 """In place of an expert: the request is not under way."""
 
 
 class Seen(NamedTuple):
-    """What is seen of requests under way, by row, and of N experts. M rows at most."""
+    """What W gateways in front of the same N experts see of requests under way, M rows at most each; one sees what all do."""
 
-    expert: NDArray[np.int32]  # (M,) NOWHERE: not under way
-    tokens: NDArray[np.int32]  # (M,) streamed so far
-    sent_s: NDArray[np.float64]  # (M,) time of the decision
-    first_s: NDArray[np.float64]  # (M,) time of the first token, NaN before; where tokens are not seen, its prediction
-    pace_s: NDArray[np.float64]  # (M,) predicted time per token where tokens are not seen until the end; else 0
-    began_s: NDArray[np.float64]  # (N,) when the iteration under way began: at the last token, or when a request came to nobody
-    before_s: NDArray[np.float64]  # (N,) the same of the iteration before it
+    expert: NDArray[np.int32]  # (W, M) NOWHERE: not under way; it is written last
+    tokens: NDArray[np.int32]  # (W, M) streamed so far
+    prompt: NDArray[np.int32]  # (W, M) tokens
+    service: NDArray[np.int32]  # (W, M) service class
+    predicted_tokens: NDArray[np.float64]  # (W, M) of the answer
+    predicted_score: NDArray[np.float64]  # (W, M)
+    sent_s: NDArray[np.float64]  # (W, M) time of the decision
+    first_s: NDArray[np.float64]  # (W, M) time of the first token, NaN before; where tokens are not seen, its prediction
+    pace_s: NDArray[np.float64]  # (W, M) predicted time per token where tokens are not seen until the end; else 0
+    began_s: NDArray[np.float64]  # (W, N) when the iteration under way began: at the last token, or when a request came to nobody
+    before_s: NDArray[np.float64]  # (W, N) the same of the iteration before it
+    present: NDArray[np.int64]  # (W, N) requests under way
+    changes: NDArray[np.int64]  # (W, N) times that a request came, got its first token or went
+    rows: NDArray[np.int64]  # (W,) rows in use
+    arrivals: NDArray[np.int64]  # (W,) requests so far
+
+
+def seen_fields(gateways: int, rows: int, n_experts: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each array of ``Seen``."""
+    requests, experts, each = (gateways, rows), (gateways, n_experts), (gateways,)
+    whole = dict.fromkeys(("expert", "tokens", "prompt", "service"), (requests, "i4"))
+    real = ("predicted_tokens", "predicted_score", "sent_s", "first_s", "pace_s")
+    return {
+        **whole,
+        **dict.fromkeys(real, (requests, "f8")),
+        "began_s": (experts, "f8"),
+        "before_s": (experts, "f8"),
+        "present": (experts, "i8"),
+        "changes": (experts, "i8"),
+        "rows": (each, "i8"),
+        "arrivals": (each, "i8"),
+    }
+
+
+def clear_seen(seen: Seen, gateway: int) -> None:
+    """Nothing is under way at one gateway, and nothing has been."""
+    for array in seen:
+        array[gateway] = 0
+    seen.expert[gateway] = NOWHERE
+    seen.first_s[gateway] = np.nan
+    seen.began_s[gateway] = seen.before_s[gateway] = -np.inf
+
+
+class Marks(NamedTuple):
+    """What was seen of N experts at the last observation."""
+
+    began_s: NDArray[np.float64]  # (N,) when the iteration under way then began
+    changes: NDArray[np.int64]  # (N,) -1: nothing was seen
 
 
 @kernel
-def _tokens_by(seen, r, now_s):
+def learn_steps(state, steps, configured, seen, me, marks):
+    """Count the iterations since the last observation, of experts where nothing else than decoding happened.
+
+    One sample for each observation and expert, as from a simulated engine: the mean time of these iterations over the nominal
+    one. It has to be called before ``rebuild``, as it reads what that wrote the last time.
+
+    Args:
+        state: as it was rebuilt at the last observation.
+        steps: (1, N) AVERAGE, as of ``Calibration``.
+        configured: (1, N) ENGINE, the figures given to the router.
+        seen: by all gateways.
+        me: number of the gateway.
+        marks: of the last observation; they become those of this one.
+    """
+    for e in range(configured.shape[1]):
+        expert, engine = state.experts[0, e], configured[0, e]
+        began_s, changes = seen.began_s[:, e].max(), seen.changes[:, e].sum()
+        if marks.changes[e] == changes and expert.n_run > 0 and expert.n_run == expert.n_dec and expert.n_wait == 0:
+            iterations = 0
+            for i in range(expert.n_dec):
+                r = state.running[0, e, i]
+                if r < seen.tokens.shape[1] and seen.pace_s[me, r] == 0.0:
+                    iterations = seen.tokens[me, r] - state.requests[0, r].generated
+                    break
+            took_s = began_s - marks.began_s[e]
+            if iterations > 0 and took_s > 0.0:
+                context = expert.context + 0.5 * expert.n_dec * (iterations - 1)
+                nominal_s = iterations * (engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * context)
+                note_step(steps[0, e], min(max(took_s, nominal_s / _MOST_RATIO), nominal_s * _MOST_RATIO), nominal_s)
+        marks.began_s[e] = began_s
+        marks.changes[e] = changes
+
+
+@kernel
+def _tokens_by(seen, w, r, now_s):
     """Tokens of the request in row r by now: those seen, or as many as it should have where they are not seen."""
-    if seen.pace_s[r] == 0.0:
-        return seen.tokens[r]
-    if not now_s >= seen.first_s[r]:
+    if seen.pace_s[w, r] == 0.0:
+        return seen.tokens[w, r]
+    if not now_s >= seen.first_s[w, r]:
         return np.int32(0)
-    return np.int32(1 + min((now_s - seen.first_s[r]) / seen.pace_s[r], 1e9))
+    return np.int32(1 + min((now_s - seen.first_s[w, r]) / seen.pace_s[w, r], 1e9))
 
 
 @kernel
@@ -63,26 +142,29 @@ def _clear(engine, expert):
 
 
 @kernel
-def _enter(engine, expert, work, seen, r, now_s):
-    """Put the request of row r where it is taken to be: among the running ones, or into the queue."""
-    request, record = work.requests[r], work.records[r]
-    tokens = min(_tokens_by(seen, r, now_s), engine.max_model_len - request.prompt - 1)
-    if seen.pace_s[r] > 0.0:  # it would have been told of the end
+def _enter(engine, expert, work, seen, w, r, index, now_s):
+    """Put the request of row r of gateway w where it is taken to be: among the running ones, or into the queue.
+
+    ``index``: its number in the state.
+    """
+    request, record, running = work.requests[index], work.records[index], work.running
+    tokens = min(_tokens_by(seen, w, r, now_s), engine.max_model_len - request.prompt - 1)
+    if seen.pace_s[w, r] > 0.0:  # it would have been told of the end
         tokens = min(tokens, max(np.int32(request.predicted_tokens * engine.length_factor) - 1, 1))
     request.generated = max(tokens, 0)
     request.start = -request.generated
     record.first_scheduled_s = np.nan
-    record.first_token_s = seen.first_s[r] if request.generated > 0 else np.nan
+    record.first_token_s = seen.first_s[w, r] if request.generated > 0 else np.nan
     cached = request.prompt + request.generated - 1
     blocks = blocks_of(cached)
     if request.generated == 0 or expert.n_run == engine.max_seqs or blocks > expert.freed - expert.taken:
-        push(engine, expert, work, r, seen.sent_s[r])
+        push(engine, expert, work, index, seen.sent_s[w, r])
         return
     place = expert.n_run
-    while place > 0 and seen.first_s[work.running[place - 1]] > seen.first_s[r]:
-        work.running[place] = work.running[place - 1]
+    while place > 0 and work.records[running[place - 1]].first_token_s > record.first_token_s:
+        running[place] = running[place - 1]
         place -= 1
-    work.running[place] = r
+    running[place] = index
     work.finish_at[expert.n_run] = 1
     expert.n_run += 1
     expert.n_dec += 1
@@ -92,26 +174,75 @@ def _enter(engine, expert, work, seen, r, now_s):
 
 
 @kernel
-def rebuild(state, nominal, seen, rows, b, now_s):
-    """Rebuild cluster b at ``now_s`` from the first ``rows`` rows of what is seen, whose requests the state holds already.
+def _copy_request(state, terms, seen, w, r, index):
+    """Write a request that another gateway has sent as number ``index`` of the state."""
+    request, record = state.requests[0, index], state.records[0, index]
+    request.arrival_s = seen.sent_s[w, r]
+    request.prompt = seen.prompt[w, r]
+    request.predicted_tokens = seen.predicted_tokens[w, r]
+    request.predicted_score = seen.predicted_score[w, r]
+    request.output = NEVER
+    record.service = min(max(seen.service[w, r], 0), terms.size - 1)
+    record.priority = terms[record.service].priority
+    record.preemptions = 0
 
-    ``nominal`` (B, N) has the engines' figures. The iteration under way is planned at each expert that has a request, and ends
-    at ``now_s`` if it should have ended before: its tokens have not come yet.
+
+@kernel
+def _enter_all(state, terms, nominal, seen, me, rows, now_s):
+    """Put the requests of all gateways in their places, in the order in which they were sent."""
+    first, count = seen.expert.shape[1], 0  # the state's numbers of others' requests follow those of one's own
+    sent_s = np.empty(state.requests.shape[1])
+    source = np.empty((state.requests.shape[1], 3), np.int64)
+    for w in range(seen.expert.shape[0]):
+        for r in range(rows if w == me else min(seen.rows[w], first)):
+            if not 0 <= seen.expert[w, r] < nominal.shape[1]:
+                continue
+            index = r if w == me else first + w * first + r
+            if w != me:
+                _copy_request(state, terms, seen, w, r, index)
+            sent_s[count] = seen.sent_s[w, r]
+            source[count] = w, r, index
+            count += 1
+    for i in np.argsort(sent_s[:count], kind="mergesort"):
+        w, r, index = source[i]
+        e = seen.expert[w, r]
+        if 0 <= e < nominal.shape[1]:  # unless it has gone meanwhile
+            _enter(nominal[0, e], state.experts[0, e], work_of(state, 0, e), seen, w, r, index, now_s)
+
+
+@kernel
+def rebuild(state, terms, nominal, seen, me, rows, now_s):
+    """Rebuild the one cluster at ``now_s`` as gateway ``me`` sees it.
+
+    The iteration under way is planned at each expert that has a request. It ends at ``now_s`` if it should have ended before:
+    its tokens have not come yet.
+
+    Args:
+        state: of one cluster; it holds the gateway's own requests already, by row, and has room for those of the others.
+        terms: (C,) TERMS of the service classes.
+        nominal: (1, N) the engines' figures.
+        seen: by all gateways.
+        me: number of the gateway.
+        rows: its rows to take into account, from the first.
+        now_s: the time.
     """
-    n_experts = nominal.shape[1]
-    for e in range(n_experts):
-        _clear(nominal[b, e], state.experts[b, e])
-    for r in range(rows):
-        e = seen.expert[r]
-        if e >= 0:
-            _enter(nominal[b, e], state.experts[b, e], work_of(state, b, e), seen, r, now_s)
-    for e in range(n_experts):
-        engine, expert = nominal[b, e], state.experts[b, e]
+    for e in range(nominal.shape[1]):
+        _clear(nominal[0, e], state.experts[0, e])
+    if seen.expert.shape[0] > 1:
+        _enter_all(state, terms, nominal, seen, me, rows, now_s)
+    else:
+        for r in range(rows):
+            e = seen.expert[me, r]
+            if e >= 0:
+                _enter(nominal[0, e], state.experts[0, e], work_of(state, 0, e), seen, me, r, r, now_s)
+    for e in range(nominal.shape[1]):
+        engine, expert = nominal[0, e], state.experts[0, e]
         if expert.n_run + expert.n_wait == 0:
             continue
-        expert.clock_s = max(seen.began_s[e], expert.clock_s) if expert.n_run == 0 else seen.began_s[e]
-        expert.known_s = expert.clock_s if expert.clock_s > seen.began_s[e] else seen.before_s[e]
-        schedule(engine, expert, work_of(state, b, e))
+        began_s, before_s = seen.began_s[:, e].max(), seen.before_s[:, e].max()
+        expert.clock_s = began_s if expert.n_run > 0 else max(began_s, expert.clock_s)
+        expert.known_s = expert.clock_s if expert.clock_s > began_s else before_s
+        schedule(engine, expert, work_of(state, 0, e))
         if expert.plan_end_s < now_s:
             expert.clock_s += now_s - expert.plan_end_s
             expert.plan_end_s = now_s

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from gateway.config import load_config
-from gateway.server.lifecycle import Service
+from gateway.server.lifecycle import GatewayServer
 from gateway.server.state import Gateway
 
 ENGINE = Path(__file__).with_name("mock_engine.py")
@@ -99,7 +99,7 @@ class RunningGateway:
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.service = Service(self.path, self._gateway)
+        self.service = GatewayServer(self.path, self._gateway)
         self.url = self.service.url
         self._up.set()
         await self.service.run()

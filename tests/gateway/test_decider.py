@@ -198,6 +198,33 @@ def test_warming_up_leaves_no_trace() -> None:
         assert (mine.expert, mine.scores, mine.predicted_ttft_s) == (others.expert, others.scores, others.predicted_ttft_s)
 
 
+def test_a_new_decider_goes_on_where_the_old_one_was() -> None:
+    """With what is under way and what was learned: it predicts and decides as the old one."""
+    scenario = load_scenario("edge6")
+    old, new = Decider(scenario, "calibrated-impact-greedy"), Decider(scenario, "calibrated-impact-greedy", capacity=999)
+    rng, keys, now_s = np.random.default_rng(4), [], 0.0
+    for _ in range(600):
+        now_s += rng.exponential(0.05)
+        keys.append(old.decide(RouteRequest(prompt_tokens=int(rng.integers(1, 900))), now_s, ALL).id)
+        for key in rng.choice(keys, 6):
+            old.ledger.streamed(str(key), 2, now_s)
+        if len(keys) > 30:
+            old.ledger.finished(keys.pop(int(rng.integers(30))), now_s)
+    keys.append(old.decide(RouteRequest(prompt_tokens=9), now_s, ALL).id)  # it has learned from all that has come back
+    new.take_over(old, now_s)
+    assert new.ledger.loads() == old.ledger.loads()
+    assert new.ledger.keys() == keys
+    for i in range(20):
+        now_s += 0.01
+        request = RouteRequest(prompt_tokens=50 + i)
+        mine, its = (decider.decide(request, now_s, ALL) for decider in (new, old))
+        assert mine.expert == its.expert
+        np.testing.assert_allclose(mine.predicted_ttft_s, its.predicted_ttft_s, rtol=1e-6)
+        np.testing.assert_allclose(mine.scores, its.scores, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="must be those of before"):
+        Decider(load_scenario("edge5")).take_over(old, now_s)
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [

@@ -83,9 +83,9 @@ def test_tokens_that_come_together_are_of_one_iteration() -> None:
         kept.opened(f"r{i}", kept.take_row(), 1, 0.0, 10, 20.0)
     for time_s in (1.0, 1.001, 1.02, 1.021):
         kept.streamed("r0" if time_s in (1.0, 1.02) else "r1", 1, time_s)
-    assert kept.seen.began_s[1] == 1.021
-    assert kept.seen.before_s[1] == 1.001
-    assert kept.seen.began_s[0] == -np.inf
+    assert kept.seen.began_s[0, 1] == 1.021
+    assert kept.seen.before_s[0, 1] == 1.001
+    assert kept.seen.began_s[0, 0] == -np.inf
 
 
 def test_few_rows_are_refused() -> None:
