@@ -30,8 +30,8 @@ DEPARTURE = {
     "experts told apart": ["--told-apart"],
     "critics warm up": ["--critic-warmup", "200"],
     "rewards centred": ["--centre-rewards", "True"],
-    "discount .9": ["--gamma", "0.9"],
-    "target entropy a tenth": ["--target-entropy-share", "0.1"],
+    "discount .97": ["--gamma", "0.97"],
+    "target entropy a twentieth": ["--target-entropy-share", "0.05"],
 }
 DEPARTURES = {
     "as published": PUBLISHED,

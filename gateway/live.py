@@ -25,7 +25,7 @@ from rllib_envs.sim.calibration import allocate_calibration, calibrate, learnt, 
 from rllib_envs.sim.cluster import STEP, allocate_request_table
 from rllib_envs.sim.demand import allocate_demand, update_foreseen_ema
 from rllib_envs.sim.seen import Marks, Seen
-from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, engine_records
+from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, allocate_views, engine_records
 from rllib_envs.sim.terms import Service
 from rllib_envs.sim.whatif import scratch_for
 from rllib_envs.sim.worth import allocate_worth
@@ -94,9 +94,9 @@ class LiveCluster:
             late=state,
             nominal=nominal.copy(),
             calibration=allocate_calibration(1, room, n),
-            workload=allocate_request_table(1, capacity, n),
+            workload=allocate_request_table(1, capacity, n)._replace(age_s=np.zeros((1, room))),  # of others' requests too
             cursor=np.zeros(1, np.int32),
-            late_cursor=np.zeros(1, np.int32),
+            views=allocate_views(1, n),
             delay_s=np.zeros(1),
             now_s=np.zeros(1),
             pace=Pace(

@@ -44,6 +44,8 @@ def _check(source: Simulation, cluster: int, copies: Simulation) -> None:
     for name in ("experts", "observation", "slo_s_per_token", "reward", "classes", "tenants", "network"):
         if getattr(source.scenario, name) != getattr(copies.scenario, name):
             raise ValueError(f"copies: {name} differs from that of the source")
+    if source.living is not None or copies.living is not None:
+        raise ValueError("experts change within the episode: such a cluster cannot be copied")
     if source.world.late is not source.state or copies.world.late is not copies.state:
         raise ValueError("telemetry is delayed: such a cluster cannot be copied")
     if source.over[cluster]:

@@ -41,7 +41,8 @@ from rllib_envs.sim.cluster import (
 )
 from rllib_envs.sim.demand import Demand, update_demand, update_foreseen_ema, update_late_ema, write_demand
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
-from rllib_envs.sim.state import State
+from rllib_envs.sim.living import advance_living, begin_living, follow, note_sent, renew_future_qos
+from rllib_envs.sim.state import FOLLOWED, State, Views
 from rllib_envs.sim.terms import Service, extras_of
 from rllib_envs.sim.whatif import Scratch, predict
 from rllib_envs.sim.worth import Worth, write_worth
@@ -62,7 +63,7 @@ class World(NamedTuple):
     calibration: Calibration
     workload: RequestTable
     cursor: NDArray[np.int32]  # (B,) number of the request to route
-    late_cursor: NDArray[np.int32]  # (B,) the same for ``late``
+    views: Views  # how telemetry shows the experts
     delay_s: NDArray[np.float64]  # (B,) age of telemetry
     now_s: NDArray[np.float64]  # (B,)
     pace: Pace
@@ -97,8 +98,8 @@ def _arrived_slo_s(world, b, extras):
 
 
 @kernel_inlined
-def decide(world, rules, b, action, step):
-    """Carry out one decision of cluster b (an expert's index, or N = drop), up to the next arrival; ``step`` gets the results."""
+def _send(world, rules, b, action, step):
+    """Carry out one decision of cluster b (an expert's index, or N = drop); ``step`` gets the results."""
     state, workload, r, now_s = world.state, world.workload, world.cursor[b], world.now_s[b]
     marginal = 0.0
     if rules.track_future > 0 and action < state.experts.shape[1] and not fits_none(state.engines, b, workload.prompt[b, r]):
@@ -109,7 +110,12 @@ def decide(world, rules, b, action, step):
     if rules.demand and rules.predict and action < state.experts.shape[1]:
         update_foreseen_ema(world.demand, b, world.rows.whatif[b, action].own_success)
     route(state, workload, world.service, b, r, action, now_s, marginal, step)
-    advance_to_next(state, workload, world.cursor, world.now_s, b, step)
+
+
+@kernel_inlined
+def _count(world, rules, b, step):
+    """Count the next arrival of cluster b, and what finished until then, in moving averages."""
+    workload = world.workload
     if world.cursor[b] < workload.total[b]:
         update_gap_ema(world.pace, b, world.cursor[b], step.dt_s)
         if rules.demand:
@@ -119,10 +125,18 @@ def decide(world, rules, b, action, step):
 
 
 @kernel_inlined
+def decide(world, rules, b, action, step):
+    """Carry out one decision of cluster b (an expert's index, or N = drop), up to the next arrival; ``step`` gets the results."""
+    _send(world, rules, b, action, step)
+    advance_to_next(world.state, world.workload, world.cursor, world.now_s, b, step)
+    _count(world, rules, b, step)
+
+
+@kernel_inlined
 def write_observation(world, rules, b):
     """Write the observation of cluster b, and the what-if results and counterfactuals if they are on."""
     workload, nominal, rows, slo_s = world.workload, world.nominal, world.rows, _arrived_slo_s(world, b, world.state.extras)
-    telemetry = sync_telemetry(world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, b)
+    telemetry = sync_telemetry(world.state, world.late, world.views, world.cursor, world.delay_s, world.now_s, b)
     if rules.calibrate:
         update_calibration(world.calibration, nominal, workload, telemetry, b)
     if rules.calibrate or telemetry.arrived == 0 or world.service.terms.size > 1:
@@ -166,5 +180,31 @@ def step_all(actions, steps, show, world, rules):
                 clear_step(steps[b])
                 continue
             decide(world, rules, b, actions[b], steps[b])
+        if show:
+            write_observation(world, rules, b)
+
+
+@kernel
+def step_living(actions, steps, show, world, rules, living):
+    """``step_all`` in clusters that change within an episode (``rllib_envs.sim.living``)."""
+    world, living = borrow(world), borrow(living)
+    for b in range(actions.size):
+        if actions[b] == WAIT:
+            continue
+        if actions[b] == BEGIN:
+            begin_living(world.state, world.workload, world.nominal, living, world.now_s, b)
+        else:
+            if world.cursor[b] == world.workload.total[b]:
+                clear_step(steps[b])
+                continue
+            r = world.cursor[b]
+            _send(world, rules, b, actions[b], steps[b])
+            note_sent(world.state, world.workload, living, b, r, actions[b], steps[b])
+            advance_living(world.state, world.workload, world.nominal, living, world.cursor, world.now_s, b, steps[b])
+            if rules.track_future > 0:
+                renew_future_qos(world.state, living, b, world.now_s[b], world.scratch)
+            _count(world, rules, b, steps[b])
+        if world.views.kind[b] == FOLLOWED:
+            follow(world.state, world.late, world.workload, world.views, living, world.cursor, world.delay_s, world.now_s, b)
         if show:
             write_observation(world, rules, b)

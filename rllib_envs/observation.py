@@ -122,10 +122,11 @@ def _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
 
 
 @kernel_inlined
-def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, extras):
+def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, extras):
     """Show the decoding requests of expert e of cluster b; returns their sums, and the tokens left of those beyond the slots.
 
-    ``share``: of a KV token. With ``extras`` there may be several service classes, and each request is in units of its own.
+    ``share``: of a KV token. With ``extras`` there may be several service classes, and each request is in units of its own; some
+    may have been sent before, and ``age_s`` (M,) is the time since then.
     """
     source, now_s = telemetry.source, telemetry.now_s
     requests, running = source.requests[b], source.running[b, e]
@@ -145,7 +146,9 @@ def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo
         if extras is not None:
             own_slo_s = terms[extras[index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+            elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
+        else:
+            elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < slots:
             cached_share = np.float32(request.prompt + generated - 1) * share
@@ -158,7 +161,7 @@ def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo
 
 
 @kernel_inlined
-def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows, known_extras, sent_extras):
+def _observe_expert(telemetry, engine, terms, age_s, b, e, slo_s, rows, known_extras, sent_extras):
     """Fill all features of expert e of cluster b; returns the mask bit: whether it can take one more.
 
     ``known_extras``, ``sent_extras``: of the requests that telemetry shows, and of those sent since.
@@ -166,13 +169,13 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows, known_extras, s
     The loop over the decoding requests dominates the run time; 32-bit arithmetic halves it.
     """
     source, actual, now_s = telemetry.source, telemetry.actual, telemetry.now_s
-    first_pending = telemetry.first_pending
+    first_pending = telemetry.first_pending[e]
     expert = source.experts[b, e]
     requests = source.requests[b]
     running, waiting = source.running[b, e], source.waiting[b, e]
     n_run, n_dec, n_wait = expert.n_run, expert.n_dec, expert.n_wait
     n_known = n_run + n_wait
-    begun = steps_begun(expert, telemetry.view_s)
+    begun = steps_begun(expert, telemetry.view_s[e])
     complete = max(begun - 1, 0)
     iteration = np.int32(expert.iteration + complete)
     taken = expert.taken
@@ -186,7 +189,9 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows, known_extras, s
     slots_run, slots_wait = rows.running.shape[2], rows.waiting.shape[2]
     rows_run, rows_wait = rows.running[b, e], rows.waiting[b, e]
     mask_run, mask_wait = rows.running_mask[b, e], rows.waiting_mask[b, e]
-    sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, known_extras)
+    sums, decode_beyond = _observe_decoding(
+        telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, known_extras
+    )
     own_step = step_slo
     # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
@@ -217,7 +222,9 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows, known_extras, s
         if known_extras is not None:
             own_slo_s = terms[(known_extras if i < n_known else sent_extras)[index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+            elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
+        else:
+            elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < n_run and i < slots_run:
             cached_share = np.float32(cached) * share
@@ -318,7 +325,7 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
     known_extras, sent_extras = extras_of(telemetry.source.extras, b), extras_of(telemetry.actual.extras, b)
     for e in range(n_experts):
         engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, service.terms, b, e, slo_s, rows, known_extras, sent_extras)
+        open_ = _observe_expert(telemetry, engine, service.terms, workload.age_s[b], b, e, slo_s, rows, known_extras, sent_extras)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)

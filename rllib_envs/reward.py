@@ -64,4 +64,8 @@ def combine(weights: Reward, steps: NDArray[np.void], impact: NDArray[np.float64
         reward -= weights.energy * 1e-3 * steps["energy_j"]
     if weights.cost:
         reward -= weights.cost * steps["cost"]
+    if weights.violation:  # a client that gave up found the answer too late
+        reward -= weights.violation * steps["cancelled"]
+    if weights.drop:
+        reward -= weights.drop * steps["failed"]
     return reward

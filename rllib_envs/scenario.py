@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from rllib_envs.dynamics import Dynamics, check_dynamics
 from rllib_envs.limits import (
     CONFIG,
     AtLeastOne,
@@ -308,9 +309,9 @@ class Reward:
     """Weights of the reward's terms (``rllib_envs.reward``). Each term is summed over the interval between two decisions."""
 
     realised_qos: Weight = 1.0  # QoS of the requests that finished
-    violation: Penalty = 0.0  # subtracted per request that finished late
+    violation: Penalty = 0.0  # subtracted per request that finished late, or whose client gave up
     paper_impact: Penalty = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
-    drop: Penalty = 0.0  # subtracted per dropped or rejected request
+    drop: Penalty = 0.0  # subtracted per dropped or rejected request, and per request that failed with its expert
     marginal_qos: Weight = 0.0  # counterfactual marginal QoS of the action taken, true values
     energy: Penalty = 0.0  # subtracted per kJ that the cluster takes: of experts with watts
     cost: Penalty = 0.0  # subtracted per unit of money that a request will have cost, when it is sent: of experts with prices
@@ -345,7 +346,8 @@ _LATER = (
 
 
 _OPTIONAL = (
-    "classes", "tenants", "network", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price", "priority",
+    "classes", "tenants", "network", "dynamics", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price",
+    "priority",
 )  # fmt: skip
 """Fields of a scenario, an expert or a class that are not written where they say nothing."""
 
@@ -367,6 +369,7 @@ class Scenario:
     classes: Annotated[tuple[ServiceClass, ...], Field(max_length=100)] = ()  # (): one for all, with the bound above
     tenants: Annotated[tuple[Tenant, ...], Field(max_length=1000)] = ()  # (): one for all
     network: Network | None = None  # None: users and experts are in one place
+    dynamics: Dynamics | None = None  # None: nothing changes within an episode
 
     @model_validator(mode="after")
     def _names_unique(self) -> Self:
@@ -407,6 +410,12 @@ class Scenario:
                         f"{part}: {entry.name!r} is confined_to {place!r}: no expert has this name or label; "
                         f"there are {', '.join(sorted(known))}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_possible(self) -> Self:
+        if self.dynamics is not None:
+            check_dynamics(self.dynamics, {expert.name: {expert.name, expert.site, *expert.labels} for expert in self.experts})
         return self
 
     @model_validator(mode="after")

@@ -13,29 +13,30 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.rows import EXPERT_TABLE
-from rllib_envs.sim.state import CONFINED, DROPPED, REJECTED
+from rllib_envs.sim.state import CANCELLED, CONFINED, DROPPED, FAILED, REJECTED
 from rllib_envs.simulation import Records, Simulation
 
 _MOST_NAMES = 16  # of experts beside the strip of their status
 _DRAWN = ("running", "waiting", "kv_used")  # expert features drawn over time
 
-STATUSES = {"idle": "#D5DADF", "serving": "#8CC5E3", "queue full": "#7B3294"}
+STATUSES = {"idle": "#D5DADF", "serving": "#8CC5E3", "queue full": "#7B3294", "down or drained": "#D7301F"}
 """What an expert may be doing -> its colour."""
 
 
 def expert_status(simulation: Simulation, cluster: int) -> NDArray[np.int8]:
-    """(N,) index in STATUSES of what each expert of a cluster is doing."""
+    """(N,) index in STATUSES of what each expert of a cluster is doing, as the router knows of it."""
     experts, engines = simulation.state.experts[cluster], simulation.state.engines[cluster]
+    closed = simulation.world.nominal["max_waiting"][cluster] == 0
     full = experts["n_wait"] >= engines["max_waiting"]
-    return np.select([full, experts["n_run"] + experts["n_wait"] > 0], [2, 1], 0).astype(np.int8)
+    return np.select([closed, full, experts["n_run"] + experts["n_wait"] > 0], [3, 2, 1], 0).astype(np.int8)
 
 
 def missed_at_s(records: Records, service: int) -> NDArray[np.float64]:
     """(K,) when each request of a service class that is not in time was known not to be, ascending.
 
-    A late one counts when it finishes; one that was dropped or rejected when it arrives.
+    A late one counts when it finishes; one that was dropped, rejected, given up or lost for good when it arrives.
     """
-    away = np.isin(records.status, (DROPPED, REJECTED, CONFINED))
+    away = np.isin(records.status, (DROPPED, REJECTED, CONFINED, CANCELLED, FAILED))
     when_s = np.where(away, records.arrival_s, records.finish_s)
     return np.sort(when_s[(records.service == service) & (away | records.late)])
 

@@ -86,7 +86,7 @@ class Inquiry:
     model: str
     max_tokens: int | None
     prompt: Prompt
-    candidates: tuple[str, ...] | None  # names of experts; None: all
+    candidates: tuple[str, ...] | None  # names of experts, or of their models; others are nothing to us; None: all
     budgets: Budgets
 
 

@@ -12,6 +12,7 @@ from gateway.server.completion import complete
 from gateway.server.judged import judge
 from gateway.server.metrics import CONTENT_TYPE
 from gateway.server.other_routers import LLM_D, predict_latency, select_model
+from gateway.server.page import GUARDS, STATE, page_file, page_state
 from gateway.server.replies import Receive, Refused, Scope, Send, send_bytes, send_json, send_refusal
 from gateway.server.routed import Routes
 from gateway.server.traffic import Traffic
@@ -76,7 +77,15 @@ class Door:
         return self._handlers.get(path)
 
     async def _show(self, path: str, headers: dict[bytes, bytes], send: Send) -> None:
-        if path == "/health":
+        if (file := page_file(path)) is not None:
+            await send_bytes(send, 200, *file, GUARDS)
+        elif path == STATE:
+            try:
+                tenant = self._traffic.gateway.keys.tenant(headers.get(b"authorization"))
+                await send_json(send, 200, page_state(self._traffic, tenant), GUARDS)
+            except Refused as refused:
+                await send_refusal(send, refused, GUARDS)
+        elif path == "/health":
             await send_json(send, 200, {"status": "ok"})
         elif path == "/ready":
             ready = not self._traffic.draining and any(self._traffic.gateway.ready())

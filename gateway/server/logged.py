@@ -11,13 +11,13 @@ from gateway.log.records import line_of
 from gateway.server.exchange import Exchange
 
 
-def request_line(exchange: Exchange, clock_s: float, *, prompt: bool) -> bytes:
+def request_line(exchange: Exchange, clock_s: float, prompt: str | None) -> bytes:
     """The line of a request that has ended, or that went nowhere.
 
     Args:
         exchange: the request.
         clock_s: time since 1970 when the monotonic clock was 0.
-        prompt: whether its text is written too.
+        prompt: its text, if that is written too.
     """
     request, decision = exchange.request, exchange.decision
     sent = () if decision.expert is None else (decision.expert,)
@@ -58,7 +58,7 @@ def request_line(exchange: Exchange, clock_s: float, *, prompt: bool) -> bytes:
             "scores": _known(shadow.scores),
         },
         "outcome": None if decision.expert is None else _outcome(exchange),
-        "text": request.text if prompt else None,
+        "text": prompt,
     }
     return line_of(data)
 

@@ -154,11 +154,11 @@ async def _route_request(gateway: Gateway, inquiry: Inquiry, headers: dict[bytes
     config = gateway.config
     allowed = allowed_of(headers, config, gateway.privacy_sets)
     if inquiry.candidates is not None:
-        names = [entry.name for entry in config.experts]
-        for name in inquiry.candidates:
-            if name not in names:
-                raise wrong("candidates", f"{name[:80]!r}: must be one of {', '.join(names)}")
-        among = tuple(name in inquiry.candidates for name in names)
+        asked = set(inquiry.candidates)
+        among = tuple(bool({upstream.entry.name, upstream.model} & asked) for upstream in gateway.upstreams)
+        if not any(among):
+            names = ", ".join(upstream.entry.name for upstream in gateway.upstreams)
+            raise wrong("candidates", f"{inquiry.candidates[0][:80]!r}: at least one must be of {names}, or the model of one")
         allowed = among if allowed is None else tuple(a and b for a, b in zip(allowed, among, strict=True))
     own, by_header = inquiry.budgets, budgets_of(headers)
     return RouteRequest(

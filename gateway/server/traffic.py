@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from gateway.server.upstream import Sessions
 from gateway.server.watch import Watch
 from rllib_envs.scenario import Scenario
 
+_RECENT = 50  # requests
 _LOGGED_CHARACTERS = 2**14  # of a prompt
 
 _MOST_ANSWERED = 10_000  # answers that can still be judged
@@ -45,6 +46,7 @@ class Traffic:
         self.draining = False
         self.watches: set[Watch] = set()  # of the requests that an expert is asked for
         self.at_end: list[Callable[[], None]] = []  # what else is to be done then
+        self.recent: deque[tuple[Gateway, Exchange]] = deque(maxlen=_RECENT)  # for the live page; without their prompts
         self.answered: dict[str, Answered] = {}  # by id of the request, the last ones
         self._places: Counter[str | None] = Counter()  # taken, by tenant
 
@@ -107,12 +109,13 @@ class Traffic:
         self.record(gateway, exchange)
 
     def record(self, gateway: Gateway, exchange: Exchange) -> None:
-        """Enter an exchange that changes no more in the log, if there is one."""
+        """Enter an exchange that changes no more: for the live page, and in the log, if there is one."""
+        text, exchange.request = exchange.request.text, replace(exchange.request, text="")
+        self.recent.append((gateway, exchange))
         if self.log is not None and gateway.config.log is not None:
-            clock_s, prompt = time.time() - time.monotonic(), gateway.config.log.prompts
-            text = exchange.request.text[:_LOGGED_CHARACTERS] if prompt else ""
-            exchange.request = replace(exchange.request, text=text)  # what waits for the disk holds no long prompts
-            self.log.write(gateway.scenario, lambda: request_line(exchange, clock_s, prompt=prompt))
+            clock_s = time.time() - time.monotonic()
+            prompt = text[:_LOGGED_CHARACTERS] if gateway.config.log.prompts else None  # what waits is never long
+            self.log.write(gateway.scenario, lambda: request_line(exchange, clock_s, prompt))
 
 
 def open_log(gateway: Gateway) -> LogWriter | None:

@@ -7,9 +7,9 @@ steps every iteration and must give the same times.
 
 Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks are reused until another
 request takes them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead,
-asynchronous scheduling, the time from the router to the engine's queue, scheduling by priority.
-Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory,
-failures of an engine.
+asynchronous scheduling, the time from the router to the engine's queue, scheduling by priority. Other speeds, failures and
+clients that give up act between calls (``living.py``).
+Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory.
 
 Optional parts cost nothing where a scenario has none of them: kernels are compiled apart for it. What tells them is the type of
 ``extras``, an argument that is None there. numba then leaves out the branches of ``if extras is not None``. It does so only for
@@ -147,7 +147,7 @@ def _preempt(expert, work, place, granted, queue_place):
     step that is being composed.
     """
     requests, running, finish_at, waiting = work.requests, work.running, work.finish_at, work.waiting
-    index = running[place]
+    index, finished = running[place], finish_at[place]
     request, record = requests[index], work.records[index]
     expert.n_run -= 1
     for i in range(place, expert.n_run):
@@ -159,7 +159,8 @@ def _preempt(expert, work, place, granted, queue_place):
         cached = request.prompt + request.generated - 1
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
-        expert.min_finish = _least(finish_at, expert.n_dec)
+        if finished == expert.min_finish:
+            expert.min_finish = _least(finish_at, expert.n_dec)
         expert.freed += blocks_of(cached + 1 if place < granted else cached)
     else:
         cached = expert.pre_done
@@ -491,35 +492,53 @@ def _start_decoding(expert, work):
 
 
 @kernel
+def _account(expert, work, index):
+    """Account for request ``index``, which is complete at ``clock``."""
+    request, record = work.requests[index], work.records[index]
+    record.finish_s = expert.clock_s
+    record.status = FINISHED
+    cached = request.prompt + request.output - 1
+    expert.leaving += 1
+    expert.leaving_blocks += blocks_of(cached)
+    expert.phase[(cached - expert.iteration) & _MASK] -= 1
+    expert.context -= cached
+    expert.n_dec -= 1
+    expert.done += 1
+    if in_time(record, work.extras, index, request.arrival_s, record.finish_s):
+        expert.qos += worth_of(record, work.extras, index)
+    else:
+        expert.late += 1
+
+
+@kernel
 def _retire(expert, work):
     """Remove the requests that are complete at ``clock``, in order, and account for them."""
     running, finish_at = work.running, work.finish_at
-    kept = 0
-    while finish_at[kept] != expert.iteration:
-        kept += 1
-    for i in range(kept, expert.n_run):
-        if finish_at[i] != expert.iteration:
-            running[kept] = running[i]
-            finish_at[kept] = finish_at[i]
-            kept += 1
-            continue
-        index = running[i]
-        request, record = work.requests[index], work.records[index]
-        record.finish_s = expert.clock_s
-        record.status = FINISHED
-        cached = request.prompt + request.output - 1
-        expert.leaving += 1
-        expert.leaving_blocks += blocks_of(cached)
-        expert.phase[(cached - expert.iteration) & _MASK] -= 1
-        expert.context -= cached
-        expert.n_dec -= 1
-        expert.done += 1
-        if in_time(record, work.extras, index, request.arrival_s, record.finish_s):
-            expert.qos += worth_of(record, work.extras, index)
-        else:
-            expert.late += 1
+    n, iteration = expert.n_run, np.int32(expert.iteration)
+    least, first, gone = np.int32(NEVER), np.int32(n), np.int32(0)
+    for i in range(np.int32(n)):  # without a branch, so that it is done for many at once
+        complete = finish_at[i] == iteration
+        least = min(least, np.int32(NEVER) if complete else finish_at[i])  # who is in prefill never finishes
+        first = min(first, np.int32(i) if complete else np.int32(n))
+        gone += np.int32(complete)
+    kept = first
+    if gone == 1:  # as a rule
+        _account(expert, work, running[first])
+        for i in range(first, n - 1):
+            running[i] = running[i + 1]
+        for i in range(first, n - 1):
+            finish_at[i] = finish_at[i + 1]
+        kept = n - 1
+    else:
+        for i in range(first, n):
+            if finish_at[i] == iteration:
+                _account(expert, work, running[i])
+            else:
+                running[kept] = running[i]
+                finish_at[kept] = finish_at[i]
+                kept += 1
     expert.n_run = kept
-    expert.min_finish = _least(finish_at, expert.n_dec)
+    expert.min_finish = least
 
 
 @kernel
@@ -619,3 +638,95 @@ def push(engine, expert, work, index, time_s):
     expert.n_wait += 1
     expert.routed += 1
     return True
+
+
+@kernel
+def busy_until(expert, time_s):
+    """Seconds that the expert has spent in iterations by ``time_s``, to which it has been advanced."""
+    return expert.busy_s + (time_s - expert.clock_s if expert.plan_steps > 0 else 0.0)
+
+
+@kernel
+def forget(expert, work, place):
+    """Mark the request at ``place`` of the running list as one that will not finish by itself."""
+    if place < expert.n_dec:
+        work.finish_at[place] = NEVER - 1  # if it stands idle in this iteration, one more is added at its end
+        expert.min_finish = _least(work.finish_at, expert.n_dec)
+    else:  # its prompt may be complete at the end of the iteration under way, and yield a token
+        request = work.requests[work.running[place]]
+        request.output = request.generated + 2
+
+
+@kernel
+def remove_running(expert, work, place):
+    """Between two iterations: the request at ``place`` of the running list leaves, with its seat and blocks.
+
+    ``generated`` of the request is then the number of tokens that it got.
+    """
+    request, running, finish_at = work.requests[work.running[place]], work.running, work.finish_at
+    expert.n_run -= 1
+    for i in range(place, expert.n_run):
+        running[i] = running[i + 1]
+        finish_at[i] = finish_at[i + 1]
+    if place < expert.n_dec:
+        expert.n_dec -= 1
+        request.generated = expert.iteration - request.start
+        cached = request.prompt + request.generated - 1
+        expert.phase[(cached - expert.iteration) & _MASK] -= 1
+        expert.context -= cached
+        expert.min_finish = _least(finish_at, expert.n_dec)
+    else:
+        cached = expert.pre_done
+        expert.partial = 0
+    expert.freed += blocks_of(cached)
+
+
+@kernel
+def remove_waiting(expert, work, place):
+    """The request at ``place`` of the queue leaves."""
+    _take_out(expert, work, place)
+
+
+@kernel
+def settle(engine, expert, work):
+    """After requests have left between two iterations: free what complete ones hold, or wait for the next one on its way."""
+    if expert.n_run == 0:
+        if expert.n_wait == 0:
+            _release(expert)
+        else:
+            first = expert.n_wait if engine.by_priority == 1 else 1
+            expert.clock_s = max(expert.clock_s, _earliest_queued_s(engine, expert, work, first))
+
+
+@kernel
+def fail(engine, expert, work, time_s):
+    """The engine fails at ``time_s``, to which it has been advanced: it is empty, with no time to make up; totals stay.
+
+    ``generated`` of each request inside is then the number of tokens that it got.
+    """
+    iteration = expert.iteration + max(steps_begun(expert, time_s) - 1, 0)
+    if expert.plan_steps > 0:
+        expert.busy_s += time_s - expert.clock_s
+        expert.kv_token_s += (expert.context + expert.cached) * (time_s - expert.clock_s)
+    for i in range(expert.n_dec):
+        request = work.requests[work.running[i]]
+        request.generated = iteration - request.start
+    if expert.n_run + expert.n_wait > 0:
+        expert.clock_s = time_s
+        expert.known_s = time_s
+    expert.plan_steps = 0
+    expert.n_run = 0
+    expert.n_dec = 0
+    expert.n_wait = 0
+    expert.partial = 0
+    expert.context = 0
+    expert.cached = 0
+    expert.iteration = 0
+    expert.min_finish = NEVER
+    expert.freed = engine.blocks
+    expert.taken = 0
+    expert.leaving = 0
+    expert.leaving_blocks = 0
+    expert.idle = 0
+    for i in range(_BLOCK):
+        expert.phase[i] = 0

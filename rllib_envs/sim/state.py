@@ -19,8 +19,9 @@ NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
 # Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did. CONFINED: it
-# is rejected, as no expert that it may go to can take it.
-PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED = range(7)
+# is rejected, as no expert that it may go to can take it. CANCELLED: its client gave up. FAILED: its expert failed, and it is not
+# sent again. LOST: its expert failed, and it arrives again, as another row of the tables.
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED, CANCELLED, FAILED, LOST = range(10)
 
 ENGINE = np.dtype(
     [
@@ -35,6 +36,7 @@ ENGINE = np.dtype(
         ("by_priority", "i4"),  # 1: requests are served by priority, then arrival; 0: first come, first served
         # The router's factors on predicted lengths and on the odds of predicted scores, learned by calibration.
         ("length_factor", "f4"), ("score_odds", "f4"),
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -66,6 +68,7 @@ EXPERT = np.dtype(
         ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
         ("future_qos", "f8"),  # QoS of all requests sent here so far, at their end, if no more arrive (counterfactual)
         ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -91,6 +94,7 @@ RECORD = np.dtype(
         ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
         ("score", "f4"),  # true, at the expert it was sent to
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -100,7 +104,7 @@ EXTRA = np.dtype(
         # What else a request is promised since it was sent (sim/terms.py), where a scenario has any of its optional parts.
         ("ttft_s", "f8"), ("generation_s", "f8"),  # that it may take from arrival to first token, and from there to finish
         ("worth", "f8"),  # QoS if it is in time
-        ("network_s", "f8"),  # mean time of the network between its user and its expert
+        ("network_s", "f8"),  # mean time of the network between its user and its expert, and since its first arrival
         ("service", "i4"), ("priority", "i4"),  # its service class, and that class's priority since it was sent
     ],
     align=True,
@@ -135,12 +139,31 @@ class Work(NamedTuple):
 class Telemetry(NamedTuple):
     """The known state of a cluster at an arrival, and the time of that state."""
 
-    source: State  # the cluster as telemetry shows it, at ``view_s``
+    source: State  # the cluster as telemetry shows it, each expert at its ``view_s``
     actual: State  # the cluster as it is: where requests were sent
-    first_pending: int  # requests from this one on, and before the arrived one, have been sent since ``view_s``
+    first_pending: NDArray[
+        np.int32
+    ]  # (N,) requests from this one on, and before the arrived one, have been sent since ``view_s``
     arrived: int  # number of the arrived request; the total number after all have arrived
-    view_s: float
+    view_s: NDArray[np.float64]  # (N,)
     now_s: float
+
+
+AT_ONCE, LATE, FOLLOWED = range(3)
+
+
+class Views(NamedTuple):
+    """How telemetry shows the N experts of B clusters: AT_ONCE, LATE by a fixed time, or FOLLOWED (``living.py``)."""
+
+    kind: NDArray[np.int8]  # (B,)
+    first_pending: NDArray[np.int32]  # (B, N) as in ``Telemetry``
+    view_s: NDArray[np.float64]  # (B, N)
+
+
+def allocate_views(batch: int, n_experts: int) -> Views:
+    """The views of B clusters, at once."""
+    shape = (batch, n_experts)
+    return Views(kind=np.zeros(batch, np.int8), first_pending=np.zeros(shape, np.int32), view_s=np.zeros(shape))
 
 
 class Arrived(NamedTuple):

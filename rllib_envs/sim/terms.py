@@ -128,8 +128,16 @@ def network_s(extras, service, site, e, prompt, jitter):
 
 
 @kernel
+def away_s(extras, service, user, age_s, e, prompt, jitter):
+    """Time of a request away from expert e: the network's, and ``age_s`` since its first arrival if it arrives again."""
+    if extras is None:
+        return 0.0
+    return network_s(extras, service, user.site, e, prompt, jitter) + age_s
+
+
+@kernel
 def mean_network_s(extras, index):
-    """Mean time of the network between the user of a request and the expert that it was sent to."""
+    """Mean time of the network between the user of a request and the expert that it was sent to, and its age then."""
     if extras is None:
         return 0.0
     return extras[index].network_s

@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import items_of, kernel, kernel_inlined
-from rllib_envs.sim.kernels import advance, cut_at, next_event, push, steps_begun, work_of
+from rllib_envs.sim.kernels import advance, blocks_of, cut_at, next_event, push, steps_begun, work_of
 from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, Work, allocate
 from rllib_envs.sim.terms import (
     Service,
+    away_s,
     budget_s,
     class_of,
     in_time,
     latency_ratio,
     mean_network_s,
-    network_s,
     promise,
     worth_of,
 )
@@ -52,6 +52,7 @@ class Scratch(NamedTuple):
     """Memory for one expert's copy and a newcomer; one per thread. S requests at most."""
 
     state: State  # one cluster of one expert
+    spare: State  # another, for a copy of that copy
     order: NDArray[np.int64]  # (S,) decoding requests by finish: iteration << 32 | request
     per_slo: NDArray[np.float64]  # (S,) 1 / (time that the answer may take): time since arrival -> latency in units of the SLO
     before: NDArray[np.float64]  # (S,) latency per token, in units of the SLO, without the newcomer
@@ -77,13 +78,17 @@ def scratch_for(state: State, service: Service) -> Scratch:
     """
     slots, queue = state.running.shape[2], state.waiting.shape[2]
     size = 1 + state.requests.shape[1]
-    copy = allocate(np.zeros((1, 1), state.engines.dtype), size, plain=state.extras is None)._replace(
-        running=np.zeros((1, 1, slots), np.int32),
-        finish_at=np.zeros((1, 1, slots), np.int32),
-        waiting=np.zeros((1, 1, queue), np.int32),
+    copy, spare = (
+        allocate(np.zeros((1, 1), state.engines.dtype), size, plain=state.extras is None)._replace(
+            running=np.zeros((1, 1, slots), np.int32),
+            finish_at=np.zeros((1, 1, slots), np.int32),
+            waiting=np.zeros((1, 1, queue), np.int32),
+        )
+        for _ in range(2)
     )
     return Scratch(
         state=copy,
+        spare=spare,
         order=np.zeros(size, np.int64),
         per_slo=np.zeros(size),
         before=np.zeros(size),
@@ -109,11 +114,11 @@ def expected_output(predicted_tokens, generated, room):
 
 
 @kernel
-def _desk(scratch):
-    """The scratch as its kernels pass it on."""
-    lists = work_of(scratch.state, 0, 0)
+def desk_of(scratch, state):
+    """The scratch as its kernels pass it on, with one of its two states."""
+    lists = work_of(state, 0, 0)
     order, per_slo, before = items_of(scratch.order), items_of(scratch.per_slo), items_of(scratch.before)
-    return Desk(items_of(scratch.state.experts[0]), lists, order, per_slo, before, items_of(scratch.service.terms))
+    return Desk(items_of(state.experts[0]), lists, order, per_slo, before, items_of(scratch.service.terms))
 
 
 @kernel
@@ -233,7 +238,7 @@ def _sweep(engine, desk, first, last):
 
 
 @kernel
-def _roll(desk, engine, n_sorted):
+def roll(desk, engine, n_sorted):
     """Run the copy until it is empty; finish times are then in its records.
 
     ``n_sorted`` entries of ``order`` are from an earlier roll of the same expert.
@@ -269,7 +274,7 @@ def _promise_newcomer(record, extras, index, terms, output):
 
 
 @kernel
-def _join(desk, engine, index, time_s):
+def join(desk, engine, index, time_s):
     """Send request ``index`` of the desk to the copy at ``time_s``; False if its queue is full."""
     expert, lists = desk.expert[0], desk.lists
     advance(engine, expert, lists, time_s)
@@ -290,7 +295,7 @@ def _write_extra(extras, index, arrived, terms):
 
 
 @kernel
-def _newcomer(desk, index, arrived):
+def newcomer(desk, index, arrived):
     """Write a new request (``Arrived``) as number ``index`` of the desk."""
     request, record, extras = desk.lists.requests[index], desk.lists.records[index], desk.lists.extras
     request.arrival_s = arrived.arrival_s
@@ -311,7 +316,7 @@ def _newcomer(desk, index, arrived):
 
 
 @kernel
-def _latency(desk, extras, index):
+def latency_of(desk, extras, index):
     """Latency of a rolled-out request, in units of its SLO: per token, or the largest where its class has several bounds."""
     request, record = desk.lists.requests[index], desk.lists.records[index]
     stay_s = record.finish_s - request.arrival_s
@@ -358,7 +363,7 @@ def as_expected(engine, arrival_s, prompt, predicted_score, predicted_tokens, se
 
 
 @kernel
-def _load(source, lists, sent, pending, e, desk, engine, view_s):
+def load(source, lists, sent, pending, e, desk, engine, view_s):
     """Copy an expert with expected lengths, and add the requests on their way there (delayed telemetry); count of both.
 
     ``source``, ``lists``: the expert as telemetry shows it at ``view_s``. ``sent``: the lists of the cluster as it is, in which
@@ -369,10 +374,66 @@ def _load(source, lists, sent, pending, e, desk, engine, view_s):
         if on_its_way(sent.records[r], e):
             p = sent.requests[r]
             told = (p.prompt, p.predicted_score, p.predicted_tokens, class_of(sent.extras, r), mean_network_s(sent.extras, r))
-            _newcomer(desk, n, as_expected(engine, p.arrival_s, *told))
-            if _join(desk, engine, n, p.arrival_s):
+            newcomer(desk, n, as_expected(engine, p.arrival_s, *told))
+            if join(desk, engine, n, p.arrival_s):
                 n += 1
     return n
+
+
+@kernel
+def _stands_last(engine, expert, index, lists, now_s):
+    """Whether request ``index``, sent to the copy now, stands in the queue behind others and changes nothing by that."""
+    if engine.by_priority == 1 or expert.n_wait == 0:
+        return False
+    if expert.n_wait >= engine.max_waiting or lists.requests[index].prompt >= engine.max_model_len:
+        return False
+    return expert.plan_end_s > now_s if expert.plan_steps > 0 else expert.clock_s >= now_s
+
+
+@kernel
+def _may_reach_last(engine, expert, lists):
+    """Whether the step to compose might admit all who wait but the last, so that it comes to the last one.
+
+    For that those before the last would all have to find seats and blocks. Running requests take more blocks before. Or they are
+    preempted, which admits nobody in this step, unless nobody runs any more.
+    """
+    others = expert.n_wait - 1
+    if expert.n_run <= 1:
+        return True
+    if expert.n_run + others >= engine.max_seqs:
+        return False
+    free = expert.freed - expert.taken + expert.leaving_blocks
+    for i in range(others):
+        request = lists.requests[lists.waiting[(expert.wait_head + i) & lists.last]]
+        free -= blocks_of(request.prompt + request.generated)
+        if free < 0:
+            return False
+    return True
+
+
+@kernel
+def _wait_together(engine, desk):
+    """Run the copy as long as the last in its queue makes no difference."""
+    expert, lists = desk.expert[0], desk.lists
+    while expert.plan_steps > 0 or not _may_reach_last(engine, expert, lists):
+        next_event(engine, expert, lists)
+
+
+@kernel
+def _copy_desk(desk, copy, n):
+    """Copy the expert and its first n requests from one desk to another."""
+    copy.expert[0] = desk.expert[0]
+    expert, lists, others = desk.expert[0], desk.lists, copy.lists
+    for i in range(n):
+        others.requests[i] = lists.requests[i]
+        others.records[i] = lists.records[i]
+        _copy_extra(lists.extras, others.extras, i, i)
+    for i in range(expert.n_run):
+        others.running[i] = lists.running[i]
+        others.finish_at[i] = lists.finish_at[i]
+    for i in range(expert.n_wait):
+        place = (expert.wait_head + i) & lists.last
+        others.waiting[place] = lists.waiting[place]
 
 
 @kernel_inlined
@@ -381,41 +442,54 @@ def predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects):
 
     ``arrived``: the request from ``as_expected``; ``engine``: the expert's nominal engine.
     """
-    now_s, view_s, desk = telemetry.now_s, telemetry.view_s, _desk(scratch)
+    now_s, view_s, desk = telemetry.now_s, telemetry.view_s[e], desk_of(scratch, scratch.state)
     source, lists, extras = telemetry.source.experts[b, e], work_of(telemetry.source, b, e), desk.lists.extras
-    sent, pending = work_of(telemetry.actual, b, e), (telemetry.first_pending, telemetry.arrived)
-    n = _load(source, lists, sent, pending, e, desk, engine, view_s)
-    n_sorted = 0
+    sent, pending = work_of(telemetry.actual, b, e), (telemetry.first_pending[e], telemetry.arrived)
+    n = load(source, lists, sent, pending, e, desk, engine, view_s)
+    newcomer(desk, n, arrived)
     effects[e] = _NO_EFFECT[0]
     effect = effects[e]
+    without = desk
+    together = _stands_last(engine, desk.expert[0], n, desk.lists, now_s)
+    if together:  # the roll-outs with and without the newcomer are one up to where the newcomer may be admitted
+        join(desk, engine, n, now_s)
+        _wait_together(engine, desk)
+        without = desk_of(scratch, scratch.spare)
+        _copy_desk(desk, without, n)
+        without.expert[0].n_wait -= 1
+    n_sorted, untouched = 0, True
     if n > 0:
-        end_s, _, n_sorted, untouched = _roll(desk, engine, 0)
+        end_s, _, n_sorted, untouched = roll(without, engine, 0)
         for i in range(n):
-            desk.before[i] = _latency(desk, extras, i)
+            desk.before[i] = latency_of(without, without.lists.extras, i)
         effect.drain_before_s = max(end_s - now_s, 0.0)  # with delayed telemetry all may have finished by now
-        effect.stay_1_before, effect.stay_4_before, effect.stay_16_before = _stay(desk, n, now_s)
+        effect.stay_1_before, effect.stay_4_before, effect.stay_16_before = _stay(without, n, now_s)
+    if together:
+        n_sorted = 0
+    else:
         if not untouched:
-            n = _load(source, lists, sent, pending, e, desk, engine, view_s)
-    _newcomer(desk, n, arrived)
-    if not _join(desk, engine, n, now_s):
-        effect.own_latency = _MOST_LATENCY
-        scratch.own_s[e] = np.inf
-        for i in range(n):
-            effect.soft_before += _worth(desk, extras, i, engine, arrived) * _soft(desk.before[i], tau)
-        return
-    end_s, _, _, _ = _roll(desk, engine, n_sorted)
-    own = _latency(desk, extras, n)
+            n = load(source, lists, sent, pending, e, desk, engine, view_s)
+            newcomer(desk, n, arrived)
+        if not join(desk, engine, n, now_s):
+            effect.own_latency = _MOST_LATENCY
+            scratch.own_s[e] = np.inf
+            for i in range(n):
+                effect.soft_before += _worth(desk, extras, i, engine, arrived) * _soft(desk.before[i], tau)
+            return
+    end_s, _, _, _ = roll(desk, engine, n_sorted)
+    own = latency_of(desk, extras, n)
     scratch.own_s[e, 0] = desk.lists.records[n].first_token_s - now_s
     scratch.own_s[e, 1] = desk.lists.records[n].finish_s - now_s
     present, soft, loose, hard, pushed = 0.0, 0.0, 0.0, 0.0, 0
     least, total, squares = 1.0, 0.0, 0.0
     for i in range(n):
         score = _worth(desk, extras, i, engine, arrived)
-        before, after = desk.before[i], _latency(desk, extras, i)
+        before, after = desk.before[i], latency_of(desk, extras, i)
         soft_before = score * _soft(before, tau)
         present += soft_before
-        soft += score * _soft(after, tau) - soft_before
-        loose += score * (_soft(after, SOFTENED * tau) - _soft(before, SOFTENED * tau))
+        if after != before:
+            soft += score * _soft(after, tau) - soft_before
+            loose += score * (_soft(after, SOFTENED * tau) - _soft(before, SOFTENED * tau))
         if after > 1.0 and before <= 1.0:
             hard -= score
             pushed += 1
@@ -449,8 +523,8 @@ def predict(telemetry, nominal, workload, b, scratch, tau, effects):
             engine = nominal[b, e]
             predicted_score, predicted_tokens = workload.predicted_score[b, r, e], workload.predicted_tokens[b, r, e]
             prompt, user = workload.prompt[b, r], workload.user[b, r]
-            away_s = network_s(scratch.state.extras, scratch.service, user.site, e, prompt, 1.0)
-            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away_s)
+            away = away_s(scratch.state.extras, scratch.service, user, workload.age_s[b, r], e, prompt, 1.0)
+            arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away)
             predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects[b])
         else:
             effects[b, e] = _NO_EFFECT[0]
@@ -463,10 +537,23 @@ def future_qos_with(state, b, e, arrived, scratch):
     True lengths, actual engine. NaN if its queue is full.
     """
     engine = state.engines[b, e]
-    desk = _desk(scratch)
+    desk = desk_of(scratch, scratch.state)
     n = _copy_expert(state.experts[b, e], work_of(state, b, e), desk, engine, arrived.arrival_s, False)
-    _newcomer(desk, n, arrived)
-    if not _join(desk, engine, n, arrived.arrival_s):
+    newcomer(desk, n, arrived)
+    if not join(desk, engine, n, arrived.arrival_s):
         return np.nan
-    _, qos, _, _ = _roll(desk, engine, 0)
+    _, qos, _, _ = roll(desk, engine, 0)
+    return qos
+
+
+@kernel
+def future_qos(state, b, e, time_s, scratch):
+    """QoS that all requests ever sent to expert (b, e) will have earned if no further request arrives.
+
+    True lengths, and the actual engine as it is at ``time_s``.
+    """
+    engine, desk = state.engines[b, e], desk_of(scratch, scratch.state)
+    if _copy_expert(state.experts[b, e], work_of(state, b, e), desk, engine, time_s, False) == 0:
+        return state.experts[b, e].qos
+    _, qos, _, _ = roll(desk, engine, 0)
     return qos

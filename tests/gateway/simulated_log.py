@@ -57,5 +57,5 @@ def write_simulated_log(
             )
         )
     run_to(float("inf"))
-    path.write_bytes(start_line(scenario, 1.7e9) + b"".join(request_line(x, 1.7e9, prompt=False) for x in found))
+    path.write_bytes(start_line(scenario, 1.7e9) + b"".join(request_line(x, 1.7e9, None) for x in found))
     return found

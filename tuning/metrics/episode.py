@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG
+from rllib_envs.sim.state import CANCELLED, CONFINED, DROPPED, FAILED, FINISHED, REJECTED, ROUTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 
 Values = NDArray[np.floating[Any]]
@@ -35,6 +35,9 @@ METRICS: dict[str, Metric] = {
     "drop_rate": Metric(label="dropped", unit="%", scale=100, digits=2),  # by the router, per arrived request
     "rejected_rate": Metric(label="rejected", unit="%", scale=100, digits=2),  # by a full expert, per arrived request
     "confined_rate": Metric(label="confined", unit="%", scale=100, digits=2),  # rejected: none may take it that can; likewise
+    "cancelled_rate": Metric(label="cancelled", unit="%", scale=100, digits=2),  # by clients that gave up, per arrived request
+    "failed_rate": Metric(label="failed", unit="%", scale=100, digits=2),  # with their expert, and not sent again; likewise
+    "retried_rate": Metric(label="retried", unit="%", scale=100, digits=2),  # sent again, after their expert had failed; likewise
     "too_long_rate": Metric(label="too long", unit="%", scale=100, digits=2),  # prompts that no expert holds, per request of all
     "completion_rate": Metric(label="finished", unit="%", scale=100, digits=2, larger_is_better=True),
     "mean_score": Metric(label="score of finished", digits=4, larger_is_better=True),  # true quality, in time or not
@@ -71,7 +74,7 @@ EXPENSES = ("energy_j_per_request", "qos_per_kj", "cost_per_1000")
 ACTIVE_J = "active_j_per_request"
 """The part of the energy that requests have to themselves: classes and tenants share the rest."""
 
-USUALLY_ZERO = ("confined_rate", "too_long_rate")
+USUALLY_ZERO = ("confined_rate", "cancelled_rate", "failed_rate", "retried_rate", "too_long_rate")
 """Figures that tables show where any router, or workload, has them."""
 
 
@@ -125,6 +128,9 @@ def request_metrics(records: Records) -> dict[str, float]:
         "drop_rate": _ratio(int(np.count_nonzero(records.status == DROPPED)), arrived),
         "rejected_rate": _ratio(int(np.count_nonzero(records.status == REJECTED)), arrived),
         "confined_rate": _ratio(int(np.count_nonzero(records.status == CONFINED)), arrived),
+        "cancelled_rate": _ratio(int(np.count_nonzero(records.status == CANCELLED)), arrived),
+        "failed_rate": _ratio(int(np.count_nonzero(records.status == FAILED)), arrived),
+        "retried_rate": _ratio(int(np.count_nonzero(records.retries)), arrived),
         "too_long_rate": (records.qos.size - arrived) / records.qos.size,
         "completion_rate": _ratio(int(np.count_nonzero(finished)), arrived),
         "mean_score": _mean(records.score[finished]),
@@ -147,10 +153,13 @@ def mean_qos(records: Records) -> float:
 
 
 def cost_per_1000(scenario: Scenario, records: Records) -> float:
-    """Price of all prompt and output tokens of the requests that were sent, per 1,000 arrived ones; NaN without prices."""
+    """Price of all prompt and output tokens of the requests that were sent, per 1,000 arrived ones; NaN without prices.
+
+    A cancelled request costs the tokens that it got. One that went down with its expert costs nothing there.
+    """
     if not scenario.has_prices:
         return float("nan")
-    sent = np.isin(records.status, (ROUTED, FINISHED))
+    sent = np.isin(records.status, (ROUTED, FINISHED, CANCELLED))
     price = np.array([(expert.prompt_price, expert.output_price) for expert in scenario.experts])[records.route[sent]]
     cost = (price * np.stack([records.prompt_tokens[sent], records.output_tokens[sent]], axis=1)).sum() / 1e6
     return 1e3 * _ratio(float(cost), _arrived(records))

@@ -30,6 +30,8 @@ _COLUMNS = (
     "drop_rate",
     "rejected_rate",
     "confined_rate",
+    "cancelled_rate",
+    "failed_rate",
     "too_long_rate",
     "latency_per_token_p50_s",
     "latency_per_token_p99_s",

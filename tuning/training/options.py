@@ -203,7 +203,7 @@ _PAPER = replace(
     preset="paper",
     told_apart=True,
     lr=1e-3,
-    sac=SACSettings(initial_alpha=0.03, gamma=0.9, target_entropy_share=0.1, critic_warmup=200, centre_rewards=True),
+    sac=SACSettings(initial_alpha=0.03, gamma=0.97, target_entropy_share=0.05, critic_warmup=200, centre_rewards=True),
 )
 _ANY_CLUSTER = TrainOptions(
     preset="any-cluster",

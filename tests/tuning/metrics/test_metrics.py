@@ -121,7 +121,7 @@ def test_simulate_writes_figures_that_its_table_confirms(tmp_path, capsys):
         "preemptions_per_request": table.preemptions.mean(),
         "arrival_rps": len(table) / table.arrival_s.max(),
         "duration_s": max(table.finish_s.max(), table.arrival_s.max()),
-        "confined_rate": 0.0,
+        **dict.fromkeys(("confined_rate", "cancelled_rate", "failed_rate", "retried_rate"), 0.0),
         "longest_wait_s": (table.first_scheduled_s - table.arrival_s).max(),
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,1 @@
+"""Parts for other gateways, which ask this one where to send a request."""
