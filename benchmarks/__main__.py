@@ -1,8 +1,8 @@
 """Run every benchmark that needs no data file: ``python -m benchmarks``."""
 
-from benchmarks import decision, engine, environment, han, learning, predictors
+from benchmarks import decision, engine, environment, gateway_decision, han, learning, predictors
 
-for benchmark in (engine, environment, han, learning, decision, predictors):
+for benchmark in (engine, environment, han, learning, decision, gateway_decision, predictors):
     print(f"== {benchmark.__name__}")
     benchmark.main()
     print()
