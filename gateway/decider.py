@@ -230,9 +230,9 @@ class Decider:
         """
         if key in self.ledger:
             prompt = self.ledger.prompt_of(key) if prompt_tokens is None else prompt_tokens
-            for live in (self.live, self._beside):
-                if live is not None:
-                    live.move(key, expert, prompt, now_s)
+            self.live.move(key, expert, prompt, now_s)
+            if self._beside is not None:
+                self._beside.move(key, expert, prompt, now_s)
 
     def take_over(self, old: Decider, now_s: float) -> None:
         """Take over what is under way at the decider of an older configuration, before the first decision.
@@ -243,13 +243,13 @@ class Decider:
             ValueError: it has other experts, or another order of them, or more under way than this one may have.
         """
         self.live.take_over(old.live, now_s)
-        if self._beside is not None and old._beside is not None:
-            self._beside.take_over(old._beside, now_s)
+        if self._beside is not None:
+            self._beside.take_over(old.live if old._beside is None else old._beside, now_s)
 
     def _new_clusters(self, seen: Seen | None = None, me: int = 0) -> tuple[LiveCluster, LiveCluster | None]:
         """The cluster as the policy sees it, and as the shadow does, which may be shown other things.
 
-        A shadow does not see what other gateways have sent.
+        A shadow knows of the requests of its own gateway alone.
         """
         live = self._new_cluster(self.policy, seen, me)
         if self.shadow is None:

@@ -237,6 +237,10 @@ class Ledger:
         """The prompt tokens of a request under way."""
         return int(self._own.prompt[self._row_of[key]])
 
+    def tokens_of(self, key: str) -> int:
+        """The tokens of a request under way that have come back."""
+        return int(self._own.tokens[self._row_of[key]])
+
     def row_of(self, key: str) -> int | None:
         """The row of a request under way."""
         return self._row_of.get(key)

@@ -20,7 +20,7 @@ import tyro
 from gateway.log.reader import DecisionLog, read_log
 from gateway.policies import load_policy
 from gateway.proof.again import decide_again
-from gateway.proof.compare import Replayed, compare_on_log, windows_of
+from gateway.proof.compare import PolicyOnLog, compare_on_log, windows_of
 from gateway.proof.latency import KINDS, Accuracy, accuracy_of, draw_latency, pairs_of, predicted_qos, qos_of
 from gateway.proof.off_policy import OffPolicy, doubly_robust
 from gateway.proof.worlds import LoggedTable, table_of
@@ -136,7 +136,7 @@ def _head(log: DecisionLog, table: LoggedTable) -> list[str]:
     return lines
 
 
-def _simulated(compared: Sequence[Replayed]) -> list[str]:
+def _simulated(compared: Sequence[PolicyOnLog]) -> list[str]:
     rows = [
         [
             x.name,
@@ -197,7 +197,7 @@ def _shown(interval: Interval, *, signed: bool = False) -> str:
     return mean if np.isnan(interval.half_width) else f"{mean} ± {interval.half_width:.4f}"
 
 
-def _as_json(compared: Sequence[Replayed], anew: Sequence[Anew], accuracy: dict[str, dict[str, Accuracy]]) -> dict[str, Any]:
+def _as_json(compared: Sequence[PolicyOnLog], anew: Sequence[Anew], accuracy: dict[str, dict[str, Accuracy]]) -> dict[str, Any]:
     return {
         "simulated": [asdict(x) for x in compared],
         "again": [asdict(x) for x in anew],

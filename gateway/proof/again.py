@@ -95,13 +95,12 @@ def _events(request: LoggedRequest, number: int, now_s: float) -> Iterator[_Even
 
 def _tell(live: LiveCluster, event: _Event) -> None:
     key, ledger = str(event.number), live.ledger
-    row = ledger.row_of(key)
-    if row is None:
+    if key not in ledger:
         return
     if event.tokens < 0:
         (ledger.finished if event.finished else ledger.failed)(key, event.time_s)
     else:
-        ledger.streamed(key, event.tokens - int(ledger.seen.tokens[row]), event.time_s)
+        ledger.streamed(key, event.tokens - ledger.tokens_of(key), event.time_s)
 
 
 def _most_under_way(table: LoggedTable) -> int:

@@ -22,7 +22,7 @@ _LEAST = 50  # requests of a window, if there are as many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
+class PolicyOnLog:
     """One policy on the log."""
 
     name: str
@@ -42,7 +42,7 @@ def windows_of(count: int, windows: int) -> list[slice]:
 
 def compare_on_log(
     table: LoggedTable, scenario: Scenario, routers: Sequence[NamedRouter], windows: Sequence[slice], seed: int
-) -> list[Replayed]:
+) -> list[PolicyOnLog]:
     """Run each policy, and what was logged, on the same requests.
 
     Args:
@@ -59,7 +59,7 @@ def compare_on_log(
     runs += [(router.text, *_run(table, scenario, router, windows, seed)) for router in routers]
     base = runs[0][1]
     return [
-        Replayed(
+        PolicyOnLog(
             name=name,
             qos=qos,
             mean=mean_interval(qos),

@@ -16,19 +16,9 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.service import ServiceClass, Tenant
+from tests.gateway.clocks import Stopwatch, steady_decider
 
 ALL = [True] * 6
-
-
-class Stopwatch:
-    """A clock that moves by so much at each look."""
-
-    def __init__(self, step_s: float = 1e-4) -> None:
-        self.step_s, self.time_s = step_s, 0.0
-
-    def __call__(self) -> float:
-        self.time_s += self.step_s
-        return self.time_s
 
 
 def policy_of(act: Callable[[], Verdict]) -> LivePolicy:
@@ -61,7 +51,7 @@ def test_equal_experts_share_the_requests() -> None:
     one = load_scenario("edge6").experts[0]
     twins = replace(load_scenario("edge6"), experts=tuple(replace(one, name=name) for name in "abcd"))
     for policy in ("least-work", "impact-greedy", "join-shortest-queue"):
-        decider = Decider(twins, policy)
+        decider = steady_decider(twins, policy)
         counts = np.zeros(4)
         for i in range(400):
             decision = decider.decide(RouteRequest(prompt_tokens=10), float(i), [True] * 4)
@@ -76,7 +66,7 @@ def test_a_confined_request_never_leaves_its_set() -> None:
     """Whatever the policy does: 12,000 drawn requests, their retries, and engines and policies that fail."""
     rng = np.random.default_rng(7)
     scenario = confined()
-    clock = Stopwatch()
+    clock = Stopwatch(1e-4)
     good = load_policy("impact-greedy", scenario.observation)
 
     def act(live, generator) -> Verdict:
@@ -149,7 +139,7 @@ def test_a_confined_request_never_leaves_its_set() -> None:
 
 
 def test_a_policy_that_fails_is_replaced_and_counted() -> None:
-    decider = Decider(load_scenario("edge6"), policy_of(lambda: Verdict(17, 1.0, None)))
+    decider = steady_decider(load_scenario("edge6"), policy_of(lambda: Verdict(17, 1.0, None)))
     for count in range(1, 4):
         decision = decider.decide(RouteRequest(prompt_tokens=10), float(count), ALL)
         assert (decision.policy, decision.fallback) == ("impact-greedy", "error")
@@ -172,7 +162,7 @@ def test_a_slow_policy_rests_and_comes_back() -> None:
 def test_a_drop_goes_to_the_best_expert_where_none_is_allowed() -> None:
     scores = np.array([0.1, 0.5, 0.2, 0.0, 0.3, 0.4, 0.9])
     drop = policy_of(lambda: Verdict(6, 1.0, scores))
-    strict, lenient = (Decider(load_scenario("edge6"), drop, may_drop=(may,)) for may in (False, True))
+    strict, lenient = (steady_decider(load_scenario("edge6"), drop, may_drop=(may,)) for may in (False, True))
     kept = strict.decide(RouteRequest(prompt_tokens=10), 0.0, ALL)
     assert (kept.expert, kept.ranking) == (1, (5, 4, 2, 0, 3))
     gone = lenient.decide(RouteRequest(prompt_tokens=10), 0.0, ALL)
@@ -181,7 +171,7 @@ def test_a_drop_goes_to_the_best_expert_where_none_is_allowed() -> None:
 
 
 def test_nothing_is_entered_beyond_the_capacity() -> None:
-    decider = Decider(load_scenario("edge6"), "round-robin", capacity=256)
+    decider = steady_decider(load_scenario("edge6"), "round-robin", capacity=256)
     decisions = [decider.decide(RouteRequest(prompt_tokens=10), 1e-3 * i, ALL) for i in range(400)]
     assert [x.reason for x in decisions] == [None] * 256 + ["full"] * 144
     decider.ledger.finished(decisions[0].id, 1.0, output_tokens=5)
@@ -189,7 +179,7 @@ def test_nothing_is_entered_beyond_the_capacity() -> None:
 
 
 def test_warming_up_leaves_no_trace() -> None:
-    one, other = (Decider(load_scenario("edge6"), "impact-greedy") for _ in range(2))
+    one, other = (steady_decider(load_scenario("edge6"), "impact-greedy") for _ in range(2))
     one.warm_up()
     assert len(one.ledger) == 0
     for i in range(20):
@@ -201,7 +191,10 @@ def test_warming_up_leaves_no_trace() -> None:
 def test_a_new_decider_goes_on_where_the_old_one_was() -> None:
     """With what is under way and what was learned: it predicts and decides as the old one."""
     scenario = load_scenario("edge6")
-    old, new = Decider(scenario, "calibrated-impact-greedy"), Decider(scenario, "calibrated-impact-greedy", capacity=999)
+    old, new = (
+        steady_decider(scenario, "calibrated-impact-greedy"),
+        steady_decider(scenario, "calibrated-impact-greedy", capacity=999),
+    )
     rng, keys, now_s = np.random.default_rng(4), [], 0.0
     for _ in range(600):
         now_s += rng.exponential(0.05)
@@ -222,7 +215,7 @@ def test_a_new_decider_goes_on_where_the_old_one_was() -> None:
         np.testing.assert_allclose(mine.predicted_ttft_s, its.predicted_ttft_s, rtol=1e-6)
         np.testing.assert_allclose(mine.scores, its.scores, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="must be those of before"):
-        Decider(load_scenario("edge5")).take_over(old, now_s)
+        steady_decider(load_scenario("edge5")).take_over(old, now_s)
 
 
 @pytest.mark.parametrize(
@@ -235,4 +228,4 @@ def test_a_new_decider_goes_on_where_the_old_one_was() -> None:
 )
 def test_policies_that_no_gateway_can_follow_are_refused(policy: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Decider(load_scenario("edge6"), policy)
+        steady_decider(load_scenario("edge6"), policy)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.decider import Decider
 from gateway.policies import load_policy
 from gateway.predicting import Predicting
 from gateway.request import RouteRequest
 from models.export.bundle import load_bundle, save_bundle
 from rllib_envs.scenarios.load import load_scenario
+from tests.gateway.clocks import steady_decider
 from tuning.specs.routers import ANY_CLUSTER_ROUTER, SHIPPED_ROUTER
 
 pytestmark = pytest.mark.slow
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_engines_outside_the_training_range_are_told_at_once() -> None:
     scenario = load_scenario("edge6")
-    assert Decider(scenario, f"bundle:{SHIPPED_ROUTER}").outside is None
+    assert steady_decider(scenario, f"bundle:{SHIPPED_ROUTER}").outside is None
     slow = replace(
         scenario,
         experts=tuple(replace(e, engine=replace(e.engine, overhead=10 * e.engine.overhead)) for e in scenario.experts),
     )
-    decider = Decider(slow, f"bundle:{SHIPPED_ROUTER}")
+    decider = steady_decider(slow, f"bundle:{SHIPPED_ROUTER}")
     assert decider.outside is not None
     assert "trained on" in decider.outside
     decision = decider.decide(RouteRequest(prompt_tokens=100), 0.0, ALL)
@@ -41,7 +41,7 @@ def test_engines_outside_the_training_range_are_told_at_once() -> None:
 
 def test_traffic_outside_the_training_range_is_left_to_the_fallback_while_it_lasts() -> None:
     """The averages follow: long prompts lead out of the range, usual ones lead back."""
-    decider = Decider(load_scenario("edge6"), f"bundle:{ANY_CLUSTER_ROUTER}")
+    decider = steady_decider(load_scenario("edge6"), f"bundle:{ANY_CLUSTER_ROUTER}")
     now_s, said = 0.0, []
     for i in range(900):
         now_s += 0.1
@@ -58,7 +58,7 @@ def test_traffic_outside_the_training_range_is_left_to_the_fallback_while_it_las
 
 def test_without_predictions_a_router_that_was_trained_on_some_does_not_decide() -> None:
     """Means are the same for every request, which the shipped router never saw."""
-    decider = Decider(load_scenario("edge6"), f"bundle:{SHIPPED_ROUTER}")
+    decider = steady_decider(load_scenario("edge6"), f"bundle:{SHIPPED_ROUTER}")
     decisions = [decider.decide(RouteRequest(prompt_tokens=150), 0.1 * i, ALL) for i in range(100)]
     assert [x.fallback for x in decisions] == [None] * 49 + ["outside"] * 51
     assert "score_spread" in decisions[-1].reasons
@@ -77,7 +77,7 @@ def test_onnx_decides_as_torch_does_and_without_it(tmp_path: Path) -> None:
     save_bundle(tmp_path / "router", bundle.router, bundle.observation, bundle.about, onnx=True)
     scenario = load_scenario("edge6")
     one, other = (
-        Decider(scenario, load_policy(f"bundle:{x}", scenario.observation)) for x in (tmp_path / "router", SHIPPED_ROUTER)
+        steady_decider(scenario, load_policy(f"bundle:{x}", scenario.observation)) for x in (tmp_path / "router", SHIPPED_ROUTER)
     )
     for i in range(30):
         mine, its = (d.decide(RouteRequest(prompt_tokens=20 * i + 1), 0.05 * i, ALL) for d in (one, other))

@@ -12,12 +12,13 @@ from gateway.request import RouteRequest
 from gateway.shared import map_shared
 from rllib_envs.heuristic import present
 from rllib_envs.scenarios.load import load_scenario
+from tests.gateway.clocks import steady_decider
 
 ALL = [True] * 6
 
 
 def gateways(path: Path, count: int) -> list[Decider]:
-    return [Decider(load_scenario("edge6"), shared=path, gateway=i, gateways=count, capacity=256) for i in range(count)]
+    return [steady_decider(load_scenario("edge6"), shared=path, gateway=i, gateways=count, capacity=256) for i in range(count)]
 
 
 def test_each_sees_the_requests_of_all(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_who_takes_the_place_of_a_dead_gateway_clears_it(tmp_path: Path) -> None
         other.decide(RouteRequest(prompt_tokens=10), 0.01 * i, ALL)
     one.decide(RouteRequest(prompt_tokens=10), 0.1, ALL)
     assert present(one.live.view).sum() == 5
-    Decider(load_scenario("edge6"), shared=path, gateway=1, gateways=2, capacity=256)
+    steady_decider(load_scenario("edge6"), shared=path, gateway=1, gateways=2, capacity=256)
     one.decide(RouteRequest(prompt_tokens=10), 0.2, ALL)
     assert present(one.live.view).sum() == 1
 

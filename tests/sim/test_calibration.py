@@ -338,5 +338,5 @@ def test_each_episode_begins_without_it(seed: int) -> None:
 def test_every_figure_of_an_engine_is_either_corrected_or_a_limit() -> None:
     """A figure that is added must be thought of."""
     limits = {"n0", "blocks", "max_seqs", "max_tokens", "max_model_len", "max_waiting"}
-    limits |= {"reuse", "ahead", "by_priority", "handoff_s"}
+    limits |= {"reuse", "ahead", "by_priority", "handoff_s", "filler"}
     assert set(ENGINE.names or ()) == {*TIMES, "length_factor", "score_odds"} | limits

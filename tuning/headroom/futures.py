@@ -99,5 +99,6 @@ class Futures:
                 predicted_log_sd=sample.predicted_log_sd[rows],
                 judged=sample.judged[rows],
                 user=sample.user[rows],
+                age_s=np.zeros_like(arrival_s[of_future]),
             ),
         )
