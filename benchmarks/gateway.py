@@ -172,11 +172,14 @@ def free_port() -> int:
 @contextlib.contextmanager
 def _running(name: str, command: list[str], port: int, path: str, log: Path, *, ours: bool = False) -> Generator[Target]:
     url = f"http://127.0.0.1:{port}"
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=_environment(ours)) as process:
+    with (
+        log.open("w", encoding="utf-8") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, env=_environment(ours)) as process,
+    ):
         try:
             wait_for(lambda: process.poll() is not None or _answers(url, path), START_S)
             if process.poll() is not None:
-                raise SystemExit(f"{name} ended:\n{log.read_text()[-2000:]}")
+                raise SystemExit(f"{name} ended:\n{log.read_text(encoding='utf-8')[-2000:]}")
             yield Target(name=name, url=url, process=psutil.Process(process.pid))
         finally:
             process.terminate()

@@ -83,7 +83,8 @@ def test_a_pod_may_do_little_and_has_time_to_drain():
 def names_of_metrics():
     page = Metrics(lambda: None, None)
     families = list(page._registry._names_to_collectors)
-    return {*families, "edgeroute_inflight", "edgeroute_expert_ready", "edgeroute_breaker_state"}
+    at_a_scrape = {"edgeroute_inflight", "edgeroute_expert_ready", "edgeroute_breaker_state"}
+    return {*families, *at_a_scrape, "edgeroute_log_lines_total", "edgeroute_log_lost_total"}
 
 
 def test_the_dashboard_and_the_page_know_the_metrics():

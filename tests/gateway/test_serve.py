@@ -433,7 +433,7 @@ def test_a_reload_takes_new_settings_and_loses_no_stream(mocks, tmp_path):
     data = settings(mocks)
     with RunningGateway(tmp_path, data) as gateway:
         old = gateway.traffic.gateway
-        with open_stream(gateway.url, chat(stream=True, mock={"pace_s": 0.1, "tokens": 40})) as client:
+        with open_stream(gateway.url, chat(stream=True, mock={"pace_s": 0.06, "tokens": 40})) as client:
             head = client.recv(1)
             gateway.write(data | {"polcy": "x"})
             gateway.reload()
@@ -460,7 +460,7 @@ def test_a_reload_with_other_experts_lets_old_streams_end_where_they_are(mocks, 
     data = settings(mocks)
     with RunningGateway(tmp_path, data) as gateway:
         old = gateway.traffic.gateway
-        with open_stream(gateway.url, chat(model="a", stream=True, mock={"pace_s": 0.05, "tokens": 40})) as client:
+        with open_stream(gateway.url, chat(model="a", stream=True, mock={"pace_s": 0.03, "tokens": 40})) as client:
             body = client.recv(1)
             gateway.write(data | {"experts": data["experts"][::-1]})
             gateway.reload()
