@@ -126,7 +126,7 @@ class Simulation:
         """Set up empty clusters; ``show=False`` skips the observations (for routers that need none).
 
         ``variants`` has a scenario for each cluster, if their episodes are drawn differently. They may differ in arrivals, loads,
-        predictions, faults or variations. All else must equal ``scenario``.
+        predictions, faults, dynamics or variations. All else must equal ``scenario``.
 
         Raises:
             ValueError: batch < 1, or not one variant for each cluster.
@@ -142,13 +142,14 @@ class Simulation:
         self.batch = batch
         self.capacity_rps = capacity_rps(scenario)
         spec, n = scenario.observation, scenario.n_experts
-        dynamics = scenario.dynamics
+        dynamics = [variant.dynamics for variant in self.variants if variant.dynamics is not None]
+        attempts = max((each.most_attempts for each in dynamics), default=1)
         self._requests = max(episode_requests(variant.workload) for variant in self.variants)
-        m = self._rows = self._requests if dynamics is None else self._requests * dynamics.most_attempts
+        m = self._rows = attempts * self._requests
         check_footprint(scenario, batch, m)
         nominal = np.tile(engine_records([expert.engine for expert in scenario.experts]), (batch, 1))
         service = service_of(scenario)
-        self.state = allocate(nominal.copy(), m, plain=service.plain and dynamics is None)
+        self.state = allocate(nominal.copy(), m, plain=service.plain and not dynamics)
         self.workload = allocate_request_table(batch, m, n)
         self.cursor = np.zeros(batch, np.int32)
         self.now_s = np.zeros(batch)
@@ -158,7 +159,7 @@ class Simulation:
         self.steps = np.zeros(batch, STEP)
         self._impact = np.zeros(batch)
         self.meter = meter_of(scenario, batch)
-        self.living = None if dynamics is None else allocate_living(batch, m, n)
+        self.living = allocate_living(batch, m, n) if dynamics else None
         self._show = show
         self.world = World(
             state=self.state,
@@ -217,7 +218,7 @@ class Simulation:
             ValueError: it has more requests than the scenario's episodes.
             InputError: its answers have more tokens than the iteration counter can hold.
         """
-        _check_length(episode, self.scenario)
+        _check_length(episode, self.variants[cluster])
         count = episode.arrival_s.size
         if count > self._requests:
             raise ValueError(f"an episode of {count:,} requests: the scenario's have at most {self._requests:,}")
@@ -443,9 +444,9 @@ def _check_variants(scenario: Scenario, variants: Sequence[Scenario], batch: int
     if len(variants) != batch:
         raise ValueError(f"variants has {len(variants)} entries: must have one for each of the {batch} clusters")
     for i, variant in enumerate(variants):
-        same = {name: getattr(scenario, name) for name in ("name", "workload", "predictions", "faults", "variation")}
+        same = {name: getattr(scenario, name) for name in ("name", "workload", "predictions", "faults", "dynamics", "variation")}
         if replace(variant, **same) != scenario or variant.workload.requests != scenario.workload.requests:
             raise InputError(
-                f"variants[{i}] ({variant.name}): only arrivals, load, catalogue, predictions, faults and variation may differ "
-                f"from those of {scenario.name}"
+                f"variants[{i}] ({variant.name}): only arrivals, load, catalogue, predictions, faults, dynamics and variation "
+                f"may differ from those of {scenario.name}"
             )

@@ -384,6 +384,25 @@ def test_clusters_that_change_do_not_meet(seed: int) -> None:
             begin(together, b, each)
 
 
+def test_clusters_may_differ_in_their_changes() -> None:
+    plain = small("edge6", observation=LOOKAHEAD)
+    variants = (plain, replace(plain, dynamics=HARD), replace(plain, dynamics=Dynamics(patience=Patience(total_s=5.0))))
+    together = Simulation(plain, 3, variants=variants)
+    alone = [Simulation(variant, 1) for variant in variants]
+    together.start_all([1, 2, 3])
+    for b, single in enumerate(alone):
+        single.start(0, b + 1)
+    rng = np.random.default_rng(0)
+    while not together.over.all():
+        actions = rng.integers(0, 6, 3)
+        together.step(actions)
+        for b, single in enumerate(alone):
+            single.step(actions[b : b + 1])
+            for name, shown in together.view._asdict().items():
+                np.testing.assert_array_equal(shown[b], getattr(single.view, name)[0], err_msg=name)
+    assert [np.unique(together.records(b).status).size > 1 for b in range(3)] == [False, True, True]
+
+
 @examples(40)
 @given(seeds)
 def test_who_gives_up_counts_as_late_and_who_fails_as_dropped(seed: int) -> None:
