@@ -101,7 +101,7 @@ def _tell(live: LiveCluster, event: _Event) -> None:
     if event.tokens < 0:
         (ledger.finished if event.finished else ledger.failed)(key, event.time_s)
     else:
-        ledger.streamed(key, event.tokens - int(ledger.seen.tokens[row]), event.time_s)
+        ledger.streamed(key, event.tokens - int(ledger.seen.tokens[ledger.me, row]), event.time_s)
 
 
 def _most_under_way(table: LoggedTable) -> int:
