@@ -109,7 +109,7 @@ def main() -> None:
 def memory_kib(simulation: Simulation) -> float:
     """Memory of one cluster: state, workload tables and observation, KiB."""
     arrays = (*simulation.state, *simulation.workload, *simulation.view)
-    return sum(np.asarray(array).nbytes for array in arrays) / simulation.batch / 1024
+    return sum(np.asarray(array).nbytes for array in arrays if array is not None) / simulation.batch / 1024
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ ARMS: dict[str, tuple[int, list[str]]] = {  # other learners and other parts: mi
     "pooled": (10, ["--encoder", "pooled", "--generations", "0"]),
     "ppo": (10, ["--algo", "ppo"]),
     "sac": (10, ["--algo", "sac"]),
-    "paper": (40, ["--preset", "paper", "--scenario", "edge6", "--load", "mixed"]),
+    "paper": (40, ["--preset", "paper-published", "--scenario", "edge6", "--load", "mixed"]),
 }
 COLUMNS = {"seed 0 (shipped)": "seed-0", "seed 1": "seed-1", "seed 2": "seed-2", "aggregates, seed 0": "agg-0"}
 CLEAN = ("loads", "arrivals", "bursts")  # evaluations of edge6 as it is told

@@ -26,7 +26,7 @@ from gateway.calibration.measuring import LoadBounds, measure_engine
 from gateway.calibration.report import draw_latencies, interval_table, latency_errors, log_errors
 from gateway.config import Secret
 from rllib_envs.errors import InputError
-from rllib_envs.profiles.estimate import ServerSettings, estimate_profile, predicted_run
+from rllib_envs.profiles.estimate import LEAST_PERIODS, ServerSettings, busy_periods, estimate_profile, predicted_run
 from rllib_envs.profiles.fit import compare_run, fit_batches
 from rllib_envs.profiles.iteration_log import read_iteration_log
 from rllib_envs.profiles.measurements import MeasuredRun
@@ -141,8 +141,13 @@ def _check(options: Options) -> None:
     for name, value, low, high in (
         ("max-seconds", options.max_seconds, 1, 86_400),
         ("max-tokens", options.max_tokens, 1000, 10**9),
+        ("kv-tokens", options.kv_tokens, 1, 2**30),
+        ("kv-bytes-per-token", options.kv_bytes_per_token, 1, 2**30),
+        ("max-num-seqs", options.max_num_seqs, 1, 2**14),
+        ("max-num-batched-tokens", options.max_num_batched_tokens, 1, 2**30),
+        ("max-model-len", options.max_model_len, 2, 2**30),
     ):
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise InputError(f"options: {name} = {value}: must be from {low:,} to {high:,}")
 
 
@@ -183,11 +188,17 @@ def _estimated(options: Options, run: MeasuredRun, settings: ServerSettings, sou
     estimate = estimate_profile(run, settings)
     first_s, last_s = estimate.unseen_s
     draw_latencies(options.out.with_suffix(".png"), estimate.run, first_s, last_s, title)
+    notes = [] if estimate.run is run else [f"only the last {estimate.run.arrival_s.size:,} records were fitted"]
+    periods = int(busy_periods(estimate.run)[-1]) + 1
+    if periods < LEAST_PERIODS:
+        notes.append(
+            f"the engine was busy {periods} times only: requests held out resemble those fitted, and errors look too small"
+        )
     return _Calibrated(
         profile=estimate.profile,
         source=source,
         report=f"{latency_errors(estimate.unseen)}\n\n{interval_table(estimate)}",
-        notes=[] if estimate.run is run else [f"only the last {estimate.run.arrival_s.size:,} records were fitted"],
+        notes=notes,
         mean_output_tokens=float(run.output_tokens.mean()),
     )
 
@@ -212,6 +223,7 @@ def _from_log(options: Options, path: Path) -> _Calibrated:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_model_len=settings.max_model_len,
     )
+    profile = fitted.profile if log.async_scheduling is None else replace(fitted.profile, async_scheduling=log.async_scheduling)
     report, notes, length = log_errors(unseen), _unsaid(replace(options, max_num_batched_tokens=budget), facts), None
     picture, title = options.out.with_suffix(".png"), log.model or path.stem
     if options.requests is None:
@@ -221,14 +233,12 @@ def _from_log(options: Options, path: Path) -> _Calibrated:
         run = read_requests(
             options.requests, max_num_seqs=settings.max_num_seqs, max_num_batched_tokens=settings.max_num_batched_tokens
         )
-        first_s, last_s = predicted_run(run, fitted.profile)
+        first_s, last_s = predicted_run(run, profile)
         report += f"\n\nThe requests of {options.requests}, which the fit has not seen:\n\n"
         report += latency_errors(compare_run(run, run.arrival_s + first_s, run.arrival_s + last_s))
         draw_latencies(picture, run, first_s, last_s, title)
         length = float(run.output_tokens.mean())
-    return _Calibrated(
-        profile=fitted.profile, source=str(path), report=report, notes=notes, model=log.model, mean_output_tokens=length
-    )
+    return _Calibrated(profile=profile, source=str(path), report=report, notes=notes, model=log.model, mean_output_tokens=length)
 
 
 def _base(url: str) -> str:

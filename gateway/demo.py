@@ -1,7 +1,7 @@
 """Serve on this machine: start two real engines, calibrate both, and route a minute of traffic with a trained router.
 
-The engines are llama.cpp servers with SmolLM2, one of them without most of its layers. That makes it fast, and its answers
-nonsense. Their scores are therefore assumed: .3 and .6. Everything else is real. At its end the command ends all that it started.
+The engines are llama.cpp servers with SmolLM2, with 4 and with 16 of its 30 layers. Shortened models are fast and answer
+nonsense. So their scores are assumed: .3 and .6. Everything else is real. At its end the command ends all that it started.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ from rllib_envs.live import show
 from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass
-from rllib_envs.service_terms import terms_of
+from rllib_envs.service_terms import experts_at_sites, terms_of
 from rllib_envs.sim.calibration import allocate_calibration, calibrate, learnt, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table
 from rllib_envs.sim.demand import allocate_demand, update_foreseen_ema
 from rllib_envs.sim.seen import Marks, Seen
-from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, engine_records
-from rllib_envs.sim.terms import make_service
+from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, allocate_views, engine_records
+from rllib_envs.sim.terms import Service
 from rllib_envs.sim.whatif import scratch_for
 from rllib_envs.sim.worth import allocate_worth
 from rllib_envs.view import allocate_rows, view_of
@@ -83,10 +83,10 @@ class LiveCluster:
         self.ledger = Ledger(n, capacity, nominal["c0_s"][0] + nominal["b_s"][0], seen, me)
         gateways = self.ledger.seen.rows.size
         room = capacity if gateways == 1 else capacity * (gateways + 1)  # for the requests of others, behind one's own
-        state = allocate(nominal, room)
+        state = allocate(nominal, room, plain=False)
         nothing_far = np.zeros((1, n))  # what the network takes is part of what is measured at the gateway
         terms = terms_of(scenario)
-        service = make_service(terms, np.ones((terms.size, 1, n), np.bool_), nothing_far, nothing_far)
+        service = Service(terms, np.ones((terms.size, 1, n), np.bool_), nothing_far, nothing_far)
         self.rows = allocate_rows(1, scenario.experts, spec)
         self.view = view_of(self.rows)
         self.world = World(
@@ -94,9 +94,9 @@ class LiveCluster:
             late=state,
             nominal=nominal.copy(),
             calibration=allocate_calibration(1, room, n),
-            workload=allocate_request_table(1, capacity, n),
+            workload=allocate_request_table(1, capacity, n)._replace(age_s=np.zeros((1, room))),  # of others' requests too
             cursor=np.zeros(1, np.int32),
-            late_cursor=np.zeros(1, np.int32),
+            views=allocate_views(1, n),
             delay_s=np.zeros(1),
             now_s=np.zeros(1),
             pace=Pace(
@@ -110,6 +110,7 @@ class LiveCluster:
             rows=self.rows,
             marginal=np.zeros((1, n + 1)),
             service=service,
+            at_site=experts_at_sites(scenario),
         )
         sd = np.full(n, LENGTH_LOG_SD) if log_sd is None else log_sd
         reset_calibration(self.world.calibration, 0, profiles, -np.square(sd) / 2 if log_median is None else log_median, sd)
@@ -120,12 +121,14 @@ class LiveCluster:
             calibrate=spec.calibrate,
             inform=spec.information,
             demand=spec.demand,
+            places=spec.places,
         )
         self._begin, self._steps = np.full(1, BEGIN), np.zeros(1, STEP)
         self._last_s, self._came = 0.0, 0
         self._marks = Marks(began_s=np.zeros(n), changes=np.full(n, -1))
         self._finished = self._late = 0
-        self._user = self.world.workload.user[0]
+        assert state.extras is not None
+        self._user, self._extras = self.world.workload.user[0], state.extras[0]
         self._may_go = np.zeros((capacity, n), np.bool_)
         self._classes = max(len(scenario.classes), 1)
         self._own_terms: dict[tuple[int, Budgets], int] = {}  # the one that was used last is at the end
@@ -194,7 +197,9 @@ class LiveCluster:
         world.service.allowed[service, 0] = allowed
         record = state.records[0, row]
         state.records[0, row] = self._new_record
-        record["status"], record["route"], record["service"] = DROPPED, -1, service
+        record["status"], record["route"] = DROPPED, -1
+        self._extras[row] = 0
+        self._extras["service"][row] = service
         seen = self.ledger.seen
         came = int(seen.arrivals.sum())
         arrivals, finished, late = max(came - self._came, 1), self._finished, self._late
@@ -246,7 +251,7 @@ class LiveCluster:
         self._may_go[row] = may_go
         self._write(row, expert, prompt, told.score[expert], told.tokens[expert], now_s)
         self.world.state.records["status"][0, row] = PENDING if limited else ROUTED
-        service = int(self.world.state.records["service"][0, row])
+        service = int(self._extras["service"][row])
         self.ledger.opened(
             key,
             row,
@@ -309,7 +314,8 @@ class LiveCluster:
                 getattr(mine.workload, name)[0, row] = getattr(its.workload, name)[0, before]
             service = min(old.ledger.service_of(key), self._classes - 1)
             self.world.state.records[0, row] = self._new_record
-            self.world.state.records["service"][0, row] = service
+            self._extras[row] = 0
+            self._extras["service"][row] = service
             expert, prompt = old.ledger.expert_of(key), old.ledger.prompt_of(key)
             request = its.state.requests[0, before]
             self._write(row, expert, prompt, request["predicted_score"], request["predicted_tokens"], request["arrival_s"])
@@ -330,7 +336,8 @@ class LiveCluster:
         request["arrival_s"], request["prompt"], request["output"] = arrival_s, prompt, _MOST_TOKENS
         request["predicted_score"], request["predicted_tokens"] = score, tokens
         record["route"] = expert
-        record["priority"] = self.world.service.terms["priority"][record["service"]]
+        extra = self._extras[row]
+        extra["priority"] = self.world.service.terms["priority"][extra["service"]]
 
     def _note_ended(self) -> None:
         """Enter the requests that have ended since the last observation."""
@@ -340,7 +347,7 @@ class LiveCluster:
             record["status"], request["output"] = FINISHED if learn else DROPPED, ended.tokens
             if ended.how != LEFT and ended.tokens > 0:
                 self._finished += 1
-                self._late += not self._in_time(ended, int(record["service"]))
+                self._late += not self._in_time(ended, int(self._extras["service"][ended.row]))
 
     def _in_time(self, ended: EndedRequest, service: int) -> bool:
         terms: Any = self.world.service.terms[service]
@@ -358,8 +365,9 @@ class LiveCluster:
         old, first = self.ledger.compact(finished & (world.calibration.counted[0, :rows] != _COUNTED) & self._rules.calibrate)
         workload = world.workload
         for array in (
-            world.state.requests, world.state.records, world.calibration.grown, world.calibration.counted, workload.arrival_s,
-            workload.prompt, workload.predicted_score, workload.predicted_tokens, workload.predicted_log_sd, workload.user,
+            world.state.requests, world.state.records, self._extras[None], world.calibration.grown, world.calibration.counted,
+            workload.arrival_s, workload.prompt, workload.predicted_score, workload.predicted_tokens, workload.predicted_log_sd,
+            workload.user,
             self._may_go[None],
         ):  # fmt: skip
             array[0, first : self.ledger.rows] = array[0, old]
@@ -387,5 +395,5 @@ class LiveCluster:
         service = self.world.service
         longer = np.concatenate([service.terms, np.repeat(service.terms[:1], _OWN_TERMS)])
         allowed = np.ones((longer.size, *service.allowed.shape[1:]), np.bool_)
-        longer_service = make_service(longer, allowed, service.round_trip_s, service.prompt_s)
+        longer_service = Service(longer, allowed, service.round_trip_s, service.prompt_s)
         self.world = self.world._replace(service=longer_service, scratch=self.world.scratch._replace(service=longer_service))

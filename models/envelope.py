@@ -78,6 +78,8 @@ _TOLD: dict[str, Input] = {
 }
 """Columns of EXPERT_FEATURES, as given to the router."""
 
+_TIMES = ("base_time", "sequence_time", "context_time", "prefill_time")  # in units of the arrived request's bound
+
 _OTHERS: dict[str, Input] = {
     "step_drift": Input(least=0.5),  # log of the actual over the nominal iteration time
     "length_drift": Input(least=0.5),  # log of true over predicted output tokens, the mean over requests
@@ -218,6 +220,7 @@ def _run(simulation: Simulation, first_seed: int) -> Measured:
     view, workload = simulation.view, simulation.workload
     found: Measured = {name: _column(view.experts, EXPERT_FEATURES, name) for name in _TOLD}
     found["step_drift"] = np.log(_true_base_time(simulation) / found["base_time"])
+    found |= {name: _of_classes(found[name], simulation) for name in _TIMES}
     found["experts"] = np.full((batch, 1), math.log(n))
     arrived, peaks, drop = [view.arrived.astype(np.float64)], [view.cluster.astype(np.float64)], np.full(batch, n)
     while not simulation.over.all():
@@ -247,6 +250,15 @@ def _of_requests(told: Floats, mean_score: Floats) -> Measured:
         "score_spread": score.std(axis=0),
         "score_noise": np.sqrt((score - mean_score).var(axis=1, ddof=1).mean(keepdims=True)),
     }
+
+
+def _of_classes(times: Floats, simulation: Simulation) -> Floats:
+    """(C, B, N) times in units of each class's bound that requests may be of, from (B, N) in units of the first request's."""
+    unit_s, first = simulation.world.service.terms["unit_s"], simulation.workload.user["service"][:, 0]
+    trace = simulation.scenario.workload.arrivals.trace
+    traced = trace is not None and trace.class_column is not None  # then shares do not count
+    drawn = np.array([traced or entry.share > 0 for entry in simulation.scenario.classes] or [True])
+    return times * (unit_s[first] / unit_s[drawn][:, None])[..., None]
 
 
 def _true_base_time(simulation: Simulation) -> Floats:

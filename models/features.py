@@ -22,6 +22,7 @@ from rllib_envs.sim.rows import (
     EXPERT_TABLE,
     INFORMATION_FEATURES,
     KV_UNIT_TOKENS,
+    PLACE_FEATURES,
     WHATIF_FEATURES,
 )
 
@@ -62,6 +63,9 @@ REQUEST_COLUMNS = _TOLD + _CONTEXT - (len(CLUSTER_FEATURES) - _PACE)
 INFORMATION_COLUMNS = len(INFORMATION_FEATURES)
 """Columns more in ``FeatureColumns.choice`` and ``FeatureColumns.request``, if the observation has ``information``."""
 
+PLACE_COLUMNS = len(PLACE_FEATURES)
+"""Columns more in the same, after those, if the observation has ``places``."""
+
 
 class FeatureColumns(NamedTuple):
     """The networks' inputs, for each of N experts."""
@@ -69,7 +73,7 @@ class FeatureColumns(NamedTuple):
     state: Tensor  # (B, N, STATE_COLUMNS) the expert's present state: load, roll-out predictions, engine, cluster load
     choice: Tensor  # (B, N, CHOICE_COLUMNS) sending the request there: the expert before and after, and the effects
     request: Tensor  # (B, N, REQUEST_COLUMNS) columns that no action influences: request, engine, arrival rate
-    # Where the observation has them, INFORMATION_COLUMNS more in ``choice`` and ``request``: what the predictions are worth.
+    # Where the observation has them, INFORMATION_COLUMNS more in ``choice`` and ``request``, then PLACE_COLUMNS more.
     marginal: Tensor  # (B, N) the roll-out's estimate of the marginal QoS; 0 without what-if results
 
 
@@ -138,11 +142,11 @@ def read_columns(observation: Observation) -> FeatureColumns:
     surprise = score - expert_column(observation, "mean_score")
     told = torch.cat([asked, surprise.unsqueeze(-1), _pooled(score, surprise, length)], dim=-1)
     own_and_marginal = torch.stack([own, marginal], dim=-1)
-    worth = (observation["information"],) if "information" in observation else ()
+    more = [observation[part] for part in ("information", "places") if part in observation]
     return FeatureColumns(
         state=state,
-        choice=torch.cat([state, changed, told, effect, own_and_marginal, use, *worth], dim=-1),
-        request=torch.cat([told, engine, cluster[..., :_PACE], *worth], dim=-1),
+        choice=torch.cat([state, changed, told, effect, own_and_marginal, use, *more], dim=-1),
+        request=torch.cat([told, engine, cluster[..., :_PACE], *more], dim=-1),
         marginal=marginal,
     )
 

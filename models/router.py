@@ -13,6 +13,7 @@ from models.bounds import MASKED_SCORE, MOST_WIDTH
 from models.features import (
     CHOICE_COLUMNS,
     INFORMATION_COLUMNS,
+    PLACE_COLUMNS,
     REQUEST_COLUMNS,
     FeatureColumns,
     Observation,
@@ -73,6 +74,8 @@ class RouterSpec:
     price. A router without impact has nothing to fall back on, so there it counts as False."""
     information: bool = False
     """Observations say what predictions are worth, and scores depend on it: one router then suits many predictors."""
+    places: bool = False
+    """Observations say how far each expert is from the user, and scores depend on it."""
 
     def __post_init__(self) -> None:
         """Refuse invalid specifications.
@@ -108,12 +111,12 @@ class RouterSpec:
     @property
     def choice_columns(self) -> int:
         """Columns of ``FeatureColumns.choice``."""
-        return CHOICE_COLUMNS + INFORMATION_COLUMNS * self.information
+        return CHOICE_COLUMNS + INFORMATION_COLUMNS * self.information + PLACE_COLUMNS * self.places
 
     @property
     def request_columns(self) -> int:
         """Columns of ``FeatureColumns.request``."""
-        return REQUEST_COLUMNS + INFORMATION_COLUMNS * self.information
+        return REQUEST_COLUMNS + INFORMATION_COLUMNS * self.information + PLACE_COLUMNS * self.places
 
 
 def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
@@ -124,19 +127,18 @@ def check_observation(spec: RouterSpec, parts: Container[str]) -> None:
         parts: names of the observation's parts.
 
     Raises:
-        InputError: the what-if results are missing, or what predictions are worth; or the latter is there unwanted. Or what late
-            requests need is missing.
+        InputError: the what-if results or what late requests need are missing. Or what predictions are worth, or how far experts
+            are, is missing or there unwanted.
     """
     if spec.impact and "whatif" not in parts:
         raise InputError(
             "observation.whatif = False: a router with impact = True needs the what-if results: set observation.whatif, or build "
             "it with impact = False, to learn without them"
         )
-    if spec.information != ("information" in parts):
-        raise InputError(
-            f"observation.information = {'information' in parts}: it must be as in the router, whose information = "
-            f"{spec.information}"
-        )
+    for name in ("information", "places"):
+        wanted = getattr(spec, name)
+        if wanted != (name in parts):
+            raise InputError(f"observation.{name} = {name in parts}: it must be as in the router, whose {name} = {wanted}")
     if spec.demand and "demand" not in parts:
         raise InputError("observation.demand = False: a router with price = 'relative' needs it: set observation.demand")
 

@@ -49,8 +49,15 @@ def expert_capacities(scenario: Scenario) -> NDArray[np.float64]:
         catalogue=scenario.workload.catalogue, arrivals=arrivals if arrivals.brings_prompts else Arrivals(), load=1.0
     )
     # Fields without influence on the figure are left out, so that scenarios which differ only in them share one measurement.
+    told = arrivals.trace is not None and arrivals.trace.class_column is not None
     return _measure(
-        Scenario(name="capacity", experts=scenario.experts, slo_s_per_token=scenario.slo_s_per_token, workload=workload)
+        Scenario(
+            name="capacity",
+            experts=scenario.experts,
+            slo_s_per_token=scenario.slo_s_per_token,
+            workload=workload,
+            classes=scenario.classes if told else (),
+        )
     )
 
 
@@ -59,7 +66,8 @@ def _measure(scenario: Scenario) -> NDArray[np.float64]:
     n = scenario.n_experts
     rng = np.random.default_rng(_SEED)
     owner = np.repeat(np.arange(n), _REPEATS)  # cluster b consists of expert owner[b] alone
-    state = allocate(engine_records([expert.engine for expert in scenario.experts])[owner][:, None].copy(), _REQUESTS)
+    engines = engine_records([expert.engine for expert in scenario.experts])
+    state = allocate(engines[owner][:, None].copy(), _REQUESTS, plain=True)
     workload = allocate_request_table(owner.size, _REQUESTS, 1)
     workload.total[:] = _REQUESTS
     for repeat in range(_REPEATS):

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from rllib_envs.sim.cluster import STEP, RequestTable
-from rllib_envs.sim.state import RECORD, REQUEST
+from rllib_envs.sim.state import EXTRA, RECORD, REQUEST
 from rllib_envs.simulation import Simulation
 
 _TABLE = tuple(name for name in RequestTable._fields if name != "total")
-_OF_REQUESTS = {"requests", "records", "grown", "counted", *_TABLE}  # arrays (B, M, ...) of the world
+_OF_REQUESTS = {"requests", "records", "extras", "grown", "counted", *_TABLE}  # arrays (B, M, ...) of the world
 
 
 def copy_cluster(source: Simulation, cluster: int, copies: Simulation) -> None:
@@ -31,7 +31,7 @@ def copy_cluster(source: Simulation, cluster: int, copies: Simulation) -> None:
     _check(source, cluster, copies)
     arrived = int(source.cursor[cluster]) + 1
     for name, whole, copy in zip(source.world._fields, source.world, copies.world, strict=True):
-        if name not in ("scratch", "late", "service"):  # memory of one call; the state itself; the scenario's
+        if name not in ("scratch", "late", "service", "at_site"):  # memory of one call; the state itself; the scenario's
             _copy(name, whole, copy, cluster, arrived)
     if source.meter is not None and copies.meter is not None:  # both or neither: the experts are the same
         copies.meter.energy_j[:] = source.meter.energy_j[cluster]
@@ -44,6 +44,8 @@ def _check(source: Simulation, cluster: int, copies: Simulation) -> None:
     for name in ("experts", "observation", "slo_s_per_token", "reward", "classes", "tenants", "network"):
         if getattr(source.scenario, name) != getattr(copies.scenario, name):
             raise ValueError(f"copies: {name} differs from that of the source")
+    if source.living is not None or copies.living is not None:
+        raise ValueError("experts change within the episode: such a cluster cannot be copied")
     if source.world.late is not source.state or copies.world.late is not copies.state:
         raise ValueError("telemetry is delayed: such a cluster cannot be copied")
     if source.over[cluster]:
@@ -54,6 +56,8 @@ def _check(source: Simulation, cluster: int, copies: Simulation) -> None:
 
 def _copy(name: str, whole: Any, copy: Any, cluster: int, arrived: int) -> None:
     """Copy an array, or each array of a tuple; of requests those that have arrived, and nothing in place of the others."""
+    if whole is None:  # the extras of a plain scenario
+        return
     if isinstance(whole, tuple):
         names: tuple[str, ...] = type(whole)._fields  # pyright: ignore[reportAttributeAccessIssue] (all tuples here are named)
         for part, a, b in zip(names, whole, copy, strict=True):
@@ -86,7 +90,9 @@ def append_requests(copies: Simulation, more: RequestTable) -> None:
         for name in _TABLE:
             getattr(copies.workload, name)[b, rows] = getattr(more, name)[b, :count]
         copies.state.records[b, rows] = record
-        copies.state.records["service"][b, rows] = more.user["service"][b, :count]
+        if copies.state.extras is not None:
+            copies.state.extras[b, rows] = np.zeros((), EXTRA)
+            copies.state.extras["service"][b, rows] = more.user["service"][b, :count]
         copies.state.requests[b, rows] = np.zeros((), REQUEST)
         for name in ("arrival_s", "prompt"):
             copies.state.requests[name][b, rows] = getattr(more, name)[b, :count]

@@ -32,7 +32,8 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
 
     Action: ``Discrete(N + 1)``: an expert's index, or N = drop. An expert is masked if its queue is full or it cannot hold the
     request. A request sent to a masked expert is rejected and earns 0. A request that no expert could ever hold is too long. It
-    is not routed, whatever the action, and costs nothing.
+    is not routed, whatever the action, and costs nothing. If the scenario has dynamics, a request that an expert's failure took
+    arrives again, and an expert is masked while it is known to be down, or drained.
 
     Observation: a dict of float32 arrays, zero where there is no request. It never contains true lengths or scores:
 
@@ -48,6 +49,7 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     ``whatif``        (N, 18)                     predicted effect of each action (WHATIF_FEATURES), if the scenario sets it
     ``information``   (N, 4)                      what predictions are worth (INFORMATION_FEATURES), if the scenario sets it
     ``demand``        (7,)                        what late requests need (DEMAND_FEATURES), if the scenario sets it
+    ``places``        (N, 2)                      how far each expert is from the user (PLACE_FEATURES), if the scenario sets it
     ================  ==========================  =====================================================================
 
     Reward: the scenario's weighted terms (``rllib_envs.reward``), summed from this decision to the next. With the default weights
@@ -58,7 +60,9 @@ class EdgeRoutingEnv(gym.Env[Observations, np.int64]):
     Info: ``dt`` (seconds from this decision to the next), then ``qos``, ``finished``, ``late``, ``dropped``, ``rejected`` and
     ``too_long`` in that time. If experts have watts or prices, also ``energy_j`` of all experts in that time, and the ``cost`` of
     the request that was sent, with its true tokens. If the scenario sets it, also ``marginal_qos`` (N + 1,): the true marginal
-    QoS of every action for the current request. It is a training target that a router must not see.
+    QoS of every action for the current request. It is a training target that a router must not see. If it has dynamics, also
+    ``cancelled``, ``failed`` and ``retried``: requests of clients that gave up, that went down with their expert for good, and
+    that arrive again.
 
     Example:
         >>> env = gym.make("EdgeRouting-v0", scenario="edge6")
@@ -208,6 +212,8 @@ def _step_info(simulation: Simulation) -> dict[str, NDArray[Any]]:
     info.update({name: steps[name].copy() for name in ("qos", "finished", "late", "dropped", "rejected", "too_long")})
     if simulation.meter is not None:
         info.update({name: steps[name].copy() for name in ("energy_j", "cost")})
+    if simulation.living is not None:
+        info.update({name: steps[name].copy() for name in ("cancelled", "failed", "retried")})
     if simulation.scenario.observation.counterfactual:
         info["marginal_qos"] = simulation.marginal.copy()
     return info

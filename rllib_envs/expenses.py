@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.state import FINISHED, ROUTED
+from rllib_envs.sim.kernels import busy_until
+from rllib_envs.sim.state import CANCELLED, FINISHED, ROUTED
 
 _TARIFF = np.dtype(
     [
@@ -47,18 +48,13 @@ def reset_meter(meter: Meter, cluster: int) -> None:
 
 
 @kernel
-def busy_until(expert, time_s):
-    """Seconds that the expert has spent in iterations by ``time_s``, to which it has been advanced."""
-    return expert.busy_s + (time_s - expert.clock_s if expert.plan_steps > 0 else 0.0)
-
-
-@kernel
 def meter_all(state, cursor, now_s, meter, steps):
     """Credit the step (B,) STEP that each cluster has just taken with its energy and cost.
 
     Energy is that of all experts since the last decision, or since time 0 in the first step: idle watts all the time, and the
     rest up to the active watts while an iteration runs. Cost is that of all tokens of the request that was sent, known only when
-    it has finished, but decided here. A cluster whose episode is over spends nothing.
+    it has finished, but decided here. A client that gives up later gets none of it back. A cluster whose episode is over spends
+    nothing.
     """
     for b in range(steps.size):
         energy_j = 0.0
@@ -70,7 +66,7 @@ def meter_all(state, cursor, now_s, meter, steps):
         r = meter.billed[b]
         if r < cursor[b]:
             request, record = state.requests[b, r], state.records[b, r]
-            if record.status == ROUTED or record.status == FINISHED:
+            if record.status in (ROUTED, FINISHED, CANCELLED):
                 price = meter.tariff[record.route]
                 steps[b].cost = price.prompt_price * request.prompt + price.output_price * request.output
             meter.billed[b] = cursor[b]

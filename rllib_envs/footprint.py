@@ -6,11 +6,12 @@ import os
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import RECORD, REQUEST
+from rllib_envs.service_terms import service_of
+from rllib_envs.sim.state import EXTRA, RECORD, REQUEST
 from rllib_envs.sim.terms import USER
 
 _GIB = 2**30
-_REQUEST_BYTES = REQUEST.itemsize + RECORD.itemsize + USER.itemsize + 21  # the rest: arrival, prompt, judged, calibration
+_REQUEST_BYTES = REQUEST.itemsize + RECORD.itemsize + USER.itemsize + 29  # the rest: arrival, age, prompt, judged, calibration
 _WHATIF_BYTES = 4 * 32  # of an expert's what-if results, at most
 _SHOWN_BYTES = 4 * 9  # of a slot: eight features and the mask
 _TOLD_BYTES = 4 * 5  # of a request at one expert: true and predicted, score and length, and what the latter is worth
@@ -30,8 +31,9 @@ def simulation_bytes(scenario: Scenario, batch: int, requests: int) -> dict[str,
     engines = [expert.engine for expert in scenario.experts]
     running, waiting = max(e.max_num_seqs for e in engines), max(e.max_waiting for e in engines)
     queue = 1 << (running + waiting - 1).bit_length()
+    request = _REQUEST_BYTES + (0 if service_of(scenario).plain and scenario.dynamics is None else EXTRA.itemsize)
     return {
-        f"workload.requests = {requests:,}": batch * requests * (_REQUEST_BYTES + n * _TOLD_BYTES),
+        f"workload.requests = {requests:,}": batch * requests * (request + n * _TOLD_BYTES),
         f"observation.running_slots = {seen.running_slots:,}": batch * n * seen.running_slots * _SHOWN_BYTES,
         f"observation.waiting_slots = {seen.waiting_slots:,}": batch * n * seen.waiting_slots * _SHOWN_BYTES,
         f"max_num_seqs = {running:,} and max_waiting = {waiting:,}": batch * n * (8 * running + 4 * queue + _WHATIF_BYTES),

@@ -112,7 +112,7 @@ class Learner:
 
     def learn(self, simulation: Simulation, cluster: int) -> None:
         """A round of training on the requests in memory that have been answered."""
-        latency = simulation.records(cluster).latency_per_token_s / simulation.scenario.slo_s_per_token
+        latency = simulation.decisions(cluster).latency_per_token_s / simulation.scenario.slo_s_per_token
         answered = (self._requests >= 0) & ~np.isnan(latency[self._requests])
         if answered.sum() < _FEWEST:
             return

@@ -30,10 +30,12 @@ from rllib_envs.sim.rows import (
     EXPERT_FEATURES,
     EXPERT_SCALE,
     KV_UNIT_TOKENS,
+    PLACE_SCALE,
     REQUEST_FEATURES,
     REQUEST_ROW,
     REQUEST_SCALE,
 )
+from rllib_envs.sim.terms import budget_s, extras_of, is_allowed, network_s
 from rllib_envs.sim.whatif import expected_output, on_its_way
 from rllib_envs.view import View
 
@@ -48,6 +50,7 @@ __all__ = [
     "describe_engines",
     "observe",
     "update_gap_ema",
+    "write_places",
 ]
 
 PACE_GAINS = (0.005, 0.05)
@@ -119,10 +122,11 @@ def _tally(sums, request, score, output, remaining, used, elapsed_slo, step_slo)
 
 
 @kernel_inlined
-def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, several):
+def _observe_decoding(telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, extras):
     """Show the decoding requests of expert e of cluster b; returns their sums, and the tokens left of those beyond the slots.
 
-    ``several``: there are several service classes, and each request is in units of its own. ``share``: of a KV token.
+    ``share``: of a KV token. With ``extras`` there may be several service classes, and each request is in units of its own; some
+    may have been sent before, and ``age_s`` (M,) is the time since then.
     """
     source, now_s = telemetry.source, telemetry.now_s
     requests, running = source.requests[b], source.running[b, e]
@@ -139,10 +143,12 @@ def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
-        if several:
-            own_slo_s = terms[source.records[b, index].service].unit_s
+        if extras is not None:
+            own_slo_s = terms[extras[index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+            elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
+        else:
+            elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < slots:
             cached_share = np.float32(request.prompt + generated - 1) * share
@@ -155,19 +161,21 @@ def _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo
 
 
 @kernel_inlined
-def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
+def _observe_expert(telemetry, engine, terms, age_s, b, e, slo_s, rows, known_extras, sent_extras):
     """Fill all features of expert e of cluster b; returns the mask bit: whether it can take one more.
+
+    ``known_extras``, ``sent_extras``: of the requests that telemetry shows, and of those sent since.
 
     The loop over the decoding requests dominates the run time; 32-bit arithmetic halves it.
     """
     source, actual, now_s = telemetry.source, telemetry.actual, telemetry.now_s
-    first_pending = telemetry.first_pending
+    first_pending = telemetry.first_pending[e]
     expert = source.experts[b, e]
     requests = source.requests[b]
     running, waiting = source.running[b, e], source.waiting[b, e]
     n_run, n_dec, n_wait = expert.n_run, expert.n_dec, expert.n_wait
     n_known = n_run + n_wait
-    begun = steps_begun(expert, telemetry.view_s)
+    begun = steps_begun(expert, telemetry.view_s[e])
     complete = max(begun - 1, 0)
     iteration = np.int32(expert.iteration + complete)
     taken = expert.taken
@@ -181,11 +189,9 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
     slots_run, slots_wait = rows.running.shape[2], rows.waiting.shape[2]
     rows_run, rows_wait = rows.running[b, e], rows.waiting[b, e]
     mask_run, mask_wait = rows.running_mask[b, e], rows.waiting_mask[b, e]
-    several = terms.size > 1  # a constant in each call, so that the usual case does not pay for the other
-    if several:
-        sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, True)
-    else:
-        sums, decode_beyond = _observe_decoding(telemetry, engine, terms, b, e, iteration, share, step_slo, slo_s, rows, False)
+    sums, decode_beyond = _observe_decoding(
+        telemetry, engine, terms, age_s, b, e, iteration, share, step_slo, slo_s, rows, known_extras
+    )
     own_step = step_slo
     # Already cached: of the prompts in the iteration under way, or of the one that the last iteration computed in part.
     prefill = -expert.cached if expert.plan_steps > 0 else -expert.partial * expert.pre_done
@@ -213,11 +219,12 @@ def _observe_expert(telemetry, engine, terms, b, e, slo_s, rows):
         predicted_tokens = request.predicted_tokens * engine.length_factor
         output = expected_output(predicted_tokens, generated, np.int32(engine.max_model_len - request.prompt))
         remaining = np.int32(max(output - generated, 1))
-        if several:
-            records = source.records if i < n_known else actual.records
-            own_slo_s = terms[records[b, index].service].unit_s
+        if known_extras is not None:
+            own_slo_s = terms[(known_extras if i < n_known else sent_extras)[index].service].unit_s
             per_slo, own_step = 1.0 / own_slo_s, step_slo * np.float32(slo_s / own_slo_s)
-        elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
+            elapsed_slo = np.float32((now_s - request.arrival_s + age_s[index]) * per_slo)
+        else:
+            elapsed_slo = np.float32((now_s - request.arrival_s) * per_slo)
         used = elapsed_slo / max(predicted_tokens, _ONE)
         if i < n_run and i < slots_run:
             cached_share = np.float32(cached) * share
@@ -315,12 +322,10 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
     summary.max_running = 0.0
     summary.mean_waiting = 0.0
     summary.mean_kv_reserved = 0.0
-    allowed = service.allowed
-    user = workload.user[b, r if present else 0]
-    own = allowed[user.service, user.tenant]
+    known_extras, sent_extras = extras_of(telemetry.source.extras, b), extras_of(telemetry.actual.extras, b)
     for e in range(n_experts):
         engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, service.terms, b, e, slo_s, rows)
+        open_ = _observe_expert(telemetry, engine, service.terms, workload.age_s[b], b, e, slo_s, rows, known_extras, sent_extras)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)
@@ -332,8 +337,28 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
             arrived.predicted_score = with_odds(workload.predicted_score[b, r, e], engine.score_odds)
             arrived.predicted_length = workload.predicted_tokens[b, r, e] * engine.length_factor / ARRIVED_SCALE.predicted_length
             open_ = open_ and workload.prompt[b, r] < engine.max_model_len
-            rows.action_mask[b, e] = 1.0 if open_ and own[e] else 0.0
+            open_ = open_ and is_allowed(known_extras, service, workload.user[b, r], e)
+            rows.action_mask[b, e] = 1.0 if open_ else 0.0
         else:
             rows.arrived[b, e] = _NOTHING_ARRIVED[0]
             rows.action_mask[b, e] = 0.0
     rows.action_mask[b, n_experts] = 1.0
+
+
+@kernel_inlined
+def write_places(nominal, workload, service, extras, at_site, b, r, rows):
+    """Write how far each expert is from the user of request r of cluster b, as PLACE_ROW records ``rows`` (B, N).
+
+    ``nominal`` has the engine figures that the router uses, ``at_site`` (S, N) whether an expert is at a site of users. After the
+    last request all is zero. ``extras``: of the cluster's requests, (M,), or None without optional parts.
+    """
+    present = r < workload.total[b]
+    user = workload.user[b, r if present else 0]
+    terms = service.terms[user.service]
+    for e in range(rows.shape[1]):
+        row = rows[b, e]
+        length = max(workload.predicted_tokens[b, r, e] * nominal[b, e].length_factor, 1.0) if present else 1.0
+        took_s = network_s(extras, service, user.site, e, workload.prompt[b, r], 1.0) if present else 0.0
+        distance = min(took_s / min(budget_s(extras, terms, length), terms.ttft_s), 1.0)
+        row.distance = distance / PLACE_SCALE.distance
+        row.at_site = 1.0 if present and at_site[user.site, e] else 0.0

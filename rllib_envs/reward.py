@@ -11,6 +11,7 @@ from rllib_envs.scenario import Reward
 from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.kernels import steps_begun
+from rllib_envs.sim.terms import class_of, extras_of, worth_of
 
 
 @kernel
@@ -25,6 +26,7 @@ def paper_impact(state, terms, b, e, now_s, prompt, output):
     expert = state.experts[b, e]
     engine = state.engines[b, e]
     iteration = expert.iteration + max(steps_begun(expert, now_s) - 1, 0)
+    extras = extras_of(state.extras, b)
     penalty = 0.0
     for i in range(expert.n_dec):
         index = state.running[b, e, i]
@@ -34,9 +36,8 @@ def paper_impact(state, terms, b, e, now_s, prompt, output):
         slowed = engine.a_s * prompt
         if shared > 0:
             slowed += engine.c_s * (shared * prompt + 0.5 * shared * (shared + 1))
-        record = state.records[b, index]
-        if (now_s - request.arrival_s) / generated + slowed / request.output > terms[record.service].unit_s:
-            penalty += record.worth
+        if (now_s - request.arrival_s) / generated + slowed / request.output > terms[class_of(extras, index)].unit_s:
+            penalty += worth_of(state.records[b, index], extras, index)
     return penalty
 
 
@@ -63,4 +64,8 @@ def combine(weights: Reward, steps: NDArray[np.void], impact: NDArray[np.float64
         reward -= weights.energy * 1e-3 * steps["energy_j"]
     if weights.cost:
         reward -= weights.cost * steps["cost"]
+    if weights.violation:  # a client that gave up found the answer too late
+        reward -= weights.violation * steps["cancelled"]
+    if weights.drop:
+        reward -= weights.drop * steps["failed"]
     return reward

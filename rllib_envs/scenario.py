@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from rllib_envs.dynamics import Dynamics, check_dynamics
 from rllib_envs.limits import (
     CONFIG,
     AtLeastOne,
@@ -104,6 +105,7 @@ class TraceFile:
     time_column: str = "timestamp"  # for format csv: seconds or ISO time
     prompt_column: str | None = None  # for format csv: prompt tokens
     output_column: str | None = None  # for format csv: output tokens
+    class_column: str | None = None  # for format csv: name of the service class; None: drawn by the shares
     start_s: NonNegative = 0.0  # window within the trace
     duration_s: Positive | None = None  # None: to its end
     jitter: bool | None = None  # spread each arrival uniformly within the trace's own tick; None: if its times are quantised
@@ -111,14 +113,17 @@ class TraceFile:
     @property
     def names_columns(self) -> bool:
         """Whether it names columns of its own."""
-        return (self.time_column, self.prompt_column, self.output_column) != ("timestamp", None, None)
+        return self._named != ("timestamp", None, None, None)
+
+    @property
+    def _named(self) -> tuple[str | None, ...]:
+        return self.time_column, self.prompt_column, self.output_column, self.class_column
 
     @model_validator(mode="after")
     def _columns_of_csv(self) -> Self:
         if self.names_columns and self.format not in ("auto", "csv"):
-            own = (self.time_column, self.prompt_column, self.output_column)
             raise ValueError(
-                f"format = {self.format!r} and columns {own}: columns are named for format csv; others have their own"
+                f"format = {self.format!r} and columns {self._named}: columns are named for format csv; others have their own"
             )
         return self
 
@@ -304,9 +309,9 @@ class Reward:
     """Weights of the reward's terms (``rllib_envs.reward``). Each term is summed over the interval between two decisions."""
 
     realised_qos: Weight = 1.0  # QoS of the requests that finished
-    violation: Penalty = 0.0  # subtracted per request that finished late
+    violation: Penalty = 0.0  # subtracted per request that finished late, or whose client gave up
     paper_impact: Penalty = 0.0  # subtracted: the paper's penalty P_t for the running requests pushed past the SLO
-    drop: Penalty = 0.0  # subtracted per dropped or rejected request
+    drop: Penalty = 0.0  # subtracted per dropped or rejected request, and per request that failed with its expert
     marginal_qos: Weight = 0.0  # counterfactual marginal QoS of the action taken, true values
     energy: Penalty = 0.0  # subtracted per kJ that the cluster takes: of experts with watts
     cost: Penalty = 0.0  # subtracted per unit of money that a request will have cost, when it is sent: of experts with prices
@@ -322,6 +327,7 @@ class Observation:
     whatif_tau: Positive = 0.1  # soft deadline: logistic scale of the predicted slack, as a share of the SLO
     information: bool = False  # key "information": what the predictions are worth
     demand: bool = False  # key "demand": what late requests need, and how long there has been overload
+    places: bool = False  # key "places": how far each expert is from the user; zeros without a network
     counterfactual: bool = False  # info column "marginal_qos": true marginal QoS of every action, a training target only
     calibrate: bool = False  # correct predictions and engine figures by the episode's observations (sim/calibration.py)
     judged_share: Fraction = 0.0  # share of the finished answers whose score becomes known, to correct predicted scores by
@@ -331,6 +337,7 @@ _LATER = (
     ("predictions", "predictors"),
     ("observation", "information"),
     ("observation", "demand"),
+    ("observation", "places"),
     ("observation", "judged_share"),
     ("reward", "energy"),
     ("reward", "cost"),
@@ -339,7 +346,8 @@ _LATER = (
 
 
 _OPTIONAL = (
-    "classes", "tenants", "network", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price", "priority",
+    "classes", "tenants", "network", "dynamics", "labels", "site", "idle_w", "active_w", "prompt_price", "output_price",
+    "priority",
 )  # fmt: skip
 """Fields of a scenario, an expert or a class that are not written where they say nothing."""
 
@@ -361,6 +369,7 @@ class Scenario:
     classes: Annotated[tuple[ServiceClass, ...], Field(max_length=100)] = ()  # (): one for all, with the bound above
     tenants: Annotated[tuple[Tenant, ...], Field(max_length=1000)] = ()  # (): one for all
     network: Network | None = None  # None: users and experts are in one place
+    dynamics: Dynamics | None = None  # None: nothing changes within an episode
 
     @model_validator(mode="after")
     def _names_unique(self) -> Self:
@@ -404,6 +413,12 @@ class Scenario:
         return self
 
     @model_validator(mode="after")
+    def _changes_possible(self) -> Self:
+        if self.dynamics is not None:
+            check_dynamics(self.dynamics, {expert.name: {expert.name, expert.site, *expert.labels} for expert in self.experts})
+        return self
+
+    @model_validator(mode="after")
     def _bursts_possible(self) -> Self:
         arrivals = self.workload.arrivals
         if self.variation is not None and self.variation.burst_share > 0 and arrivals.brings_prompts:
@@ -411,6 +426,16 @@ class Scenario:
             raise ValueError(
                 f"variation.burst_share = {self.variation.burst_share} with arrivals.kind = {arrivals.kind!r}: a trace has "
                 f"bursts of its own, so it must be 0 (or the kind one of {', '.join(plain)})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _traced_classes_exist(self) -> Self:
+        trace = self.workload.arrivals.trace
+        if trace is not None and trace.class_column is not None and not self.classes:
+            raise ValueError(
+                f"workload.arrivals.trace.class_column = {trace.class_column!r} without classes: the scenario must have the "
+                "classes that the column names"
             )
         return self
 
@@ -456,6 +481,9 @@ class Scenario:
         # Where these fields say nothing, text and fingerprint are as before there were any.
         if parameters:
             data["workload"]["arrivals"]["parameters"] = parameters
+        trace = data["workload"]["arrivals"]["trace"]
+        if trace is not None and trace["class_column"] is None:
+            del trace["class_column"]
         for part, name in _LATER:
             if not data[part][name]:
                 del data[part][name]

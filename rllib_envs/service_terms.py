@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass, Tenant
-from rllib_envs.sim.terms import NO_BOUND_S, Service, make_service, per_token_terms
+from rllib_envs.sim.terms import NO_BOUND_S, Service, per_token_terms
 
 _PROMPT_BITS = 8 * 4.5  # of a token: some four and a half bytes of text
 
@@ -17,7 +17,7 @@ _PROMPT_BITS = 8 * 4.5  # of a token: some four and a half bytes of text
 def service_of(scenario: Scenario) -> Service:
     """What the scenario promises, where requests may go, and how far that is."""
     round_trip_s, prompt_s = link_times(scenario)
-    return make_service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
+    return Service(terms_of(scenario), allowed_experts(scenario), round_trip_s, prompt_s)
 
 
 def link_times(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -30,6 +30,13 @@ def link_times(scenario: Scenario) -> tuple[NDArray[np.float64], NDArray[np.floa
     round_trip_s = np.array([[link.rtt_s for link in row] for row in pairs])
     prompt_s = np.array([[_PROMPT_BITS / (1e6 * (link.mbit_per_s or np.inf)) for link in row] for row in pairs])
     return round_trip_s, prompt_s
+
+
+def experts_at_sites(scenario: Scenario) -> NDArray[np.bool_]:
+    """(S, N) whether an expert is at a site of users; nowhere without a network."""
+    if scenario.network is None:
+        return np.zeros((1, scenario.n_experts), np.bool_)
+    return np.array([[expert.site == site.name for expert in scenario.experts] for site in scenario.network.sites])
 
 
 def terms_of(scenario: Scenario) -> NDArray[np.void]:

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Expert, Observation
-from rllib_envs.sim.rows import ARRIVED_ROW, CLUSTER_ROW, DEMAND_ROW, EXPERT_ROW, INFORMATION_ROW, REQUEST_ROW, WHATIF_ROW
+from rllib_envs.sim.rows import (
+    ARRIVED_ROW,
+    CLUSTER_ROW,
+    DEMAND_ROW,
+    EXPERT_ROW,
+    INFORMATION_ROW,
+    PLACE_ROW,
+    REQUEST_ROW,
+    WHATIF_ROW,
+)
 
 
 class ObservationRows(NamedTuple):
@@ -26,6 +35,7 @@ class ObservationRows(NamedTuple):
     whatif: NDArray[np.void]  # (B, N) WHATIF_ROW, or (B, 0) if the scenario does not set it
     information: NDArray[np.void]  # (B, N) INFORMATION_ROW, or (B, 0) likewise
     demand: NDArray[np.void]  # (B,) DEMAND_ROW, or (0,) likewise
+    places: NDArray[np.void]  # (B, N) PLACE_ROW, or (B, 0) likewise
 
 
 class View(NamedTuple):
@@ -42,6 +52,7 @@ class View(NamedTuple):
     whatif: NDArray[np.float32]  # (B, N, 18), or (B, N, 0) if the scenario does not set it
     information: NDArray[np.float32]  # (B, N, 4), or (B, N, 0) likewise
     demand: NDArray[np.float32]  # (B, 7), or (B, 0) likewise
+    places: NDArray[np.float32]  # (B, N, 2), or (B, N, 0) likewise
 
 
 def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> ObservationRows:
@@ -59,6 +70,7 @@ def allocate_rows(batch: int, experts: Sequence[Expert], spec: Observation) -> O
         whatif=np.zeros(shape if spec.whatif else (batch, 0), WHATIF_ROW),
         information=np.zeros(shape if spec.information else (batch, 0), INFORMATION_ROW),
         demand=np.zeros(batch if spec.demand else 0, DEMAND_ROW),
+        places=np.zeros(shape if spec.places else (batch, 0), PLACE_ROW),
     )
     rows.experts["mean_score"] = [expert.mean_score for expert in experts]
     return rows
@@ -78,6 +90,7 @@ def view_of(rows: ObservationRows) -> View:
         whatif=_columns(rows.whatif, rows.experts.shape),
         information=_columns(rows.information, rows.experts.shape),
         demand=_columns(rows.demand, rows.cluster.shape),
+        places=_columns(rows.places, rows.experts.shape),
     )
 
 

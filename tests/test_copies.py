@@ -16,7 +16,7 @@ from tests.draws import examples
 from tests.worlds import REQUESTS, assert_same, play, random_expenses, random_world, seeds, simulation_of, small
 
 OBSERVATION = Observation(
-    whatif=True, calibrate=True, information=True, demand=True, judged_share=0.5, running_slots=2, waiting_slots=1
+    whatif=True, calibrate=True, information=True, demand=True, places=True, judged_share=0.5, running_slots=2, waiting_slots=1
 )
 
 
@@ -58,6 +58,9 @@ def test_a_copy_with_the_same_requests_and_decisions_gives_the_same_to_the_last_
             for name in ("requests", "records"):
                 ours, theirs = getattr(copies.state, name), getattr(source.state, name)
                 assert ours[cluster, :REQUESTS].tobytes() == theirs[1].tobytes(), name
+            if copies.state.extras is not None:
+                assert source.state.extras is not None
+                assert copies.state.extras[cluster, :REQUESTS].tobytes() == source.state.extras[1].tobytes()
         rewards = play(source, actions[at + 5 :])
         np.testing.assert_array_equal(play(copies, actions[at + 5 :]), np.repeat(rewards[:, 1:], copies.batch, axis=1))
 

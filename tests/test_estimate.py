@@ -111,6 +111,7 @@ def vllm_log(engine, arrivals):
         "model": "acme/model",
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "async_scheduling": engine.async_scheduling,
     }
     lines = [
         f"(APIServer pid=1) INFO 11-27 10:00:00 [api_utils.py:286] non-default args: {arguments}",
@@ -153,7 +154,7 @@ def test_the_log_of_iterations_gives_the_engine_back(tmp_path):
     engine = replace(CPU, handoff_s=0.0)
     (tmp_path / "vllm.log").write_text(vllm_log(engine, arrivals))
     log = read_iteration_log(tmp_path / "vllm.log")
-    assert (log.kv_tokens, log.model) == (engine.kv_tokens, "acme/model")
+    assert (log.kv_tokens, log.model, log.async_scheduling) == (engine.kv_tokens, "acme/model", False)
     assert log.limits == {"max_num_seqs": 16, "max_num_batched_tokens": 512, "max_model_len": 2048}
     limits = {name: getattr(engine, name) for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len")}
     fitted, unseen = fit_batches(log.batches, "log", kv_tokens=engine.kv_tokens, kv_bytes_per_token=1, **limits)

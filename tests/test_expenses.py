@@ -13,6 +13,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Reward, Scenario
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.sim.state import FINISHED
+from rllib_envs.simulation import Simulation
 from tests.draws import examples
 from tests.worlds import (
     REQUESTS,
@@ -137,20 +138,28 @@ def test_watts_and_prices_change_nothing_else_to_the_last_bit(seed: int) -> None
     assert plain.state.experts.tobytes() == metered.state.experts.tobytes()
 
 
-def test_classes_share_the_cost_of_all() -> None:
+def test_classes_share_the_cost_and_the_active_energy_of_all() -> None:
     rng = np.random.default_rng(0)
     scenario, episode, actions = random_world(rng, several=True)
-    scenario = with_figures(replace(scenario, classes=random_classes(rng)), prompt_price=1.0, output_price=4.0)
+    scenario = with_figures(
+        replace(scenario, classes=random_classes(rng)), prompt_price=1.0, output_price=4.0, idle_w=5.0, active_w=50.0
+    )
     user = episode.user.copy()
     user["service"] = rng.integers(0, len(scenario.classes), REQUESTS)
     episode = replace(episode, user=user, prompt=episode.prompt % 4 + 1)
     simulation = simulation_of(scenario, episode)
     play(simulation, actions)
-    whole, groups = episode_metrics(simulation, 0), group_metrics(scenario, simulation.records(0))
+    whole, groups = (
+        episode_metrics(simulation, 0),
+        group_metrics(scenario, simulation.records(0), simulation.state.experts["busy_s"][0]),
+    )
     shares = np.bincount(user["service"]) / REQUESTS
     costs = [group["cost_per_1000"] for group in groups.values()]
     assert shares @ costs == pytest.approx(whole["cost_per_1000"])
     assert whole["cost_per_1000"] > 0
+    active_j = 50 * simulation.state.experts["busy_s"][0].sum() / REQUESTS
+    assert shares @ [group["active_j_per_request"] for group in groups.values()] == pytest.approx(active_j)
+    assert whole["active_j_per_request"] == pytest.approx(active_j)
 
 
 def test_an_environment_says_what_its_experts_spend_if_they_say_it() -> None:
@@ -165,6 +174,18 @@ def test_an_environment_says_what_its_experts_spend_if_they_say_it() -> None:
     without = EdgeRoutingEnv(plain)
     without.reset(seed=1)
     assert not {"energy_j", "cost"} & without.step(np.int64(0))[4].keys()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (Reward(energy=0.05), r"scenario edge6: reward\.energy = 0\.05: no expert has active_w, so it would always be 0"),
+        (Reward(cost=2.0), r"scenario edge6: reward\.cost = 2: no expert has prompt_price or output_price"),
+    ],
+)
+def test_a_reward_for_what_nobody_has_is_refused(reward: Reward, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Simulation(small("edge6", reward=reward), 1)
 
 
 def test_metrics_are_shown_where_they_say_something() -> None:

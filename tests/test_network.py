@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
 from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.network import Link, Network, Site
-from rllib_envs.scenario import Scenario
+from rllib_envs.scenario import Observation, Scenario
 from rllib_envs.scenarios.load import parse_scenario
+from rllib_envs.sim.rows import PLACE_FEATURES, PLACE_TABLE
 from rllib_envs.simulation import Records, Simulation
 from rllib_envs.workload.devices import draw_jitter, draw_sites
-from tests.worlds import REQUESTS, play, small
+from tests.draws import examples
+from tests.worlds import REQUESTS, play, random_world, seeds, simulation_of, small
 
 SITES = (Site(name="a", share=3), Site(name="b", share=1))
 
@@ -72,6 +75,51 @@ def test_a_network_that_takes_no_time_changes_nothing_to_the_last_bit() -> None:
     assert views[0] == views[1]
 
 
+@examples(100)
+@given(seeds)
+def test_an_observation_says_how_far_each_expert_is_from_the_user(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    calibrated = bool(rng.integers(2))
+    seen = Observation(running_slots=1, waiting_slots=1, places=True, calibrate=calibrated)
+    scenario, episode, actions = random_world(rng, several=True, observation=seen)
+    assert scenario.network is not None
+    simulation = simulation_of(scenario, episode)
+    links = {(link.users, link.experts): link for link in scenario.network.links}
+    for r, action in enumerate(actions):
+        told = dict(zip(PLACE_FEATURES, simulation.view.places[0].T, strict=True))
+        user = episode.user[r]
+        site, entry = scenario.network.sites[user["site"]].name, scenario.classes[user["service"]]
+        own = (entry.per_token_s, entry.ttft_s, entry.tpot_s, entry.e2e_s)
+        per_token_s = scenario.slo_s_per_token if own == (None,) * 4 else entry.per_token_s
+        for e, expert in enumerate(scenario.experts):
+            link = links[site, expert.site or ""]
+            took_s = link.rtt_s + (36 * episode.prompt[r] / (1e6 * link.mbit_per_s) if link.mbit_per_s else 0)
+            length = max(episode.predicted_tokens[r, e] * float(simulation.world.nominal[0, e]["length_factor"]), 1)
+            has_s = [length * per_token_s] if per_token_s else []
+            has_s += [bound_s for bound_s in (entry.ttft_s, entry.e2e_s) if bound_s]
+            share = min(took_s / min(has_s), 1) if has_s else 0
+            assert told["distance"][e] * PLACE_TABLE["distance"].scale == pytest.approx(share, rel=1e-5, abs=1e-9)
+            assert told["at_site"][e] == (expert.site == site)
+        simulation.step(np.array([action]))
+    assert not simulation.view.places.any()  # nobody has arrived
+
+
+@pytest.mark.parametrize("networked", [False, True])
+def test_to_see_places_changes_nothing_else_and_they_are_zero_without_a_network(networked: bool) -> None:
+    scenario = linked(small("edge6"), network()) if networked else small("edge6")
+    seen = Observation(whatif=True, information=True, demand=True, calibrate=True)
+    one, other = (Simulation(replace(scenario, observation=replace(seen, places=places)), 1) for places in (False, True))
+    for simulation in (one, other):
+        simulation.start(0, 5)
+    assert one.view.places.shape == (1, 6, 0)
+    for action in np.arange(REQUESTS) % 7:
+        assert other.view.places.any() == networked
+        for name, shown in one.view._asdict().items():
+            if name != "places":
+                np.testing.assert_array_equal(getattr(other.view, name), shown, err_msg=name)
+        np.testing.assert_array_equal(one.step(np.array([action])), other.step(np.array([action])))
+
+
 def test_devices_are_where_the_shares_say_and_move_as_often_as_they_should() -> None:
     rng = np.random.default_rng(1)
     arrival_s = np.cumsum(rng.exponential(0.1, 20_000))
@@ -84,6 +132,27 @@ def test_devices_are_where_the_shares_say_and_move_as_often_as_they_should() -> 
     assert np.unique(still).size == 1
     many = draw_sites(network(devices=10**6), arrival_s, rng)
     assert np.mean(many == 0) == pytest.approx(0.75, abs=0.013)  # four standard errors
+
+
+@examples(100)
+@given(seeds)
+def test_a_device_stays_where_it_was_or_comes_to_where_it_was_drawn(seed: int) -> None:
+    """Device by device, in plain Python, with the same draws."""
+    rng = np.random.default_rng(seed)
+    between = network(devices=int(rng.integers(1, 20)), stay_s=None if rng.random() < 0.3 else float(rng.uniform(0.1, 9)))
+    arrival_s = np.cumsum(rng.exponential(0.5, int(rng.integers(80))) * (rng.random() < 0.8))
+    found = draw_sites(between, arrival_s, np.random.default_rng(seed))
+    again = np.random.default_rng(seed)
+    device, fresh = again.integers(between.devices, size=arrival_s.size), again.choice(2, arrival_s.size, p=[0.75, 0.25])
+    moved = again.random(arrival_s.size)
+    latest: dict[int, int] = {}
+    for r, d in enumerate(device.tolist()):
+        before = latest.get(d)
+        stays = before is not None and (
+            between.stay_s is None or moved[r] < np.exp(-(arrival_s[r] - arrival_s[before]) / between.stay_s)
+        )
+        assert found[r] == (found[before] if stays else fresh[r])
+        latest[d] = r
 
 
 def test_jitter_keeps_the_mean() -> None:

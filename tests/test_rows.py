@@ -26,13 +26,15 @@ from rllib_envs.sim.rows import (
     EXPERT_TABLE,
     INFORMATION_ROW,
     INFORMATION_TABLE,
+    PLACE_ROW,
+    PLACE_TABLE,
     REQUEST_ROW,
     REQUEST_TABLE,
     WHATIF_ROW,
     WHATIF_TABLE,
 )
 from rllib_envs.simulation import Simulation
-from tests.worlds import play, small, tight
+from tests.worlds import play, random_network, small, tight
 
 ROWS = {
     "experts": (EXPERT_ROW, EXPERT_TABLE),
@@ -42,6 +44,7 @@ ROWS = {
     "whatif": (WHATIF_ROW, WHATIF_TABLE),
     "information": (INFORMATION_ROW, INFORMATION_TABLE),
     "demand": (DEMAND_ROW, DEMAND_TABLE),
+    "places": (PLACE_ROW, PLACE_TABLE),
 }
 PARTS = {"running": "requests", "waiting": "requests"}
 
@@ -49,7 +52,7 @@ PARTS = {"running": "requests", "waiting": "requests"}
 @pytest.mark.parametrize("part", ROWS)
 def test_a_record_is_its_table_in_order_and_what_bundles_were_trained_on(part: str) -> None:
     row, table = ROWS[part]
-    assert row.names == tuple(table) == layout_of(Observation(information=True, demand=True))[part]
+    assert row.names == tuple(table) == layout_of(Observation(information=True, demand=True, places=True))[part]
     assert row.fields is not None
     assert [row.fields[name] for name in table] == [(np.dtype(np.float32), 4 * i) for i in range(len(table))]
     assert row.itemsize == 4 * len(table)
@@ -71,9 +74,8 @@ def pickled(simulation: Simulation) -> Simulation:
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
 def test_networks_read_the_memory_of_the_records(copied: Callable[[Simulation], Simulation]) -> None:
-    scenario = tight(
-        small("edge3", observation=Observation(whatif=True, information=True, demand=True, running_slots=3, waiting_slots=2))
-    )
+    observation = Observation(whatif=True, information=True, demand=True, places=True, running_slots=3, waiting_slots=2)
+    scenario = tight(random_network(small("edge3", observation=observation), np.random.default_rng(0)))
     simulation = Simulation(scenario, 2)
     simulation.start_all([0, 1])
     play(simulation, np.zeros(20, np.int64))
@@ -92,7 +94,7 @@ def test_networks_read_the_memory_of_the_records(copied: Callable[[Simulation], 
     assert (simulation.view.experts[..., LAYOUT["experts"].index("base_time")] == 7.0).all()
 
 
-@pytest.mark.parametrize("part", ["whatif", "information"])
+@pytest.mark.parametrize("part", ["whatif", "information", "places"])
 def test_what_is_not_asked_for_has_no_memory(part: str) -> None:
     simulation = Simulation(small("edge3"), 2)
     assert getattr(simulation.view, part).shape == (2, 3, 0)

@@ -4,28 +4,90 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 
 from rllib_envs.baselines import HEURISTICS
+from rllib_envs.capacity import capacity_rps
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Observation, Reward, Scenario
+from rllib_envs.scenario import Arrivals, Observation, Reward, Scenario, TraceFile, Workload, with_workload
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.service import ServiceClass, Tenant
 from rllib_envs.service_terms import allowed_experts
 from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, TOO_LONG
+from rllib_envs.sim.terms import Service
 from rllib_envs.simulation import Simulation
+from rllib_envs.workload.episode import draw_episode
 from rllib_envs.workload.users import USER_STREAMS, draw_users
 from tests.draws import examples
 from tests.worlds import REQUESTS, SCORE_GRID, play, random_classes, random_world, seeds, simulation_of, small
 from tuning.specs.routers import ANY_CLUSTER_ROUTER, SHIPPED_ROUTER, build_router, parse_router
+from tuning.specs.workloads import TraceOptions, make_workloads
 
 EVERYTHING = Observation(whatif=True, information=True, demand=True, counterfactual=True, calibrate=True)
 INTERACTIVE = ServiceClass(name="interactive", share=3, weight=2, ttft_s=0.5, tpot_s=0.05)
 BATCH = ServiceClass(name="batch", share=1, e2e_s=30)
 TWO = (INTERACTIVE, BATCH)
+
+
+def replayed(folder: Path, rows: str, **changes: Any) -> Scenario:
+    """edge3 with two classes, and a trace that says which request is of which."""
+    path = folder / "trace.csv"
+    path.write_text("when,kind\n" + rows)
+    trace = TraceFile(path=str(path), time_column="when", class_column="kind")
+    workload = Workload(arrivals=Arrivals(kind="trace", trace=trace), load="native", **changes)
+    return replace(load_scenario("edge3"), capacity_rps=1.0, classes=TWO, workload=workload)
+
+
+def test_a_trace_says_of_which_class_each_request_is(tmp_path: Path) -> None:
+    names = [TWO[int(i)].name for i in np.random.default_rng(0).integers(2, size=40)]
+    rows = "".join(f"{i},{name}\n" for i, name in enumerate(names))
+    assert capacity_rps(replace(replayed(tmp_path, rows), capacity_rps=None)) > 0
+    whole = draw_episode(replayed(tmp_path, rows), 1.0, 3)
+    assert [TWO[i].name for i in whole.user["service"]] == names
+    parts = [draw_episode(replayed(tmp_path, rows, requests=7), 1.0, seed) for seed in range(5)]
+    for part in parts:
+        drawn = [TWO[i].name for i in part.user["service"]]
+        assert any(drawn == names[i : i + 7] for i in range(34))
+    simulation = Simulation(replayed(tmp_path, rows), 1)
+    simulation.start(0, 3)
+    play(simulation, np.zeros(40, np.int64))
+    np.testing.assert_array_equal(simulation.records(0).service, whole.user["service"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("0,batch\n1,gold\n2,batch\n", r"trace\.csv: line 3, column 'kind': 'gold' is no service class; there are inter"),
+        ("0,batch\n1,\n", r"trace\.csv: line 3, column 'kind': '' must be the name of a service class"),
+        ("".join(f"{i},c{i}\n" for i in range(101)), r"line 102, column 'kind': 'c100' is one name more than 100"),
+    ],
+)
+def test_a_class_of_a_trace_that_is_none_is_named_with_its_line(tmp_path: Path, rows: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_episode(replayed(tmp_path, rows), 1.0, 3)
+
+
+def test_a_class_that_only_rows_outside_the_window_have_is_no_error(tmp_path: Path) -> None:
+    scenario = replayed(tmp_path, "0,gold\n1,batch\n2,interactive\n3,silver\n")
+    assert scenario.workload.arrivals.trace is not None
+    window = replace(scenario.workload.arrivals.trace, start_s=1.0, duration_s=2.0)
+    inside = with_workload(scenario, arrivals=replace(scenario.workload.arrivals, trace=window))
+    assert draw_episode(inside, 1.0, 3).user["service"].tolist() == [1, 0]
+
+
+def test_classes_of_a_trace_are_those_of_the_scenario(tmp_path: Path) -> None:
+    data = replayed(tmp_path, "0,batch\n").to_dict()
+    assert parse_scenario(data, "here.yaml").to_dict() == data
+    del data["classes"]
+    with pytest.raises(InputError, match="class_column = 'kind' without classes"):
+        parse_scenario(data, "here.yaml")
+    options = TraceOptions(trace=tmp_path / "trace.csv", trace_time_column="when", trace_class_column="kind")
+    with pytest.raises(InputError, match="class_column = 'kind' without classes"):
+        make_workloads(load_scenario("edge3"), (), (), options, None)
 
 
 def labelled(scenario: Scenario) -> Scenario:
@@ -46,6 +108,32 @@ def test_a_class_with_the_scenarios_own_bound_changes_nothing_to_the_last_bit(se
         np.testing.assert_array_equal(plain.marginal, classed.marginal)
         np.testing.assert_array_equal(plain.step(np.array([action])), classed.step(np.array([action])))
     a, b = plain.records(0), classed.records(0)
+    for field in fields(a):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+@examples(100)
+@given(seeds)
+def test_without_optional_parts_their_code_changes_nothing_to_the_last_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scenario, episode, actions = random_world(rng, observation=EVERYTHING, reward=Reward(marginal_qos=1, paper_impact=0.5))
+    if rng.random() < 0.5:  # engines by priority too serve in the order of arrival where all have the same
+        experts = tuple(replace(e, engine=replace(e.engine, scheduling="priority")) for e in scenario.experts)
+        scenario = replace(scenario, experts=experts)
+    episode = replace(episode, telemetry_delay_s=float(rng.choice([0.0, 0.3])))
+    left_out = simulation_of(scenario, episode)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "plain", False)
+        compiled_in = simulation_of(scenario, episode)
+    assert left_out.state.extras is None
+    assert compiled_in.state.extras is not None
+    for action in actions:
+        assert [x.tobytes() for x in left_out.view] == [x.tobytes() for x in compiled_in.view]
+        np.testing.assert_array_equal(left_out.marginal, compiled_in.marginal)
+        np.testing.assert_array_equal(left_out.step(np.array([action])), compiled_in.step(np.array([action])))
+        assert left_out.steps.tobytes() == compiled_in.steps.tobytes()
+    assert left_out.state.experts.tobytes() == compiled_in.state.experts.tobytes()
+    a, b = left_out.records(0), compiled_in.records(0)
     for field in fields(a):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
 

@@ -100,7 +100,7 @@ def test_starting_one_cluster_leaves_the_others_alone_and_forgets_its_past(seed:
 
     def of_the_other() -> list[bytes]:
         arrays = (*simulation.state, *simulation.world.late, *simulation.view, simulation.marginal)
-        return [array[1].tobytes() for array in arrays]
+        return [array[1].tobytes() for array in arrays if array is not None]
 
     kept = of_the_other()
     begin(simulation, 0, other)

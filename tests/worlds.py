@@ -146,7 +146,7 @@ def random_network(scenario: Scenario, rng: np.random.Generator, jitter_log_sd: 
 
 
 def random_expenses(scenario: Scenario, rng: np.random.Generator) -> Scenario:
-    """The scenario with watts and prices, some of them 0."""
+    """The scenario with watts and prices, some of them 0, but not those of the first expert."""
 
     def draw(most: float) -> float:
         return float(rng.choice([0.0, rng.uniform(0, most)]))
@@ -157,6 +157,8 @@ def random_expenses(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         experts.append(
             replace(expert, idle_w=idle_w, active_w=idle_w + draw(300), prompt_price=prompt_price, output_price=output_price)
         )
+    first = experts[0]
+    experts[0] = replace(first, active_w=first.active_w + 1, prompt_price=first.prompt_price + 1)
     return replace(scenario, experts=tuple(experts))
 
 

@@ -64,8 +64,8 @@ class Options:
     faults: tuple[str, ...] = ()
     """Ways in which the world differs from what routers assume. Each is crossed with every load and arrival process. One or more
     of none, engine-fast, engine-slow, engine-mixed, engine-coefficients, lengths-short, lengths-long, lengths-hidden,
-    score-noise, late-telemetry, kv-tight, or all (each but none). unconfined is no fault: every request may go to every
-    expert. Default: the scenario's own."""
+    score-noise, late-telemetry, kv-tight. Or changes within the episode: throttle, churn, impatient, blackout. all is each but
+    none. unconfined is no fault: every request may go to every expert. Default: the scenario's own."""
     catalogue: Path | None = None
     """File of real prompts with scores and answer lengths by model, instead of the scenario's catalogue (docs/data.md). It must
     hold every expert's model, run on all prompts."""

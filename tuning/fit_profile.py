@@ -11,7 +11,7 @@ expert as YAML for the list `experts` of a scenario. Example:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,14 @@ def run(options: Options) -> None:
 
 
 def expert_yaml(expert: Expert) -> str:
-    """The expert as a list of one, as the field ``experts`` of a scenario file takes it."""
-    return dump_yaml([asdict(expert)])
+    """The expert as a list of one, as the field ``experts`` of a scenario file takes it; defaults are left out."""
+    return dump_yaml([_told(expert) | {"engine": _told(expert.engine)}])
+
+
+def _told(value: Expert | EngineProfile) -> dict[str, Any]:
+    """The fields that are not at their defaults, by name."""
+    every = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
+    return {name: own for name, (own, default) in every.items() if own != default}
 
 
 def draw_fit(path: Path, unseen: HeldOut, title: str) -> None:

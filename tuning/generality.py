@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rllib_envs.scenarios.kinds import PLAIN_KIND, check_kinds
 from tuning.evaluation.trained_on import envelope_of_router
 from tuning.many_worlds.fleets import FIRST_SEED
 from tuning.many_worlds.measure import Size, measure
@@ -24,7 +25,7 @@ _SMOKE_EXPERTS, _SMOKE_CELLS, _SMOKE_REQUESTS = 3, 12, 200
 
 
 HELP = {
-    "measurement": ("router cells", "episodes requests first_seed"),
+    "measurement": ("router cells kinds", "episodes requests first_seed"),
     "results": ("out jobs smoke", ""),
 }
 """Groups of the help (``tuning/specs/command_line.py``): title -> (basic options, advanced options)."""
@@ -38,6 +39,8 @@ class Options:
     """bundle:PATH, checkpoint:PATH, or a heuristic by name. Default: the router for any cluster that ships with the project."""
     cells: int | None = None
     """Number of worlds. A smaller number is part of every larger one and has as many of each kind. Default: all, for hours."""
+    kinds: tuple[str, ...] = (PLAIN_KIND,)
+    """Kinds of world, in turn: plain, classes, sites, private, or edge, which has all of them. Plain worlds stay the same."""
     episodes: int = 2
     """Episodes in a world. Tuning has as many of its own."""
     requests: int = 1000
@@ -62,7 +65,7 @@ def run(options: Options) -> None:
     if options.smoke:
         cells = _SMOKE_CELLS if options.cells is None else options.cells
         options = replace(options, cells=cells, requests=_SMOKE_REQUESTS)
-    every = worlds(options.first_seed)
+    every = worlds(options.first_seed, kinds=check_kinds(options.kinds))
     check_limits("cells", options.cells, 1, len(every))
     check_limits("episodes", options.episodes, 1, 1000)
     check_limits("requests", options.requests, 1, 10**6)

@@ -163,7 +163,7 @@ def summarise(simulation: Simulation, router: NamedRouter, workload: NamedWorklo
         "requests": simulation.records(0).qos.size,
         "metrics": metrics,
         "experts": experts,
-        "groups": group_metrics(workload.scenario, simulation.records(0)),
+        "groups": group_metrics(workload.scenario, simulation.records(0), simulation.state.experts["busy_s"][0]),
         "dropped_share": shares[-1],
         "trace": trace_json(workload.scenario),
     }

@@ -130,7 +130,7 @@ class EngineClient:
             except aiohttp.ServerDisconnectedError:  # a kept connection that the server had closed: at once, on a new one
                 if attempt == 2:
                     raise _RefusedError(f"{self.url}: closes connections without an answer", 0) from None
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError, AttributeError) as error:
                 raise _RefusedError(f"{self.url}: /v1/completions: {type(error).__name__}: no complete answer", 0) from None
         raise AssertionError
 

@@ -314,7 +314,7 @@ class _Completion:
     async def _pass_stream(self, answer: Answer, kind: bytes) -> None:
         """Pass events on as they come. A client that reads slowly stops the reading from the expert."""
         timeouts, watch, exchange = self._gateway.config.timeouts, self._watch, self._exchange
-        ledger, read = self._gateway.decider.ledger, answer.response.content.readany
+        read = answer.response.content.readany
         events = Events(hide_usage=not self._asked.wants_usage)
         self._started = True
         await self._send(
@@ -332,7 +332,7 @@ class _Completion:
                 exchange.tokens += tokens
                 if exchange.first_s is None:
                     exchange.first_s = now_s
-                ledger.streamed(self._key, tokens, now_s)
+                self._gateway.decider.ledger.streamed(self._key, tokens, now_s)  # a reload may have put another there
             if passed:
                 watch.limit("client_slow", timeouts.client_s)
                 await self._send({"type": "http.response.body", "body": passed, "more_body": True})

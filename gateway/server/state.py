@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from gateway.config import LoadedConfig
 from gateway.decider import Decider
@@ -14,6 +16,8 @@ from gateway.server.keys import Keys
 from gateway.server.tokens import TokenCounter
 from gateway.server.upstream import Upstream
 from models.predictors.served import Predictors
+
+_LOG = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -37,15 +41,27 @@ class Gateway:
             capacity=config.limits.concurrent,
         )
         self.decider.warm_up()
+        self._ancestors: WeakSet[Gateway] = WeakSet()  # of former configurations, which requests under way still have
         self.keys = Keys(self.config.tenants)
         self.upstreams = self._upstreams()
         self.privacy_sets = [self._members(entry.confined_to) for entry in self.config.privacy_sets]
         self.class_names = [entry.name for entry in self.config.classes] or ["default"]
 
     def take_over(self, old: Gateway) -> None:
-        """Keep what ``old`` knows of the engines that are the same."""
+        """Keep what ``old`` knows of engines that are the same, and what is under way there if all are.
+
+        Requests under way keep the gateway that they have; its decider becomes this one's.
+        """
         known = {(x.entry, x.model): x for x in old.upstreams} if old.config.breaker == self.config.breaker else {}
         self.upstreams = [known.get((x.entry, x.model), x).with_token_of(x) for x in self.upstreams]
+        try:
+            self.decider.take_over(old.decider, time.monotonic())
+        except ValueError as error:
+            _LOG.warning("requests under way do not count in the new accounts: %s", error)
+            return
+        for ancestor in (old, *old._ancestors):
+            ancestor.decider = self.decider
+            self._ancestors.add(ancestor)
 
     def ready(self) -> list[bool]:
         """(N,) experts that a request may be sent to now."""

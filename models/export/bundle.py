@@ -20,6 +20,7 @@ from models.export.description import (
     DESCRIPTION,
     FORMAT,
     TRAINED_ON,
+    VERSION,
     WEIGHTS,
     damaged,
     describe_bundle,
@@ -36,6 +37,7 @@ from models.router import Router, RouterSpec
 from rllib_envs import baselines
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation
+from rllib_envs.sim.rows import OBSERVATION_VERSION
 from rllib_envs.simulation import Simulation
 
 Network = Router | PaperPolicy
@@ -88,6 +90,7 @@ def save_bundle(
         worst = export_onnx(staged, router, observation) if onnx else 0.0
         contents = {
             "format": FORMAT,
+            VERSION: OBSERVATION_VERSION,
             "paper" if isinstance(router, PaperPolicy) else "router": router.spec.to_dict(),
             "layout": layout_of(observation),
             "observation": asdict(replace(observation, counterfactual=False)),
@@ -145,7 +148,7 @@ def bundle_router(folder: Path, *, sampled: bool = False) -> tuple[baselines.Rou
 
     def route(simulation: Simulation, rng: np.random.Generator) -> baselines.Actions:
         """(B,) actions; greedy ones do not use ``rng``."""
-        for name in ("whatif", "calibrate", "information", "demand"):
+        for name in ("whatif", "calibrate", "information", "demand", "places"):
             if getattr(bundle.observation, name) and not getattr(simulation.scenario.observation, name):
                 raise InputError(f"{folder}: the router needs observation.{name} = True; the scenario has False")
         with torch.inference_mode():  # also for the arrays: what is made outside has more to keep track of

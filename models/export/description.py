@@ -18,6 +18,8 @@ from rllib_envs.sim.rows import (
     DEMAND_FEATURES,
     EXPERT_FEATURES,
     INFORMATION_FEATURES,
+    OBSERVATION_VERSION,
+    PLACE_FEATURES,
     REQUEST_FEATURES,
     WHATIF_FEATURES,
 )
@@ -28,7 +30,9 @@ DESCRIPTION = "router.json"
 WEIGHTS = "router.safetensors"
 """File of a bundle that has its weights."""
 
-FORMAT = "edgeroute-bundle-1"
+FORMAT = "edgeroute-bundle-2"
+_FORMER = "edgeroute-bundle-1"
+"""Format that is still read: it names no version of the observations, which is 1."""
 LAYOUT: dict[str, tuple[str, ...]] = {
     "experts": EXPERT_FEATURES,
     "requests": REQUEST_FEATURES,
@@ -38,8 +42,11 @@ LAYOUT: dict[str, tuple[str, ...]] = {
 }
 """Columns of each part of an observation: weights are of use with these alone."""
 
-_OPTIONAL = {"information": INFORMATION_FEATURES, "demand": DEMAND_FEATURES}
+_OPTIONAL = {"information": INFORMATION_FEATURES, "demand": DEMAND_FEATURES, "places": PLACE_FEATURES}
 """Of observations that have it."""
+
+VERSION = "observation_version"
+"""Entry of a description: version of the observations that the router was trained on (``sim.rows``)."""
 
 TRAINED_ON = "trained_on"
 """Part of a description, which earlier versions left out: the ranges of the inputs in training."""
@@ -72,8 +79,11 @@ def describe_bundle(folder: Path) -> BundleDescription:
     if folder.is_dir() and not where.exists():
         raise InputError(f"{folder}: no bundle: {DESCRIPTION} is missing")
     contents = read_description(where, "bundle")
-    if contents.get("format") != FORMAT:
-        raise InputError(f"{where}: format is not {FORMAT!r}: not a bundle, or one of another version")
+    if contents.get("format") not in (FORMAT, _FORMER):
+        raise InputError(f"{where}: format is not {FORMAT!r} or {_FORMER!r}: not a bundle, or one of a later version")
+    version = 1 if contents["format"] == _FORMER else contents.get(VERSION)
+    if type(version) is not int or not 1 <= version <= OBSERVATION_VERSION:
+        raise InputError(f"{where}: {VERSION} = {version!r:.100}: this version reads 1 to {OBSERVATION_VERSION}")
     try:
         kind = "paper" if "paper" in contents else "router"
         layout, about, network = _mapping(contents, "layout"), _mapping(contents, "about"), _mapping(contents, kind)

@@ -25,7 +25,7 @@ def router_spec(model_config: Mapping[str, Any], parts: Container[str]) -> Route
         InputError: a field is not known or not valid.
     """
     if "router" not in model_config:
-        return RouterSpec(impact="whatif" in parts, information="information" in parts)
+        return RouterSpec(impact="whatif" in parts, information="information" in parts, places="places" in parts)
     told = model_config["router"]
     known = [field.name for field in fields(RouterSpec)]
     if not isinstance(told, Mapping):

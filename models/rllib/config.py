@@ -120,7 +120,7 @@ class VectorAlgorithmConfig(AlgorithmConfig):
                 "action: models.rllib.training_scenario turns it on"
             )
         if "paper" not in self.model_config:
-            parts = [name for name in ("whatif", "information", "demand") if getattr(seen, name)]
+            parts = [name for name in ("whatif", "information", "demand", "places") if getattr(seen, name)]
             check_observation(router_spec(self.model_config, parts), parts)
 
 

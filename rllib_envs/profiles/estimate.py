@@ -31,6 +31,9 @@ LEAST_REQUESTS = 20
 MOST_REQUESTS = 5_000
 """Most records that are fitted, the last ones: a fit takes seconds."""
 
+LEAST_PERIODS = 10
+"""Fewest busy periods that can be held out. With fewer it is stretches of time, which hang together."""
+
 COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c0_mixed_ms", "handoff_s")
 """The fields of a profile that are estimated, beside the hinge ``n0_tokens``."""
 
@@ -328,7 +331,7 @@ def _held_out(load: _Load, best: _Found) -> tuple[Floats, Floats]:
     """Times to the first and the last token of each request by a fit to the other busy periods; by time, if these are few."""
     periods = int(load.period[-1]) + 1
     size = load.run.arrival_s.size
-    if periods >= 2 * _FOLDS:
+    if periods >= LEAST_PERIODS:
         fold = np.random.default_rng(0).permutation(periods)[load.period] % _FOLDS
     else:
         fold = np.arange(size) * _FOLDS // size

@@ -40,6 +40,7 @@ class IterationLog:
     batches: Batches  # its iterations
     kv_tokens: int | None  # KV capacity, tokens; None: the log does not say
     limits: dict[str, int]  # max_num_seqs, max_num_batched_tokens and max_model_len, those that it says
+    async_scheduling: bool | None  # None: as vLLM sets it by itself
     model: str | None
 
 
@@ -71,11 +72,12 @@ def read_iteration_log(path: Path, *, kv_tokens: int | None = None, max_num_batc
     budget = limits.get("max_num_batched_tokens", max_num_batched_tokens or 2048)
     numbers = np.array(rows, dtype=np.float64)
     numbers = numbers[numbers[:, 4] > 0]
-    model = settings.get("model")
+    model, ahead = settings.get("model"), settings.get("async_scheduling")
     return IterationLog(
         batches=_batches(numbers, kv_tokens, budget),
         kv_tokens=kv_tokens,
         limits=limits,
+        async_scheduling=ahead if isinstance(ahead, bool) else None,
         model=model if isinstance(model, str) else None,
     )
 

@@ -41,7 +41,7 @@ def replay_requests(
         output_tokens: each >= 1.
     """
     clusters, requests = len(profiles), arrival_s.size
-    state = allocate(engine_records(profiles)[:, None].copy(), requests)
+    state = allocate(engine_records(profiles)[:, None].copy(), requests, plain=True)
     table = allocate_request_table(clusters, requests, 1)
     table.total[:] = requests
     table.arrival_s[:] = arrival_s

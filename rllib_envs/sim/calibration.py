@@ -68,7 +68,7 @@ class Calibration(NamedTuple):
     grown: NDArray[np.int32]  # (B, M) tokens of each answer when telemetry last showed it under way
     counted: NDArray[np.int32]  # (B, M) tokens of each answer when it was counted last; -1: it is over
     first: NDArray[np.int32]  # (B,) every request before this one has been counted, or never will be
-    seen_s: NDArray[np.float64]  # (B,) telemetry up to this time has been used
+    seen_s: NDArray[np.float64]  # (B, N) telemetry of each expert up to this time has been used
 
 
 def allocate_calibration(batch: int, max_requests: int, n_experts: int) -> Calibration:
@@ -84,7 +84,7 @@ def allocate_calibration(batch: int, max_requests: int, n_experts: int) -> Calib
         grown=np.zeros((batch, max_requests), np.int32),
         counted=np.zeros((batch, max_requests), np.int32),
         first=np.zeros(batch, np.int32),
-        seen_s=np.zeros(batch),
+        seen_s=np.zeros((batch, n_experts)),
     )
 
 
@@ -178,7 +178,7 @@ def _look_at_running(calibration, telemetry, b):
     source = telemetry.source
     for e in range(source.experts.shape[1]):
         expert = source.experts[b, e]
-        iteration = expert.iteration + max(steps_begun(expert, telemetry.view_s) - 1, 0)
+        iteration = expert.iteration + max(steps_begun(expert, telemetry.view_s[e]) - 1, 0)
         for i in range(expert.n_dec):
             r = source.running[b, e, i]
             calibration.grown[b, r] = iteration - source.requests[b, r].start
@@ -193,7 +193,8 @@ def _learn_answers(calibration, workload, telemetry, b):
     source, actual = telemetry.source, telemetry.actual
     shared = calibration.scores.shape[1] - 1
     settled = True
-    for r in range(calibration.first[b], telemetry.first_pending):
+    first_pending = telemetry.first_pending
+    for r in range(calibration.first[b], first_pending.max()):
         shown, record = source.records[b, r], actual.records[b, r]
         e, request = record.route, source.requests[b, r]
         if shown.status == FINISHED:
@@ -206,7 +207,7 @@ def _learn_answers(calibration, workload, telemetry, b):
                 calibration.counted[b, r] = _ALL
         elif record.status in (ROUTED, FINISHED):  # it will finish, or has finished and does not show it yet
             settled = False
-            if calibration.grown[b, r] > _GROWTH * calibration.counted[b, r]:
+            if r < first_pending[e] and calibration.grown[b, r] > _GROWTH * calibration.counted[b, r]:
                 _count_tokens(calibration, b, e, r, calibration.grown[b, r], request.predicted_tokens, False)
         if settled:
             calibration.first[b] = r + 1
@@ -232,12 +233,16 @@ def update_calibration(calibration, nominal, workload, telemetry, b):
 
     Telemetry of a time that was already used changes nothing.
     """
-    if telemetry.view_s <= calibration.seen_s[b]:
+    news = False
+    for e in range(nominal.shape[1]):
+        news = news or telemetry.view_s[e] > calibration.seen_s[b, e]
+    if not news:
         return
     _look_at_running(calibration, telemetry, b)
     _learn_answers(calibration, workload, telemetry, b)
     for e in range(nominal.shape[1]):
         average, configured = calibration.steps[b, e], calibration.configured[b, e]
-        _learn_step(average, configured, telemetry.source.experts[b, e], telemetry.view_s)
+        if telemetry.view_s[e] > calibration.seen_s[b, e]:
+            _learn_step(average, configured, telemetry.source.experts[b, e], telemetry.view_s[e])
+            calibration.seen_s[b, e] = telemetry.view_s[e]
         calibrate(learnt(calibration.lengths, b, e), learnt(calibration.scores, b, e), average.log, configured, nominal[b, e])
-    calibration.seen_s[b] = telemetry.view_s

@@ -11,8 +11,22 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import kernel, kernel_inlined
 from rllib_envs.sim.kernels import advance, push, work_of
-from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG, Arrived, Telemetry
-from rllib_envs.sim.terms import network_s, promise, users
+from rllib_envs.sim.state import (
+    AT_ONCE,
+    CANCELLED,
+    CONFINED,
+    DROPPED,
+    FAILED,
+    FINISHED,
+    LATE,
+    LOST,
+    REJECTED,
+    ROUTED,
+    TOO_LONG,
+    Arrived,
+    Telemetry,
+)
+from rllib_envs.sim.terms import away_s, extras_of, is_allowed, promise, users
 from rllib_envs.sim.whatif import future_qos_with
 
 STEP = np.dtype(
@@ -22,6 +36,8 @@ STEP = np.dtype(
         ("finished", "i4"), ("late", "i4"),  # their number, and the number that missed the SLO
         ("dropped", "i4"), ("rejected", "i4"),  # 1: dropped by the router; refused by the expert, full or too small
         ("too_long", "i4"),  # 1: neither, since no expert could ever hold it
+        # Whose clients gave up in that time, who went down with an expert for good, and who arrives again after that.
+        ("cancelled", "i4"), ("failed", "i4"), ("retried", "i4"),
         ("marginal_qos", "f8"),  # true marginal QoS of the action, if the scenario asks for it
         # Where some expert has watts, or a price: the energy of all experts in that time, and what the request sent will cost.
         ("energy_j", "f8"), ("cost", "f8"),
@@ -43,6 +59,7 @@ class RequestTable(NamedTuple):
     predicted_log_sd: NDArray[np.float32]  # (B, M, N)
     judged: NDArray[np.bool_]  # (B, M) whether the score of the answer becomes known when it has finished
     user: NDArray[np.void]  # (B, M) USER
+    age_s: NDArray[np.float64]  # (B, M) time since its first arrival, of one that arrives again; else 0
 
 
 def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> RequestTable:
@@ -59,6 +76,7 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
         predicted_log_sd=np.zeros(table, np.float32),
         judged=np.zeros(table[:2], np.bool_),
         user=np.broadcast_to(users(max_requests), table[:2]).copy(),
+        age_s=np.zeros(table[:2]),
     )
 
 
@@ -85,9 +103,20 @@ def clear_step(step):
     step.dropped = 0
     step.rejected = 0
     step.too_long = 0
+    step.cancelled = 0
+    step.failed = 0
+    step.retried = 0
     step.marginal_qos = 0.0
     step.energy_j = 0.0
     step.cost = 0.0
+
+
+@kernel
+def _note_classes(workload, b, extras):
+    """Write the service class of each request of cluster b into its extras."""
+    if extras is not None:
+        for r in range(workload.total[b]):
+            extras[r].service = workload.user[b, r].service
 
 
 @kernel
@@ -98,9 +127,8 @@ def begin(state, workload, cursor, now_s, b):
         request = state.requests[b, r]
         request.arrival_s = workload.arrival_s[b, r]
         request.prompt = workload.prompt[b, r]
-        record = state.records[b, r]
-        record.route = -1
-        record.service = workload.user[b, r].service
+        state.records[b, r].route = -1
+    _note_classes(workload, b, extras_of(state.extras, b))
     now_s[b] = workload.arrival_s[b, 0]
 
 
@@ -120,19 +148,19 @@ def accepts(engine, expert, prompt):
 
 
 @kernel
-def _kept_out(state, allowed, b, prompt):
-    """Whether some expert of cluster b can take the request now, but none that it may go to; ``allowed`` (N,)."""
+def _kept_out(state, extras, service, user, b, prompt):
+    """Whether some expert of cluster b can take a request of this USER now, but none that it may go to."""
     elsewhere = False
-    for e in range(allowed.size):
+    for e in range(state.experts.shape[1]):
         if accepts(state.engines[b, e], state.experts[b, e], prompt):
-            if allowed[e]:
+            if is_allowed(extras, service, user, e):
                 return False
             elsewhere = True
     return elsewhere
 
 
 @kernel
-def as_it_is(workload, service, b, r, e, arrival_s):
+def as_it_is(workload, extras, service, b, r, e, arrival_s):
     """Request r of cluster b as expert e would get it, with true values."""
     user = workload.user[b, r]
     return Arrived(
@@ -143,7 +171,7 @@ def as_it_is(workload, service, b, r, e, arrival_s):
         workload.predicted_score[b, r, e],
         workload.predicted_tokens[b, r, e],
         user.service,
-        network_s(service, user.site, e, workload.prompt[b, r], user.jitter),
+        away_s(extras, service, user, workload.age_s[b, r], e, workload.prompt[b, r], user.jitter),
     )
 
 
@@ -153,13 +181,30 @@ def marginal_qos(state, workload, b, r, e, now_s, scratch):
 
     It is the change that this makes to the cluster's realised QoS, with no further arrivals and with true lengths and scores.
     """
-    user = workload.user[b, r]
     if not accepts(state.engines[b, e], state.experts[b, e], workload.prompt[b, r]):
         return 0.0
-    if not scratch.service.allowed[user.service, user.tenant, e]:
+    if not is_allowed(state.extras, scratch.service, workload.user[b, r], e):
         return 0.0
-    arrived = as_it_is(workload, scratch.service, b, r, e, now_s)
+    arrived = as_it_is(workload, state.extras, scratch.service, b, r, e, now_s)
     return future_qos_with(state, b, e, arrived, scratch) - state.experts[b, e].future_qos
+
+
+@kernel
+def _note_priority(extras, r, service):
+    """Write the priority of request r, which is being sent."""
+    if extras is not None:
+        extras[r].priority = service.terms[extras[r].service].priority
+
+
+@kernel
+def _promise_sent(record, extras, r, service, user, age_s, e, request):
+    """Write what request r is promised at expert e, to which it has been sent."""
+    if extras is None:
+        promise(record, None, r, service.terms[0], request.output, 0.0)
+    else:
+        extras[r].network_s = away_s(extras, service, user, age_s, e, request.prompt, 1.0)
+        took_s = away_s(extras, service, user, age_s, e, request.prompt, user.jitter)
+        promise(record, extras, r, service.terms[extras[r].service], request.output, took_s)
 
 
 @kernel_inlined
@@ -173,13 +218,17 @@ def route(state, workload, service, b, r, action, now_s, marginal, step):
     clear_step(step)
     step.marginal_qos = marginal
     n_experts = state.experts.shape[1]
-    request, record = state.requests[b, r], state.records[b, r]
-    allowed = service.allowed[record.service, workload.user[b, r].tenant]
+    request, record, user = state.requests[b, r], state.records[b, r], workload.user[b, r]
+    extras = extras_of(state.extras, b)
     if fits_none(state.engines, b, request.prompt):
         record.route = n_experts
         record.status = TOO_LONG
         step.too_long = 1
-    elif _kept_out(state, allowed, b, request.prompt) if action == n_experts else not allowed[action]:
+    elif (
+        _kept_out(state, extras, service, user, b, request.prompt)
+        if action == n_experts
+        else not is_allowed(extras, service, user, action)
+    ):
         record.route = n_experts
         record.status = CONFINED
         step.rejected = 1
@@ -193,17 +242,12 @@ def route(state, workload, service, b, r, action, now_s, marginal, step):
         request.output = workload.output[b, r, action]
         request.predicted_score = workload.predicted_score[b, r, action]
         request.predicted_tokens = workload.predicted_tokens[b, r, action]
-        record.priority = service.terms[record.service].priority
+        _note_priority(extras, r, service)
         expert = state.experts[b, action]
         expert.future_qos += marginal
         if push(state.engines[b, action], expert, work_of(state, b, action), r, now_s):
             record.status = ROUTED
-            took_s = 0.0
-            if not service.plain:
-                user = workload.user[b, r]
-                took_s = network_s(service, user.site, action, request.prompt, user.jitter)
-                record.network_s = network_s(service, user.site, action, request.prompt, 1.0)
-            promise(record, service.terms[record.service], request.output, took_s)
+            _promise_sent(record, extras, r, service, user, workload.age_s[b, r], action, request)
         else:
             record.status = REJECTED
             step.rejected = 1
@@ -244,41 +288,62 @@ def advance_to_next(state, workload, cursor, now_s, b, step):
 
 
 @kernel_inlined
-def sync_telemetry(state, late, cursor, late_cursor, delay_s, now_s, b):
+def sync_telemetry(state, late, views, cursor, delay_s, now_s, b):
     """Telemetry of cluster b now. If it is delayed, it shows ``late``, advanced to ``delay_s`` before now."""
     r, at_s = cursor[b], now_s[b]
-    if delay_s[b] > 0.0:
-        view_s = max(at_s - delay_s[b], 0.0)
-        _follow(state, late, late_cursor, b, r, view_s)
-        return Telemetry(late, state, late_cursor[b], r, view_s, at_s)
-    return Telemetry(state, state, r, r, at_s, at_s)
+    first_pending, view_s = views.first_pending[b], views.view_s[b]
+    if views.kind[b] == AT_ONCE:
+        for e in range(view_s.size):
+            first_pending[e] = r
+            view_s[e] = at_s
+        return Telemetry(state, state, first_pending, r, view_s, at_s)
+    if views.kind[b] == LATE:
+        time_s = max(at_s - delay_s[b], 0.0)
+        _follow(state, late, first_pending, b, r, time_s)
+        for e in range(view_s.size):
+            view_s[e] = time_s
+    return Telemetry(late, state, first_pending, r, view_s, at_s)
 
 
 @kernel
-def _follow(state, late, late_cursor, b, arrived, time_s):
+def was_accepted(record):
+    """Whether the request went into an expert's queue."""
+    return record.status in (ROUTED, FINISHED, CANCELLED, FAILED, LOST)
+
+
+@kernel
+def _copy_extra(extras, late, r):
+    """Copy the extras of request r."""
+    if extras is not None:
+        late[r] = extras[r]
+
+
+@kernel
+def copy_sent(state, late, b, r):
+    """Copy an accepted request of cluster b to a replica, as it was when it was sent."""
+    late.requests[b, r] = state.requests[b, r]
+    request = late.requests[b, r]
+    request.start = 0
+    request.generated = 0
+    late.records[b, r].score = state.records[b, r].score
+    late.records[b, r].budget_s = state.records[b, r].budget_s
+    _copy_extra(extras_of(state.extras, b), extras_of(late.extras, b), r)
+
+
+@kernel
+def _follow(state, late, first_pending, b, arrived, time_s):
     """Advance the replica of cluster b to ``time_s`` <= now, with the requests before ``arrived`` sent by then."""
-    r = late_cursor[b]
+    r = first_pending[0]
     while r < arrived and state.requests[b, r].arrival_s <= time_s:
-        record = state.records[b, r]
-        if record.status == ROUTED or record.status == FINISHED:
-            e = record.route
-            late.requests[b, r] = state.requests[b, r]
-            request = late.requests[b, r]
-            request.start = 0
-            request.generated = 0
-            late.records[b, r].score = record.score
-            late.records[b, r].service = record.service
-            late.records[b, r].priority = record.priority
-            late.records[b, r].budget_s = record.budget_s
-            late.records[b, r].ttft_s = record.ttft_s
-            late.records[b, r].generation_s = record.generation_s
-            late.records[b, r].worth = record.worth
-            late.records[b, r].network_s = record.network_s
+        if was_accepted(state.records[b, r]):
+            e = state.records[b, r].route
+            copy_sent(state, late, b, r)
             engine, expert, work = late.engines[b, e], late.experts[b, e], work_of(late, b, e)
-            advance(engine, expert, work, request.arrival_s)
-            push(engine, expert, work, r, request.arrival_s)
+            advance(engine, expert, work, late.requests[b, r].arrival_s)
+            push(engine, expert, work, r, late.requests[b, r].arrival_s)
         r += 1
-    late_cursor[b] = r
+    for e in range(first_pending.size):
+        first_pending[e] = r
     advance_all(late, b, time_s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any, ClassVar, cast
 
 import numba
 import numba.core.config
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
-from numba.extending import intrinsic
+from numba.core.datamodel.models import PrimitiveModel
+from numba.core.errors import TypingError
+from numba.core.typing.templates import signature
+from numba.extending import intrinsic, lower_builtin, overload, register_model, type_callable
 
 from rllib_envs.sim.cache import cache_folder
 
@@ -134,3 +138,98 @@ def _uncounted(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 
 
 borrow: Any = intrinsic(_borrow)
+
+
+def part_of(array: Any, index: Any) -> Any:
+    """``array[index]``; None of None, in kernels too."""
+    return None if array is None else array[index]
+
+
+@overload(part_of)
+def _part_of(array: Any, index: Any) -> Any:
+    def part(array: Any, index: Any) -> Any:
+        return array[index]
+
+    def none(array: Any, index: Any) -> None:
+        return None
+
+    return none if array is types.none else part
+
+
+class Items(types.Type):
+    """The items of an array with one dimension, as kernels pass it on: one machine word, where an array has seven.
+
+    A kernel with five lists among its arguments spends more time on passing them than on many an event. An index is from the
+    start, and not checked. Records are read and written in place.
+    """
+
+    mutable = True
+
+    def __init__(self, dtype: Any) -> None:
+        """``dtype``: numba's type of an item."""
+        self.dtype = dtype
+        super().__init__(name=f"Items({dtype})")
+
+
+@register_model(Items)
+class _ItemsModel(PrimitiveModel):
+    """A pointer to the first item."""
+
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, dmm.lookup(fe_type.dtype).get_data_type().as_pointer())
+
+
+def _items_of(typing_context: Any, array: Any) -> Any:
+    """The ``Items`` of a contiguous array with one dimension, whose memory the caller keeps alive; of None, None."""
+    none = array is types.none
+    if not none and (array.ndim != 1 or array.layout != "C"):
+        raise TypingError(f"items_of({array}): must be contiguous, with one dimension")
+
+    def codegen(context: Any, builder: Any, call: Any, arguments: Any) -> Any:
+        return context.get_dummy_value() if none else context.make_array(array)(context, builder, arguments[0]).data
+
+    return (array if none else Items(array.dtype))(array), codegen
+
+
+items_of: Any = intrinsic(_items_of)
+
+
+@type_callable(operator.getitem)
+def _type_getitem(context: Any) -> Any:
+    def typer(items: Any, index: Any) -> Any:
+        if isinstance(items, Items) and isinstance(index, types.Integer):
+            return items.dtype
+        return None
+
+    return typer
+
+
+@type_callable(operator.setitem)
+def _type_setitem(context: Any) -> Any:
+    def typer(items: Any, index: Any, value: Any) -> Any:
+        if isinstance(items, Items) and isinstance(index, types.Integer):
+            return signature(types.none, items, index, items.dtype)
+        return None
+
+    return typer
+
+
+def _place(context: Any, builder: Any, call: Any, arguments: Any) -> Any:
+    """Pointer to the item that an index names."""
+    index = context.cast(builder, arguments[1], call.args[1], types.intp)
+    return builder.gep(arguments[0], [index], inbounds=True)
+
+
+@lower_builtin(operator.getitem, Items, types.Integer)
+def _getitem(context: Any, builder: Any, call: Any, arguments: Any) -> Any:
+    return context.unpack_value(builder, call.args[0].dtype, _place(context, builder, call, arguments))
+
+
+@lower_builtin(operator.setitem, Items, types.Integer, types.Any)
+def _setitem(context: Any, builder: Any, call: Any, arguments: Any) -> Any:
+    kind, place = call.args[0].dtype, _place(context, builder, call, arguments)
+    if isinstance(kind, types.Record):
+        cgutils.raw_memcpy(builder, place, arguments[2], context.get_constant(types.intp, kind.size), 1)
+    else:
+        context.pack_value(builder, kind, arguments[2], place)
+    return context.get_dummy_value()

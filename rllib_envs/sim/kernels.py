@@ -7,9 +7,13 @@ steps every iteration and must give the same times.
 
 Modelled: KV blocks, chunked prefill under a token budget, preemption by recomputation (own blocks are reused until another
 request takes them), full-prompt gate, head-of-line blocking, max_num_seqs, max_model_len, a bounded waiting queue, overhead,
-asynchronous scheduling, the time from the router to the engine's queue, scheduling by priority.
-Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory,
-failures of an engine.
+asynchronous scheduling, the time from the router to the engine's queue, scheduling by priority. Other speeds, failures and
+clients that give up act between calls (``living.py``).
+Not modelled: prefix caching between requests, tensor or pipeline parallelism, speculative decoding, swapping to host memory.
+
+Optional parts cost nothing where a scenario has none of them: kernels are compiled apart for it. What tells them is the type of
+``extras``, an argument that is None there. numba then leaves out the branches of ``if extras is not None``. It does so only for
+an argument of the function itself, so ``extras`` is passed on beside ``work``, which has it too.
 """
 
 # Values of ``state.experts[b, e]`` are numba records: assigning to their fields writes the array.
@@ -21,10 +25,10 @@ import math
 
 import numpy as np
 
-from rllib_envs.sim.jit import kernel
+from rllib_envs.sim.jit import items_of, kernel
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import FINISHED, NEVER, Work
-from rllib_envs.sim.terms import in_time
+from rllib_envs.sim.terms import extras_of, in_time, worth_of
 
 _BLOCK = BLOCK_TOKENS
 _MASK = BLOCK_TOKENS - 1
@@ -33,7 +37,9 @@ _MASK = BLOCK_TOKENS - 1
 @kernel
 def work_of(state, b, e):
     """The lists of expert e of cluster b."""
-    return Work(state.requests[b], state.records[b], state.running[b, e], state.finish_at[b, e], state.waiting[b, e])
+    requests, records, extras = items_of(state.requests[b]), items_of(state.records[b]), items_of(extras_of(state.extras, b))
+    running, finish_at = items_of(state.running[b, e]), items_of(state.finish_at[b, e])
+    return Work(requests, records, extras, running, finish_at, items_of(state.waiting[b, e]), state.waiting.shape[2] - 1)
 
 
 @kernel
@@ -127,7 +133,7 @@ def _least(finish_at, n):
 @kernel
 def _goes_before(work, index, other):
     """Whether request ``index`` goes before ``other`` by priority, then arrival; neither does if they are equal in both."""
-    priority, other_priority = work.records[index].priority, work.records[other].priority
+    priority, other_priority = work.extras[index].priority, work.extras[other].priority
     if priority != other_priority:
         return priority < other_priority
     return work.requests[index].arrival_s < work.requests[other].arrival_s
@@ -141,7 +147,7 @@ def _preempt(expert, work, place, granted, queue_place):
     step that is being composed.
     """
     requests, running, finish_at, waiting = work.requests, work.running, work.finish_at, work.waiting
-    index = running[place]
+    index, finished = running[place], finish_at[place]
     request, record = requests[index], work.records[index]
     expert.n_run -= 1
     for i in range(place, expert.n_run):
@@ -153,7 +159,8 @@ def _preempt(expert, work, place, granted, queue_place):
         cached = request.prompt + request.generated - 1
         expert.phase[(cached - expert.iteration) & _MASK] -= 1
         expert.context -= cached
-        expert.min_finish = _least(finish_at, expert.n_dec)
+        if finished == expert.min_finish:
+            expert.min_finish = _least(finish_at, expert.n_dec)
         expert.freed += blocks_of(cached + 1 if place < granted else cached)
     else:
         cached = expert.pre_done
@@ -163,10 +170,10 @@ def _preempt(expert, work, place, granted, queue_place):
     record.cache_blocks = cached // _BLOCK
     record.preemptions += 1
     expert.preempted += 1
-    expert.wait_head = (expert.wait_head - 1) & (waiting.size - 1)
+    expert.wait_head = (expert.wait_head - 1) & work.last
     for i in range(queue_place):
-        waiting[(expert.wait_head + i) & (waiting.size - 1)] = waiting[(expert.wait_head + i + 1) & (waiting.size - 1)]
-    waiting[(expert.wait_head + queue_place) & (waiting.size - 1)] = index
+        waiting[(expert.wait_head + i) & work.last] = waiting[(expert.wait_head + i + 1) & work.last]
+    waiting[(expert.wait_head + queue_place) & work.last] = index
     expert.n_wait += 1
 
 
@@ -189,9 +196,7 @@ def _preempt_lowest(expert, work, granted):
             place = i
     index = running[place]
     queue_place = 0  # in front of its equals, as it came before them
-    while queue_place < expert.n_wait and _goes_before(
-        work, waiting[(expert.wait_head + queue_place) & (waiting.size - 1)], index
-    ):
+    while queue_place < expert.n_wait and _goes_before(work, waiting[(expert.wait_head + queue_place) & work.last], index):
         queue_place += 1
     _preempt(expert, work, place, granted, queue_place)
     return place
@@ -261,7 +266,7 @@ def _first_known(engine, expert, work):
     """
     place = 0
     while place < expert.n_wait:
-        index = work.waiting[(expert.wait_head + place) & (work.waiting.size - 1)]
+        index = work.waiting[(expert.wait_head + place) & work.last]
         if queued_s(engine, work.requests[index]) <= expert.known_s:
             break
         place += 1
@@ -273,17 +278,18 @@ def _earliest_queued_s(engine, expert, work, first):
     """Earliest time at which one of the first ``first`` (>= 1) requests of the waiting list reaches the engine's queue."""
     earliest_s = np.inf
     for i in range(first):
-        index = work.waiting[(expert.wait_head + i) & (work.waiting.size - 1)]
+        index = work.waiting[(expert.wait_head + i) & work.last]
         earliest_s = min(earliest_s, queued_s(engine, work.requests[index]))
     return earliest_s
 
 
 @kernel
-def _take_out(expert, waiting, place):
+def _take_out(expert, work, place):
     """Remove the request at ``place`` of the queue."""
+    waiting = work.waiting
     for i in range(place, 0, -1):
-        waiting[(expert.wait_head + i) & (waiting.size - 1)] = waiting[(expert.wait_head + i - 1) & (waiting.size - 1)]
-    expert.wait_head = (expert.wait_head + 1) & (waiting.size - 1)
+        waiting[(expert.wait_head + i) & work.last] = waiting[(expert.wait_head + i - 1) & work.last]
+    expert.wait_head = (expert.wait_head + 1) & work.last
     expert.n_wait -= 1
 
 
@@ -324,7 +330,7 @@ def _reusable_blocks(expert, work, record, tokens):
         return 0
     expert.freed -= blocks
     for i in range(expert.n_wait):  # requests behind it in the free queue move up
-        other = work.records[waiting[(expert.wait_head + i) & (waiting.size - 1)]]
+        other = work.records[waiting[(expert.wait_head + i) & work.last]]
         if other.cache_end > record.cache_end:
             other.cache_end -= blocks
     return blocks
@@ -344,14 +350,14 @@ def schedule(engine, expert, work):
     held = expert.leaving
     if engine.ahead == 0:
         expert.known_s = expert.clock_s
-    _compose(engine, expert, work, held)
+    _compose(engine, expert, work, work.extras, held)
     while expert.plan_steps == 0:  # an empty iteration takes no time: the next one is composed with all requests known by now
         expert.known_s = expert.clock_s
-        _compose(engine, expert, work, 0)
+        _compose(engine, expert, work, work.extras, 0)
 
 
 @kernel
-def _compose(engine, expert, work, held):
+def _compose(engine, expert, work, extras, held):
     """Compose a step and plan how often it repeats, from the state at ``known_s``; ``held``: seats of leaving requests.
 
     Without a request to serve there is no plan, nor if all who run stand idle.
@@ -368,10 +374,10 @@ def _compose(engine, expert, work, held):
     crossing = expert.phase[-expert.iteration & _MASK]
     if crossing + more <= expert.freed - expert.taken:
         expert.taken += crossing + more
-    elif engine.by_priority == 0:
-        _run_under_pressure(expert, work, chunk)
-    else:
+    elif extras is not None and engine.by_priority == 1:
         chunk = _run_by_priority(engine, expert, work)
+    else:
+        _run_under_pressure(expert, work, chunk)
     preempted = expert.preempted - preempted
 
     budget = engine.max_tokens - expert.n_dec
@@ -391,16 +397,16 @@ def _compose(engine, expert, work, held):
     if preempted == 0:
         while expert.n_wait > 0 and budget > 0 and expert.n_run + held < engine.max_seqs:
             place = 0
-            if engine.by_priority == 1:
+            if extras is not None and engine.by_priority == 1:
                 place = _first_known(engine, expert, work)
                 if place == expert.n_wait:
                     break
-            index = waiting[(expert.wait_head + place) & (waiting.size - 1)]
+            index = waiting[(expert.wait_head + place) & work.last]
             request, record = requests[index], work.records[index]
             tokens = request.prompt + request.generated
             if queued_s(engine, request) > expert.known_s or blocks_of(tokens) > expert.freed - expert.taken:
                 break
-            _take_out(expert, waiting, place)
+            _take_out(expert, work, place)
             hit = 0
             if record.preemptions > 0 and engine.reuse == 1:
                 hit = _reusable_blocks(expert, work, record, tokens)
@@ -421,15 +427,16 @@ def _compose(engine, expert, work, held):
             if math.isnan(record.first_scheduled_s):
                 record.first_scheduled_s = expert.clock_s
     _release(expert)
-    if expert.n_dec - expert.idle + prefill == 0:
-        expert.idle = 0
+    decodes, context = expert.n_dec, expert.context
+    if extras is not None and expert.idle > 0:
+        decodes -= expert.idle
+        context -= _idle_context(expert, work)
+        if decodes + prefill == 0:
+            expert.idle = 0
+    if decodes + prefill == 0:
         return
 
-    if expert.idle > 0:
-        decodes, context = expert.n_dec - expert.idle, expert.context - _idle_context(expert, work)
-        expert.step_s = engine.c0_s + engine.b_s * decodes + engine.c_s * context
-    else:
-        expert.step_s = engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * expert.context
+    expert.step_s = engine.c0_s + engine.b_s * decodes + engine.c_s * context
     expert.growth_s = 0.0
     steps = 1
     if prefill > 0:
@@ -454,7 +461,7 @@ def _compose(engine, expert, work, held):
     # before it, whom this step does not know yet, may be admitted as soon as they are known: the first of them ends the leap. In
     # the order of arrival that is the head, unless it is known.
     if steps > 1 and expert.n_wait > 0 and expert.n_run < engine.max_seqs:
-        if engine.by_priority == 1:
+        if extras is not None and engine.by_priority == 1:
             unknown = _first_known(engine, expert, work)
             if unknown > 0:
                 _cut_for(engine, expert, _earliest_queued_s(engine, expert, work, unknown))
@@ -485,38 +492,57 @@ def _start_decoding(expert, work):
 
 
 @kernel
-def _retire(expert, work):
-    """Remove the requests that are complete at ``clock``, in order, and account for them."""
-    running, finish_at = work.running, work.finish_at
-    kept = 0
-    while finish_at[kept] != expert.iteration:
-        kept += 1
-    for i in range(kept, expert.n_run):
-        if finish_at[i] != expert.iteration:
-            running[kept] = running[i]
-            finish_at[kept] = finish_at[i]
-            kept += 1
-            continue
-        request, record = work.requests[running[i]], work.records[running[i]]
-        record.finish_s = expert.clock_s
-        record.status = FINISHED
-        cached = request.prompt + request.output - 1
-        expert.leaving += 1
-        expert.leaving_blocks += blocks_of(cached)
-        expert.phase[(cached - expert.iteration) & _MASK] -= 1
-        expert.context -= cached
-        expert.n_dec -= 1
-        expert.done += 1
-        if in_time(record, request.arrival_s, record.finish_s):
-            expert.qos += record.worth
-        else:
-            expert.late += 1
-    expert.n_run = kept
-    expert.min_finish = _least(finish_at, expert.n_dec)
+def _account(expert, work, index):
+    """Account for request ``index``, which is complete at ``clock``."""
+    request, record = work.requests[index], work.records[index]
+    record.finish_s = expert.clock_s
+    record.status = FINISHED
+    cached = request.prompt + request.output - 1
+    expert.leaving += 1
+    expert.leaving_blocks += blocks_of(cached)
+    expert.phase[(cached - expert.iteration) & _MASK] -= 1
+    expert.context -= cached
+    expert.n_dec -= 1
+    expert.done += 1
+    if in_time(record, work.extras, index, request.arrival_s, record.finish_s):
+        expert.qos += worth_of(record, work.extras, index)
+    else:
+        expert.late += 1
 
 
 @kernel
-def commit(engine, expert, work):
+def _retire(expert, work):
+    """Remove the requests that are complete at ``clock``, in order, and account for them."""
+    running, finish_at = work.running, work.finish_at
+    n, iteration = expert.n_run, np.int32(expert.iteration)
+    least, first, gone = np.int32(NEVER), np.int32(n), np.int32(0)
+    for i in range(np.int32(n)):  # without a branch, so that it is done for many at once
+        complete = finish_at[i] == iteration
+        least = min(least, np.int32(NEVER) if complete else finish_at[i])  # who is in prefill never finishes
+        first = min(first, np.int32(i) if complete else np.int32(n))
+        gone += np.int32(complete)
+    kept = first
+    if gone == 1:  # as a rule
+        _account(expert, work, running[first])
+        for i in range(first, n - 1):
+            running[i] = running[i + 1]
+        for i in range(first, n - 1):
+            finish_at[i] = finish_at[i + 1]
+        kept = n - 1
+    else:
+        for i in range(first, n):
+            if finish_at[i] == iteration:
+                _account(expert, work, running[i])
+            else:
+                running[kept] = running[i]
+                finish_at[kept] = finish_at[i]
+                kept += 1
+    expert.n_run = kept
+    expert.min_finish = least
+
+
+@kernel
+def commit(engine, expert, work, extras):
     """Carry out the plan: time, tokens, blocks, then the completions at its end."""
     steps = expert.plan_steps
     if engine.ahead == 1:
@@ -532,7 +558,7 @@ def commit(engine, expert, work):
     )
     if steps > 1:
         expert.taken += blocks_crossed(expert, 1, steps)
-    elif expert.idle > 0:
+    elif extras is not None and expert.idle > 0:
         _stand_idle(expert, work)
     expert.context += expert.n_dec * steps
     expert.iteration += steps
@@ -544,9 +570,12 @@ def commit(engine, expert, work):
         _retire(expert, work)
         if engine.ahead == 0 or expert.n_run + expert.n_wait == 0:
             _release(expert)
-    if expert.n_run == 0 and expert.n_wait > 0:  # in the order of arrival the head is the earliest
-        first = expert.n_wait if engine.by_priority == 1 else 1
-        expert.clock_s = max(expert.clock_s, _earliest_queued_s(engine, expert, work, first))
+    if expert.n_run == 0 and expert.n_wait > 0:
+        if extras is not None and engine.by_priority == 1:
+            earliest_s = _earliest_queued_s(engine, expert, work, expert.n_wait)
+        else:
+            earliest_s = queued_s(engine, work.requests[work.waiting[expert.wait_head]])
+        expert.clock_s = max(expert.clock_s, earliest_s)
 
 
 @kernel
@@ -554,7 +583,7 @@ def next_event(engine, expert, work):
     """Run an expert with requests to serve to the end of its plan; composes a plan first if there is none."""
     if expert.plan_steps == 0:
         schedule(engine, expert, work)
-    commit(engine, expert, work)
+    commit(engine, expert, work, work.extras)
 
 
 @kernel
@@ -571,7 +600,23 @@ def advance(engine, expert, work, time_s):
             schedule(engine, expert, work)
         if expert.plan_end_s > time_s:
             return
-        commit(engine, expert, work)
+        commit(engine, expert, work, work.extras)
+
+
+@kernel
+def _make_place(engine, expert, work, extras, index):
+    """The place in the queue of request ``index``, which nobody has there: at the end, or by priority behind its equals."""
+    waiting = work.waiting
+    place = expert.n_wait
+    if extras is not None and engine.by_priority == 1:
+        priority = extras[index].priority
+        while place > 0:
+            other = waiting[(expert.wait_head + place - 1) & work.last]
+            if extras[other].priority <= priority:
+                break
+            waiting[(expert.wait_head + place) & work.last] = other
+            place -= 1
+    return place
 
 
 @kernel
@@ -583,22 +628,105 @@ def push(engine, expert, work, index, time_s):
     if expert.n_run + expert.n_wait == 0:
         expert.clock_s = time_s + engine.handoff_s
         expert.known_s = expert.clock_s
-    waiting = work.waiting
-    place = expert.n_wait
-    if engine.by_priority == 1:  # behind its equals, as nobody came later
-        priority = work.records[index].priority
-        while place > 0:
-            other = waiting[(expert.wait_head + place - 1) & (waiting.size - 1)]
-            if work.records[other].priority <= priority:
-                break
-            waiting[(expert.wait_head + place) & (waiting.size - 1)] = other
-            place -= 1
+    place = _make_place(engine, expert, work, work.extras, index)
     # Else it waits for a seat, or for the one before it: that one lacks blocks, which a leap never frees, or is on its way, and
     # the leap has been cut for it or for another.
     if place == 0 and expert.n_run < engine.max_seqs:
         _cut_for(engine, expert, time_s + engine.handoff_s)
     request.output = min(request.output, engine.max_model_len - request.prompt)
-    waiting[(expert.wait_head + place) & (waiting.size - 1)] = index
+    work.waiting[(expert.wait_head + place) & work.last] = index
     expert.n_wait += 1
     expert.routed += 1
     return True
+
+
+@kernel
+def busy_until(expert, time_s):
+    """Seconds that the expert has spent in iterations by ``time_s``, to which it has been advanced."""
+    return expert.busy_s + (time_s - expert.clock_s if expert.plan_steps > 0 else 0.0)
+
+
+@kernel
+def forget(expert, work, place):
+    """Mark the request at ``place`` of the running list as one that will not finish by itself."""
+    if place < expert.n_dec:
+        work.finish_at[place] = NEVER - 1  # if it stands idle in this iteration, one more is added at its end
+        expert.min_finish = _least(work.finish_at, expert.n_dec)
+    else:  # its prompt may be complete at the end of the iteration under way, and yield a token
+        request = work.requests[work.running[place]]
+        request.output = request.generated + 2
+
+
+@kernel
+def remove_running(expert, work, place):
+    """Between two iterations: the request at ``place`` of the running list leaves, with its seat and blocks.
+
+    ``generated`` of the request is then the number of tokens that it got.
+    """
+    request, running, finish_at = work.requests[work.running[place]], work.running, work.finish_at
+    expert.n_run -= 1
+    for i in range(place, expert.n_run):
+        running[i] = running[i + 1]
+        finish_at[i] = finish_at[i + 1]
+    if place < expert.n_dec:
+        expert.n_dec -= 1
+        request.generated = expert.iteration - request.start
+        cached = request.prompt + request.generated - 1
+        expert.phase[(cached - expert.iteration) & _MASK] -= 1
+        expert.context -= cached
+        expert.min_finish = _least(finish_at, expert.n_dec)
+    else:
+        cached = expert.pre_done
+        expert.partial = 0
+    expert.freed += blocks_of(cached)
+
+
+@kernel
+def remove_waiting(expert, work, place):
+    """The request at ``place`` of the queue leaves."""
+    _take_out(expert, work, place)
+
+
+@kernel
+def settle(engine, expert, work):
+    """After requests have left between two iterations: free what complete ones hold, or wait for the next one on its way."""
+    if expert.n_run == 0:
+        if expert.n_wait == 0:
+            _release(expert)
+        else:
+            first = expert.n_wait if engine.by_priority == 1 else 1
+            expert.clock_s = max(expert.clock_s, _earliest_queued_s(engine, expert, work, first))
+
+
+@kernel
+def fail(engine, expert, work, time_s):
+    """The engine fails at ``time_s``, to which it has been advanced: it is empty, with no time to make up; totals stay.
+
+    ``generated`` of each request inside is then the number of tokens that it got.
+    """
+    iteration = expert.iteration + max(steps_begun(expert, time_s) - 1, 0)
+    if expert.plan_steps > 0:
+        expert.busy_s += time_s - expert.clock_s
+        expert.kv_token_s += (expert.context + expert.cached) * (time_s - expert.clock_s)
+    for i in range(expert.n_dec):
+        request = work.requests[work.running[i]]
+        request.generated = iteration - request.start
+    if expert.n_run + expert.n_wait > 0:
+        expert.clock_s = time_s
+        expert.known_s = time_s
+    expert.plan_steps = 0
+    expert.n_run = 0
+    expert.n_dec = 0
+    expert.n_wait = 0
+    expert.partial = 0
+    expert.context = 0
+    expert.cached = 0
+    expert.iteration = 0
+    expert.min_finish = NEVER
+    expert.freed = engine.blocks
+    expert.taken = 0
+    expert.leaving = 0
+    expert.leaving_blocks = 0
+    expert.idle = 0
+    for i in range(_BLOCK):
+        expert.phase[i] = 0

@@ -18,6 +18,11 @@ number goes first. When blocks run out, the running request that is last in this
 in the queue. If it was scheduled in this iteration already, it gives back its tokens. If it is the one that asks for blocks, the
 loop over the running requests ends, as in vLLM: those admitted after it wait for the next iteration. Priorities preempt nobody
 for a seat. Of requests that are equal in both, the one admitted last is preempted, and the preempted one waits in front.
+
+An engine may change while it serves (``Change``). A new speed holds for iterations that begin from then on. An engine that fails
+loses the iteration under way, all requests inside, and its caches. A client that gives up is gone at once. Its request leaves the
+engine at the end of the iteration under way, as vLLM's engine takes up messages between iterations. Until then it computes. All
+that happens at the very end of an iteration comes after it, and before the next one.
 """
 
 from __future__ import annotations
@@ -39,17 +44,50 @@ class Arrival:
     prompt_tokens: int  # >= 1
     output_tokens: int  # >= 1: tokens that it would generate without the limit max_model_len
     priority: int = 0  # a lower number goes first, if the engine schedules by priority
+    first_token_patience_s: float = math.inf  # from arrival: a client without a token by then gives up
+    patience_s: float = math.inf  # from arrival: a client without the whole answer by then gives up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What happens to an engine at a time: another speed, a failure or its end."""
+
+    at_s: float
+    slowness: float | None = None  # iteration time over the profile's from now on
+    down: bool | None = None  # whether it is down from now on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throttle:
+    """How an engine slows down with its heat; ``living.py`` has the formula."""
+
+    every_s: float
+    kept: float  # share of the distance to the steady heat that is left after every_s
+    slowest: float
+    from_heat: float
+    to_heat: float
+
+    def heat(self, heat: float, busy_share: float) -> float:
+        """The heat after another ``every_s``, of which the engine was busy for a share."""
+        return busy_share + (heat - busy_share) * self.kept
+
+    def slowness(self, heat: float) -> float:
+        """Iteration time over that of a cool engine."""
+        return 1 + (self.slowest - 1) * min(max((heat - self.from_heat) / (self.to_heat - self.from_heat), 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Outcome of a request; the times of a rejected one are NaN."""
+    """Outcome of a request; the times of a rejected one, and of what never happened, are NaN."""
 
     first_scheduled_s: float  # start of the iteration that first admitted it
     first_token_s: float  # end of the iteration that generated its first token
     finish_s: float  # end of the iteration that generated its last token
     preemptions: int
     rejected: bool
+    cancelled: bool  # its client gave up
+    lost: bool  # its engine failed, or was down when it came
+    output_tokens: int  # generated; of a cancelled one until it left the engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +108,8 @@ class Request:
     output: int  # tokens that it will generate, after the cut at max_model_len
     queued_s: float  # time at which it reaches the engine's queue
     priority: int
+    first_token_due_s: float = math.inf  # when its client gives up without a token
+    due_s: float = math.inf  # when its client gives up in any case
     generated: int = 0
     computed: int = 0
     prefilling: bool = True
@@ -77,9 +117,16 @@ class Request:
     left_behind: list[int] = field(default_factory=list[int])  # its full blocks at the last preemption
     preemptions: int = 0
     rejected: bool = False
+    cancelled: bool = False
+    lost: bool = False
     first_scheduled_s: float = math.nan
     first_token_s: float = math.nan
     finish_s: float = math.nan
+
+    @property
+    def gives_up_s(self) -> float:
+        """When its client gives up, if nothing comes before."""
+        return min(self.first_token_due_s, self.due_s) if math.isnan(self.first_token_s) else self.due_s
 
     @property
     def order(self) -> tuple[int, float]:
@@ -99,6 +146,9 @@ class Request:
             finish_s=self.finish_s,
             preemptions=self.preemptions,
             rejected=self.rejected,
+            cancelled=self.cancelled,
+            lost=self.lost,
+            output_tokens=self.generated,
         )
 
 
@@ -111,6 +161,9 @@ class Engine:
         leaving: complete requests whose seats and blocks still count, since the next iteration is composed before their end.
         free: free KV blocks, the next one to take first.
         cached: free blocks whose content a preempted request can still use, and that request.
+        slowness: iteration time over the profile's, by its changes.
+        throttled: the same, by its heat.
+        down: whether it has failed; what arrives is lost.
     """
 
     def __init__(self, profile: EngineProfile) -> None:
@@ -124,6 +177,9 @@ class Engine:
         self.busy_s = 0.0
         self.kv_token_s = 0.0
         self.iterations = 0
+        self.slowness = 1.0
+        self.throttled = 1.0
+        self.down = False
         self._by_priority = profile.scheduling == "priority"
         self._begun_s = -math.inf  # when the last iteration began
 
@@ -146,23 +202,55 @@ class Engine:
             output=min(arrival.output_tokens, room),
             queued_s=arrival.arrival_s + self.profile.handoff_s,
             priority=arrival.priority,
+            first_token_due_s=arrival.arrival_s + arrival.first_token_patience_s,
+            due_s=arrival.arrival_s + arrival.patience_s,
         )
         request.rejected = room <= 0 or len(self.waiting) >= self.profile.max_waiting
-        if not request.rejected:
+        request.lost = self.down and not request.rejected
+        if not (request.rejected or request.lost):
             place = bisect_right(self.waiting, request.order, key=_order) if self._by_priority else len(self.waiting)
             self.waiting.insert(place, request)
         return request
 
-    def step(self, start_s: float) -> float:
-        """Run the iteration that starts at ``start_s``, not before ``ready_s``, and return its end, s."""
+    def step(self, start_s: float, fails_s: float = math.inf) -> float:
+        """Run the iteration that starts at ``start_s``, not before ``ready_s``, and return its end, s.
+
+        If the engine fails before that end, at ``fails_s``, the iteration yields nothing, and this is the time returned.
+        """
         scheduled = self.compose(start_s)
-        duration_s = self._duration_s(scheduled)
+        end_s = start_s + self._duration_s(scheduled)
+        duration_s = min(end_s, fails_s) - start_s
         self.busy_s += duration_s
         self.kv_token_s += duration_s * sum(request.computed for request in self.running)
+        if fails_s < end_s:
+            self.cancel(fails_s)
+            return fails_s
         self.iterations += 1
-        end_s = start_s + duration_s
+        self.cancel(end_s, sooner=True)
         self._produce(scheduled, end_s)
         return end_s
+
+    def cancel(self, time_s: float, *, sooner: bool = False) -> None:
+        """Mark the requests whose clients have given up by ``time_s``, or ``sooner``: before it."""
+        for request in (*self.running, *self.waiting):
+            if request.gives_up_s < time_s or (request.gives_up_s == time_s and not sooner):
+                request.cancelled = True
+
+    def leave(self) -> None:
+        """Between two iterations: the requests whose clients have given up leave, with their seats and blocks."""
+        for request in [request for request in (*self.running, *self.waiting) if request.cancelled]:
+            (self.running if request in self.running else self.waiting).remove(request)
+            self._free_blocks(request)
+        if self.idle:
+            self._release()
+
+    def fail(self) -> None:
+        """The engine is down: all requests inside are lost, but for those whose clients have given up before."""
+        for request in (*self.running, *self.waiting):
+            request.lost = not request.cancelled
+        self.running, self.leaving, self.waiting = [], [], deque()
+        self.free, self.cached = deque(range(self.profile.usable_blocks)), {}
+        self.down = True
 
     def compose(self, start_s: float) -> dict[Request, int]:
         """New tokens of each request in the iteration that starts at ``start_s``.
@@ -235,7 +323,8 @@ class Engine:
     def _duration_s(self, scheduled: dict[Request, int]) -> float:
         decodes = [request for request in scheduled if not request.prefilling]
         prompts = tuple((new, request.computed) for request, new in scheduled.items() if request.prefilling)
-        return self.profile.iteration_s(len(decodes), sum(request.computed for request in decodes), prompts)
+        duration_s = self.profile.iteration_s(len(decodes), sum(request.computed for request in decodes), prompts)
+        return self.slowness * self.throttled * duration_s
 
     def _produce(self, scheduled: dict[Request, int], end_s: float) -> None:
         """Account for the computed tokens; a request with nothing left to compute generates its next token."""
@@ -245,9 +334,9 @@ class Engine:
                 continue
             request.prefilling = False
             request.generated += 1
-            if request.generated == 1:
+            if request.generated == 1 and not request.cancelled:
                 request.first_token_s = end_s
-            if request.generated == request.output:
+            if request.generated == request.output and not request.cancelled:
                 request.finish_s = end_s
                 self.running.remove(request)
                 self.leaving.append(request)
@@ -304,6 +393,8 @@ def simulate(
     profile: EngineProfile,
     arrivals: Sequence[Arrival],
     *,
+    changes: Sequence[Change] = (),
+    throttle: Throttle | None = None,
     engine: Engine | None = None,
     after_step: Callable[[Engine], None] | None = None,
 ) -> Result:
@@ -312,6 +403,8 @@ def simulate(
     Args:
         profile: cost and limits of the engine.
         arrivals: the requests; those of equal time enter in the order given.
+        changes: of the engine, ascending in time; one at the time of an arrival comes before it.
+        throttle: how it slows down with its heat.
         engine: an idle engine of this profile with other iteration times.
         after_step: called with the engine after each iteration, as an observer.
 
@@ -321,17 +414,48 @@ def simulate(
     _check(arrivals)
     engine = engine or Engine(profile)
     requests: list[Request] = []
+    coming = deque(changes)
     now_s = -math.inf
+    heat, heat_s, busy_s = 0.0, throttle.every_s if throttle else math.inf, 0.0
     while len(requests) < len(arrivals) or not engine.idle:
+        present = [request for request in (*engine.running, *engine.waiting) if not request.cancelled]
+        change_s = coming[0].at_s if coming else math.inf
+        quits_s = min((request.gives_up_s for request in present), default=math.inf)
+        arrival_s = arrivals[len(requests)].arrival_s if len(requests) < len(arrivals) else math.inf
+        first_s = min(change_s, heat_s, quits_s, arrival_s)
+        if first_s >= now_s:  # the last iteration was over by then
+            engine.leave()
         start_s = engine.ready_s(now_s)
-        if len(requests) < len(arrivals) and arrivals[len(requests)].arrival_s <= start_s:
-            requests.append(engine.arrive(arrivals[len(requests)]))
+        if first_s <= start_s and first_s < math.inf:
+            if first_s == change_s:
+                _change(engine, coming.popleft())
+            elif throttle and first_s == heat_s:
+                busy_then_s, busy_s = busy_s, engine.busy_s - max(now_s - heat_s, 0.0)
+                heat = throttle.heat(heat, (busy_s - busy_then_s) / throttle.every_s)
+                engine.throttled = throttle.slowness(heat)
+                heat_s += throttle.every_s
+            elif first_s == quits_s:
+                engine.cancel(first_s)
+            else:
+                requests.append(engine.arrive(arrivals[len(requests)]))
             continue
-        now_s = engine.step(start_s)
+        if engine.idle:
+            continue
+        fails_s = next((change.at_s for change in coming if change.down), math.inf)
+        now_s = engine.step(start_s, fails_s)
         if after_step:
             after_step(engine)
     outcomes = [request.outcome() for request in requests]
     return Result(outcomes=outcomes, busy_s=engine.busy_s, kv_token_s=engine.kv_token_s, iterations=engine.iterations)
+
+
+def _change(engine: Engine, change: Change) -> None:
+    if change.slowness is not None:
+        engine.slowness = change.slowness
+    if change.down:
+        engine.fail()
+    elif change.down is not None:
+        engine.down = False
 
 
 def _order(request: Request) -> tuple[int, float]:

@@ -131,6 +131,19 @@ DEMAND_TABLE: Mapping[str, Feature] = {
 }
 """Features of the cluster that put a request and a load in proportion, whatever the cluster."""
 
+PLACE_TABLE: Mapping[str, Feature] = {
+    "distance": Feature(
+        "mean time of the network from the arrived request's user to the expert and back, over the time that the request has: "
+        "the shorter of those for its first token and for its predicted answer; at most 1",
+        scale=1 / 4,
+    ),
+    "at_site": Feature("1 if the expert is at the user's site"),
+}
+"""Features of an expert that say how far it is from the arrived request's user: 0 without a network."""
+
+OBSERVATION_VERSION = 2
+"""Version of the observations: 2 may have ``places``, which 1 did not know. What a part holds is the same in both."""
+
 EXPERT_FEATURES = tuple(EXPERT_TABLE)
 REQUEST_FEATURES = tuple(REQUEST_TABLE)
 ARRIVED_FEATURES = tuple(ARRIVED_TABLE)
@@ -138,6 +151,7 @@ CLUSTER_FEATURES = tuple(CLUSTER_TABLE)
 WHATIF_FEATURES = tuple(WHATIF_TABLE)
 INFORMATION_FEATURES = tuple(INFORMATION_TABLE)
 DEMAND_FEATURES = tuple(DEMAND_TABLE)
+PLACE_FEATURES = tuple(PLACE_TABLE)
 
 
 def _row(table: Mapping[str, Feature]) -> np.dtype[np.void]:
@@ -147,7 +161,7 @@ def _row(table: Mapping[str, Feature]) -> np.dtype[np.void]:
 
 EXPERT_ROW, REQUEST_ROW, ARRIVED_ROW = _row(EXPERT_TABLE), _row(REQUEST_TABLE), _row(ARRIVED_TABLE)
 CLUSTER_ROW, WHATIF_ROW, INFORMATION_ROW = _row(CLUSTER_TABLE), _row(WHATIF_TABLE), _row(INFORMATION_TABLE)
-DEMAND_ROW = _row(DEMAND_TABLE)
+DEMAND_ROW, PLACE_ROW = _row(DEMAND_TABLE), _row(PLACE_TABLE)
 
 
 def _scale(table: Mapping[str, Feature]) -> Any:
@@ -157,4 +171,4 @@ def _scale(table: Mapping[str, Feature]) -> Any:
 
 
 EXPERT_SCALE, REQUEST_SCALE, ARRIVED_SCALE = _scale(EXPERT_TABLE), _scale(REQUEST_TABLE), _scale(ARRIVED_TABLE)
-INFORMATION_SCALE = _scale(INFORMATION_TABLE)
+INFORMATION_SCALE, PLACE_SCALE = _scale(INFORMATION_TABLE), _scale(PLACE_TABLE)

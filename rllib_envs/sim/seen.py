@@ -176,15 +176,16 @@ def _enter(engine, expert, work, seen, w, r, index, now_s):
 @kernel
 def _copy_request(state, terms, seen, w, r, index):
     """Write a request that another gateway has sent as number ``index`` of the state."""
-    request, record = state.requests[0, index], state.records[0, index]
+    request, record, extra = state.requests[0, index], state.records[0, index], state.extras[0, index]
     request.arrival_s = seen.sent_s[w, r]
     request.prompt = seen.prompt[w, r]
     request.predicted_tokens = seen.predicted_tokens[w, r]
     request.predicted_score = seen.predicted_score[w, r]
     request.output = NEVER
-    record.service = min(max(seen.service[w, r], 0), terms.size - 1)
-    record.priority = terms[record.service].priority
     record.preemptions = 0
+    extra.service = min(max(seen.service[w, r], 0), terms.size - 1)
+    extra.priority = terms[extra.service].priority
+    extra.network_s = 0.0
 
 
 @kernel

@@ -8,7 +8,7 @@ requests (running, waiting) are integer arrays beside the records.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ NEVER = np.iinfo(np.int32).max
 """Finish iteration of a request that is still in prefill."""
 
 # Progress of a request (field ``status`` of a RECORD). TOO_LONG: its prompt fits no expert, whatever the router did. CONFINED: it
-# is rejected, as no expert that it may go to can take it.
-PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED = range(7)
+# is rejected, as no expert that it may go to can take it. CANCELLED: its client gave up. FAILED: its expert failed, and it is not
+# sent again. LOST: its expert failed, and it arrives again, as another row of the tables.
+PENDING, ROUTED, FINISHED, DROPPED, REJECTED, TOO_LONG, CONFINED, CANCELLED, FAILED, LOST = range(10)
 
 ENGINE = np.dtype(
     [
@@ -35,6 +36,7 @@ ENGINE = np.dtype(
         ("by_priority", "i4"),  # 1: requests are served by priority, then arrival; 0: first come, first served
         # The router's factors on predicted lengths and on the odds of predicted scores, learned by calibration.
         ("length_factor", "f4"), ("score_odds", "f4"),
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -66,6 +68,7 @@ EXPERT = np.dtype(
         ("done", "i8"), ("late", "i8"), ("preempted", "i8"), ("routed", "i8"),
         ("future_qos", "f8"),  # QoS of all requests sent here so far, at their end, if no more arrive (counterfactual)
         ("idle", "i4"),  # decoding requests, the last ones, that this plan leaves out (scheduling by priority only)
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
     ],
     align=True,
 )  # fmt: skip
@@ -84,17 +87,25 @@ REQUEST = np.dtype(
 
 RECORD = np.dtype(
     [
-        # The outcome of a request, and what it is promised since it was sent (sim/terms.py). What its end reads comes first.
+        # The outcome of a request: one cache line.
         ("status", "i4"), ("route", "i4"),
-        ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
-        ("budget_s", "f8"), ("ttft_s", "f8"), ("generation_s", "f8"),  # from arrival to finish, to first token, from there on
-        ("worth", "f8"),  # QoS if it is in time
-        ("score", "f4"),  # true, at the expert it was sent to
-        ("service", "i2"), ("priority", "i2"),  # its service class, and that class's priority since it was sent
-        ("first_scheduled_s", "f8"),  # NaN: not yet
+        ("first_scheduled_s", "f8"), ("first_token_s", "f8"), ("finish_s", "f8"),  # NaN: not yet
+        ("budget_s", "f8"),  # that it may take from arrival to finish, since it was sent
         ("cache_end", "i8"), ("cache_blocks", "i4"),  # end of its full blocks in the free queue; their number
         ("preemptions", "i4"),
-        ("network_s", "f8"),  # mean time of the network between its user and its expert
+        ("score", "f4"),  # true, at the expert it was sent to
+        ("filler", "i4"),  # no byte is left undefined: states can be compared as bytes
+    ],
+    align=True,
+)  # fmt: skip
+
+EXTRA = np.dtype(
+    [
+        # What else a request is promised since it was sent (sim/terms.py), where a scenario has any of its optional parts.
+        ("ttft_s", "f8"), ("generation_s", "f8"),  # that it may take from arrival to first token, and from there to finish
+        ("worth", "f8"),  # QoS if it is in time
+        ("network_s", "f8"),  # mean time of the network between its user and its expert, and since its first arrival
+        ("service", "i4"), ("priority", "i4"),  # its service class, and that class's priority since it was sent
     ],
     align=True,
 )  # fmt: skip
@@ -107,30 +118,52 @@ class State(NamedTuple):
     experts: NDArray[np.void]  # (B, N) EXPERT
     requests: NDArray[np.void]  # (B, M) REQUEST
     records: NDArray[np.void]  # (B, M) RECORD
+    extras: NDArray[np.void] | None  # (B, M) EXTRA; None: a plain scenario, and code for the optional parts is left out
     running: NDArray[np.int32]  # (B, N, R) requests running, in order of admission
     finish_at: NDArray[np.int32]  # (B, N, R) iteration at whose end each is complete
     waiting: NDArray[np.int32]  # (B, N, W) ring buffer of requests waiting, W a power of two
 
 
 class Work(NamedTuple):
-    """The lists of one expert and the tables of its cluster: a kernel's inputs beside the expert's own record."""
+    """The lists of one expert and the tables of its cluster, as ``Items``: a kernel's inputs beside the expert's own record."""
 
-    requests: NDArray[np.void]  # (M,) REQUEST
-    records: NDArray[np.void]  # (M,) RECORD
-    running: NDArray[np.int32]  # (R,)
-    finish_at: NDArray[np.int32]  # (R,)
-    waiting: NDArray[np.int32]  # (W,)
+    requests: Any  # (M,) REQUEST
+    records: Any  # (M,) RECORD
+    extras: Any  # (M,) EXTRA; None: a plain scenario
+    running: Any  # (R,) int32
+    finish_at: Any  # (R,) int32
+    waiting: Any  # (W,) int32
+    last: int  # W - 1, of which all bits are set
 
 
 class Telemetry(NamedTuple):
     """The known state of a cluster at an arrival, and the time of that state."""
 
-    source: State  # the cluster as telemetry shows it, at ``view_s``
+    source: State  # the cluster as telemetry shows it, each expert at its ``view_s``
     actual: State  # the cluster as it is: where requests were sent
-    first_pending: int  # requests from this one on, and before the arrived one, have been sent since ``view_s``
+    first_pending: NDArray[
+        np.int32
+    ]  # (N,) requests from this one on, and before the arrived one, have been sent since ``view_s``
     arrived: int  # number of the arrived request; the total number after all have arrived
-    view_s: float
+    view_s: NDArray[np.float64]  # (N,)
     now_s: float
+
+
+AT_ONCE, LATE, FOLLOWED = range(3)
+
+
+class Views(NamedTuple):
+    """How telemetry shows the N experts of B clusters: AT_ONCE, LATE by a fixed time, or FOLLOWED (``living.py``)."""
+
+    kind: NDArray[np.int8]  # (B,)
+    first_pending: NDArray[np.int32]  # (B, N) as in ``Telemetry``
+    view_s: NDArray[np.float64]  # (B, N)
+
+
+def allocate_views(batch: int, n_experts: int) -> Views:
+    """The views of B clusters, at once."""
+    shape = (batch, n_experts)
+    return Views(kind=np.zeros(batch, np.int8), first_pending=np.zeros(shape, np.int32), view_s=np.zeros(shape))
 
 
 class Arrived(NamedTuple):
@@ -170,8 +203,11 @@ def engine_records(profiles: Sequence[EngineProfile]) -> NDArray[np.void]:
     return records
 
 
-def allocate(engines: NDArray[np.void], max_requests: int) -> State:
-    """An empty state for the engines (B, N), with room for ``max_requests`` requests in each cluster."""
+def allocate(engines: NDArray[np.void], max_requests: int, *, plain: bool) -> State:
+    """An empty state for the engines (B, N), with room for ``max_requests`` requests in each cluster.
+
+    ``plain``: without extras.
+    """
     batch, n_experts = engines.shape
     slots = int(engines["max_seqs"].max())
     queue = 1 << int(engines["max_waiting"].max() + slots - 1).bit_length()  # preempted requests come on top of max_waiting
@@ -180,6 +216,7 @@ def allocate(engines: NDArray[np.void], max_requests: int) -> State:
         experts=np.zeros((batch, n_experts), EXPERT),
         requests=np.zeros((batch, max_requests), REQUEST),
         records=np.zeros((batch, max_requests), RECORD),
+        extras=None if plain else np.zeros((batch, max_requests), EXTRA),
         running=np.zeros((batch, n_experts, slots), np.int32),
         finish_at=np.zeros((batch, n_experts, slots), np.int32),
         waiting=np.zeros((batch, n_experts, queue), np.int32),
@@ -196,5 +233,7 @@ def clear(state: State, cluster: int) -> None:
     state.experts["min_finish"][cluster] = NEVER
     state.requests[cluster] = np.zeros((), REQUEST)
     state.records[cluster] = np.zeros((), RECORD)
+    if state.extras is not None:
+        state.extras[cluster] = np.zeros((), EXTRA)
     for name in ("first_scheduled_s", "first_token_s", "finish_s"):
         state.records[name][cluster] = np.nan

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.signatures import REQUIRED, keywords
+from rllib_envs.workload.given_classes import GivenClasses
 from rllib_envs.workload.lengths import GivenLengths
 
 Times = NDArray[np.float64]
@@ -25,6 +26,7 @@ class ArrivalBatch:
     arrival_s: Times  # (n,) ascending (equal times may repeat), seconds from the start of the episode, >= 0
     prompt_tokens: NDArray[np.int32] | None  # (n,) >= 1, if the process has its own prompt lengths
     lengths: GivenLengths | None = None  # of the n answers, if the process has them and ``Arrivals.lengths`` asks for them
+    classes: GivenClasses | None = None  # of the n requests, if the process has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,19 +26,19 @@ def draw_sites(network: Network | None, arrival_s: NDArray[np.float64], rng: np.
     device = rng.integers(network.devices, size=arrival_s.size)
     fresh = rng.choice(share.size, arrival_s.size, p=share)
     moved = rng.random(arrival_s.size)
+    order = np.argsort(device, kind="stable")  # device by device, each one's requests in order
+    first = np.diff(device[order], prepend=-1) != 0
+    stays = np.zeros(arrival_s.size, np.bool_)
+    stays[1:] = ~first[1:] & (moved[order[1:]] < _still_there(network, np.diff(arrival_s[order])))
+    latest = np.maximum.accumulate(np.where(stays, 0, np.arange(arrival_s.size)))  # the request when it last came to its site
     site = np.empty(arrival_s.size, np.int32)
-    last: dict[int, int] = {}  # the device's latest request
-    for r, d in enumerate(device.tolist()):
-        before = last.get(d)
-        stays = before is not None and moved[r] < _still_there(network, float(arrival_s[r] - arrival_s[before]))
-        site[r] = site[before] if stays else fresh[r]
-        last[d] = r
+    site[order] = fresh[order][latest]
     return site
 
 
-def _still_there(network: Network, time_s: float) -> float:
-    """Probability that a device has not moved for that time."""
-    return 1.0 if network.stay_s is None else float(np.exp(-time_s / network.stay_s))
+def _still_there(network: Network, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability that a device has not moved for each of these times; those between two devices' requests do not count."""
+    return np.ones_like(time_s) if network.stay_s is None else np.exp(-np.maximum(time_s, 0.0) / network.stay_s)
 
 
 def draw_jitter(network: Network | None, count: int, rng: np.random.Generator) -> NDArray[np.float64]:

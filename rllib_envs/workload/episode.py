@@ -17,13 +17,14 @@ from rllib_envs.sim.profile import BLOCK_TOKENS, EngineProfile, within_limits
 from rllib_envs.sim.terms import SCORE_GRID
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.workload.catalogue import draw_requests
+from rllib_envs.workload.disturbances import DYNAMIC_STREAMS, Disturbances, draw_disturbances
 from rllib_envs.workload.predictions import predict
 from rllib_envs.workload.replay import episode_requests
 from rllib_envs.workload.users import USER_STREAMS, draw_users
 from rllib_envs.workload.variation import vary
 
 _STREAMS = (
-    "load", "arrivals", "requests", "predictions", "faults", "variation", "judgements", *USER_STREAMS,
+    "load", "arrivals", "requests", "predictions", "faults", "variation", "judgements", *USER_STREAMS, *DYNAMIC_STREAMS,
 )  # fmt: skip
 _COEFFICIENTS = ("c0_ms", "b_ms", "c_ms", "a_ms", "q_ms", "c_mixed_ms")  # each errs independently; c0_mixed_ms errs as c0_ms does
 
@@ -45,6 +46,7 @@ class Episode:
     engines: tuple[EngineProfile, ...]  # (N,) the actual engines
     nominal: tuple[EngineProfile, ...]  # (N,) as given to the router
     telemetry_delay_s: float
+    disturbances: Disturbances | None = None  # None: nothing changes
 
 
 def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.SeedSequence) -> Episode:
@@ -76,10 +78,11 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         predicted_log_sd=predicted.log_sd.astype(np.float32),
         predicted_log_median=predicted.median,
         judged=streams["judgements"].random(arrivals.arrival_s.size) < scenario.observation.judged_share,
-        user=draw_users(scenario, arrivals.arrival_s, streams),
+        user=draw_users(scenario, arrivals.arrival_s, streams, arrivals.classes),
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,
+        disturbances=draw_disturbances(scenario, arrivals.arrival_s, streams),
     )
 
 

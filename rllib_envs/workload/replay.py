@@ -23,20 +23,22 @@ def replay(arrivals: Arrivals, rate_rps: float | None, n: int, rng: np.random.Ge
         InputError: the trace cannot be read, or has no rate to rescale.
     """
     trace, whole = _trace(arrivals), recorded(arrivals)
-    times, prompt, lengths = whole.arrival_s, whole.prompt_tokens, whole.lengths
+    times, prompt, lengths, classes = whole.arrival_s, whole.prompt_tokens, whole.lengths, whole.classes
     partly = n < times.size
     if partly:
         first = int(rng.integers(times.size - n + 1))
         times = times[first : first + n]
         prompt = None if prompt is None else prompt[first : first + n]
         lengths = None if lengths is None else lengths.at(np.arange(first, first + n))
+        classes = None if classes is None else classes.at(slice(first, first + n))
     if trace.tick_s is not None:
         times = spread(times, trace.tick_s, rng)
     if partly:
         times = times - times[0]
     if rate_rps is not None:
         times = times * _stretch(times, trace, rate_rps)
-    return ArrivalBatch(arrival_s=times.copy(), prompt_tokens=None if prompt is None else prompt.copy(), lengths=lengths)
+    prompt = None if prompt is None else prompt.copy()
+    return ArrivalBatch(arrival_s=times.copy(), prompt_tokens=prompt, lengths=lengths, classes=classes)
 
 
 def _stretch(times: NDArray[np.float64], trace: Trace, rate_rps: float) -> float:
@@ -56,7 +58,7 @@ def recorded(arrivals: Arrivals) -> ArrivalBatch:
     """
     trace = _trace(arrivals)
     lengths = None if trace.output_tokens is None or arrivals.lengths == "catalogue" else _lengths(trace)
-    return ArrivalBatch(arrival_s=trace.arrival_s, prompt_tokens=trace.prompt_tokens, lengths=lengths)
+    return ArrivalBatch(arrival_s=trace.arrival_s, prompt_tokens=trace.prompt_tokens, lengths=lengths, classes=trace.classes)
 
 
 def episode_requests(workload: Workload) -> int:

@@ -31,11 +31,12 @@ class Layout:
     time: str  # columns, or keys of a JSON object
     prompt: str | None
     output: str | None
+    service: str | None  # the service class, a name
     header: tuple[str, ...]  # all columns of a CSV file; () for JSON lines
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The columns to read: time, prompt, output, those that exist."""
+        """The columns of numbers to read: time, prompt, output, those that exist."""
         return tuple(name for name in (self.time, self.prompt, self.output) if name is not None)
 
 
@@ -53,11 +54,20 @@ def recognise(spec: TraceFile, first: Block) -> tuple[Layout, Block]:
     trace_format = _csv_format(spec, where, header)
     own = (spec.time_column, spec.prompt_column, spec.output_column)
     time, prompt, output = _COLUMNS.get(trace_format, own)
-    for name in (time, prompt, output):
+    for name in (time, prompt, output, spec.class_column):
         if name is not None and header.count(name) != 1:
             raise InputError(f"{where}: {missing(name, header)}{_instead(trace_format, header)}")
     clock = _CLOCKS[trace_format]
-    return Layout(format=trace_format, clock=clock, time=time, prompt=prompt, output=output, header=tuple(header)), rows
+    layout = Layout(
+        format=trace_format,
+        clock=clock,
+        time=time,
+        prompt=prompt,
+        output=output,
+        service=spec.class_column,
+        header=tuple(header),
+    )
+    return layout, rows
 
 
 def missing(name: str, present: Sequence[str]) -> str:
@@ -81,7 +91,7 @@ def _json_layout(spec: TraceFile, first: Block) -> Layout:
     if spec.names_columns:
         raise InputError(f"{spec.path}: line {first.line}: JSON lines, not CSV: only the columns of a CSV file can be named")
     time, prompt, output = _COLUMNS["mooncake"]
-    return Layout(format="mooncake", clock=_CLOCKS["mooncake"], time=time, prompt=prompt, output=output, header=())
+    return Layout(format="mooncake", clock=_CLOCKS["mooncake"], time=time, prompt=prompt, output=output, service=None, header=())
 
 
 def _split_header(path: str, first: Block) -> tuple[list[str], Block]:

@@ -24,6 +24,7 @@ from rllib_envs.workload.trace_files import BLOCK_BYTES, Block
 from rllib_envs.workload.trace_formats import Layout, decode, missing, short
 
 _MAX_TOKENS = np.iinfo(np.int32).max
+_MOST_CLASSES = 100  # of a scenario
 _TOKENS = f"must be a whole number of tokens from 0 to {_MAX_TOKENS}"
 _ROWS = 1 << 14  # at once, if they are read one by one
 
@@ -34,6 +35,7 @@ class Rows(NamedTuple):
     time_s: NDArray[np.float64]  # (m,) ascending, seconds from the first row of the file
     prompt: NDArray[np.int32] | None  # (m,) tokens, >= 0; None: the layout has no such column
     output: NDArray[np.int32] | None  # (m,) tokens, >= 0; None: the layout has no such column
+    service: NDArray[np.int32] | None  # (m,) number of the name of the service class, likewise
 
 
 class RowReader:
@@ -45,6 +47,7 @@ class RowReader:
 
     def __init__(self, path: str, layout: Layout, blocks: Iterable[Block], stop_s: float) -> None:
         self.last_s = 0.0  # time of the last row read; not before stop_s if the file has such a row
+        self.classes: dict[str, int] = {}  # names of service classes so far, with the line of the first row of each
         self._path, self._layout, self._stop_s = path, layout, stop_s
         self._blocks = _first_line_apart(blocks)  # it sets the origin of time; Arrow can parse all the others
         self._clock = Clock(layout.clock)
@@ -78,7 +81,7 @@ class RowReader:
             return None
         if columns is None or not len(columns[0]):
             return None
-        times, *tokens = columns
+        names, (times, *tokens) = (columns.pop(), columns) if self._layout.service is not None else (None, columns)
         with np.errstate(over="ignore"):  # of numbers that are refused below
             time_s = self._clock.since_origin_s(times)
         behind = time_s >= self._stop_s
@@ -88,27 +91,54 @@ class RowReader:
             return None
         if not all(_are_tokens(values[:end]) for values in tokens):
             return None
+        service = None if names is None else self._numbers(names[:end])
+        if names is not None and service is None:
+            return None  # a new one, whose line is to be known
         self._ended = end < len(time_s)
         self.last_s = float(time_s[seen][-1])
-        return _rows(self._layout, time_s[:end], [values[:end] for values in tokens])
+        return _rows(self._layout, time_s[:end], [values[:end] for values in tokens], service)
+
+    def _numbers(self, names: NDArray[Any]) -> NDArray[np.int32] | None:
+        """(m,) numbers of the names of service classes; None if one of them is new."""
+        known = {name: i for i, name in enumerate(self.classes)}
+        distinct, which = np.unique(names, return_inverse=True)
+        numbers = [known.get(str(name).strip()) for name in distinct]
+        return None if None in numbers else np.array(numbers, np.int32)[which]
 
     def _one_by_one(self, blocks: Iterable[Block]) -> Iterator[Rows]:
         lines = Lines(self._path, blocks)
         names = self._layout.named[1:]
         times: list[float] = []
         tokens: list[list[float]] = [[] for _ in names]
+        classes: list[str] = []
         for time, *cells in _csv_cells(self._layout, lines) if self._is_csv else _json_cells(self._layout, lines):
             self.last_s = self._time_s(lines, time)
             self._ended = self.last_s >= self._stop_s
             if self._ended:
                 break
+            if self._layout.service is not None:
+                classes.append(self._class(lines, self._layout.service, cells.pop()))
             times.append(self.last_s)
             for values, name, cell in zip(tokens, names, cells, strict=True):
                 values.append(_token_count(lines, name, cell))
             if len(times) == _ROWS:
-                yield _rows(self._layout, np.array(times), [np.array(values) for values in tokens])
-                times, tokens = [], [[] for _ in names]
-        yield _rows(self._layout, np.array(times), [np.array(values) for values in tokens])
+                yield self._listed(times, tokens, classes)
+                times, tokens, classes = [], [[] for _ in names], []
+        yield self._listed(times, tokens, classes)
+
+    def _listed(self, times: list[float], tokens: list[list[float]], classes: list[str]) -> Rows:
+        service = None if self._layout.service is None else self._numbers(np.array(classes, np.str_))
+        return _rows(self._layout, np.array(times), [np.array(values) for values in tokens], service)
+
+    def _class(self, lines: Lines, column: str, cell: str) -> str:
+        """The name of a service class, which is noted if it is new."""
+        name = cell.strip()
+        if not name:
+            raise lines.refusal(column, cell, "must be the name of a service class")
+        if name not in self.classes and len(self.classes) == _MOST_CLASSES:
+            raise lines.refusal(column, cell, f"is one name more than {_MOST_CLASSES}: no scenario has so many service classes")
+        self.classes.setdefault(name, lines.line)
+        return name
 
     def _time_s(self, lines: Lines, cell: str) -> float:
         time = self._clock.parse(cell)
@@ -133,12 +163,13 @@ def _first_line_apart(blocks: Iterable[Block]) -> Iterator[Block]:
     yield from blocks
 
 
-def _rows(layout: Layout, time_s: NDArray[np.float64], tokens: list[NDArray[Any]]) -> Rows:
+def _rows(layout: Layout, time_s: NDArray[np.float64], tokens: list[NDArray[Any]], service: NDArray[np.int32] | None) -> Rows:
     columns = iter([values.astype(np.int32) for values in tokens])
     return Rows(
         time_s=time_s,
         prompt=None if layout.prompt is None else next(columns),
         output=None if layout.output is None else next(columns),
+        service=service,
     )
 
 
@@ -154,8 +185,10 @@ def _token_count(lines: Lines, name: str, cell: str) -> float:
 
 
 def _csv_columns(layout: Layout, clock: Clock, data: bytes) -> list[NDArray[Any]] | None:
-    """Times as parsed by ``clock``, and tokens, as floats; None if Arrow parses the data as anything else."""
+    """Times as parsed by ``clock``, tokens as floats, then names of classes; None if Arrow parses the data as anything else."""
     index = [str(layout.header.index(name)) for name in layout.named]
+    last = [] if layout.service is None else [str(layout.header.index(layout.service))]
+    types = dict.fromkeys(index, pa.float64()) | {name: pa.string() for name in last}
     for time_type in (pa.timestamp("ns"), pa.timestamp("ns", "UTC")) if clock.iso else (pa.float64(),):
         try:
             table = arrow_csv.read_csv(
@@ -165,13 +198,13 @@ def _csv_columns(layout: Layout, clock: Clock, data: bytes) -> list[NDArray[Any]
                 ),
                 arrow_csv.ParseOptions(quote_char=False),
                 arrow_csv.ConvertOptions(
-                    include_columns=index, column_types=dict.fromkeys(index, pa.float64()) | {index[0]: time_type}, null_values=[]
+                    include_columns=[*index, *last], column_types=types | {index[0]: time_type}, null_values=[]
                 ),
             )
         except pa.ArrowException:
             continue  # times without an offset, then with one
         times = table[index[0]].to_numpy()
-        return [times.view(np.int64) // 1000 if clock.iso else times, *(table[i].to_numpy() for i in index[1:])]
+        return [times.view(np.int64) // 1000 if clock.iso else times, *(table[i].to_numpy() for i in (*index[1:], *last))]
     return None
 
 
@@ -218,8 +251,8 @@ class Lines:
 
 
 def _csv_cells(layout: Layout, lines: Lines) -> Iterator[list[str]]:
-    """The cells to read of each row, in the order of ``layout.named``."""
-    index = [layout.header.index(name) for name in layout.named]
+    """The cells to read of each row, in the order of ``layout.named``, then the service class."""
+    index = [layout.header.index(name) for name in (*layout.named, *([] if layout.service is None else [layout.service]))]
     rows = csv.reader(lines, strict=True)
     try:
         for row in rows:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import TraceFile
+from rllib_envs.workload.given_classes import GivenClasses
 from rllib_envs.workload.ticks import grid_tick_s, is_quantised
 from rllib_envs.workload.trace_files import Block, read_blocks
 from rllib_envs.workload.trace_formats import recognise
@@ -38,6 +39,7 @@ class Trace:
     arrival_s: NDArray[np.float64]  # (M,) ascending (equal times may repeat), seconds from the start of the window
     prompt_tokens: NDArray[np.int32] | None  # (M,) >= 1; None: the file has no such column
     output_tokens: NDArray[np.int32] | None  # (M,) >= 1; None: the file has no such column
+    classes: GivenClasses | None  # service classes of the requests; None: the file has no such column
     skipped: Mapping[str, int]  # rows of the window left out, by reason: FAILED, EMPTY
     tick_s: float | None  # a replay spreads arrivals uniformly within a tick of this length, s; None: it does not
     format: str  # azure, mooncake, burstgpt or csv
@@ -73,7 +75,7 @@ def read_trace(spec: TraceFile) -> Trace:
     from rllib_envs.workload.trace_rows import RowReader  # here: loading Arrow takes .3 s and 30 MB, and few scenarios replay
 
     stop_s = math.inf if spec.duration_s is None else spec.start_s + spec.duration_s
-    times, prompts, outputs = _Column(np.float64), _Column(np.int32), _Column(np.int32)
+    times, prompts, outputs, services = _Column(np.float64), _Column(np.int32), _Column(np.int32), _Column(np.int32)
     skipped: dict[str, int] = {FAILED: 0, EMPTY: 0}
     with closing(read_blocks(spec.path)) as blocks:
         layout, first = recognise(spec, next(blocks, Block(1, b"")))
@@ -91,6 +93,8 @@ def read_trace(spec: TraceFile) -> Trace:
                 prompts.extend(rows.prompt[kept])
             if rows.output is not None:
                 outputs.extend(rows.output[kept])
+            if rows.service is not None:
+                services.extend(rows.service[kept])
     if not reader.begun:
         raise InputError(f"{spec.path}: line {first.line - 1}: a header and no rows: a trace has at least one request")
     if len(times) == 0:
@@ -101,11 +105,17 @@ def read_trace(spec: TraceFile) -> Trace:
         arrival_s=_frozen(arrival_s),
         prompt_tokens=None if layout.prompt is None else _frozen(prompts.whole()),
         output_tokens=None if layout.output is None else _frozen(outputs.whole()),
+        classes=None if layout.service is None else _given(spec.path, layout.service, reader.classes, services.whole()),
         skipped=skipped,
         tick_s=_jitter_tick_s(spec, arrival_s),
         format=layout.format,
         source=spec.path,
     )
+
+
+def _given(path: str, column: str, lines: Mapping[str, int], number: NDArray[np.int32]) -> GivenClasses:
+    where = tuple(f"{path}: line {line}, column {column!r}" for line in lines.values())
+    return GivenClasses(number=_frozen(number), names=tuple(lines), where=where)
 
 
 class _Column(Generic[_Scalar]):

@@ -96,7 +96,8 @@ def test_it_can_be_drawn(env_id: str) -> None:
     for _ in range(10):
         env.step(0)
     later = np.asarray(env.render())
-    assert first.shape == later.shape == (800, 1000, 3)
+    assert first.shape == later.shape
+    assert first.shape[1:] == (1000, 3)
     assert (first != later).any()
 
 
@@ -228,7 +229,7 @@ def test_shapes_are_those_of_the_docstring(env_id: str, scenario: Scenario) -> N
     sizes = {"N": scenario.n_experts, "running_slots": spec.running_slots, "waiting_slots": spec.waiting_slots}
     rows = re.findall(r"^ *``(\w+)`` {2,}\(([^)]*)\)", str(type(env).__doc__), re.MULTILINE)
     said = {key: tuple(eval(size, {}, sizes) for size in shape.split(",") if size.strip()) for key, shape in rows}
-    for part in ("whatif", "information", "demand"):
+    for part in ("whatif", "information", "demand", "places"):
         if not getattr(spec, part):
             del said[part]
     assert isinstance(env.observation_space, gym.spaces.Dict)

@@ -1,5 +1,6 @@
 """The how-to pages, followed: what they say to write is written, what they say to run runs, and does what they say."""
 
+import dataclasses
 import re
 import runpy
 import shlex
@@ -14,10 +15,10 @@ import pytest
 import edgeroute
 from rllib_envs import ENV_ID, baselines, reward, scenario
 from rllib_envs.heuristic import Heuristic
-from rllib_envs.scenario import Arrivals
+from rllib_envs.scenario import Arrivals, with_workload
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.sim.cluster import STEP
-from rllib_envs.simulation import Simulation
+from rllib_envs.simulation import STATUS_NAMES, Simulation
 from rllib_envs.workload import arrival_processes
 from rllib_envs.workload.arrivals import draw_arrivals
 from rllib_envs.yaml_files import parse_yaml
@@ -162,3 +163,9 @@ def test_describe_your_own_edge():
     difference = free.step(np.array([cloud])) - paid.step(np.array([cloud]))
     np.testing.assert_allclose(difference, price[0] * paid.steps["energy_j"] + price[1] * paid.steps["cost"])
     assert difference > 0
+    data = scenario.to_dict() | parse_yaml(Path("my-dynamics.yaml").read_text(), "")
+    changing = with_workload(parse_scenario(data, "both files"), requests=200)
+    parts = dataclasses.asdict(changing.dynamics)
+    assert all(parts.values()), parts
+    records = start_simulation(parse_router("impact-greedy"), changing, [1]).records(0)
+    assert {STATUS_NAMES[status] for status in records.status} >= {"finished", "cancelled"}

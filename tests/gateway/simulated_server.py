@@ -48,8 +48,8 @@ class SimulatedServer:
         body = await request.json()
         self.seen["completions"] += 1
         self.seen["authorization"].add(request.headers.get("authorization"))
-        if self.told.get("status"):
-            return web.json_response({"error": {"message": "told so"}}, status=self.told["status"])
+        if self.told.get("garbage"):
+            return web.Response(text="data: {what\n\n")
         if isinstance(body["prompt"], list) and self.told.get("text_only"):
             return web.json_response({"error": {"message": "prompt must be text"}}, status=400)
         prompt = len(body["prompt"]) if isinstance(body["prompt"], list) else 2 * len(body["prompt"].split())

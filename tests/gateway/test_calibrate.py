@@ -101,6 +101,14 @@ def test_no_request_is_longer_than_the_server_takes(measured):
     assert 1 <= measured[5]["largest"] <= ENGINE.max_model_len
 
 
+def test_a_server_that_speaks_something_else_is_named(tmp_path, capsys):
+    with simulated_server(garbage=True) as (url, _):
+        assert calibrate("--url", url, "--out", tmp_path / "x.yaml") == 2
+    error = capsys.readouterr().err
+    assert f"{url}: /v1/completions: JSONDecodeError: no complete answer" in error
+    assert error.count("\n") == 1
+
+
 def test_a_server_that_wants_text_gets_text(tmp_path):
     with simulated_server(text_only=True) as (url, server):
         assert calibrate("--url", url, "--out", tmp_path / "x.yaml", *FEW) == 0
@@ -165,6 +173,7 @@ def test_records_alone_give_a_profile(tmp_path, capsys):
         (["--url", "http://x", "--token-env", "A", "--token-file", "b"], "--token-env and --token-file: one of them"),
         (["--url", "http://x", "--token-env", "NOT_SET"], "options: token: environment variable NOT_SET is not set"),
         (["--url", "http://x", "--max-seconds", "0"], "options: max-seconds = 0.0: must be from 1 to 86,400"),
+        (["--requests", "x.csv", "--max-num-seqs", "0"], "options: max-num-seqs = 0: must be from 1 to 16,384"),
         (["--requests", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
         (["--vllm-log", "nowhere.log"], "nowhere.log: cannot be read: No such file"),
     ],

@@ -81,7 +81,7 @@ def test_a_pod_may_do_little_and_has_time_to_drain():
 
 
 def names_of_metrics():
-    page = Metrics(lambda: None)
+    page = Metrics(lambda: None, None)
     families = list(page._registry._names_to_collectors)
     return {*families, "edgeroute_inflight", "edgeroute_expert_ready", "edgeroute_breaker_state"}
 

@@ -433,7 +433,7 @@ def test_a_reload_takes_new_settings_and_loses_no_stream(mocks, tmp_path):
     data = settings(mocks)
     with RunningGateway(tmp_path, data) as gateway:
         old = gateway.traffic.gateway
-        with open_stream(gateway.url, chat(stream=True, mock={"pace_s": 0.02, "tokens": 40})) as client:
+        with open_stream(gateway.url, chat(stream=True, mock={"pace_s": 0.1, "tokens": 40})) as client:
             head = client.recv(1)
             gateway.write(data | {"polcy": "x"})
             gateway.reload()
@@ -444,11 +444,33 @@ def test_a_reload_takes_new_settings_and_loses_no_stream(mocks, tmp_path):
             assert gateway.traffic.gateway is not old
             assert ask(gateway.url, "POST", CHAT, chat()).status == 401
             assert ask(gateway.url, "POST", CHAT, chat(), bearer(KEY)).status == 200
+            gateway.write(data)
+            gateway.reload()
+            assert len(gateway.traffic.gateway.decider.ledger) == 1  # the stream counts on
+            assert ask(gateway.url, "POST", CHAT, chat()).status == 200
             body = b""
             while b"[DONE]" not in body:
                 body += client.recv(65536)
         assert (head + body).count(b'"content"') == 40
-        wait_for(lambda: not (len(old.decider.ledger) or any(x.in_flight for x in old.upstreams)))
+        gateway.settle()
+        assert old.decider is gateway.traffic.gateway.decider
+
+
+def test_a_reload_with_other_experts_lets_old_streams_end_where_they_are(mocks, tmp_path):
+    data = settings(mocks)
+    with RunningGateway(tmp_path, data) as gateway:
+        old = gateway.traffic.gateway
+        with open_stream(gateway.url, chat(model="a", stream=True, mock={"pace_s": 0.05, "tokens": 40})) as client:
+            body = client.recv(1)
+            gateway.write(data | {"experts": data["experts"][::-1]})
+            gateway.reload()
+            assert gateway.traffic.gateway.upstreams == old.upstreams[::-1]  # with what is known of them
+            assert len(gateway.traffic.gateway.decider.ledger) == 0
+            while b"[DONE]" not in body:
+                body += client.recv(65536)
+        assert body.count(b'"content"') == 40
+        gateway.settle()
+        assert len(old.decider.ledger) == 0
 
 
 def test_json_of_errors_is_json(gateway):

@@ -75,6 +75,16 @@ def test_a_class_with_more_time_does_not_make_engines_look_wrong():
     assert not measure([replace(EDGE6, classes=(patient,))])["step_drift"].any()
 
 
+def test_times_are_measured_in_the_units_of_every_class_that_is_drawn():
+    slo_s = EDGE6.slo_s_per_token
+    hasty, patient = (ServiceClass(name=f"{factor}", per_token_s=factor * slo_s) for factor in (0.5, 3))
+    never = ServiceClass(name="never", share=0, per_token_s=100 * slo_s)
+    one, other = (measure([replace(EDGE6, classes=(entry,))]) for entry in (hasty, patient))
+    both = Envelope.of([measure([replace(EDGE6, classes=(hasty, never, patient))])])
+    for name in ("base_time", "sequence_time", "context_time", "prefill_time"):
+        np.testing.assert_allclose(both.ranges[name], (other[name].min(), one[name].max()), rtol=1e-6)
+
+
 def test_it_measures_the_same_every_time_and_changes_nothing(measured):
     again = measure([EDGE6])
     assert all((again[name] == values).all() for name, values in measured.items())

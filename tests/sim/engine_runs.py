@@ -11,15 +11,15 @@ from rllib_envs.sim.cluster import STEP, advance_to_next, allocate_request_table
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.reference import Arrival
 from rllib_envs.sim.state import State, allocate, engine_records
-from rllib_envs.sim.terms import make_service, per_token_terms
+from rllib_envs.sim.terms import Service, per_token_terms
 
 SLO_S = 0.05
 PRIORITIES = (0, 1, 7)
 
 
-def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: float = SLO_S) -> State:
-    """The drained state of one cluster with one expert after all arrivals."""
-    state = allocate(engine_records([profile])[None].copy(), len(arrivals))
+def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: float = SLO_S, *, plain: bool = False) -> State:
+    """The drained state of one cluster with one expert after all arrivals; ``plain``: by the kernels without optional parts."""
+    state = allocate(engine_records([profile])[None].copy(), len(arrivals), plain=plain)
     workload = allocate_request_table(1, len(arrivals), 1)
     workload.total[0] = len(arrivals)
     workload.arrival_s[0] = [a.arrival_s for a in arrivals]
@@ -29,7 +29,7 @@ def compiled_run(profile: EngineProfile, arrivals: Sequence[Arrival], slo_s: flo
     priorities, workload.user["service"][0] = np.unique([a.priority for a in arrivals], return_inverse=True)  # one class each
     terms = np.repeat(per_token_terms(slo_s), priorities.size)
     terms["priority"] = priorities
-    service = make_service(terms, np.ones((priorities.size, 1, 1), np.bool_), np.zeros((1, 1)), np.zeros((1, 1)))
+    service = Service(terms, np.ones((priorities.size, 1, 1), np.bool_), np.zeros((1, 1)), np.zeros((1, 1)))
     cursor, now_s, step = np.zeros(1, np.int32), np.zeros(1), np.zeros(1, STEP)
     begin(state, workload, cursor, now_s, 0)
     for r in range(len(arrivals)):

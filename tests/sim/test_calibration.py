@@ -133,7 +133,8 @@ def test_off_nothing_is_learnt_and_on_only_the_view_changes(delay_s: float, seed
     on = simulation_of(scenario, episode)
     told = off.world.nominal.copy()
     np.testing.assert_array_equal(play(off, actions), play(on, actions))
-    assert [array.tobytes() for array in off.state] == [array.tobytes() for array in on.state]
+    for ours, theirs in zip(off.state, on.state, strict=True):
+        assert ours is theirs is None or ours.tobytes() == theirs.tobytes()
     np.testing.assert_array_equal(off.marginal, on.marginal)
     assert off.world.nominal.tobytes() == told.tobytes()
     assert (told["length_factor"] == 1).all()
@@ -174,7 +175,7 @@ def test_each_answer_that_is_shown_counts_once_whatever_the_looks(delay_s: float
     for action in actions:
         play(simulation, action[None])
         calibration = simulation.world.calibration
-        finished = simulation.records(0).finish_s <= calibration.seen_s[0]
+        finished = simulation.records(0).finish_s <= calibration.seen_s[0].max()
         np.testing.assert_array_equal(calibration.counted[0] == OVER, finished)
     assert (simulation.world.calibration.counted >= OVER).all()
 

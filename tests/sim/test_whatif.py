@@ -15,10 +15,25 @@ from scipy.special import expit
 from rllib_envs.decision import write_observation
 from rllib_envs.scenario import Faults, Observation, Reward, Scenario
 from rllib_envs.sim.cluster import sync_telemetry
+from rllib_envs.sim.jit import kernel
+from rllib_envs.sim.kernels import work_of
 from rllib_envs.sim.rows import WHATIF_FEATURES, WHATIF_ROW
-from rllib_envs.sim.state import REJECTED, TOO_LONG
+from rllib_envs.sim.state import REJECTED, TOO_LONG, Arrived, Telemetry
 from rllib_envs.sim.terms import network_s
-from rllib_envs.sim.whatif import OVERRUN, SOFTENED, STAY_SCALES_S, as_expected, expected_output, predict_action
+from rllib_envs.sim.whatif import (
+    OVERRUN,
+    SOFTENED,
+    STAY_SCALES_S,
+    as_expected,
+    desk_of,
+    expected_output,
+    join,
+    latency_of,
+    load,
+    newcomer,
+    predict_action,
+    roll,
+)
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.episode import Episode
 from tests.draws import examples
@@ -242,19 +257,68 @@ def check_predictions(world: World, count: int) -> set[str]:
     return regimes
 
 
+def moment_at(simulation: Simulation, e: int) -> tuple[Telemetry, Arrived]:
+    """What is known of the cluster now, and the arrived request as expert e would get it."""
+    world, r = simulation.world, simulation.cursor[0]
+    telemetry = sync_telemetry(world.state, world.late, world.views, world.cursor, world.delay_s, world.now_s, 0)
+    told, engine = simulation.workload, world.nominal[0, e]
+    away_s = network_s(world.state.extras, world.service, told.user["site"][0, r], e, told.prompt[0, r], 1.0)
+    predicted = told.prompt[0, r], told.predicted_score[0, r, e], told.predicted_tokens[0, r, e]
+    return telemetry, as_expected(engine, telemetry.now_s, *predicted, told.user["service"][0, r], away_s)
+
+
 def predicted_finish_s(simulation: Simulation, e: int, view_s: float, n: int) -> NDArray[np.float64]:
     """(n,) predicted finish times of those present at expert e and of the newcomer, who is sent there."""
-    world, rules, r = simulation.world, simulation.rules, simulation.cursor[0]
-    telemetry = sync_telemetry(world.state, world.late, world.cursor, world.late_cursor, world.delay_s, world.now_s, 0)
-    assert telemetry.view_s == view_s
-    assert telemetry.arrived == r
-    told, engine = simulation.workload, world.nominal[0, e]
-    away_s = network_s(world.service, told.user["site"][0, r], e, told.prompt[0, r], 1.0)
-    predicted = told.prompt[0, r], told.predicted_score[0, r, e], told.predicted_tokens[0, r, e]
-    arrived = as_expected(engine, telemetry.now_s, *predicted, told.user["service"][0, r], away_s)
+    world = simulation.world
+    telemetry, arrived = moment_at(simulation, e)
+    assert telemetry.view_s[e] == view_s
+    assert telemetry.arrived == simulation.cursor[0]
     effects = np.zeros(simulation.scenario.n_experts, WHATIF_ROW)
-    predict_action(telemetry, 0, e, arrived, world.scratch, engine, rules.tau, effects)
+    predict_action(telemetry, 0, e, arrived, world.scratch, world.nominal[0, e], simulation.rules.tau, effects)
     return world.scratch.state.records["finish_s"][0, :n].copy()
+
+
+@kernel
+def _roll_apart(telemetry, e, arrived, scratch, engine, before, finish_s):
+    """Roll expert e out without and with the newcomer, each from its own copy; returns the number of those present."""
+    desk = desk_of(scratch, scratch.state)
+    source, lists, sent = telemetry.source.experts[0, e], work_of(telemetry.source, 0, e), work_of(telemetry.actual, 0, e)
+    pending, view_s = (telemetry.first_pending[e], telemetry.arrived), telemetry.view_s[e]
+    n = load(source, lists, sent, pending, e, desk, engine, view_s)
+    if n > 0:
+        roll(desk, engine, 0)
+    for i in range(n):
+        before[i] = latency_of(desk, desk.lists.extras, i)
+    n = load(source, lists, sent, pending, e, desk, engine, view_s)
+    newcomer(desk, n, arrived)
+    if join(desk, engine, n, telemetry.now_s):
+        roll(desk, engine, 0)
+        for i in range(n + 1):
+            finish_s[i] = desk.lists.records[i].finish_s
+    return n
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_where_roll_outs_share_a_part_they_give_the_same_bits_as_apart(several: bool) -> None:
+    shared = Counter[bool]()
+    for seed in range(150):
+        (scenario, episode, actions), count = random_moment(seed, several=several)
+        simulation = simulation_of(scenario, episode)
+        play(simulation, actions[:count])
+        world = simulation.world
+        scratch = world.scratch
+        for e in range(scenario.n_experts):
+            telemetry, arrived = moment_at(simulation, e)
+            before, finish_s = np.full((2, scratch.order.size), np.nan)
+            n = _roll_apart(telemetry, e, arrived, scratch, world.nominal[0, e], before, finish_s)
+            scratch.spare.experts["routed"] = -1
+            effects = np.zeros(scenario.n_experts, WHATIF_ROW)
+            predict_action(telemetry, 0, e, arrived, scratch, world.nominal[0, e], TAU, effects)
+            shared[bool(scratch.spare.experts["routed"][0, 0] >= 0)] += 1
+            assert scratch.before[:n].tobytes() == before[:n].tobytes()
+            if not np.isnan(finish_s[n]):
+                assert scratch.state.records["finish_s"][0, : n + 1].tobytes() == finish_s[: n + 1].tobytes()
+    assert min(shared[True], shared[False]) >= 5  # most engines by priority share nothing
 
 
 def regimes_of(twin: Twin, then: Simulation, e: int, present: list[int]) -> set[str]:
@@ -326,10 +390,10 @@ def test_looking_ahead_leaves_no_trace(seed: int) -> None:
     scenario, episode, actions = random_world(rng, observation=COUNTERFACTUAL)
     simulation = simulation_of(scenario, episode)
     play(simulation, actions[: int(rng.integers(0, REQUESTS))])
-    before = [array.tobytes() for array in simulation.state]
+    before = [array.tobytes() for array in simulation.state if array is not None]
     seen = [array.tobytes() for array in (*simulation.view, simulation.marginal)]
     write_observation(simulation.world, simulation.rules, 0)
-    assert [array.tobytes() for array in simulation.state] == before
+    assert [array.tobytes() for array in simulation.state if array is not None] == before
     assert [array.tobytes() for array in (*simulation.view, simulation.marginal)] == seen  # nor in what is seen next
 
 
@@ -342,5 +406,5 @@ def test_an_episode_goes_the_same_way_whether_or_not_somebody_looks_ahead(seed: 
         simulation = simulation_of(scenario, episode, show=show)
         play(simulation, actions)
         simulation.state.experts["future_qos"] = 0  # where counterfactuals add up
-        states.append([array.tobytes() for array in simulation.state])
+        states.append([array.tobytes() for array in simulation.state if array is not None])
     assert states[0] == states[1] == states[2]

@@ -155,6 +155,27 @@ def test_blocks_change_nothing(rows: list[str], sizes: list[int], bad: str) -> N
     content = "when,asked,answered,note\n0,1,2,b\n" + "".join(row.format(i=i) + "\n" for i, row in enumerate(rows)) + bad
     names = {"time_column": "when", "prompt_column": "asked", "output_column": "answered"}
     assert rows_of(content.encode(), sizes, **names) == rows_of(content.encode(), [], **names)
+    names |= {"class_column": "note"}
+    assert rows_of(content.encode(), sizes, **names) == rows_of(content.encode(), [], **names)
+
+
+@given(
+    classes=st.lists(st.sampled_from(["chat", "batch", "chat ", "", "5", "nan", "Zoë"]), max_size=12),
+    sizes=st.lists(st.integers(1, 4), max_size=12),
+    stop_s=st.sampled_from([math.inf, 4.5]),
+)
+def test_classes_are_read_alike_by_block_and_by_row(classes: list[str], sizes: list[int], stop_s: float) -> None:
+    rows = [("0", "first"), *((str(i + 1), name) for i, name in enumerate(classes))]
+    plain = "timestamp,class\n" + "".join(f"{time},{name}\n" for time, name in rows)
+    quoted = "timestamp,class\n" + "".join(f'{time},"{name}"\n' for time, name in rows)
+    seen = rows_of(plain.encode(), sizes, stop_s, format="csv", class_column="class")
+    assert seen == rows_of(quoted.encode(), [], stop_s, format="csv", class_column="class")
+    names = [name.strip() for time, name in rows if float(time) < stop_s]
+    if all(names):
+        assert seen[3] == [list(dict.fromkeys(names)).index(name) for name in names]
+    else:
+        line = names.index("") + 2
+        assert seen == [f"trace: line {line}, column 'class': '' must be the name of a service class"]
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rllib_envs.errors import InputError
 from rllib_envs.heuristic import RoutingPolicy
@@ -109,13 +110,13 @@ def run_cell(cell: Cell) -> CellResult:
         shares=[routing_shares(cell.scenario, r) for r in records],
         latency_quantiles_s=latency_quantiles(records),
         ttft_quantiles_s=ttft_quantiles(records),
-        groups=_groups(cell.scenario, records),
+        groups=_groups(cell.scenario, records, simulation.state.experts["busy_s"]),
     )
 
 
-def _groups(scenario: Scenario, records: Sequence[Records]) -> dict[str, dict[str, list[float]]]:
-    """Metrics of each class and tenant, a value for each seed."""
-    episodes = [group_metrics(scenario, r) for r in records]
+def _groups(scenario: Scenario, records: Sequence[Records], busy_s: NDArray[np.float64]) -> dict[str, dict[str, list[float]]]:
+    """Metrics of each class and tenant, a value for each seed; ``busy_s`` (seeds, N)."""
+    episodes = [group_metrics(scenario, r, busy) for r, busy in zip(records, busy_s, strict=True)]
     return {title: {name: [e[title][name] for e in episodes] for name in GROUP_METRICS} for title in episodes[0]}
 
 

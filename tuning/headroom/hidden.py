@@ -9,7 +9,7 @@ import numpy as np
 from rllib_envs.sim.jit import kernel
 from rllib_envs.sim.kernels import cut_at, steps_begun
 from rllib_envs.sim.state import NEVER
-from rllib_envs.sim.terms import network_s, promise
+from rllib_envs.sim.terms import class_of, extras_of, network_s, promise
 
 
 @kernel
@@ -55,9 +55,9 @@ def replace_truth(state, workload, service, time_s, output, score):
                 request.output = min(output[b, index], longest - request.prompt)
                 record = state.records[b, index]
                 record.score = score[b, index]
-                user = workload.user[b, index]
-                away_s = network_s(service, user.site, e, request.prompt, user.jitter)
-                promise(record, service.terms[record.service], request.output, away_s)
+                user, extras = workload.user[b, index], extras_of(state.extras, b)
+                away_s = network_s(extras, service, user.site, e, request.prompt, user.jitter)
+                promise(record, extras, index, service.terms[class_of(extras, index)], request.output, away_s)
                 if i < expert.n_dec:
                     state.finish_at[b, e, i] = request.start + request.output
                     expert.min_finish = min(expert.min_finish, np.int64(state.finish_at[b, e, i]))

@@ -91,7 +91,7 @@ def measure(chosen: Sequence[NamedWorld], router: NamedRouter, size: Size, folde
     tasks = list[_Task]()
     for world in chosen:
         scenario = world.scenario(drawn[world.fleet], size.requests)
-        parts = (code, fingerprints[world.fleet], world.load, world.arrivals, world.told, size.requests)
+        parts = (code, fingerprints[world.fleet], world.load, world.arrivals, world.told, world.kind, size.requests)
         parts += (world.seeds(size.episodes), world.tuning_seeds(size.episodes))
         files = (folder / "baselines" / f"{_key(*parts)}.json", folder / "router" / f"{_key(*parts, router.text, own)}.json")
         tasks.append(

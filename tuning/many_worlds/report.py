@@ -127,7 +127,7 @@ def _csv(results: Sequence[WorldResult]) -> str:
     writer.writerow(
         ["fleet", "kind", "fleet_seed", "experts", "load", "arrivals", "told", "price", "shrink", "tau", "router", *players]
         + [f"{what}_{baseline}" for baseline in (UNTUNED, TUNED) for what in ("over", "noise_over")]
-        + ["best_plain", "over_best_plain"]
+        + ["best_plain", "over_best_plain", "world_kind"]
     )
     for result in results:
         world, plain = result.world, best_plain(result)
@@ -136,6 +136,6 @@ def _csv(results: Sequence[WorldResult]) -> str:
             + [f"{result.parameters[name]:g}" for name in ("price", "shrink", "tau")]
             + [f"{np.mean(values):.6f}" for values in (result.router, *(result.baselines[name] for name in players))]
             + [f"{x(result, baseline):.6f}" for baseline in (UNTUNED, TUNED) for x in (difference, noise)]
-            + [plain, f"{difference(result, plain):.6f}"]
+            + [plain, f"{difference(result, plain):.6f}", world.kind]
         )
     return text.getvalue()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rllib_envs.scenarios.kinds import KINDS, PLAIN_KIND
 from rllib_envs.scenarios.procedural import UNSEEN
 from tuning.many_worlds.fleets import FIXED, FIXED_KIND, TRAINING_KIND
 from tuning.many_worlds.measure import PLAIN, TUNED, UNTUNED, WorldResult
@@ -61,9 +62,10 @@ def best_plain(result: WorldResult) -> str:
 
 
 def groups(results: Sequence[WorldResult]) -> dict[str, list[WorldResult]]:
-    """The worlds by kind: all drawn ones, those of each law, load, arrivals and information, and each fixed fleet."""
+    """The worlds by kind: all drawn ones, those of each law, load, arrivals, information and kind, each fixed fleet."""
     drawn = [r for r in results if r.world.fleet.kind != FIXED_KIND]
-    kinds = {
+    kinds = [kind for kind in KINDS if any(r.world.kind == kind for r in drawn)]
+    found = {
         DRAWN: drawn,
         "training law": [r for r in drawn if r.world.fleet.kind == TRAINING_KIND],
         "other laws": [r for r in drawn if r.world.fleet.kind != TRAINING_KIND],
@@ -71,9 +73,10 @@ def groups(results: Sequence[WorldResult]) -> dict[str, list[WorldResult]]:
         **{f"load: {load}": [r for r in drawn if r.world.load == load] for load in LOADS},
         **{f"arrivals: {arrivals}": [r for r in drawn if r.world.arrivals == arrivals] for arrivals in ARRIVALS},
         **{f"told: {told}": [r for r in drawn if r.world.told == told] for told in TOLD},
+        **({f"kind: {kind}": [r for r in drawn if r.world.kind == kind] for kind in kinds} if kinds != [PLAIN_KIND] else {}),
         **{f"fixed: {name}": [r for r in results if r.world.fleet.name == name] for name in FIXED},
     }
-    return {kind: own for kind, own in kinds.items() if own}
+    return {title: own for title, own in found.items() if own}
 
 
 def summarise(kind: str, results: Sequence[WorldResult], baseline: str) -> KindRow:

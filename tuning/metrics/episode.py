@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import CONFINED, DROPPED, FINISHED, REJECTED, ROUTED, TOO_LONG
+from rllib_envs.sim.state import CANCELLED, CONFINED, DROPPED, FAILED, FINISHED, REJECTED, ROUTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
 
 Values = NDArray[np.floating[Any]]
@@ -35,6 +35,9 @@ METRICS: dict[str, Metric] = {
     "drop_rate": Metric(label="dropped", unit="%", scale=100, digits=2),  # by the router, per arrived request
     "rejected_rate": Metric(label="rejected", unit="%", scale=100, digits=2),  # by a full expert, per arrived request
     "confined_rate": Metric(label="confined", unit="%", scale=100, digits=2),  # rejected: none may take it that can; likewise
+    "cancelled_rate": Metric(label="cancelled", unit="%", scale=100, digits=2),  # by clients that gave up, per arrived request
+    "failed_rate": Metric(label="failed", unit="%", scale=100, digits=2),  # with their expert, and not sent again; likewise
+    "retried_rate": Metric(label="retried", unit="%", scale=100, digits=2),  # sent again, after their expert had failed; likewise
     "too_long_rate": Metric(label="too long", unit="%", scale=100, digits=2),  # prompts that no expert holds, per request of all
     "completion_rate": Metric(label="finished", unit="%", scale=100, digits=2, larger_is_better=True),
     "mean_score": Metric(label="score of finished", digits=4, larger_is_better=True),  # true quality, in time or not
@@ -54,6 +57,7 @@ METRICS: dict[str, Metric] = {
         label="energy per request", unit="J", digits=1
     ),  # of all experts, idle too, per arrived request
     "qos_per_kj": Metric(label="QoS per kJ", digits=3, larger_is_better=True),
+    "active_j_per_request": Metric(label="active energy per request", unit="J", digits=1),  # the part while iterations run
     "cost_per_1000": Metric(label="cost per 1,000 requests", digits=3),  # of all tokens of those sent, per 1,000 arrived
     "arrival_rps": Metric(label="arrivals", unit="/s", digits=2),
     "duration_s": Metric(label="duration", unit="s", digits=1),  # from time 0 until the cluster is empty
@@ -67,7 +71,10 @@ by ``too_long_rate`` alone, and in ``arrival_rps``. Latencies are over finished 
 EXPENSES = ("energy_j_per_request", "qos_per_kj", "cost_per_1000")
 """Figures of scenarios whose experts have watts, or prices; NaN in others."""
 
-USUALLY_ZERO = ("confined_rate", "too_long_rate")
+ACTIVE_J = "active_j_per_request"
+"""The part of the energy that requests have to themselves: classes and tenants share the rest."""
+
+USUALLY_ZERO = ("confined_rate", "cancelled_rate", "failed_rate", "retried_rate", "too_long_rate")
 """Figures that tables show where any router, or workload, has them."""
 
 
@@ -81,6 +88,7 @@ def metrics_of(scenario: Scenario) -> list[str]:
         "tenant_fairness": len(scenario.tenants) > 1,
         "energy_j_per_request": scenario.has_watts,
         "qos_per_kj": scenario.has_watts,
+        ACTIVE_J: scenario.has_watts,
         "cost_per_1000": scenario.has_prices,
     }
     return [name for name in METRICS if says.get(name, True)]
@@ -100,6 +108,7 @@ def episode_metrics(simulation: Simulation, cluster: int) -> dict[str, float]:
         "qos_per_kv_gb_s": _ratio(qos, float((experts["kv_token_s"] * kv_bytes).sum()) / 1e9),
         "energy_j_per_request": _ratio(energy_j, _arrived(records)),
         "qos_per_kj": _ratio(qos, energy_j / 1e3),
+        ACTIVE_J: active_j_per_request(simulation.scenario, records, np.ones_like(records.late), experts["busy_s"]),
         "cost_per_1000": cost_per_1000(simulation.scenario, records),
         "arrival_rps": _ratio(records.qos.size, float(records.arrival_s[-1])),
         "duration_s": duration_s,
@@ -119,6 +128,9 @@ def request_metrics(records: Records) -> dict[str, float]:
         "drop_rate": _ratio(int(np.count_nonzero(records.status == DROPPED)), arrived),
         "rejected_rate": _ratio(int(np.count_nonzero(records.status == REJECTED)), arrived),
         "confined_rate": _ratio(int(np.count_nonzero(records.status == CONFINED)), arrived),
+        "cancelled_rate": _ratio(int(np.count_nonzero(records.status == CANCELLED)), arrived),
+        "failed_rate": _ratio(int(np.count_nonzero(records.status == FAILED)), arrived),
+        "retried_rate": _ratio(int(np.count_nonzero(records.retries)), arrived),
         "too_long_rate": (records.qos.size - arrived) / records.qos.size,
         "completion_rate": _ratio(int(np.count_nonzero(finished)), arrived),
         "mean_score": _mean(records.score[finished]),
@@ -141,13 +153,39 @@ def mean_qos(records: Records) -> float:
 
 
 def cost_per_1000(scenario: Scenario, records: Records) -> float:
-    """Price of all prompt and output tokens of the requests that were sent, per 1,000 arrived ones; NaN without prices."""
+    """Price of all prompt and output tokens of the requests that were sent, per 1,000 arrived ones; NaN without prices.
+
+    A cancelled request costs the tokens that it got. One that went down with its expert costs nothing there.
+    """
     if not scenario.has_prices:
         return float("nan")
-    sent = np.isin(records.status, (ROUTED, FINISHED))
+    sent = np.isin(records.status, (ROUTED, FINISHED, CANCELLED))
     price = np.array([(expert.prompt_price, expert.output_price) for expert in scenario.experts])[records.route[sent]]
     cost = (price * np.stack([records.prompt_tokens[sent], records.output_tokens[sent]], axis=1)).sum() / 1e6
     return 1e3 * _ratio(float(cost), _arrived(records))
+
+
+def active_j_per_request(scenario: Scenario, records: Records, among: NDArray[np.bool_], busy_s: Values) -> float:
+    """Energy of experts while iterations run, for each of some requests, joules; NaN without watts.
+
+    The energy of an expert is divided between the requests that were sent there, in proportion to their output tokens.
+
+    Args:
+        scenario: has the watts.
+        records: of all requests of the episode.
+        among: (M,) the requests to count.
+        busy_s: (N,) time that each expert ran iterations.
+    """
+    if not scenario.has_watts:
+        return float("nan")
+    n = scenario.n_experts
+    sent = np.isin(records.status, (ROUTED, FINISHED))
+    all_tokens, own_tokens = (
+        np.bincount(records.route[which], records.output_tokens[which], n) for which in (sent, sent & among)
+    )
+    active_j = np.array([expert.active_w for expert in scenario.experts]) * busy_s
+    arrived = int(np.count_nonzero(among & (records.status != TOO_LONG)))
+    return _ratio(float((active_j * own_tokens / np.maximum(all_tokens, 1)).sum()), arrived)
 
 
 def _energy_j(scenario: Scenario, duration_s: float, busy_s: Values) -> float:

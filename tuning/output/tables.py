@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuning.metrics.episode import EXPENSES, METRICS, USUALLY_ZERO
+from tuning.metrics.episode import ACTIVE_J, EXPENSES, METRICS, USUALLY_ZERO
 from tuning.metrics.statistics import Bounds, Interval
 from tuning.output.literal import markdown
 
@@ -45,7 +45,7 @@ def columns_with_figures(columns: Sequence[str], rows: Sequence[Mapping[str, Int
         means = [row[name].mean for row in rows if name in row]
         if name in USUALLY_ZERO:
             return any(mean > 0 for mean in means)
-        return name not in EXPENSES or not all(math.isnan(mean) for mean in means)
+        return name not in (*EXPENSES, ACTIVE_J) or not all(math.isnan(mean) for mean in means)
 
     return [name for name in columns if shown(name)]
 

@@ -17,8 +17,9 @@ from models.impact import Explanation
 from models.router import Router
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.state import CONFINED, FINISHED, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CANCELLED, CONFINED, FAILED, FINISHED, LOST, REJECTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation
+from rllib_envs.viewer import expert_status
 from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.specs.grammar import check_limits
 from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
@@ -26,7 +27,7 @@ from tuning.specs.workloads import NamedWorkload, TraceOptions, make_workloads
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-OUTCOMES = ("in time", "late", "rejected", "dropped", "too long")
+OUTCOMES = ("in time", "late", "rejected", "dropped", "too long", "cancelled", "failed")
 """What may become of a request: finished within the SLO or later; refused by the expert it was sent to; sent to none; longer
 than any expert takes."""
 
@@ -69,7 +70,8 @@ class EpisodeReplay:
         drop: (M,) score of a drop.
         possible: (M, N) experts that could take the request.
         marginal: (M, N) true marginal QoS of every expert.
-        records: outcomes of the requests.
+        records: outcomes of the decisions.
+        status: (M, N) what each expert was doing as each request arrived: index in ``viewer.STATUSES``.
     """
 
     question: Question
@@ -81,11 +83,17 @@ class EpisodeReplay:
     possible: Flags
     marginal: Floats
     records: Records
+    status: NDArray[np.int8]
 
     @property
     def experts(self) -> list[str]:
         """Their names."""
         return [expert.name for expert in self.workload.scenario.experts]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the service classes, if there are any."""
+        return [entry.name for entry in self.workload.scenario.classes]
 
     @property
     def sent(self) -> Flags:
@@ -108,7 +116,9 @@ class EpisodeReplay:
         """(M,) indices of ``OUTCOMES``."""
         status, late = self.records.status, self.records.late
         away = np.isin(status, (REJECTED, CONFINED))
-        return np.select([(status == FINISHED) & ~late, late, away, status == TOO_LONG], [0, 1, 2, 4], 3)
+        failed = np.isin(status, (FAILED, LOST))
+        known = [(status == FINISHED) & ~late, late, away, status == TOO_LONG, status == CANCELLED, failed]
+        return np.select(known, [0, 1, 2, 4, 5, 6], 3)
 
     def expected(self, name: str) -> Floats:
         """(M, N) a field of ``predicted``."""
@@ -153,16 +163,18 @@ def replay_episode(question: Question) -> EpisodeReplay:
     explained: list[_Explained] = []
     choice: list[int] = []
     marginal: list[Floats] = []
+    status: list[NDArray[np.int8]] = []
     while not simulation.over.all():
         seen.append({name: x[0].copy() for name, x in simulation.view._asdict().items() if x.size})
         marginal.append(simulation.marginal[0, :-1].copy())
+        status.append(expert_status(simulation, 0))
         actions = route(simulation, rng)
         choice.append(int(actions[0]))
         simulation.step(actions)
         if len(seen) == _CHUNK or simulation.over.all():
             explained.append(_explain(router, seen))
             seen = []
-    records = simulation.records(0)
+    records = simulation.decisions(0)
     replay = EpisodeReplay(
         question=question,
         workload=workload,
@@ -173,6 +185,7 @@ def replay_episode(question: Question) -> EpisodeReplay:
         possible=np.concatenate([chunk.possible for chunk in explained]),
         marginal=np.stack(marginal),
         records=records,
+        status=np.stack(status),
     )
     if not replay.in_window.any():
         last_s = records.arrival_s[-1]

@@ -21,6 +21,7 @@ from tuning.reports.evaluation_figures import (
     draw_forest,
 )
 from tuning.reports.run_folders import Evaluation, RouterResult, TrainingRun, WorkloadResult
+from tuning.reports.service_tables import confinement_tables, group_tables
 from tuning.reports.training_section import named_arms
 from tuning.specs.faults import NO_FAULT
 
@@ -28,6 +29,9 @@ _COLUMNS = (
     "violation_rate",
     "drop_rate",
     "rejected_rate",
+    "confined_rate",
+    "cancelled_rate",
+    "failed_rate",
     "too_long_rate",
     "latency_per_token_p50_s",
     "latency_per_token_p99_s",
@@ -61,8 +65,10 @@ def evaluation_section(
     blocks: list[Block] = [Paragraph(text=text) for text in (about, *run.notes)]
     blocks += [_summary_table(run, i) for i in range(len(run.summaries))]
     blocks += _learner_table(run, trained, rng)
+    blocks += confinement_tables(run)
     blocks += _evaluation_pictures(run, out, f"evaluation-{number}")
-    blocks += [_workload_table(workload, len(run.seeds), len(run.workloads) > 1) for workload in run.workloads]
+    for workload in run.workloads:
+        blocks += [_workload_table(workload, len(run.seeds), len(run.workloads) > 1), *group_tables(workload)]
     return Section(title=f"Evaluation: {run.path}", blocks=blocks)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tuning.metrics.groups import latency_over_bound
 from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay, Flags, Floats
 
 _MOST = 4  # of a kind
@@ -21,8 +22,9 @@ class Decision:
     choice: str  # name of the expert, or "drop"
     outcome: str  # of OUTCOMES
     in_time: float  # predicted probability; NaN for a drop, as the next three
-    latency_slo: float  # predicted latency per token, in units of the SLO
+    latency_slo: float  # predicted latency in units of the SLO: per token, or with service classes the largest over its bound
     realised_slo: float  # realised; NaN also if it never finished
+    service: str  # name of its service class; "" if there are none
     newly_late: float  # in-flight requests predicted to miss the SLO because of it
     qos: float  # realised
     why: str
@@ -109,13 +111,17 @@ def _how_late(replay: EpisodeReplay, i: int) -> str:
     slo_ms = 1e3 * replay.workload.scenario.slo_s_per_token
     chosen = int(replay.choice[i])
     in_time, latency = replay.expected("in_time")[i, chosen], replay.expected("latency")[i, chosen]
-    took_ms = 1e3 * replay.records.latency_per_token_s[i]
     told, true = replay.records.predicted_tokens[i], replay.records.output_tokens[i]
     preempted = replay.records.preemptions[i]
     times = "once" if preempted == 1 else f"{preempted} times"
+    if replay.classes:
+        took = latency_over_bound(replay.workload.scenario, replay.records)[i]
+        late = f"Late at {took:.2f} of its bound; expected were {latency:.2f}"
+    else:
+        took_ms = 1e3 * replay.records.latency_per_token_s[i]
+        late = f"Late with {took_ms:.1f} ms per token, the SLO is {slo_ms:g}; expected were {latency * slo_ms:.1f} ms"
     return (
-        f"Late with {took_ms:.1f} ms per token, the SLO is {slo_ms:g}; expected were {latency * slo_ms:.1f} ms and a chance of "
-        f"{in_time:.0%} to be in time. It was told to have {told:.0f} tokens and had {true}"
+        f"{late} and a chance of {in_time:.0%} to be in time. It was told to have {told:.0f} tokens and had {true}"
         f"{f', and was preempted {times}' if preempted else ''}."
     )
 
@@ -124,14 +130,14 @@ def _decision(replay: EpisodeReplay, i: int, why: str) -> Decision:
     def of_choice(name: str) -> float:
         return float(replay.of_choice(replay.expected(name))[i])
 
-    slo_s = replay.workload.scenario.slo_s_per_token
     return Decision(
         time_s=float(replay.records.arrival_s[i]),
         choice=[*replay.experts, "drop"][replay.choice[i]],
         outcome=OUTCOMES[replay.outcome[i]],
         in_time=of_choice("in_time"),
         latency_slo=of_choice("latency"),
-        realised_slo=float(replay.records.latency_per_token_s[i]) / slo_s,
+        realised_slo=float(latency_over_bound(replay.workload.scenario, replay.records)[i]),
+        service=replay.classes[replay.records.service[i]] if replay.classes else "",
         newly_late=of_choice("newly_late"),
         qos=float(replay.records.qos[i]),
         why=why,

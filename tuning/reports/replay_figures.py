@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy import stats
 
+from rllib_envs.service_terms import terms_of
+from rllib_envs.viewer import STATUSES
 from tuning.metrics.statistics import CONFIDENCE, mean_interval
 from tuning.output.plot_style import COLOURS, GREY, canvas, panels, write_figure
 from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay, Floats
@@ -18,12 +21,13 @@ from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay, Floats
 _BINS = 12  # of the calibration
 _SPANS = 40  # of an episode, in which routing shares are counted
 _ENDS = (
-    ("in time, QoS below 1/3", "#B9DDCF"),
+    ("in time, score below 1/3", "#B9DDCF"),
     ("1/3 to 2/3", "#4DB08C"),
     ("above 2/3", "#00694B"),
     ("late", "#D55E00"),
 )
 _LOST_COLOUR = "0.25"
+_STRIP = 0.008  # height of the strips of status, as a share of all lanes
 _LOST_LANE = 0.025  # half of the height of the lane of those, as a share of the others'
 
 
@@ -119,45 +123,68 @@ def _expert_colours(n: int) -> list[str]:
     return [COLOURS[:-1][i % (len(COLOURS) - 1)] for i in range(n)]
 
 
-def draw_timeline(path: Path, replay: EpisodeReplay) -> None:
+def draw_timeline(path: Path, replay: EpisodeReplay, *, by_class: bool = False) -> None:
     """Draw the minute: a lane for each expert, a bar for each request from arrival to finish, a tick for each lost one.
+
+    A strip above each lane has what the expert is doing.
 
     Args:
         path: PNG file to write.
         replay: the episode.
+        by_class: colour bars by service class, not by outcome.
     """
     start_s, end_s = replay.window_s
-    records, ends = replay.records, _ends(replay)
+    records = replay.records
+    kind, kinds = _classes(replay) if by_class else (_ends(replay), _ENDS)
     finish_s = np.where(np.isnan(records.finish_s), records.arrival_s, records.finish_s)
     shown = (records.arrival_s < end_s) & (finish_s >= start_s)
     served = shown & ~np.isnan(records.finish_s)
     figure, axes = canvas(9.5)
-    base, centres = 0.0, list[float]()
-    for expert in range(len(replay.experts)):
-        mine = np.flatnonzero(served & (replay.choice == expert))
-        rows, height = _rows(records.arrival_s[mine], finish_s[mine])
+    lanes = [np.flatnonzero(served & (replay.choice == expert)) for expert in range(len(replay.experts))]
+    packed = [_rows(records.arrival_s[mine], finish_s[mine]) for mine in lanes]
+    strip = max(_STRIP * sum(height for _, height in packed), 0.5)
+    base, centres = strip + 0.5, list[float]()
+    for expert, (mine, (rows, height)) in enumerate(zip(lanes, packed, strict=True)):
         boxes = [_box(*box) for box in zip(records.arrival_s[mine], finish_s[mine], base + rows, strict=True)]
-        colours = [_ENDS[end][1] for end in ends[mine]]
+        colours = [kinds[k][1] for k in kind[mine]]
         axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors="white", linewidths=0.3))
+        _draw_status(axes, replay, expert, base - strip - 0.25, strip)
         centres.append(base + height / 2)
-        base += height + 2
-        axes.axhline(base - 1, color="0.8", linewidth=0.8)
+        base += height + strip + 2
+        axes.axhline(base - strip - 1, color="0.8", linewidth=0.8)
     lost = shown & ~served
     lane = base * (1 + _LOST_LANE)
-    axes.plot(records.arrival_s[lost], np.full(int(lost.sum()), lane), "|", color=_LOST_COLOUR, markersize=12)
+    for k in np.unique(kind[lost]):
+        at_s = records.arrival_s[lost & (kind == k)]
+        axes.plot(at_s, np.full(at_s.size, lane), "|", color=kinds[k][1] if by_class else _LOST_COLOUR, markersize=12)
     axes.set_yticks([*centres, lane], [*replay.experts, "dropped\nor refused"])
     axes.set_ylim(base * (1 + 2 * _LOST_LANE), -1)
     axes.set_xlim(start_s, end_s)
     axes.set_xlabel("time, s")
     axes.grid(visible=False)
-    handles = [Patch(color=colour, label=label) for label, colour in _ENDS]
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(_ENDS), frameon=False, fontsize=9)
+    handles = [Patch(color=colour, label=label) for label, colour in (*kinds, *STATUSES.items())]
+    figure.legend(handles=handles, loc="outside lower left", ncols=7, frameon=False, fontsize=9)
     write_figure(figure, path)
+
+
+def _draw_status(axes: Axes, replay: EpisodeReplay, expert: int, top: float, height: float) -> None:
+    """Draw a strip of what an expert is doing, as it was when requests arrived."""
+    arrival_s, status = replay.records.arrival_s, replay.status[:, expert]
+    starts = np.flatnonzero(np.diff(status, prepend=-1))
+    ends_s = [*arrival_s[starts[1:]], arrival_s[-1]]
+    spans = [(float(arrival_s[i]), float(end_s - arrival_s[i])) for i, end_s in zip(starts, ends_s, strict=True)]
+    axes.broken_barh(spans, (top, height), facecolors=[list(STATUSES.values())[k] for k in status[starts]])
+
+
+def _classes(replay: EpisodeReplay) -> tuple[NDArray[np.int64], Sequence[tuple[str, str]]]:
+    """(M,) index of each request's class, and name and colour of each class."""
+    return replay.records.service.astype(np.int64), list(zip(replay.classes, _expert_colours(len(replay.classes)), strict=True))
 
 
 def _ends(replay: EpisodeReplay) -> NDArray[np.int64]:
     """(M,) indices of ``_ENDS``, of the requests that were served."""
-    grade = np.digitize(replay.records.qos, [1 / 3, 2 / 3])
+    weight = terms_of(replay.workload.scenario)["weight"][replay.records.service]
+    grade = np.digitize(replay.records.qos / weight, [1 / 3, 2 / 3])
     return np.where(replay.records.late, len(_ENDS) - 1, grade)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 
 from tuning.output.tables import show_known
-from tuning.reports.document import Paragraph, Picture, Section, Table
+from tuning.reports.document import Block, Paragraph, Picture, Section, Table
 from tuning.reports.episode_replay import OUTCOMES, EpisodeReplay
 from tuning.reports.explanations import notable_decisions
 from tuning.reports.replay_figures import draw_calibration, draw_shares_over_time, draw_timeline
+
+_ENDINGS = range(len(OUTCOMES))
 
 
 def replay_sections(replay: EpisodeReplay, out: Path) -> list[Section]:
@@ -31,8 +34,14 @@ def replay_sections(replay: EpisodeReplay, out: Path) -> list[Section]:
     start_s, end_s = replay.window_s
     timeline = (
         f"Minute {question.minute}, from {start_s:.0f} s to {end_s:.0f} s: a bar for each request, from its arrival to its "
-        "finish, at the expert that it was sent to. Bars above one another are requests that are there at the same time."
+        "finish, at the expert that it was sent to. Bars above one another are requests that are there at the same time. A strip "
+        "above them has what the expert was doing when requests arrived."
     )
+    classes: list[Block] = []
+    if replay.classes:
+        draw_timeline(out / "timeline-classes.png", replay, by_class=True)
+        caption = "The same minute, coloured by service class."
+        classes = [Picture(file="timeline-classes.png", caption=caption), _classes_table(replay)]
     calibration = (
         "Left: what the impact estimator expected an action to add to the QoS of all requests present, against what it would "
         "add with the true lengths and scores if nobody else arrived; means of groups of equal size. Where those chosen lie "
@@ -47,6 +56,7 @@ def replay_sections(replay: EpisodeReplay, out: Path) -> list[Section]:
                 Paragraph(text=about),
                 Picture(file="routing-shares.png", caption="Share of the arrivals that each expert got, and of those dropped."),
                 Picture(file="timeline.png", caption=timeline),
+                *classes,
                 _decisions_table(replay),
             ],
         ),
@@ -54,17 +64,32 @@ def replay_sections(replay: EpisodeReplay, out: Path) -> list[Section]:
     ]
 
 
+def _classes_table(replay: EpisodeReplay) -> Table:
+    """What became of the requests of each service class, over the episode."""
+    records = replay.records
+    rows: list[list[str]] = []
+    for i, name in enumerate(replay.classes):
+        own = records.service == i
+        shares = [show_known(100 * float((replay.outcome[own] == k).mean()) if own.any() else nan, ".2f") for k in _ENDINGS]
+        qos = show_known(float(records.qos[own].mean()) if own.any() else nan, ".4f")
+        rows.append([name, f"{int(own.sum()):,}", *shares, qos])
+    header = ["class", "requests", *(f"{OUTCOMES[k]}, %" for k in _ENDINGS), "QoS"]
+    return Table(caption="The service classes over the episode.", header=header, rows=rows)
+
+
 def _decisions_table(replay: EpisodeReplay) -> Table:
-    slo_ms = 1e3 * replay.workload.scenario.slo_s_per_token
+    slo = 100.0 if replay.classes else 1e3 * replay.workload.scenario.slo_s_per_token
+    unit = ", % of its bound" if replay.classes else " ms/token"
     rows = [
         [
             f"{d.time_s:.2f}",
             d.choice,
             d.outcome,
+            *([d.service] if replay.classes else []),
             d.why,
             show_known(100 * d.in_time, ".0f"),
-            show_known(slo_ms * d.latency_slo, ".1f"),
-            show_known(slo_ms * d.realised_slo, ".1f"),
+            show_known(slo * d.latency_slo, ".1f"),
+            show_known(slo * d.realised_slo, ".1f"),
             show_known(d.newly_late, ".0f"),
             f"{d.qos:.3f}",
         ]
@@ -74,5 +99,6 @@ def _decisions_table(replay: EpisodeReplay) -> Table:
         "Decisions of this minute that stand out, in the router's own terms: the largest losses of answer quality that it "
         "accepted, the best answers that it dropped, and requests that came late against its expectation."
     )
-    header = ["time, s", "sent to", "outcome", "why", "chance in time, %", "expected ms/token", "realised ms/token"]
-    return Table(caption=caption, header=[*header, "others late by it", "QoS"], rows=rows, names=4)
+    names = ["time, s", "sent to", "outcome", *(["class"] if replay.classes else []), "why"]
+    figures = ["chance in time, %", f"expected{unit}", f"realised{unit}", "others late by it", "QoS"]
+    return Table(caption=caption, header=[*names, *figures], rows=rows, names=len(names))

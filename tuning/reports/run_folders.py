@@ -69,6 +69,7 @@ class RouterResult:
     qos: list[float]  # of each seed
     latency_quantiles_s: list[float]  # at evenly spaced levels from 0 to 1, of the finished requests
     ttft_quantiles_s: list[float]  # likewise; empty where the evaluation did not write them
+    groups: dict[str, dict[str, list[float]]]  # title of a service class or tenant -> metric -> its value for each seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ class WorkloadResult:
 
     name: str
     arrivals: str
+    load: str
     fault: str
     share_of_capacity: float | None  # of the nominal rate
     rate_rps: float | None  # nominal
@@ -205,6 +207,7 @@ def _workload(data: dict[str, Any]) -> WorkloadResult:
     return WorkloadResult(
         name=str(data["workload"]),
         arrivals=str(data["arrivals"]),
+        load=str(data["load"]),
         fault=str(data["fault"]),
         share_of_capacity=float(rate) / float(capacity) if rate and capacity else None,
         rate_rps=rate,
@@ -222,6 +225,10 @@ def _router(data: dict[str, Any]) -> RouterResult:
         qos=[_number(value) for value in data["metrics"]["qos"]["values"]],
         latency_quantiles_s=[float(value) for value in data["latency_per_token_quantiles_s"]],
         ttft_quantiles_s=[float(value) for value in data.get("ttft_quantiles_s", [])],
+        groups={
+            str(title): {name: [_number(value) for value in metric["values"]] for name, metric in metrics.items()}
+            for title, metrics in data.get("groups", {}).items()
+        },
     )
 
 

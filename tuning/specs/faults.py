@@ -7,8 +7,10 @@ refers to the capacity of the nominal engines.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from typing import Any
 
+from rllib_envs.dynamics import Blackouts, Dynamics, Failures, Patience, Throttling
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Faults, Scenario
 from tuning.specs.grammar import nearest
@@ -31,9 +33,21 @@ FAULTS: dict[str, dict[str, float]] = {
     "kv-tight": {
         "kv_factor": 0.35
     },  # of the KV blocks, known to the router: at moderate load edge6 preempts several times as often
+    "throttle": {},  # see CHANGES, as for the next three
+    "churn": {},
+    "impatient": {},
+    "blackout": {},
     UNCONFINED: {},
 }
 """Name -> fields of ``Faults`` and ``Predictions`` and the values that they get; ``UNCONFINED`` changes who may go where."""
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "throttle": {"throttling": Throttling()},  # of every engine: slowest after some 105 s of work
+    "churn": {"failures": Failures()},  # each expert fails every 120 s and returns after 20 s, in the mean
+    "impatient": {"patience": Patience(first_token_s=5.0, total_s=30.0)},  # means, log-normal
+    "blackout": {"blackouts": Blackouts()},  # of each expert's telemetry: 10 s in every 70 s, in the mean
+}
+"""Name -> fields of ``Dynamics`` and the values that they get: what changes within each episode."""
 
 _OF_FAULTS = {field.name for field in fields(Faults)}
 
@@ -63,6 +77,7 @@ def with_fault(scenario: Scenario, name: str) -> Scenario:
         variation=None,
         faults=replace(scenario.faults, **{key: value for key, value in values.items() if key in _OF_FAULTS}),
         predictions=replace(scenario.predictions, **{key: value for key, value in values.items() if key not in _OF_FAULTS}),
+        dynamics=replace(scenario.dynamics or Dynamics(), **CHANGES[name]) if name in CHANGES else scenario.dynamics,
     )
 
 
@@ -70,4 +85,7 @@ def describe_fault(name: str) -> str:
     """The fields that a fault sets, with their values, for a report."""
     if name == UNCONFINED:
         return f"{name} (every request may go to every expert)"
-    return f"{name} ({', '.join(f'{key} = {value:g}' for key, value in FAULTS[name].items()) or 'the scenario as it is'})"
+    values = dict(FAULTS[name])
+    for part in CHANGES.get(name, {}).values():
+        values |= {key: value for key, value in asdict(part).items() if isinstance(value, float)}
+    return f"{name} ({', '.join(f'{key} = {value:g}' for key, value in values.items()) or 'the scenario as it is'})"

@@ -153,7 +153,8 @@ def _with_needs(heuristic: Heuristic, values: dict[str, float], observation: Obs
     if "tau" in values and "whatif" in heuristic.needs:
         needs["whatif_tau"] = values.pop("tau")
     # Only what it needs: what-if results and counterfactuals are the expensive part of a simulation.
-    off: dict[str, bool | float] = dict.fromkeys(("whatif", "information", "demand", "counterfactual", "calibrate"), False)
+    parts = ("whatif", "information", "demand", "places", "counterfactual", "calibrate")
+    off: dict[str, bool | float] = dict.fromkeys(parts, False)
     return heuristic.policy(**values), replace(observation, **(off | needs))
 
 

@@ -37,6 +37,8 @@ class TraceOptions:
     """Format csv: column of the prompt tokens."""
     trace_output_column: str | None = None
     """Format csv: column of the output tokens."""
+    trace_class_column: str | None = None
+    """Format csv: column with the name of each request's service class. Default: classes are drawn by their shares."""
     trace_start_s: float = 0.0
     """Start of the window to replay, in seconds from the trace's first request."""
     trace_duration_s: float | None = None
@@ -187,7 +189,7 @@ def _arrivals_name(process: Arrivals) -> str:
 
 
 def _trace_arrivals(options: TraceOptions, lengths: Literal["trace", "catalogue"]) -> Arrivals:
-    names = ("format", "time_column", "prompt_column", "output_column", "start_s", "duration_s", "jitter")
+    names = ("format", "time_column", "prompt_column", "output_column", "class_column", "start_s", "duration_s", "jitter")
     try:
         file = TraceFile(path=str(options.trace), **{name: getattr(options, f"trace_{name}") for name in names})
     except ValidationError as error:

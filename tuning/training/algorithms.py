@@ -9,7 +9,7 @@ from models.rllib.rollout.env_groups import Group
 from models.router import RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-from tuning.training.options import TrainOptions, guide_of
+from tuning.training.options import PAPER_NETWORKS, TrainOptions, guide_of
 
 _LEARNING_RATES = {"avl": 1e-3, "ppo": 1e-3, "sac": 3e-4, "dqn": 3e-4}
 _SMOKE: dict[str, dict[str, Any]] = {
@@ -23,14 +23,14 @@ _SMOKE: dict[str, dict[str, Any]] = {
 
 def learning_rate(options: TrainOptions) -> float | None:
     """The learning rate; None if only the algorithm knows its several rates."""
-    if options.lr is not None or options.preset == "paper":
+    if options.lr is not None or options.preset in PAPER_NETWORKS:
         return options.lr
     return _LEARNING_RATES[options.algo]
 
 
 def network_spec(options: TrainOptions, scenario: Scenario) -> RouterSpec | PaperSpec:
     """The specification of the router's network."""
-    if options.preset == "paper":
+    if options.preset in PAPER_NETWORKS:
         return PaperSpec(experts=scenario.n_experts, told_apart=options.told_apart)
     return options.spec
 

@@ -18,11 +18,12 @@ from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import machine_bytes
 from rllib_envs.scenario import Observation, Scenario
+from rllib_envs.scenarios.kinds import PLAIN_KIND, of_kind
 from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.simulation import Simulation
 from tuning.ray_cluster.check import Needs
 from tuning.training.algorithms import algorithm_config, network_spec
-from tuning.training.options import TrainOptions
+from tuning.training.options import PAPER_NETWORKS, TrainOptions
 from tuning.training.validation import Validator
 from tuning.training.variants import VariantOptions
 
@@ -40,8 +41,9 @@ def variant_options(options: TrainOptions) -> VariantOptions:
         whatif=options.spec.impact,
         information=options.spec.information,
         demand=options.spec.demand,
+        places=options.spec.places,
         whatif_tau=SOFT_DEADLINE,
-        counterfactual=options.preset != "paper",
+        counterfactual=options.preset not in PAPER_NETWORKS,
         calibrate=options.calibrate,
         running_slots=options.running_slots,
         waiting_slots=options.waiting_slots,
@@ -97,26 +99,29 @@ def validator_of(options: TrainOptions, scenario: Scenario) -> Validator:
     return Validator(scenario, options.load, seeds=size["seeds"], requests=min(size["requests"], options.requests))
 
 
-def envelope_of(groups: Sequence[Group], drawn: int = 0) -> Envelope:
+def envelope_of(groups: Sequence[Group], drawn: int = 0, kinds: Sequence[str] = (PLAIN_KIND,)) -> Envelope:
     """The training range of a run: of its environment variants (``variants.training_groups``), or of drawn scenarios.
 
     Args:
         groups: the environment variants.
         drawn: how many scenarios to draw instead, where the run draws its own.
+        kinds: of those, in turn.
     """
     if drawn:
-        return Envelope.of([measure([draw_scenario(np.random.default_rng([_DRAWN, i]))]) for i in range(drawn)])
+        scenarios = [draw_scenario(np.random.default_rng([_DRAWN, i])) for i in range(drawn)]
+        made = [of_kind(kinds[i % len(kinds)], scenario, (_DRAWN, i)) for i, scenario in enumerate(scenarios)]
+        return Envelope.of([measure([scenario]) for scenario in made])
     return Envelope.of([measure([variants] if isinstance(variants, Scenario) else list(variants)) for variants, _ in groups])
 
 
 def about_run(options: TrainOptions, scenario: Scenario, groups: Sequence[Group], starts: int) -> dict[str, Any]:
     """Metadata for the checkpoints of a run."""
     return {
-        TRAINED_ON: envelope_of(groups, _drawn(options)).to_json(),
+        TRAINED_ON: envelope_of(groups, _drawn(options), options.avl.search_kinds).to_json(),
         "starts": starts,
         "algo": options.algo,
         "seed": options.seed,
-        TEMPERATURE: 1.0 if options.preset == "paper" else float(options.temperature),
+        TEMPERATURE: 1.0 if options.preset in PAPER_NETWORKS else float(options.temperature),
         "observation": asdict(replace(scenario.observation, counterfactual=False)),
         "scenario": "drawn" if _drawn(options) else scenario.name,
         "fingerprint": scenario.fingerprint(),

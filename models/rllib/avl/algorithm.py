@@ -72,6 +72,7 @@ class AVLConfig(VectorAlgorithmConfig):
         population: int = NOT_GIVEN,
         search_variants: int = NOT_GIVEN,
         search_drawn: int = NOT_GIVEN,
+        search_kinds: tuple[str, ...] = NOT_GIVEN,
         search_requests: int = NOT_GIVEN,
         **kwargs: Any,
     ) -> Self:
@@ -83,7 +84,8 @@ class AVLConfig(VectorAlgorithmConfig):
         self._take({
             "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "warmup": warmup, "clip": clip,
             "kl_stop": kl_stop, "keep": keep, "generations": generations, "population": population,
-            "search_variants": search_variants, "search_drawn": search_drawn, "search_requests": search_requests,
+            "search_variants": search_variants, "search_drawn": search_drawn, "search_kinds": search_kinds,
+            "search_requests": search_requests,
         })  # fmt: skip
         return super().training(**kwargs)
 
@@ -136,14 +138,11 @@ class AVL(VectorAlgorithm):
         if candidates is None:
             return
         workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
-        variants, drawn, requests = (
-            -(-config.search_variants // workers),
-            -(-config.search_drawn // workers),
-            config.search_requests,
-        )
+        variants, drawn = -(-config.search_variants // workers), -(-config.search_drawn // workers)
+        kinds, requests = config.search_kinds, config.search_requests
         with self.metrics.log_time((TIMERS, "price_search")):
             results = self.rollout_workers.ask(
-                lambda runner: try_candidates(runner, candidates, generation, variants, drawn, requests),
+                lambda runner: try_candidates(runner, candidates, generation, variants, drawn, kinds, requests),
                 steps=steps_sampled(self),
             )
         ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer variants, where a worker has failed

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from models.price import Term
 from models.router import Router
 from rllib_envs.scenario import Reward, Scenario, with_workload
+from rllib_envs.scenarios.kinds import of_kind
 from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.simulation import Simulation
 
@@ -31,7 +32,7 @@ _SEARCH = 2.5  # weight there of where the search begins, in generations, for ea
 _LOSS = 4.0  # weight of what a candidate loses against the reference, beside what it gains: no world is to be made worse
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
 _QOS_FLOOR = 0.001  # differences below this are noise, also in a scenario where nothing else differs
-_STREAM = 11  # keeps its draws apart from those of the rollouts
+_STREAM, _KIND_STREAM = 11, 12  # keep its draws apart from those of the rollouts
 _MIN_VARIANTS = 2
 
 
@@ -114,7 +115,13 @@ class PriceSearch:
 
 
 def try_candidates(
-    runner: VectorEnvRunner, candidates: Array, generation: int, variants: int, drawn: int, requests: int
+    runner: VectorEnvRunner,
+    candidates: Array,
+    generation: int,
+    variants: int,
+    drawn: int,
+    kinds: Sequence[str],
+    requests: int,
 ) -> Array:
     """(K, W) mean QoS of a worker's router with each candidate's price, in some of the worker's scenarios and in drawn ones.
 
@@ -126,6 +133,7 @@ def try_candidates(
         generation: fixes variants and episodes, with the worker's index and seed.
         variants: about how many variants, in proportion to the worker's environments of each scenario; 0 for none.
         drawn: how many scenarios to draw (``rllib_envs.scenarios.procedural``), with the worker's kind of observation.
+        kinds: of the drawn scenarios, in turn (``rllib_envs.scenarios.kinds``).
         requests: requests in an episode.
     """
     module: Any = runner.module
@@ -140,8 +148,10 @@ def try_candidates(
         seeds = [int(x) for x in draw.integers(2**62, size=count)]
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests) for scenario in chosen], seeds))
     seen = runner.env.groups[0].simulation.scenario.observation
-    for _ in range(drawn):
-        scenario = replace(draw_scenario(draw, requests=requests), observation=seen)
+    for i in range(drawn):
+        kind = kinds[(generation + i) % len(kinds)]
+        scenario = of_kind(kind, draw_scenario(draw, requests=requests), (*seed, _KIND_STREAM, i))
+        scenario = replace(scenario, observation=seen)
         results.append(_try_in(module.router, candidates, [_plain(scenario, requests)], [int(draw.integers(2**62))]))
     return np.concatenate(results, axis=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rllib_envs.errors import InputError
+from rllib_envs.scenarios.kinds import PLAIN_KIND, check_kinds
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "lam": (0, 1),
@@ -51,6 +52,8 @@ class AVLSettings:
     """avl: environment variants that each price is tried in."""
     search_drawn: int = 0
     """avl: drawn scenarios that each price is tried in beside them: other clusters, loads, arrivals and predictions each time."""
+    search_kinds: tuple[str, ...] = (PLAIN_KIND,)
+    """avl: kinds of those drawn scenarios, in turn: plain, classes, sites, private, or edge, which has all of them."""
     search_requests: int = 1000
     """avl: requests of an episode of that search."""
 
@@ -60,6 +63,7 @@ class AVLSettings:
         Raises:
             InputError: a setting is out of range.
         """
+        check_kinds(self.search_kinds, "search_kinds")
         for name, (low, high) in _LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} = {getattr(self, name)}: must be from {low:,} to {high:,}")

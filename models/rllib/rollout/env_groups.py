@@ -124,6 +124,6 @@ def _check(groups: Sequence[Group]) -> None:
             raise InputError(f"{where}: {count} environments: must be >= 1")
         if not isinstance(scenarios, Scenario) and len(scenarios) != count:
             raise InputError(f"{where}: {len(scenarios)} scenarios for {count} environments: must be one, or one for each")
-        for name in ("whatif", "information", "demand", "counterfactual"):
+        for name in ("whatif", "information", "demand", "places", "counterfactual"):
             if getattr(seen, name) != getattr(kind, name):
                 raise InputError(f"{where}: observation.{name} = {getattr(seen, name)}: must be as in the first scenario")

@@ -1,8 +1,11 @@
 """A bundle gives back what went in, or says what is wrong with it."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from models.export.traced import random_observation
 from models.paper.networks import PaperPolicy, PaperSpec
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Observation
+from rllib_envs.scenario import Observation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.simulation import Simulation
 from tests.models.export.bundles import edit
@@ -58,23 +61,50 @@ def test_what_went_in_comes_out(spec, tmp_path):
     assert loaded.about == ABOUT
 
 
-def test_a_router_that_reads_what_predictions_are_worth_comes_back_and_wants_to_see_it(tmp_path):
-    told = replace(OBSERVATION, information=True)
-    router = stirred(replace(SPECS["aggregates"], information=True))
+@pytest.mark.parametrize("part", ["information", "places"])
+def test_a_router_that_reads_a_part_comes_back_and_wants_to_see_it(part, tmp_path):
+    told = replace(OBSERVATION, **{part: True})
+    router = stirred(replace(SPECS["aggregates"], **{part: True}))
     save_bundle(tmp_path / "b", router, told, ABOUT, onnx=True)
     loaded = load_bundle(tmp_path / "b")
+    assert loaded.observation == told
     seen = random_observation(told, batch=4, experts=5, seed=2)
     with torch.inference_mode():
         scores = loaded.router(seen)
         assert torch.equal(scores, router(seen))
         onnx = load_onnx(tmp_path / "b")({name: x.numpy() for name, x in seen.items()})
         np.testing.assert_allclose(onnx, scores.numpy(), atol=1e-4)
-        assert not torch.equal(scores, router({**seen, "information": seen["information"] + 1}))
+        assert not torch.equal(scores, router({**seen, part: seen[part] + 1}))
     without = random_observation(OBSERVATION, batch=4, experts=5, seed=2)
-    with pytest.raises(InputError, match=r"observation\.information = False: .* whose information = True"):
+    with pytest.raises(InputError, match=rf"observation\.{part} = False: .* whose {part} = True"):
         router(without)
-    with pytest.raises(InputError, match=r"observation\.information = True: .* whose information = False"):
+    with pytest.raises(InputError, match=rf"observation\.{part} = True: .* whose {part} = False"):
         stirred(SPECS["aggregates"])(seen)
+
+
+@pytest.mark.parametrize("name", ["edge6-router", "any-cluster-router"])
+def test_a_shipped_bundle_of_an_earlier_format_decides_as_it_does_in_this_one(name, tmp_path):
+    """Its columns are as they were, and what came later it does not see, whether a scenario has it or not."""
+    folder = Path(str(resources.files("tuning") / "presets" / name))
+    old = load_bundle(folder)
+    assert json.loads((folder / "router.json").read_text())["format"] == "edgeroute-bundle-1"
+    assert not old.observation.places
+    save_bundle(tmp_path / "new", old.router, old.observation, old.about, trained_on=old.trained_on)
+    contents = json.loads((tmp_path / "new" / "router.json").read_text())
+    assert (contents["format"], contents["observation_version"]) == ("edgeroute-bundle-2", 2)
+    decided = []
+    for bundle, places in ((folder, False), (folder, True), (tmp_path / "new", False)):
+        route, needs = bundle_router(bundle)
+        scenario = with_workload(replace(load_scenario("edge6"), observation=replace(needs, places=places)), requests=40)
+        simulation = Simulation(scenario, 2)
+        simulation.start_all([1, 2])
+        actions = []
+        while not simulation.over.all():
+            actions.append(route(simulation, np.random.default_rng(0)))
+            simulation.step(actions[-1])
+        decided.append(np.array(actions))
+    for other in decided[1:]:
+        np.testing.assert_array_equal(other, decided[0])
 
 
 def test_a_bundle_is_replaced_whole(bundle):
@@ -86,7 +116,15 @@ def test_a_bundle_is_replaced_whole(bundle):
 DAMAGES = {
     "gone": (lambda b: (b / "router.json").unlink(), "router.json is missing"),
     "cut": (lambda b: (b / "router.json").write_text((b / "router.json").read_text()[:99]), "damaged"),
-    "format": (lambda b: edit(b, lambda c: c.update(format="edgeroute-bundle-9")), "format is not 'edgeroute-bundle-1'"),
+    "format": (
+        lambda b: edit(b, lambda c: c.update(format="edgeroute-bundle-9")),
+        "format is not 'edgeroute-bundle-2' or 'edgeroute-bundle-1'",
+    ),
+    "version": (
+        lambda b: edit(b, lambda c: c.update(observation_version=3)),
+        "observation_version = 3: this version reads 1 to 2",
+    ),
+    "no version": (lambda b: edit(b, lambda c: c.pop("observation_version")), "observation_version = None"),
     "layout": (lambda b: edit(b, lambda c: c["layout"]["cluster"].pop()), "layout.cluster"),
     "spec": (lambda b: edit(b, lambda c: c["router"].update(layers=7)), "layers = 7"),
     "unknown": (lambda b: edit(b, lambda c: c["router"].update(wings=2)), "wings"),

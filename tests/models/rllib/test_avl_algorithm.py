@@ -52,7 +52,9 @@ def test_the_workers_act_with_the_learners_router(trained):
     assert same(ours, theirs)
 
 
-@pytest.mark.parametrize("settings", [{"population": 3}, {"clip": 5}, {"lam": 1.5}, {"epochs": 0}, {"keep": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"population": 3}, {"clip": 5}, {"lam": 1.5}, {"epochs": 0}, {"keep": float("nan")}, {"search_kinds": ("odd",)}]
+)
 def test_the_configuration_refuses_what_the_settings_refuse(settings):
     ((name, _),) = settings.items()
     with pytest.raises(InputError, match=f"^{name} = ") as by_settings:

@@ -1,6 +1,7 @@
 """The search for the price: it finds an optimum it can be told about, and judges prices as evaluation would."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,16 +117,16 @@ def runner(small_scenario):
 
 def test_what_a_candidate_is_worth_is_what_its_router_gets_in_that_world(runner):
     candidates = np.stack([np.array([term.prior + 4 * i for term in TERMS.values()]) for i in range(2)])
-    qos = try_candidates(runner, candidates, 0, 4, 0, 25)
+    qos = try_candidates(runner, candidates, 0, 4, 0, ("plain",), 25)
     assert qos.shape == (2, 4)
-    assert np.array_equal(qos, try_candidates(runner, candidates, 0, 4, 0, 25))
-    assert not np.array_equal(qos, try_candidates(runner, candidates, 1, 4, 0, 25))
+    assert np.array_equal(qos, try_candidates(runner, candidates, 0, 4, 0, ("plain",), 25))
+    assert not np.array_equal(qos, try_candidates(runner, candidates, 1, 4, 0, ("plain",), 25))
     assert (qos[0] != qos[1]).any()
     router = runner.module.router
     before = router.price.terms.clone()
     for i, candidate in enumerate(candidates):
         router.price.terms.copy_(torch.from_numpy(candidate))
-        again = try_candidates(runner, np.stack([candidate] * 2), 0, 4, 0, 25)
+        again = try_candidates(runner, np.stack([candidate] * 2), 0, 4, 0, ("plain",), 25)
         np.testing.assert_array_equal(again, np.stack([qos[i]] * 2))
         assert router.price.terms.numpy() == pytest.approx(candidate)
     router.price.terms.copy_(before)
@@ -135,10 +136,16 @@ def test_drawn_worlds_are_new_each_generation_and_the_same_for_all_candidates(ru
     met, start_all = [], Simulation.start_all
     monkeypatch.setattr(Simulation, "start_all", lambda self, seeds: met.append((self.variants, seeds)) or start_all(self, seeds))
     for generation in range(2):
-        qos = try_candidates(runner, np.zeros((3, P)), generation, 0, 2, 25)
+        qos = try_candidates(runner, np.zeros((3, P)), generation, 0, 2, ("plain",), 25)
         assert qos.shape == (3, 2)
     scenarios = [variants[0] for variants, _ in met]
     assert len({scenario.fingerprint() for scenario in scenarios}) == 4
+    try_candidates(runner, np.zeros((3, P)), 0, 0, 2, ("plain", "edge"), 25)
+    plain, edge = (variants[0] for variants, _ in met[4:])
+    assert plain == scenarios[0]
+    assert edge.classes
+    assert edge.network is not None
+    assert replace(edge, classes=(), tenants=(), network=None, experts=scenarios[1].experts) == scenarios[1]
     for variants, seeds in met:
         assert variants == variants[:1] * 3
         assert seeds == seeds[:1] * 3
@@ -147,7 +154,7 @@ def test_drawn_worlds_are_new_each_generation_and_the_same_for_all_candidates(ru
 def test_episodes_are_whole_and_all_candidates_meet_the_same(runner, monkeypatch):
     met, start_all = [], Simulation.start_all
     monkeypatch.setattr(Simulation, "start_all", lambda self, seeds: met.append((self.variants, seeds)) or start_all(self, seeds))
-    try_candidates(runner, np.zeros((3, P)), 0, 4, 0, 25)
+    try_candidates(runner, np.zeros((3, P)), 0, 4, 0, ("plain",), 25)
     for worlds, seeds in met:
         assert worlds == worlds[: len(worlds) // 3] * 3
         assert seeds == seeds[: len(seeds) // 3] * 3

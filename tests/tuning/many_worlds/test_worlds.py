@@ -52,6 +52,25 @@ def test_a_part_of_a_round_is_nearly_balanced_and_belongs_to_every_larger_one(co
     assert uneven((w.told for w in some), TOLD) <= 3
 
 
+def test_other_kinds_come_in_addition_and_plain_worlds_stay_as_they_are():
+    both = worlds(kinds=("plain", "edge"))
+    assert [world for world in both if world.kind == "plain"] == ALL
+    edge = [world for world in both if world.kind == "edge"]
+    assert edge == worlds(kinds=("edge",))
+    assert len(edge) == (FLEETS - len(FIXED)) * CONDITIONS
+    assert len({world.name for world in both}) == len(both)
+    start = worlds(count=40, kinds=("classes", "sites", "private", "edge"))
+    assert Counter(world.kind for world in start) == dict.fromkeys(("classes", "sites", "private", "edge"), 10)
+    assert len({world.fleet for world in start}) > 30
+    first = edge[0]
+    plain = replace(first, kind="plain")
+    assert not set(first.seeds(5)) & set(plain.seeds(5))
+    fleet = make_fleet(first.fleet, experts=3)
+    made = first.scenario(fleet, 100)
+    assert made == first.scenario(fleet, 100)
+    assert replace(made, classes=(), tenants=(), network=None, experts=fleet.experts) == plain.scenario(fleet, 100)
+
+
 def test_no_seed_is_one_of_training():
     assert min(fleet.seed for fleet in fleets()) == FIRST_SEED == 5000
     for world in ALL[::97]:

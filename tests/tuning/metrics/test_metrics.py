@@ -12,7 +12,7 @@ from rllib_envs.scenario import Catalogue, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.sim.state import FINISHED
 from tuning.evaluation.matrix import Cell, run_cell, start_simulation
-from tuning.metrics.episode import EXPENSES, METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
+from tuning.metrics.episode import ACTIVE_J, EXPENSES, METRICS, episode_metrics, latency_quantiles, routing_shares, ttft_quantiles
 from tuning.simulate import Options, request_table, run
 from tuning.specs.routers import parse_router
 
@@ -121,11 +121,11 @@ def test_simulate_writes_figures_that_its_table_confirms(tmp_path, capsys):
         "preemptions_per_request": table.preemptions.mean(),
         "arrival_rps": len(table) / table.arrival_s.max(),
         "duration_s": max(table.finish_s.max(), table.arrival_s.max()),
-        "confined_rate": 0.0,
+        **dict.fromkeys(("confined_rate", "cancelled_rate", "failed_rate", "retried_rate"), 0.0),
         "longest_wait_s": (table.first_scheduled_s - table.arrival_s).max(),
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    of_experts = {"qos_per_gpu_s", "qos_per_kv_gb_s", *EXPENSES}
+    of_experts = {"qos_per_gpu_s", "qos_per_kv_gb_s", *EXPENSES, ACTIVE_J}
     assert set(METRICS) - set(expected) == {*of_experts, "class_fairness", "tenant_fairness"}
     assert {e["name"]: e["share"] for e in summary["experts"]} == pytest.approx(
         {e["name"]: (table.expert == e["name"]).mean() for e in summary["experts"]}

@@ -1,17 +1,21 @@
 """Named faults: what they change, and what they leave alone."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tuning
+from rllib_envs.dynamics import Dynamics, Neighbour
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Faults, Variation, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.service_terms import allowed_experts
+from rllib_envs.sim.state import FINISHED, PENDING, REJECTED, ROUTED
 from rllib_envs.workload.episode import draw_episode
-from tuning.evaluation.matrix import start_simulation
-from tuning.specs.faults import FAULTS, NO_FAULT, UNCONFINED, describe_fault, parse_faults, with_fault
+from tuning.evaluation.matrix import Cell, run_cell, start_simulation
+from tuning.specs.faults import CHANGES, FAULTS, NO_FAULT, UNCONFINED, describe_fault, parse_faults, with_fault
 from tuning.specs.routers import parse_router
 from tuning.specs.workloads import TraceOptions, make_workloads
 
@@ -51,7 +55,9 @@ def test_the_same_requests_come_at_the_same_times_and_something_else_differs(nam
         any(not np.array_equal(getattr(clean, field), getattr(faulty, field)) for field in told)
         or clean.engines != faulty.engines
         or clean.telemetry_delay_s != faulty.telemetry_delay_s
+        or (faulty.disturbances is not None) == (name in CHANGES)
     )
+    assert clean.disturbances is None
 
 
 def test_engines_take_more_or_less_time_than_told():
@@ -100,6 +106,43 @@ def test_all_are_the_faults_themselves():
 def test_a_description_gives_every_value():
     for name, values in FAULTS.items():
         assert all(f"{key} = {value:g}" in describe_fault(name) for key, value in values.items())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_within_the_episode_adds_to_those_of_the_scenario(name):
+    own = dataclasses.replace(EDGE6, dynamics=Dynamics(retries=3, neighbour=Neighbour()))
+    changed = with_fault(own, name)
+    assert changed.dynamics == dataclasses.replace(own.dynamics, **CHANGES[name])
+    assert with_fault(own, NO_FAULT) == own
+    (part,) = CHANGES[name].values()
+    numbers = {key: value for key, value in dataclasses.asdict(part).items() if isinstance(value, float)}
+    assert numbers
+    assert all(f"{key} = {value:g}" in describe_fault(name) for key, value in numbers.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("churn", "retried_rate"), ("impatient", "cancelled_rate"), ("throttle", "violation_rate")]
+)
+def test_changes_within_the_episode_show_in_the_tables(name, metric):
+    metrics = {}
+    for fault in (NO_FAULT, name):
+        (workload,) = make_workloads(EDGE6, ["moderate"], [], TraceOptions(), 1500, [fault])
+        result = run_cell(Cell(router=parse_router("join-shortest-queue"), scenario=workload.scenario, seeds=(1,)))
+        metrics[fault] = result.metrics
+        ends = ("completion_rate", "drop_rate", "rejected_rate", "cancelled_rate", "failed_rate")
+        assert sum(result.metrics[end][0] for end in ends) == pytest.approx(1)
+    assert metrics[name][metric][0] > metrics[NO_FAULT][metric][0]
+
+
+@pytest.mark.parametrize("bundle", ["edge6-router", "any-cluster-router"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_shipped_routers_work_under_every_change(name, bundle):
+    world = with_fault(with_workload(EDGE6, requests=150, load=15.0), name)
+    folder = Path(tuning.__file__).parent / "presets" / bundle
+    records = start_simulation(parse_router(f"bundle:{folder}"), world, [1]).records(0)
+    assert records.status.size == 150
+    assert not np.isin(records.status, (PENDING, ROUTED, REJECTED)).any()
+    assert (records.status == FINISHED).mean() > 0.5
 
 
 def test_workloads_are_crossed_with_faults_and_named_by_them():

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import tyro
 
+from benchmarks.paper_arms import DEPARTURE
 from models.rllib.avl.settings import AVLSettings
 from models.rllib.sac.algorithm import PAPER
 from models.rllib.sac.settings import SACSettings
@@ -72,6 +73,11 @@ def test_the_paper_preset_is_a_set_of_defaults(config):
     assert read("--config", str(config(preset="paper", seed=4))) == replace(
         preset("paper"), seed=4, config=config(preset="paper", seed=4)
     )
+
+
+def test_the_paper_preset_is_the_published_one_with_the_departures_that_are_measured():
+    departures = [option for options in DEPARTURE.values() for option in options]
+    assert replace(read("--preset", "paper-published", *departures), preset="paper") == preset("paper")
 
 
 def test_the_mended_paper_begins_from_nothing():
@@ -166,6 +172,7 @@ def test_a_resumed_run_keeps_its_own_and_takes_the_limits_of_this_start():
         ({"guide": "python:mine.py:route"}, "guide = 'python:mine.py:route': must be a built-in heuristic"),
         ({"guide": "impact-greedy:price=-1"}, "price = -1: must be from 0"),
         ({"preset": "paper"}, "algo = avl: the preset paper trains with sac"),
+        ({"preset": "paper-published"}, "algo = avl: the preset paper-published trains with sac"),
         ({"preset": "paper-mended"}, "algo = avl: the preset paper-mended trains with sac"),
     ],
 )
