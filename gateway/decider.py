@@ -237,7 +237,7 @@ class Decider:
     def take_over(self, old: Decider, now_s: float) -> None:
         """Take over what is under way at the decider of an older configuration, before the first decision.
 
-        From then on its ends and tokens are to be told here, under the same keys. A shadow takes over from a shadow.
+        From then on its ends and tokens are to be told here, under the same keys.
 
         Raises:
             ValueError: it has other experts, or another order of them, or more under way than this one may have.

@@ -98,13 +98,13 @@ def test_the_wheel_holds_the_packages_and_nothing_else(tmp_path):
             "tuning/presets/spaces/*",
             "tuning/templates/*",
             "cluster/runtime_env.yaml",
-            "gateway/server/page.*",
+            "gateway/server/page.[chj]*",
             "*/py.typed",
         )
         for path in ROOT.glob(glob)
     }
     assert {name for name in names if ".dist-info/" not in name} == {"edgeroute.py"} | modules | data
-    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors", ".j2", ".typed", ".html", ".css", ".js"}
+    assert {Path(name).suffix for name in data} == {".yaml", ".json", ".safetensors", ".j2", ".html", ".css", ".js", ".typed"}
     assert "edgeroute = edgeroute:main" in entry_points
 
 
