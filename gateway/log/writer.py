@@ -79,6 +79,8 @@ class LogWriter:
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_CLOSING_S)
         self._thread.join(_CLOSING_S)
+        if self._thread.is_alive():
+            _LOG.warning("decision log: %s: about %d lines were not written in time", self._folder, self._queue.qsize())
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
