@@ -1,12 +1,14 @@
 """Serve on this machine: start two real engines, calibrate both, and route a minute of traffic with a trained router.
 
 The engines are llama.cpp servers with SmolLM2, with 4 and with 16 of its 30 layers. Shortened models are fast and answer
-nonsense. So their scores are assumed: .3 and .6. Everything else is real. At its end the command ends all that it started.
+nonsense. So their scores are assumed: .3 and .6. Everything else is real. At its end the command ends all that it started, and
+replays the log of decisions with other policies.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +22,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 
-from gateway import calibrate
+from gateway import calibrate, replay
 from gateway.config import load_config
 from gateway.engines.process import EngineSpec, RunningEngine, running
 from gateway.traffic_sample import send_traffic, traffic_table
@@ -35,6 +37,7 @@ from tuning.specs.routers import ANY_CLUSTER_ROUTER
 PROMPT_TOKENS, OUTPUT_TOKENS = (20, 160), (8, 48)
 """Smallest and largest request of the traffic."""
 
+_LOG = "decisions"  # folder of the decision log, in that of the demo
 _SCORES = {"small": 0.3, "large": 0.6}
 _LOAD = 0.6  # of what both engines carry together
 _SLACK = 2.5  # the SLO over the time per token of the large engine alone
@@ -70,6 +73,7 @@ def run(options: Options) -> int:
         raise InputError("options: seconds must be from 1 to 3,600, calibration-seconds from 1 to 600")
     large, small = (3, 2) if options.smoke else (16, 4)
     specs = [EngineSpec(name="small", layers=small), EngineSpec(name="large", layers=large)]
+    shutil.rmtree(options.out / _LOG, ignore_errors=True)  # of an earlier demo
     with ExitStack() as stack:
         print("1. Starting two real engines (llama.cpp with SmolLM2-135M)")
         engines = [stack.enter_context(running(spec, options.out / "engines")) for spec in specs]
@@ -84,12 +88,15 @@ def run(options: Options) -> int:
         seconds = 5.0 if options.smoke else options.seconds
         print(f"\n3. Serving: edgeroute serve --config {config}")
         url = stack.enter_context(_serving(config, options.out / "serve.log"))
-        print(f"   {url}\n\n4. Sending {seconds:.0f} s of traffic, {rate:.2f} requests/s: model auto, streams\n")
+        print(f"   {url}, with a live page: {url}/ui")
+        print(f"\n4. Sending {seconds:.0f} s of traffic, {rate:.2f} requests/s: model auto, streams\n")
         answers = asyncio.run(send_traffic(url, rate, seconds, PROMPT_TOKENS, OUTPUT_TOKENS))
         print(traffic_table(answers, experts, _slo_s(experts)))
         print(f"\nMeans of what the gateway predicted and measured ({url}/metrics):\n\n{asyncio.run(_predicted(url, experts))}")
     pids = ", ".join(str(engine.pid) for engine in engines)
     print(f"\n5. Ended: the gateway, and the engines by their processes {pids}. Logs and profiles: {options.out}")
+    print(f"\n6. What other policies would have done: edgeroute replay {options.out / _LOG}\n")
+    replay.run(replay.Options(log=options.out / _LOG, out=options.out / "replay"))
     return int(any(answer.status != 200 for answer in answers))
 
 
@@ -114,7 +121,7 @@ def _write_config(engines: Sequence[RunningEngine], options: Options) -> Path:
     """The gateway's settings, at a port that is free now."""
     experts = [{"name": engine.spec.name, "url": engine.url, "profile": f"{engine.spec.name}.yaml"} for engine in engines]
     path = options.out / "gateway.yaml"
-    data = {"experts": experts, "policy": options.policy, "listen": {"port": _free_port()}}
+    data = {"experts": experts, "policy": options.policy, "listen": {"port": _free_port()}, "log": {"folder": _LOG}}
     write_text(path, dump_yaml(data))
     slo_s = _slo_s(load_config(path).scenario.experts)
     write_text(path, dump_yaml(data | {"slo_s_per_token": slo_s}))

@@ -33,6 +33,7 @@ def test_the_demo_serves_and_leaves_no_process(tmp_path, capsys):
     (row,) = re.findall(r"^\| all +\| +(\d+) \| +(\d+) \|", shown, re.MULTILINE)
     assert int(row[0]) >= 1
     assert int(row[1]) == 0
+    assert (tmp_path / "replay" / "latency.png").exists()
     assert "draining" in (tmp_path / "serve.log").read_text()
     assert {"small.yaml", "large.yaml", "small.png", "large.png", "gateway.yaml"} <= {path.name for path in tmp_path.iterdir()}
 
