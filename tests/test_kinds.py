@@ -11,10 +11,14 @@ from rllib_envs.scenarios.kinds import KINDS, check_kinds, of_kind
 from rllib_envs.scenarios.load import parse_scenario
 from rllib_envs.scenarios.procedural import draw_scenario
 from rllib_envs.service_terms import allowed_experts
+from rllib_envs.sim.state import PENDING
 from rllib_envs.simulation import Simulation
 
 SEEDS = range(12)
-HAS = {"classes": ("classes",), "sites": ("network",), "private": ("tenants",), "edge": ("classes", "network", "tenants")}
+HAS = {
+    "classes": ("classes",), "sites": ("network",), "private": ("tenants",), "edge": ("classes", "network", "tenants"),
+    "changing": ("dynamics",),
+}  # fmt: skip
 
 
 def drawn(seed: int, experts: int = 4) -> Scenario:
@@ -28,7 +32,7 @@ def test_a_world_of_a_kind_is_valid_and_has_what_its_kind_says(kind: str) -> Non
         world = of_kind(kind, plain, (seed, 7))
         assert world == of_kind(kind, plain, (seed, 7))
         assert parse_scenario(world.to_dict(), "here") == world
-        for part in ("classes", "network", "tenants"):
+        for part in ("classes", "network", "tenants", "dynamics"):
             assert bool(getattr(world, part)) == (part in HAS.get(kind, ()))
         assert (world == plain) == (kind == "plain")
         assert world.workload == plain.workload
@@ -36,7 +40,7 @@ def test_a_world_of_a_kind_is_valid_and_has_what_its_kind_says(kind: str) -> Non
 
 def test_another_seed_or_kind_gives_other_draws() -> None:
     plain = drawn(0)
-    worlds = [of_kind(kind, plain, (seed,)) for kind in ("classes", "sites", "private", "edge") for seed in SEEDS]
+    worlds = [of_kind(kind, plain, (seed,)) for kind in KINDS if kind != "plain" for seed in SEEDS]
     assert len({world.fingerprint() for world in worlds}) == len(worlds)
 
 
@@ -66,7 +70,17 @@ def test_a_world_of_every_part_runs() -> None:
     assert len(np.unique(records.service)) > 1
 
 
+def test_in_a_changing_world_every_request_has_one_end() -> None:
+    for seed in SEEDS[:6]:
+        simulation = Simulation(of_kind("changing", drawn(2), (seed,)), 1)
+        simulation.start(0, seed)
+        while not simulation.over.all():
+            simulation.step(simulation.view.action_mask[:, :-1].argmax(axis=1))
+        assert simulation.records(0).status.size == 40
+        assert (simulation.records(0).status != PENDING).all()
+
+
 @pytest.mark.parametrize("names", [(), ("plain", "odd")])
 def test_kinds_that_there_are_not_are_named(names: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=r"kinds = .*allowed are plain, classes, sites, private, edge"):
+    with pytest.raises(InputError, match=r"kinds = .*allowed are plain, classes, sites, private, edge, changing"):
         check_kinds(names)

@@ -1,4 +1,4 @@
-"""Kinds of drawn worlds: what a drawn cluster has beside its engines, such as service classes, sites and private requests.
+"""Kinds of drawn worlds: what a drawn cluster has beside its engines: service classes, sites, private requests, changes.
 
 A kind takes a drawn scenario and a generator of its own, so that the draws of a world stay the same whatever kind it becomes.
 """
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rllib_envs.dynamics import Blackouts, Dynamics, Failures, Patience, Throttling
 from rllib_envs.errors import InputError
 from rllib_envs.network import Link, Network, Site
 from rllib_envs.scenario import Expert, Scenario
@@ -24,6 +25,7 @@ PLAIN_KIND = "plain"
 
 _CLOUD, _INSIDE = "cloud", "inside"  # a site, a label
 _HASTE = (0.8, 2.5)  # bound on the latency per token, or on the whole time, over what the scenario allows
+_PATIENCE = (1.0, 5.0)  # mean patience over the time that the scenario allows a mean answer
 _FIRST = (0.03, 0.3)  # bound on the first token over the time that the scenario allows a mean answer
 
 
@@ -90,6 +92,30 @@ def with_private(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     return replace(scenario, experts=_changed(scenario.experts, [{"labels": own} for own in labels]), tenants=tenants)
 
 
+def with_changes(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """Let engines get hot, experts fail, clients give up and telemetry stop: each in every other world, one of them at least.
+
+    Times are drawn about those of ``rllib_envs.dynamics``. Patience is in proportion to what the scenario allows a mean answer.
+    """
+    mean_tokens = float(np.mean([expert.mean_output_tokens for expert in scenario.experts]))
+    allowed_s = scenario.slo_s_per_token * mean_tokens
+    throttling = Throttling(slowest=_round(rng.uniform(1.2, 2.0)), time_constant_s=_round(_log_uniform(rng, 15.0, 120.0)))
+    failures = Failures(mtbf_s=_round(_log_uniform(rng, 60.0, 600.0)), mttr_s=_round(_log_uniform(rng, 5.0, 60.0)))
+    total_s = _log_uniform(rng, *_PATIENCE) * allowed_s
+    patience = Patience(first_token_s=_round(rng.uniform(0.2, 0.8) * total_s), total_s=_round(total_s))
+    blackouts = Blackouts(mean_gap_s=_round(_log_uniform(rng, 20.0, 200.0)), mean_s=_round(_log_uniform(rng, 3.0, 30.0)))
+    has = rng.random(4) < 0.5
+    has[rng.integers(4)] = True
+    dynamics = Dynamics(
+        throttling=throttling if has[0] else None,
+        failures=failures if has[1] else None,
+        patience=patience if has[2] else None,
+        blackouts=blackouts if has[3] else None,
+        retries=int(rng.integers(3)),
+    )
+    return replace(scenario, dynamics=dynamics)
+
+
 def _edge(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     """Classes, sites and private requests together."""
     return with_private(with_sites(with_classes(scenario, rng), rng), rng)
@@ -101,6 +127,7 @@ KINDS: Mapping[str, Kind] = {
     "sites": with_sites,
     "private": with_private,
     "edge": _edge,
+    "changing": with_changes,
 }
 """Kinds by name. A new one goes to the end: a world's draws depend on its place."""
 
