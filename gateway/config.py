@@ -34,6 +34,8 @@ from tuning.specs.routers import ANY_CLUSTER_ROUTER, SHIPPED_ROUTER
 AUTO = "auto"
 """Name of the model that stands for "the gateway decides"."""
 
+MOST_WORKERS = 64
+
 _TOKEN_BYTES = 2**14
 _PROFILE_BYTES = 2**19
 _KEY = re.compile(r"sha256:[0-9a-f]{64}")
@@ -253,6 +255,7 @@ class GatewayConfig:
     privacy_sets: Annotated[tuple[PrivacySet, ...], Field(max_length=100)] = ()
     network: Network | None = None
     may_drop: bool = False  # as of a class, where there are no classes
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1  # processes that serve
     listen: Listen = Field(default_factory=Listen)
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)
@@ -301,6 +304,7 @@ class LoadedConfig:
     tokens: tuple[str | None, ...] = field(repr=False)  # bearer token of each engine
     folder: Path  # that paths are relative to
     shadow_asked: str | None = None  # what the command line put in place of the file's ``shadow``
+    workers_asked: int | None = None  # the same of ``workers``
 
     def path(self, given: str) -> Path:
         """A path of the configuration."""
@@ -314,12 +318,13 @@ class LoadedConfig:
         return f"{kind}:{self.path(path)}" if colon and kind in _TRAINED else given
 
 
-def load_config(path: Path, shadow: str | None = None) -> LoadedConfig:
+def load_config(path: Path, shadow: str | None = None, workers: int | None = None) -> LoadedConfig:
     """Read a configuration and all that it names, but for policies, predictors and tokenizers.
 
     Args:
         path: of the file.
         shadow: a policy in place of the file's ``shadow``; None: the file's.
+        workers: the number in place of the file's; None: the file's.
 
     Raises:
         InputError: a line for each mistake: file, field, value and what is allowed.
@@ -327,6 +332,12 @@ def load_config(path: Path, shadow: str | None = None) -> LoadedConfig:
     config = parse_config(read_mapping(path, "the gateway's settings"), str(path))
     if shadow is not None:
         config = replace(config, shadow=shadow)
+    if workers is not None:
+        if not 1 <= workers <= MOST_WORKERS:
+            raise InputError(f"--workers = {workers}: must be from 1 to {MOST_WORKERS}")
+        config = replace(config, workers=workers)
+    if config.log is not None and config.log.files < config.workers:
+        raise InputError(f"{path}: log.files = {config.log.files}: must be >= the number of workers, {config.workers}")
     folder = path.resolve().parent
     experts = tuple(_expert(entry, folder, f"{path}: experts.{i}") for i, entry in enumerate(config.experts))
     tokens = tuple(
@@ -341,6 +352,7 @@ def load_config(path: Path, shadow: str | None = None) -> LoadedConfig:
         tokens=tokens,
         folder=folder,
         shadow_asked=shadow,
+        workers_asked=workers,
     )
 
 

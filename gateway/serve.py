@@ -8,8 +8,7 @@ decide; the name of an expert asks for that one. See docs/serving.md. Example:
 
 from __future__ import annotations
 
-import logging
-import sys
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,8 @@ class Options:
     """Settings of the gateway: experts, policy, classes, keys and limits, in YAML."""
     shadow: str | None = None
     """A policy that decides beside the acting one, in place of the settings' shadow: a heuristic, or bundle:PATH."""
+    workers: int | None = None
+    """Processes that serve one address and know of each other's requests, in place of the settings' workers."""
     check: bool = False
     """Read the settings and all that they name, and end."""
 
@@ -39,20 +40,25 @@ def run(options: Options) -> None:
     try:
         import uvloop
 
-        from gateway.server.lifecycle import serve
+        from gateway.server.lifecycle import log_to_stderr, serve
         from gateway.server.state import Gateway
+        from gateway.server.workers import supervise
     except ModuleNotFoundError as error:
         if error.name not in _OF_THE_EXTRA:
             raise
         raise InputError(f"serve: {error.name} is missing: pip install 'edgeroute[serve]'") from None
     from gateway.config import load_config
 
-    gateway = Gateway(load_config(options.config, _from_here(options.shadow)))
+    loaded = load_config(options.config, _from_here(options.shadow), options.workers)
     if options.check:
+        gateway = Gateway(loaded)
         print(f"{options.config}: {len(gateway.upstreams)} experts, policy {gateway.config.policy}")
         return
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is none is no news
+    if loaded.config.workers > 1:
+        asyncio.run(supervise(options.config, loaded))
+        return
+    gateway = Gateway(loaded)
+    log_to_stderr()
     uvloop.run(serve(options.config, gateway))
 
 

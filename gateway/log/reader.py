@@ -50,28 +50,26 @@ def read_log(path: Path) -> DecisionLog:
     files = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
     if not files:
         raise InputError(f"log {path}: has no files {PATTERN}")
-    scenario: Scenario | None = None
-    requests: list[LoggedRequest] = []
+    starts: list[tuple[LoggedStart, list[LoggedRequest]]] = []  # of several processes one after the other
     feedback: dict[str, float] = {}
-    elsewhere = cut = 0
+    cut = 0
     for file in files:
-        start: LoggedStart | None = None
         for line in _lines(file):
             if line is None:
                 cut += 1
             elif isinstance(line, LoggedStart):
-                start = line
-                if scenario is None or asdict(line.scenario) != asdict(scenario):
-                    elsewhere += len(requests)
-                    requests.clear()
-                    scenario = line.scenario
+                starts.append((line, []))
             elif isinstance(line, LoggedFeedback):
                 feedback[line.id] = line.score
             else:
-                assert start is not None
-                requests.append(line)
-    if scenario is None or not requests:
+                starts[-1][1].append(line)
+    started = [(start, found) for start, found in starts if found]
+    if not started:
         raise InputError(f"log {path}: has no requests")
+    scenario = max(started, key=lambda entry: entry[0].time)[0].scenario
+    last = asdict(scenario)
+    requests = [request for start, found in started if asdict(start.scenario) == last for request in found]
+    elsewhere = sum(len(found) for _, found in started) - len(requests)
     requests.sort(key=lambda request: request.time)
     return DecisionLog(source=path, scenario=scenario, requests=tuple(requests), feedback=feedback, elsewhere=elsewhere, cut=cut)
 

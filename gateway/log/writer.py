@@ -1,7 +1,8 @@
 """Writes lines to files of bounded size and number, in a thread: nobody who has a line waits for the disk.
 
 Files are ``decisions-START-PROCESS-NUMBER.jsonl``: the time when the writer began, its process, and a number.
-Several processes can write to one folder. The oldest files go when there are too many.
+Several processes can write to one folder, each to files of its own. When there are too many, those go that were
+written to longest ago. A process whose file has gone so begins another.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class LogWriter:
             self.lost["disk"] += 1
             return
         try:
-            if self._file is None or self._size >= self._file_bytes:
+            if self._file is None or self._size >= self._file_bytes or os.fstat(self._file).st_nlink == 0:
                 self._open()
             self._append(data)
             self.written += 1
@@ -126,7 +127,7 @@ class LogWriter:
         self._file, self._size = os.open(path, flags, 0o600), 0
         self._append(start_line(self._scenario, time.time()))
         self._number += 1  # only now: a file without a head is written anew
-        for old in sorted(self._folder.glob(PATTERN))[: -self._files]:
+        for old in sorted(self._folder.glob(PATTERN), key=_last_written)[: -self._files]:
             old.unlink(missing_ok=True)
 
     def _append(self, data: bytes) -> None:
@@ -141,3 +142,11 @@ class LogWriter:
                 os.ftruncate(self._file, self._size)
             raise
         self._size += len(data)
+
+
+def _last_written(path: Path) -> tuple[int, str]:
+    """What files are sorted by: when they were last written to, then by name; first those that another process has removed."""
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name

@@ -91,7 +91,7 @@ class Door:
             ready = not self._traffic.draining and any(self._traffic.gateway.ready())
             await send_json(send, 200 if ready else 503, {"ready": ready, "draining": self._traffic.draining})
         elif path == "/metrics":
-            await send_bytes(send, 200, self._traffic.metrics.text(), CONTENT_TYPE)
+            await send_bytes(send, 200, self._traffic.metrics_page(), CONTENT_TYPE)
         elif path == _MODELS or path.startswith(f"{_MODELS}/"):
             try:
                 await send_json(send, 200, self._models(path, headers))

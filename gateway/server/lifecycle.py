@@ -8,12 +8,13 @@ import logging
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 
 import uvicorn
 
-from gateway.config import Listen, load_config
+from gateway.config import Listen, LoadedConfig, load_config
 from gateway.server.door import Door
 from gateway.server.http_protocol import BoundedProtocol
 from gateway.server.state import Gateway
@@ -46,7 +47,7 @@ async def serve(path: Path, gateway: Gateway) -> None:
     Raises:
         InputError: the address cannot be listened at.
     """
-    _raise_file_limit()
+    raise_file_limit()
     service = GatewayServer(path, gateway)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,14 +59,20 @@ async def serve(path: Path, gateway: Gateway) -> None:
 class GatewayServer:
     """The server with what happens beside requests. It belongs to the running event loop."""
 
-    def __init__(self, path: Path, gateway: Gateway) -> None:
+    def __init__(self, path: Path, gateway: Gateway, listener: socket.socket | None = None) -> None:
         """Listen, but accept nothing yet.
+
+        Args:
+            path: of the configuration.
+            gateway: the first one.
+            listener: socket to listen with; None: one at the configuration's address.
 
         Raises:
             InputError: the address cannot be listened at.
         """
         self._path = path
-        self._listener = _listener(gateway.config.listen)
+        self._listener = listen_at(gateway.config.listen) if listener is None else listener
+        self._reloading = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self.traffic = Traffic(gateway, Sessions(gateway.config.timeouts.connect_s))
@@ -89,6 +96,11 @@ class GatewayServer:
         """Where it listens."""
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def listening(self) -> bool:
+        """Whether it accepts connections."""
+        return self._server.started
 
     async def run(self) -> None:
         """Serve until it is drained."""
@@ -150,28 +162,46 @@ class GatewayServer:
 
     async def reload(self) -> None:
         """Read the configuration again. One that is wrong changes nothing."""
+        loaded = self.traffic.gateway.loaded
+        await self.change(lambda: load_config(self._path, loaded.shadow_asked, loaded.workers_asked))
+
+    async def change(self, read: Callable[[], LoadedConfig]) -> bool:
+        """Put another configuration in charge, unless ``read`` or what it names is wrong. Returns whether it is."""
+        async with self._reloading:  # one after the other
+            return await self._change(read)
+
+    async def _change(self, read: Callable[[], LoadedConfig]) -> bool:
         old = self.traffic.gateway
         try:
-            new = await asyncio.to_thread(lambda: Gateway(load_config(self._path, old.loaded.shadow_asked)))
+            new = await asyncio.to_thread(lambda: Gateway(read(), old.next_place()))
         except InputError as error:
             for line in str(error).splitlines():
                 _LOG.error("not reloaded: %s", line)
             self.traffic.metrics.reloaded("refused")
-            return
+            return False
         new.take_over(old)
         self.traffic.gateway = new
         await self.look()
         self.traffic.metrics.reloaded("done")
         _LOG.info("reloaded: %s", new.config.fingerprint)
         self._say_who_decides()
-        if new.config.listen != old.config.listen:
-            _LOG.warning("listen has changed: a restart is needed for that")
+        for name in ("listen", "workers"):
+            if getattr(new.config, name) != getattr(old.config, name):
+                _LOG.warning("%s has changed: a restart is needed for that", name)
+        return True
 
 
-def _listener(listen: Listen) -> socket.socket:
+def listen_at(listen: Listen, *, shared: bool = False) -> socket.socket:
+    """A socket at an address, which other processes may have too if it is shared.
+
+    Raises:
+        InputError: the address cannot be listened at.
+    """
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((listen.host, listen.port))
     except OSError as error:
@@ -181,7 +211,13 @@ def _listener(listen: Listen) -> socket.socket:
     return listener
 
 
-def _raise_file_limit() -> None:
+def log_to_stderr(who: str = "") -> None:
+    """Write the log of this process, which is called so, to stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s %(levelname)s {who}%(message)s")
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a request that is none is no news
+
+
+def raise_file_limit() -> None:
     """A stream takes two files: as many as the system lets this process have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

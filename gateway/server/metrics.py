@@ -143,6 +143,10 @@ class _Now:
             ready.add_metric(labels, float(upstream.ready(now_s)))
             circuit.add_metric(labels, upstream.breaker.state(now_s).value)
         yield from (in_flight, ready, circuit)
+        if gateway.place is not None:
+            yield CounterMetricFamily(
+                "edgeroute_worker_restarts", "How often this worker died and was started again", value=gateway.place.restarts
+            )
         if self._log is not None:
             written = CounterMetricFamily("edgeroute_log_lines", "Lines written to the decision log", value=self._log.written)
             lost = CounterMetricFamily("edgeroute_log_lost", "Lines that the decision log lost", labels=["reason"])

@@ -15,6 +15,7 @@ from gateway.log.writer import LogWriter
 from gateway.server.exchange import Exchange
 from gateway.server.logged import request_line
 from gateway.server.metrics import Metrics
+from gateway.server.pages import page_of_all
 from gateway.server.replies import Receive, Refused
 from gateway.server.state import Gateway
 from gateway.server.upstream import Sessions
@@ -76,6 +77,11 @@ class Traffic:
         if self.log is not None:
             await asyncio.to_thread(self.log.close)
         await self.sessions.close()
+
+    def metrics_page(self) -> bytes:
+        """What a scrape gets: the metrics, of all workers if there are several."""
+        place = self.gateway.place
+        return self.metrics.text() if place is None else page_of_all(place)
 
     def name_of(self, tenant: int | None) -> str:
         """The name of a tenant of the configuration in charge; "" of nobody."""

@@ -72,6 +72,46 @@ def test_another_cluster_begins_anew(tmp_path: Path) -> None:
     assert (found.scenario, len(found.requests), found.elsewhere) == (PAPER3, 3, 5)
 
 
+def _two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch, files: int) -> list[LogWriter]:
+    made: list[LogWriter] = []
+    for process in (11, 22):
+        monkeypatch.setattr(writing.os, "getpid", lambda process=process: process)
+        made.append(_writer(folder, files=files))
+    return made
+
+
+def test_several_processes_change_to_another_cluster_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each logs before and after counts as what it is about, though files are read one after the other."""
+    logs = _two_processes(tmp_path, monkeypatch, files=10)
+    for number in range(4):
+        logs[number % 2].write(EDGE6, _line(number))
+    for number in range(4, 10):
+        logs[number % 2].write(PAPER3, _line(number, PAPER3.n_experts))
+    for log in logs:
+        log.close()
+    found = read_log(tmp_path)
+    assert [x.id for x in found.requests] == [f"r{number}" for number in range(4, 10)]
+    assert (found.scenario, found.elsewhere) == (PAPER3, 4)
+
+
+def test_a_process_whose_file_others_removed_begins_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process writes much and removes old files, among them the one that the other has open."""
+    quiet, busy = _two_processes(tmp_path, monkeypatch, files=2)
+    quiet.write(EDGE6, _line(0))
+    while not quiet.written:
+        pass
+    for number in range(1, 500):
+        busy.write(EDGE6, _line(number))
+    busy.close()
+    assert not list(tmp_path.glob("decisions-*-11-*"))
+    quiet.write(EDGE6, _line(500))
+    quiet.close()
+    assert len(list(tmp_path.glob(PATTERN))) == 2
+    ids = [x.id for x in read_log(tmp_path).requests]
+    assert ids[-2:] == ["r499", "r500"]
+    assert "r0" not in ids
+
+
 def test_a_full_disk_loses_lines_but_never_half_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the disk takes in part is taken back; lines are lost and counted until it has room again."""
     monkeypatch.setattr(writing, "_REST_S", 0.0)
