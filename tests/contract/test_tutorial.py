@@ -42,6 +42,7 @@ def small(command, folder):
 @pytest.fixture
 def one_ray():
     """Started once; each command uses the Ray that its process has."""
+    ray.shutdown()  # modules before it may share a smaller one
     ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
