@@ -1,7 +1,8 @@
 """Speed of a scenario with the parts of an edge that are optional, beside the same without them.
 
 Run ``python -m benchmarks.edge``. Environment steps per CPU-second of edge6 at moderate load: alone, with service classes and
-tenants, with a network too, with watts and prices too, with engines that schedule by priority too. The columns are those of
+tenants, with a network too, with watts and prices too, with engines that schedule by priority too. The last two rows have heat
+and patience, or failures and blackouts, in place of all that. The columns are those of
 ``benchmarks.environment``, with the ratio to edge6 alone in the same run.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.environment import steps_per_cpu_s
+from rllib_envs.dynamics import Blackouts, Dynamics, Failures, Patience, Throttling
 from rllib_envs.network import Link, Network, Site
 from rllib_envs.scenario import Scenario, with_workload
 from rllib_envs.scenarios.load import load_scenario
@@ -42,6 +44,8 @@ def stages() -> dict[str, Scenario]:
         "+ network": network,
         "+ watts, prices": expenses,
         "+ priority": replace(expenses, experts=by_priority),
+        "heat, patience": replace(plain, dynamics=Dynamics(throttling=Throttling(), patience=Patience(total_s=60.0))),
+        "failures, blackouts": replace(plain, dynamics=Dynamics(failures=Failures(), blackouts=Blackouts())),
     }
 
 
