@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,9 @@ def run(options: Options) -> int:
         print(f"\n4. Sending {seconds:.0f} s of traffic, {rate:.2f} requests/s: model auto, streams\n")
         answers = asyncio.run(send_traffic(url, rate, seconds, PROMPT_TOKENS, OUTPUT_TOKENS))
         print(traffic_table(answers, experts, _slo_s(experts)))
-        print(f"\nMeans of what the gateway predicted and measured ({url}/metrics):\n\n{asyncio.run(_predicted(url, experts))}")
+        samples = asyncio.run(_metrics(url))
+        print(_who_decided(samples, options))
+        print(f"\nMeans of what the gateway predicted and measured ({url}/metrics):\n\n{_predicted(samples, experts)}")
     pids = ", ".join(str(engine.pid) for engine in engines)
     print(f"\n5. Ended: the gateway, and the engines by their processes {pids}. Logs and profiles: {options.out}")
     print(f"\n6. What other policies would have done: edgeroute replay {options.out / _LOG}\n")
@@ -179,10 +181,24 @@ async def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) ->
     raise InputError(f"the gateway did not become ready: see {log}")
 
 
-async def _predicted(url: str, experts: Sequence[Expert]) -> str:
-    """A table of the mean TTFT and TPOT of each expert, as predicted at the decision and as measured."""
+async def _metrics(url: str) -> dict[str, str]:
+    """The samples of the gateway's metrics, by name with labels."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
-        samples = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if not line.startswith("#"))
+        return dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if not line.startswith("#"))
+
+
+def _who_decided(samples: Mapping[str, str], options: Options) -> str:
+    """A line on the policy, and one for each reason for which its fallback decided instead."""
+    prefix = 'edgeroute_fallback_total{reason="'
+    instead = {name[len(prefix) : -2]: float(count) for name, count in samples.items() if name.startswith(prefix)}
+    lines = [f"  {reason}: {count:.0f} decisions (see {options.out / 'serve.log'})" for reason, count in instead.items() if count]
+    if not lines:
+        return f"\nAll were decided by {options.policy}."
+    return "\n".join([f"\n{options.policy} did not decide where its fallback did, by reason:", *lines])
+
+
+def _predicted(samples: Mapping[str, str], experts: Sequence[Expert]) -> str:
+    """A table of the mean TTFT and TPOT of each expert, as predicted at the decision and as measured."""
 
     def mean_ms(name: str, expert: str) -> str:
         total, count = (
