@@ -93,7 +93,7 @@ def run(options: Options) -> int:
         answers = asyncio.run(send_traffic(url, rate, seconds, PROMPT_TOKENS, OUTPUT_TOKENS))
         print(traffic_table(answers, experts, _slo_s(experts)))
         samples = asyncio.run(_metrics(url))
-        print(_who_decided(samples, options))
+        print(who_decided(samples, options))
         print(f"\nMeans of what the gateway predicted and measured ({url}/metrics):\n\n{_predicted(samples, experts)}")
     pids = ", ".join(str(engine.pid) for engine in engines)
     print(f"\n5. Ended: the gateway, and the engines by their processes {pids}. Logs and profiles: {options.out}")
@@ -187,7 +187,7 @@ async def _metrics(url: str) -> dict[str, str]:
         return dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if not line.startswith("#"))
 
 
-def _who_decided(samples: Mapping[str, str], options: Options) -> str:
+def who_decided(samples: Mapping[str, str], options: Options) -> str:
     """A line on the policy, and one for each reason for which its fallback decided instead."""
     prefix = 'edgeroute_fallback_total{reason="'
     instead = {name[len(prefix) : -2]: float(count) for name, count in samples.items() if name.startswith(prefix)}

@@ -68,22 +68,10 @@ async def complete(traffic: Traffic, scope: Scope, receive: Receive, send: Send,
             arrived_s = time.monotonic()
             asked = parse_completion(body, chat)
             request, counted = await _route_request(gateway, asked, headers, tenant)
-            decision = gateway.decider.decide(request, time.monotonic(), gateway.ready())
-            load = traffic.decided(gateway, decision)
-            about += _about(decision)
-            exchange = Exchange(
-                request_id=request_id.decode(),
-                arrived_s=arrived_s,
-                class_name=gateway.class_names[request.service],
-                bounds=gateway.bounds(request.budgets, request.service),
-                request=request,
-                decision=decision,
-                expert=-1 if decision.expert is None else decision.expert,
-                load=load,
-            )
-            if decision.expert is None:
-                traffic.record(gateway, exchange)
-                raise _refusal(gateway, decision)
+            exchange = traffic.decide(gateway, request, arrived_s, request_id.decode())
+            about += _about(exchange.decision)
+            if exchange.decision.expert is None:
+                raise _refusal(gateway, exchange.decision)
             completion = _Completion(traffic, gateway, asked, counted, exchange, scope, send, about)
             await completion.run(receive)
     except Refused as refused:

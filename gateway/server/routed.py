@@ -76,21 +76,9 @@ class Routes:
             stack.enter_context(traffic.place(gateway, tenant))
             arrived_s = time.monotonic()
             request = await _route_request(gateway, inquiry, headers, tenant)
-            decision = gateway.decider.decide(request, time.monotonic(), gateway.ready())
-            load = traffic.decided(gateway, decision)
-            exchange = Exchange(
-                request_id=decision.id,
-                arrived_s=arrived_s,
-                class_name=gateway.class_names[request.service],
-                bounds=gateway.bounds(request.budgets, request.service),
-                request=request,
-                decision=decision,
-                expert=-1 if decision.expert is None else decision.expert,
-                load=load,
-            )
-            if decision.expert is None:
-                traffic.record(gateway, exchange)
-            else:
+            exchange = traffic.decide(gateway, request, arrived_s)
+            decision = exchange.decision
+            if decision.expert is not None:
                 stack.enter_context(gateway.upstreams[decision.expert].taken())
                 wait_s = gateway.config.timeouts.routed_s if told else _predicted_s(gateway, exchange)
                 timer = asyncio.get_running_loop().call_later(wait_s, self._end, decision.id, "presumed")

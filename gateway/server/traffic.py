@@ -9,9 +9,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from gateway.decision import RouteDecision
-from gateway.ledger import ExpertLoad
 from gateway.log.writer import LogWriter
+from gateway.request import RouteRequest
 from gateway.server.exchange import Exchange
 from gateway.server.logged import request_line
 from gateway.server.metrics import Metrics
@@ -98,10 +97,33 @@ class Traffic:
             watch.close()
             self.watches.discard(watch)
 
-    def decided(self, gateway: Gateway, decision: RouteDecision) -> tuple[ExpertLoad, ...]:
-        """A decision was taken. Returns what is under way at each expert, if the log wants to know."""
+    def decide(self, gateway: Gateway, request: RouteRequest, arrived_s: float, request_id: str | None = None) -> Exchange:
+        """Decide where a request goes, and count it. A request that goes nowhere is recorded at once.
+
+        Args:
+            gateway: in charge of the request.
+            request: to route.
+            arrived_s: when it came.
+            request_id: its id; None: that of the decision.
+
+        Raises:
+            ValueError: the request does not fit the scenario (``Decider.decide``).
+        """
+        decision = gateway.decider.decide(request, time.monotonic(), gateway.ready())
         self.metrics.decided(decision, None if decision.expert is None else gateway.upstreams[decision.expert].entry.name)
-        return () if self.log is None else tuple(gateway.decider.ledger.loads())
+        exchange = Exchange(
+            request_id=decision.id if request_id is None else request_id,
+            arrived_s=arrived_s,
+            class_name=gateway.class_names[request.service],
+            bounds=gateway.bounds(request.budgets, request.service),
+            request=request,
+            decision=decision,
+            expert=-1 if decision.expert is None else decision.expert,
+            load=() if self.log is None else tuple(gateway.decider.ledger.loads()),
+        )
+        if decision.expert is None:
+            self.record(gateway, exchange)
+        return exchange
 
     def ended(self, gateway: Gateway, exchange: Exchange) -> None:
         """A completion ended, however it did."""

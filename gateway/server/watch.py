@@ -38,10 +38,6 @@ class Watch:
         if deadline < self._armed_s:
             self._arm()
 
-    def unlimit(self) -> None:
-        """No limit from now on."""
-        self._deadline_s = float("inf")
-
     def end(self, why: Why) -> None:
         """End the request."""
         if self.why is None:

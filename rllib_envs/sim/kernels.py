@@ -284,7 +284,7 @@ def _earliest_queued_s(engine, expert, work, first):
 
 
 @kernel
-def _take_out(expert, work, place):
+def take_out(expert, work, place):
     """Remove the request at ``place`` of the queue."""
     waiting = work.waiting
     for i in range(place, 0, -1):
@@ -406,7 +406,7 @@ def _compose(engine, expert, work, extras, held):
             tokens = request.prompt + request.generated
             if queued_s(engine, request) > expert.known_s or blocks_of(tokens) > expert.freed - expert.taken:
                 break
-            _take_out(expert, work, place)
+            take_out(expert, work, place)
             hit = 0
             if record.preemptions > 0 and engine.reuse == 1:
                 hit = _reusable_blocks(expert, work, record, tokens)
@@ -682,12 +682,6 @@ def remove_running(expert, work, place):
 
 
 @kernel
-def remove_waiting(expert, work, place):
-    """The request at ``place`` of the queue leaves."""
-    _take_out(expert, work, place)
-
-
-@kernel
 def settle(engine, expert, work):
     """After requests have left between two iterations: free what complete ones hold, or wait for the next one on its way."""
     if expert.n_run == 0:
@@ -696,6 +690,27 @@ def settle(engine, expert, work):
         else:
             first = expert.n_wait if engine.by_priority == 1 else 1
             expert.clock_s = max(expert.clock_s, _earliest_queued_s(engine, expert, work, first))
+
+
+@kernel
+def empty(engine, expert):
+    """Nothing is inside, and nothing is planned. The clock and all totals stay."""
+    expert.plan_steps = 0
+    expert.n_run = 0
+    expert.n_dec = 0
+    expert.n_wait = 0
+    expert.partial = 0
+    expert.context = 0
+    expert.cached = 0
+    expert.iteration = 0
+    expert.min_finish = NEVER
+    expert.freed = engine.blocks
+    expert.taken = 0
+    expert.leaving = 0
+    expert.leaving_blocks = 0
+    expert.idle = 0
+    for i in range(_BLOCK):
+        expert.phase[i] = 0
 
 
 @kernel
@@ -714,19 +729,4 @@ def fail(engine, expert, work, time_s):
     if expert.n_run + expert.n_wait > 0:
         expert.clock_s = time_s
         expert.known_s = time_s
-    expert.plan_steps = 0
-    expert.n_run = 0
-    expert.n_dec = 0
-    expert.n_wait = 0
-    expert.partial = 0
-    expert.context = 0
-    expert.cached = 0
-    expert.iteration = 0
-    expert.min_finish = NEVER
-    expert.freed = engine.blocks
-    expert.taken = 0
-    expert.leaving = 0
-    expert.leaving_blocks = 0
-    expert.idle = 0
-    for i in range(_BLOCK):
-        expert.phase[i] = 0
+    empty(engine, expert)

@@ -39,8 +39,8 @@ from rllib_envs.sim.kernels import (
     forget,
     push,
     remove_running,
-    remove_waiting,
     settle,
+    take_out,
     work_of,
 )
 from rllib_envs.sim.state import CANCELLED, ENGINE, FAILED, LOST, REJECTED, ROUTED
@@ -213,7 +213,7 @@ def _leave(state, engine, expert, b, e, time_s):
     for i in range(expert.n_wait - 1, -1, -1):
         r = work.waiting[(expert.wait_head + i) & work.last]
         if work.records[r].status == CANCELLED:
-            remove_waiting(expert, work, i)
+            take_out(expert, work, i)
             _close(work.records[r], work.requests[r], time_s)
     settle(engine, expert, work)
 

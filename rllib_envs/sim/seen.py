@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.calibration import note_step
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import blocks_of, push, schedule, work_of
+from rllib_envs.sim.kernels import blocks_of, empty, push, schedule, work_of
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import NEVER
 
@@ -126,19 +126,12 @@ def _tokens_by(seen, w, r, now_s):
 
 @kernel
 def _clear(engine, expert):
+    empty(engine, expert)
     expert.clock_s = -np.inf
-    expert.plan_steps = 0
-    expert.n_run = expert.n_dec = expert.n_wait = expert.wait_head = 0
-    expert.partial = expert.pre_done = expert.pre_chunk = 0
-    expert.iteration = 0
     expert.min_finish = 1
-    expert.context = expert.cached = 0
-    expert.freed = engine.blocks
-    expert.taken = 0
-    expert.leaving = expert.leaving_blocks = 0
-    expert.idle = 0
-    for i in range(BLOCK_TOKENS):
-        expert.phase[i] = 0
+    expert.wait_head = 0
+    expert.pre_done = 0
+    expert.pre_chunk = 0
 
 
 @kernel

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import edgeroute
-from gateway.demo import Options, _who_decided
+from gateway.demo import Options, who_decided
 from gateway.engines.process import engines_installed
 from gateway.traffic_sample import DemoAnswer, traffic_table
 from rllib_envs.scenarios.load import load_scenario
@@ -58,11 +58,11 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path):
     assert not psutil.wait_procs(children, timeout=10)[1]
 
 
-def test_it_says_who_decided():
+def test_it_sayswho_decided():
     options = Options(policy="impact-greedy")
     none = {'edgeroute_fallback_total{reason="error"}': "0", "edgeroute_inflight": "3"}
-    assert "All were decided by impact-greedy" in _who_decided(none, options)
-    told = _who_decided(none | {'edgeroute_fallback_total{reason="outside"}': "7.0"}, options)
+    assert "All were decided by impact-greedy" in who_decided(none, options)
+    told = who_decided(none | {'edgeroute_fallback_total{reason="outside"}': "7.0"}, options)
     assert "impact-greedy did not decide" in told
     assert "outside: 7 decisions" in told
     assert "error" not in told
