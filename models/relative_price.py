@@ -42,15 +42,23 @@ TERMS: dict[str, Term] = {
     # Predicted scores count as the expert's mean score plus this much of the difference:
     "trust": Term(1.0, 0.1),
     "trust_load": Term(0.0, 0.15),  # more of it for each unit of the log of the recent offered load
+    # Came later; those of a router from before are 0:
+    "common": Term(0.0, 0.15),  # more trust in the part that is alike at all experts: how good any answer will be
+    "common_load": Term(0.0, 0.15),  # the same for each unit of the log of the recent offered load
+    "late_error": Term(0.0, 0.4),  # more of "late" for each unit of the error of lengths, as in "soft_error"
+    "soft_late": Term(0.0, 0.2),  # more of "soft", times what "late" is multiplied by
 }
-"""The parameters by name, in their order."""
+"""The parameters by name, in their order. Where a router has fewer, the last ones are 0."""
+
+EARLIER_TERMS = 20
+"""Number of parameters that a router from before the last ones has."""
 
 _LEAST_LOG_LOAD, _MOST_LONG_RUN = -4.0, 1.5
 _LEAST_LOG_PRICE, _MOST_LOG_PRICE, _MOST_LOG_RATIO, _MOST_LOG_QUALITY = -20.0, 5.0, 9.0, 2.0
 _MOST_USED, _MOST_QUEUE = 3.0, 4.0
 _LEAST_ROOM, _LEAST_QUALITY, _LEAST_USED = 0.1, 1e-3, 0.05
 _TYPICAL_EXPERTS, _TYPICAL_ERROR, _FEW_LATE = 6.0, 0.4, 0.03
-_MOST_ERROR = 1.5
+_MOST_ERROR, _MOST_TRUST = 1.5, 2.0
 
 
 class RelativePrice(nn.Module):
@@ -62,7 +70,7 @@ class RelativePrice(nn.Module):
     - ``ratio``: the time that the request takes of the expert, over that of late requests (``sim.demand``);
     - ``used``: twice the weighted mean of the reserved share of the KV memory, and of the share that present requests take of
       the time that an iteration's fixed cost leaves;
-    - ``terms``: the first ten of ``TERMS``.
+    - ``terms``: the first ten of ``TERMS``, and ``late_error``.
 
     A search sets the parameters, not gradients: to torch they are a buffer, ``terms``.
 
@@ -99,8 +107,8 @@ class RelativePrice(nn.Module):
     def adjustment(self, observation: Observation, terms: Tensor | None = None) -> Tensor:
         """(B, N) change of the predicted marginal QoS by trust in scores and by softened deadlines; arguments as above."""
         term, fast = self._named(terms), _loads(observation)[1]
-        wrong = _demand(observation, "length_error").clamp(max=_MOST_ERROR) - _TYPICAL_ERROR
-        soft = (term["soft"] + term["soft_load"] * fast + term["soft_error"] * wrong).clamp(0, 1)
+        soft = term["soft"] + term["soft_load"] * fast + term["soft_error"] * _wrong(observation)
+        soft = (soft + term["soft_late"] * _unforeseen(observation)).clamp(0, 1)
         strict, change = whatif_column(observation, "own_success"), whatif_column(observation, "soft_change")
         success = strict + soft * (whatif_column(observation, "own_success_softened") - strict)
         others = soft * (whatif_column(observation, "soft_change_softened") - change)
@@ -113,8 +121,10 @@ class RelativePrice(nn.Module):
     def _trusted(self, observation: Observation, fast: Tensor, term: dict[str, Tensor]) -> Tensor:
         """(B, N) predicted scores, as far as they are trusted."""
         mean = expert_column(observation, "mean_score")
-        trust = (term["trust"] + term["trust_load"] * fast).clamp(0, 2)
-        return mean + trust * (arrived_column(observation, "predicted_score") - mean)
+        trust = (term["trust"] + term["trust_load"] * fast).clamp(0, _MOST_TRUST)
+        beyond = arrived_column(observation, "predicted_score") - mean
+        common = (term["common"] + term["common_load"] * fast).clamp(-_MOST_TRUST, _MOST_TRUST)
+        return mean + trust * beyond + common * beyond.mean(dim=-1, keepdim=True)
 
 
 def _log_price(observation: Observation, term: Mapping[str, Tensor]) -> Tensor:
@@ -127,7 +137,7 @@ def _log_price(observation: Observation, term: Mapping[str, Tensor]) -> Tensor:
         + term["rise"] * (fast - slow)
         + term["above"] * fast.clamp(min=0)
         + term["overload"] * _demand(observation, "overload")
-        + term["late"] * (_unforeseen(observation) / _FEW_LATE).log1p()
+        + (term["late"] + term["late_error"] * _wrong(observation)) * _unforeseen(observation)
         + term["quality"] * _relative_quality(observation)
         + term["experts"] * (count / _TYPICAL_EXPERTS).log()
     )
@@ -153,12 +163,17 @@ def _relative_quality(observation: Observation) -> Tensor:
     return (mean / mean.mean(dim=-1, keepdim=True)).log().clamp(-_MOST_LOG_QUALITY, _MOST_LOG_QUALITY)
 
 
-def _unforeseen(observation: Observation) -> Tensor:
-    """(B, 1) share of requests that were late although the roll-out did not say so: what later arrivals did to them.
+def _wrong(observation: Observation) -> Tensor:
+    """(B, 1) root mean square error of log lengths, within bounds, less a typical one."""
+    return _demand(observation, "length_error").clamp(max=_MOST_ERROR) - _TYPICAL_ERROR
 
-    Some requests are late wherever they go. A price does not help them.
+
+def _unforeseen(observation: Observation) -> Tensor:
+    """(B, 1) log(1 + share / .03) of requests that were late although the roll-out did not say so.
+
+    It is what later arrivals did to them. Some requests are late wherever they go. A price does not help them.
     """
-    return (_demand(observation, "late") - _demand(observation, "foreseen")).clamp(min=0)
+    return ((_demand(observation, "late") - _demand(observation, "foreseen")).clamp(min=0) / _FEW_LATE).log1p()
 
 
 def _demand(observation: Observation, name: str) -> Tensor:

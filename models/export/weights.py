@@ -14,12 +14,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.export.manifest import read_file
+from models.relative_price import EARLIER_TERMS
 from rllib_envs.errors import InputError
 
 _MOST_BYTES = 2**28  # of weights: some thousand times those of the usual router
 _HEADER_BYTES = 2**20  # of what describes them in the file
+_TERMS = "price.terms"  # more of them came later, whose value in a router from before is 0
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -55,6 +58,8 @@ def load_weights(make: Callable[[], N], path: Path, sha256: str) -> N:
         raise InputError(f"{path}: damaged: {error}") from None
     except KeyError as error:
         raise InputError(f"{path}: damaged: no type of tensors: {error}") from None
+    if _TERMS in tensors and _TERMS in expected and tensors[_TERMS].shape == (EARLIER_TERMS,):
+        tensors[_TERMS] = functional.pad(tensors[_TERMS], (0, max(expected[_TERMS].numel() - EARLIER_TERMS, 0)))
     fault = _misfit(tensors, expected)
     if fault:
         raise InputError(f"{path}: does not fit the network: {fault}")

@@ -149,6 +149,39 @@ def test_trust_changes_nothing_at_1_and_leaves_the_means_at_0(observation):
     torch.testing.assert_close(own + RelativePrice().adjustment(observation, terms), means)
 
 
+def test_the_part_of_a_score_that_all_experts_share_is_trusted_on_its_own(observation):
+    def trusted(one, **terms):
+        values = torch.tensor([terms.get(name, term.prior) for name, term in TERMS.items()], dtype=DOUBLE)
+        own = arrived_column(one, "predicted_score") * whatif_column(one, "own_success")
+        return (own + RelativePrice().adjustment(one, values)) / whatif_column(one, "own_success")
+
+    better = {**observation, "arrived": observation["arrived"].clone()}
+    better["arrived"][..., ARRIVED_FEATURES.index("predicted_score")] += 0.1  # at each expert alike
+    one_better = {**observation, "arrived": observation["arrived"].clone()}
+    one_better["arrived"][:, 0, ARRIVED_FEATURES.index("predicted_score")] += 0.1
+    count = observation["experts"].shape[1]
+    torch.testing.assert_close(
+        trusted(better, common=0.5) - trusted(observation, common=0.5), torch.full_like(better["arrived"][..., 0], 0.15)
+    )
+    one_more = trusted(one_better, common=0.5) - trusted(observation, common=0.5)
+    torch.testing.assert_close(one_more[:, 0], torch.full_like(one_more[:, 0], 0.1 + 0.05 / count))
+    torch.testing.assert_close(one_more[:, 1:], torch.full_like(one_more[:, 1:], 0.05 / count))
+    torch.testing.assert_close(trusted(better, common=0.0), trusted(better))
+
+
+def test_lateness_softens_deadlines_and_counts_less_where_lengths_err_if_the_search_says_so(observation):
+    late = changed(observation, "demand", "late", lambda x: torch.full_like(x, 0.3))
+    late = changed(late, "demand", "foreseen", torch.zeros_like)
+    wrong = changed(late, "demand", "length_error", lambda x: torch.full_like(x, 0.9))
+    torch.testing.assert_close(price(wrong, late=1.0), price(late, late=1.0))
+    torch.testing.assert_close(price(wrong, late=1.0, late_error=-2.0), price(wrong, late=0.0))
+    on_time = changed(late, "demand", "late", torch.zeros_like)
+    values = torch.tensor([{"soft_late": 10.0}.get(name, term.prior) for name, term in TERMS.items()], dtype=DOUBLE)
+    all_soft = torch.tensor([{"soft": 1.0}.get(name, term.prior) for name, term in TERMS.items()], dtype=DOUBLE)
+    torch.testing.assert_close(RelativePrice().adjustment(late, values), RelativePrice().adjustment(late, all_soft))
+    assert not RelativePrice().adjustment(on_time, values).any()
+
+
 def test_parameters_for_each_cluster_are_as_good_as_each_alone(observation):
     count = len(observation["cluster"])
     prior = [term.prior for term in TERMS.values()]

@@ -16,11 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.rllib.avl.settings import AVLSettings
 from models.rllib.sac.settings import SACSettings
-from models.rllib.scenario import MARGINAL
+from models.rllib.scenario import MARGINAL, SOFT_DEADLINE
 from models.router import RouterSpec
 from rllib_envs.baselines import HEURISTICS
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import PredictionLaw, Reward
+from rllib_envs.scenarios.kinds import PLAIN_KIND
 from rllib_envs.scenarios.load import explain
 from rllib_envs.yaml_files import read_mapping
 from tuning.output.tracking import TrackOptions
@@ -51,7 +52,7 @@ HELP = {
     ),
     "length and folder of the run": ("run_dir steps iterations minutes resume smoke", "auto_resume trust_checkpoint storage"),
     "processes": ("num_env_runners", "address num_learners gpus_per_learner envs_per_runner steps_per_iteration"),
-    "learning": ("", "lr temperature validate_every keep_replay guide avl sac"),
+    "learning": ("", "lr temperature soft_deadline validate_every keep_replay guide avl sac"),
     "network": ("", "router told_apart correction"),
     "reward": ("", "reward"),
     "tracking": ("", "track"),
@@ -107,6 +108,8 @@ class TrainOptions:
     """Running requests of each expert that an observation shows one by one; it sums up the others."""
     waiting_slots: int = 8
     """The same for waiting requests."""
+    soft_deadline: float = SOFT_DEADLINE
+    """Scale of the soft deadline in what-if results, as a share of the SLO. What is trained needs the same."""
     reward: Reward = MARGINAL
     """Weights of the reward's terms."""
     router: Annotated[RouterSpec, tyro.conf.arg(name="")] = field(default_factory=lambda: RouterSpec(bounded=True))
@@ -214,7 +217,16 @@ _ANY_CLUSTER = TrainOptions(
     validate_every=0,
     router=RouterSpec(encoder="aggregates", price="relative", hidden=0),
     correction=False,
-    avl=AVLSettings(warmup=0, generations=60, population=18, search_variants=0, search_drawn=24, search_requests=600),
+    soft_deadline=0.07,
+    avl=AVLSettings(
+        warmup=0,
+        generations=60,
+        population=18,
+        search_variants=0,
+        search_drawn=24,
+        search_requests=600,
+        search_kinds=(PLAIN_KIND, "edge", "changing"),
+    ),
     iterations=61,
 )
 _MENDED = replace(
@@ -246,6 +258,7 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "steps_per_iteration": (1, 10**8),
     "lr": (1e-9, 10),
     "temperature": (1e-6, 1e3),
+    "soft_deadline": (1e-4, 1e3),
     "running_slots": (1, 4096),
     "waiting_slots": (1, 4096),
     "num_env_runners": (0, 4096),

@@ -14,7 +14,6 @@ from models.envelope import Envelope, measure
 from models.export.bundle import TEMPERATURE
 from models.export.description import TRAINED_ON
 from models.rllib.rollout.env_groups import Group
-from models.rllib.scenario import SOFT_DEADLINE
 from rllib_envs.errors import InputError
 from rllib_envs.footprint import machine_bytes
 from rllib_envs.scenario import Observation, Scenario
@@ -42,7 +41,7 @@ def variant_options(options: TrainOptions) -> VariantOptions:
         information=options.spec.information,
         demand=options.spec.demand,
         places=options.spec.places,
-        whatif_tau=SOFT_DEADLINE,
+        whatif_tau=options.soft_deadline,
         counterfactual=options.preset not in PAPER_NETWORKS,
         calibrate=options.calibrate,
         running_slots=options.running_slots,

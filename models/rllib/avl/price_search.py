@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 _STEP = 0.8  # how far the mean goes towards the best
 _SETTLING = 0.05  # least weight of the newest mean in what is settled on
 _SEARCH = 2.5  # weight there of where the search begins, in generations, for each earlier search that this comes from
-_LOSS = 4.0  # weight of what a candidate loses against the reference, beside what it gains: no world is to be made worse
+_LOSS = 2.0  # weight of what a candidate loses against the reference, beside what it gains: no world is to be made worse
 _SPREAD_RATE, _SPREAD_RANGE = 0.1, (0.88, 1.08)
 _QOS_FLOOR = 0.001  # differences below this are noise, also in a scenario where nothing else differs
 _STREAM, _KIND_STREAM = 11, 12  # keep its draws apart from those of the rollouts
@@ -82,7 +82,7 @@ class PriceSearch:
         """Report the fitness of what ``ask`` returned: (K or K + 1, W) mean QoS of each in W environment variants.
 
         A variant is weighted by the root of how much its QoS varies with the price. In proportion, overload would dominate; with
-        equal weights, the search would ignore it. A loss against the reference counts four times as much as a gain.
+        equal weights, the search would ignore it. A loss against the reference counts twice as much as a gain.
         """
         qos, reference = np.split(qos, [len(self._draws())])
         scale = (qos.var(axis=0) + _QOS_FLOOR**2) ** 0.25

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from models.envelope import Envelope
@@ -17,6 +19,7 @@ from models.export.onnx import export_onnx
 from models.export.onnx_scores import load_onnx
 from models.export.traced import random_observation
 from models.paper.networks import PaperPolicy, PaperSpec
+from models.relative_price import EARLIER_TERMS
 from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Observation, with_workload
@@ -105,6 +108,22 @@ def test_a_shipped_bundle_of_an_earlier_format_decides_as_it_does_in_this_one(na
         decided.append(np.array(actions))
     for other in decided[1:]:
         np.testing.assert_array_equal(other, decided[0])
+
+
+def test_a_relative_price_from_before_its_last_parameters_decides_as_it_did(bundle):
+    torch.manual_seed(1)
+    router = Router(RouterSpec(encoder="aggregates", price="relative", hidden=0, impact_hidden=0)).eval()
+    router.price.terms.normal_(std=0.3)
+    earlier = router.price.terms[:EARLIER_TERMS].clone()
+    router.price.terms[EARLIER_TERMS:] = 0.0
+    observation = replace(OBSERVATION, demand=True)
+    save_bundle(bundle, router, observation, ABOUT)
+    weights = bundle / "router.safetensors"
+    safetensors.torch.save_file(router.state_dict() | {"price.terms": earlier}, weights)
+    edit(bundle, lambda contents: contents["sha256"].update({weights.name: sha256(weights.read_bytes()).hexdigest()}))
+    seen = random_observation(observation, batch=4, experts=5, seed=2)
+    with torch.inference_mode():
+        assert torch.equal(load_bundle(bundle).router(seen), router(seen))
 
 
 def test_a_bundle_is_replaced_whole(bundle):
