@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from rllib_envs.capacity import expert_capacities
+from rllib_envs.expert import Expert
 from rllib_envs.profiles.fit import fit_profile, held_out
-from rllib_envs.scenario import Expert, Scenario, Workload
+from rllib_envs.scenario import Scenario, Workload
 from tuning.evaluation.matrix import EVALUATION_SEEDS, start_simulation
 from tuning.specs.routers import parse_router
 

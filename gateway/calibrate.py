@@ -26,12 +26,12 @@ from gateway.calibration.measuring import LoadBounds, measure_engine
 from gateway.calibration.report import draw_latencies, interval_table, latency_errors, log_errors
 from gateway.config import Secret
 from rllib_envs.errors import InputError
+from rllib_envs.expert import Expert
 from rllib_envs.profiles.estimate import LEAST_PERIODS, ServerSettings, busy_periods, estimate_profile, predicted_run
 from rllib_envs.profiles.fit import compare_run, fit_batches
 from rllib_envs.profiles.iteration_log import read_iteration_log
 from rllib_envs.profiles.measurements import MeasuredRun
 from rllib_envs.profiles.records import read_requests
-from rllib_envs.scenario import Expert
 from rllib_envs.scenarios.load import explain
 from rllib_envs.sim.profile import EngineProfile
 from tuning.fit_profile import draw_fit, expert_yaml

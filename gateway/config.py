@@ -21,10 +21,11 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 from pydantic.dataclasses import dataclass
 
 from rllib_envs.errors import InputError
+from rllib_envs.expert import Expert
 from rllib_envs.limits import CONFIG, InnerShare, Name, NonNegative, Order, Positive
 from rllib_envs.network import Network
 from rllib_envs.own_code import PREFIX
-from rllib_envs.scenario import Expert, Scenario
+from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.load import explain, load_scenario
 from rllib_envs.service import ServiceClass, Tenant
 from rllib_envs.text_files import read_text

@@ -27,8 +27,8 @@ from gateway.config import load_config
 from gateway.engines.process import EngineSpec, RunningEngine, running
 from gateway.traffic_sample import send_traffic, traffic_table
 from rllib_envs.errors import InputError
+from rllib_envs.expert import Expert
 from rllib_envs.profiles.replay import replay_requests
-from rllib_envs.scenario import Expert
 from rllib_envs.yaml_files import dump_yaml
 from tuning.output.tables import markdown_table
 from tuning.run_dir.atomic import write_text

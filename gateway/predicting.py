@@ -11,7 +11,7 @@ from gateway.live import Told
 from gateway.request import RouteRequest
 from models.predictors.served import Predictors
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Expert
+from rllib_envs.expert import Expert
 from rllib_envs.workload.catalogue import LENGTH_LOG_SD
 
 _MOST_CHARACTERS = 20_000  # of a prompt that predictors read: its beginning says what it asks

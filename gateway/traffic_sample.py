@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 import numpy as np
 
-from rllib_envs.scenario import Expert
+from rllib_envs.expert import Expert
 from tuning.output.tables import markdown_table
 
 _WORDS = ("time", "river", "stone", "letter", "garden", "window", "market", "winter", "music", "paper", "light", "north")

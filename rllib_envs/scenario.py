@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rllib_envs.dynamics import Dynamics, check_dynamics
+from rllib_envs.expert import Expert
 from rllib_envs.limits import (
     CONFIG,
     AtLeastOne,
@@ -34,7 +35,6 @@ from rllib_envs.limits import (
 from rllib_envs.network import Network
 from rllib_envs.own_code import PREFIX, parse_own
 from rllib_envs.service import ServiceClass, Tenant, unknown_places
-from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload.arrival_processes import PROCESSES
 from rllib_envs.yaml_files import dump_yaml
 
@@ -67,31 +67,6 @@ def _pairs(given: Any) -> Any:
     if isinstance(given, list):
         return tuple(tuple(x) if isinstance(x, list) else x for x in cast(list[Any], given))
     return given
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
-class Expert:
-    """One LLM on one GPU."""
-
-    name: Name
-    model: str
-    gpu: str
-    params_b: Positive  # billions of parameters
-    engine: EngineProfile
-    mean_score: InnerShare  # mean quality of its answers over the catalogue
-    mean_output_tokens: Annotated[float, Field(ge=2, le=1e9)]  # mean answer length over the catalogue
-    labels: tuple[Name, ...] = ()  # where it stands and whose it is (a region, on-premises): to confine requests by
-    site: Name | None = None  # where it stands, for the network
-    idle_w: NonNegative = 0.0  # watts while it has no request; what is not known, or somebody else's, is 0
-    active_w: NonNegative = 0.0  # watts while an iteration runs
-    prompt_price: NonNegative = 0.0  # money per million prompt tokens, in any currency
-    output_price: NonNegative = 0.0  # money per million output tokens
-
-    @model_validator(mode="after")
-    def _active_above_idle(self) -> Self:
-        if self.active_w < self.idle_w:
-            raise ValueError(f"active_w = {self.active_w} with idle_w = {self.idle_w}: must not be below it")
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)

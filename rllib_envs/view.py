@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.scenario import Expert, Observation
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Observation
 from rllib_envs.sim.rows import (
     ARRIVED_ROW,
     CLUSTER_ROW,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import rllib_envs.simulation
+from rllib_envs.expert import Expert
 from rllib_envs.network import Link, Network, Site
-from rllib_envs.scenario import Expert, Faults, Observation, Reward, Scenario, Workload, with_workload
+from rllib_envs.scenario import Faults, Observation, Reward, Scenario, Workload, with_workload
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.service import ServiceClass
 from rllib_envs.sim.profile import EngineProfile

@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from rllib_envs.errors import InputError
+from rllib_envs.expert import Expert
 from rllib_envs.profiles.fit import SERVER_MIXED_MS, SERVER_OVERHEAD, FittedProfile, HeldOut, fit_profile, held_out
-from rllib_envs.scenario import Expert
 from rllib_envs.scenarios.load import explain
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.yaml_files import dump_yaml

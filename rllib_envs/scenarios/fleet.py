@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Expert, Scenario
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Scenario
 from rllib_envs.sim.profile import EngineProfile
 
 GIB = 2**30

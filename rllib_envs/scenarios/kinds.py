@@ -13,8 +13,9 @@ import numpy as np
 
 from rllib_envs.dynamics import Blackouts, Dynamics, Failures, Patience, Throttling
 from rllib_envs.errors import InputError
+from rllib_envs.expert import Expert
 from rllib_envs.network import Link, Network, Site
-from rllib_envs.scenario import Expert, Scenario
+from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass, Tenant
 
 Kind = Callable[[Scenario, np.random.Generator], Scenario]

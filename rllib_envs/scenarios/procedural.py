@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rllib_envs.capacity import capacity_rps
-from rllib_envs.scenario import Arrivals, Catalogue, Expert, Predictions, Scenario, Workload, with_workload
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Arrivals, Catalogue, Predictions, Scenario, Workload, with_workload
 from rllib_envs.sim.profile import EngineProfile
 
 LOADS = (0.1, 1.8)

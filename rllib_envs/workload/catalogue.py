@@ -43,7 +43,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Expert, Scenario
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Scenario
 from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD, MAX_TOKENS, GivenLengths
 from rllib_envs.workload.predicted import Predicted
 from rllib_envs.workload.prediction_table import PredictionTable, read_table

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.dynamics import Dynamics, Patience, Throttling, concerns
-from rllib_envs.scenario import Expert, Scenario
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Scenario
 from rllib_envs.sim.living import DARK, DOWN, DRAIN, EVENT, KNOWN_DOWN, KNOWN_UP, LIT, SPEED, THERMAL, UP
 
 DYNAMIC_STREAMS = ("neighbours", "failures", "blackouts", "patience")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Expert
+from rllib_envs.expert import Expert
 from rllib_envs.text_files import read_bytes
 from rllib_envs.workload.lengths import MAX_TOKENS
 from rllib_envs.workload.predicted import Predicted

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Catalogue, Expert, Scenario, Workload
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Catalogue, Scenario, Workload
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload import catalogue as shipped
 from rllib_envs.workload.catalogue import RequestBatch, draw_requests

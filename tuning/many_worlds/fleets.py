@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rllib_envs.capacity import capacity_rps
+from rllib_envs.expert import Expert
 from rllib_envs.json_files import read_json
-from rllib_envs.scenario import Catalogue, Expert, Scenario, Workload
+from rllib_envs.scenario import Catalogue, Scenario, Workload
 from rllib_envs.scenarios.load import load_scenario, parse_scenario
 from rllib_envs.scenarios.procedural import TRAINING, UNSEEN, draw_able_fleet
 from rllib_envs.sim.profile import EngineProfile
