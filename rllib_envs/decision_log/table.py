@@ -1,7 +1,8 @@
 """A decision log as episodes of the simulator: consecutive requests at their own times, with the lengths that were seen.
 
-The answer of the expert that was asked has its true length. What another expert would have answered nobody knows: its length is
-drawn about the prediction, with the errors that the log shows. The quality of an answer is its feedback, else as predicted.
+The answer of the expert that was asked has its true length, and so has that of any other expert with the same model. What another
+model would have answered nobody knows: its length is drawn about the prediction, with the errors that the log shows. The quality
+of an answer is its feedback, else as predicted. Each request is held to the bounds that it was promised (``promises``).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.log.reader import DecisionLog, column
-from gateway.log.records import LoggedRequest
+from rllib_envs.decision_log.reader import DecisionLog, column
+from rllib_envs.decision_log.records import LoggedRequest
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.terms import SCORE_GRID, users
 from rllib_envs.workload.catalogue import LENGTH_LOG_SD
 from rllib_envs.workload.episode import Episode
 
+_MOST_TOKENS = 2**24
 _FEW = 20  # errors of an expert's lengths, below which those of prompts in general are taken
 
 
@@ -54,7 +56,7 @@ def table_of(log: DecisionLog) -> LoggedTable:
     for i, request in enumerate(requests):
         if request.id in log.feedback:
             score[i, expert[i]] = log.feedback[request.id]
-    classes = [entry.name for entry in scenario.classes] or ["default"]
+    classes = {entry.name: i for i, entry in enumerate(scenario.classes)}
     tenants = {entry.name: i for i, entry in enumerate(scenario.tenants)}
     time_s = np.array([x.time for x in requests])
     predicted_tokens = predicted_tokens.clip(1)
@@ -69,11 +71,29 @@ def table_of(log: DecisionLog) -> LoggedTable:
         predicted_tokens=predicted_tokens,
         score=score,
         possible=np.array([[e in x.candidates for e in range(n)] for x in requests], np.bool_).reshape(-1, n),
-        service=np.array([classes.index(x.service) for x in requests], np.int32),
+        service=np.array([classes.get(x.service, 0) for x in requests], np.int32),
         tenant=np.array([tenants.get(x.tenant, 0) for x in requests], np.int32),
         log_median=log_median,
         log_sd=log_sd,
     )
+
+
+def lengths_of(table: LoggedTable, scenario: Scenario, rng: np.random.Generator) -> NDArray[np.int32]:
+    """(M, N) lengths of the answers of all experts: those that were seen, and draws of the others.
+
+    Args:
+        table: the log.
+        scenario: the cluster: experts with one model give one answer, as with greedy decoding.
+        rng: for the lengths of answers that nobody saw.
+    """
+    predicted, tokens = table.predicted_tokens, table.tokens
+    models = [expert.model for expert in scenario.experts]
+    model = np.array([models.index(name) for name in models])
+    noise = rng.standard_normal(predicted.shape)[:, model]
+    drawn = predicted * np.exp(table.log_median + table.log_sd * noise)
+    output = drawn.round().clip(1, _MOST_TOKENS).astype(np.int32)
+    seen = (tokens > 0)[:, None] & (model == model[table.expert][:, None])
+    return np.where(seen, tokens[:, None], output)
 
 
 def episode_of(table: LoggedTable, scenario: Scenario, rng: np.random.Generator) -> Episode:
@@ -81,14 +101,11 @@ def episode_of(table: LoggedTable, scenario: Scenario, rng: np.random.Generator)
 
     Args:
         table: the log.
-        scenario: the cluster.
+        scenario: the cluster; its classes are those that ``table.service`` counts.
         rng: for the lengths of answers that nobody saw.
     """
     predicted, tokens = table.predicted_tokens, table.tokens
-    drawn = predicted * np.exp(table.log_median + table.log_sd * rng.standard_normal(predicted.shape))
-    output = drawn.round().clip(1, 2**24).astype(np.int32)
-    seen = np.flatnonzero(tokens > 0)
-    output[seen, table.expert[seen]] = tokens[seen]
+    output = lengths_of(table, scenario, rng)
     user = users(tokens.size)
     user["service"], user["tenant"] = table.service, table.tenant
     engines = tuple(x.engine for x in scenario.experts)
