@@ -7,7 +7,7 @@ of an answer is its feedback, else as predicted. Each request is held to the bou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from rllib_envs.workload.catalogue import LENGTH_LOG_SD
 from rllib_envs.workload.episode import Episode
 
 _MOST_TOKENS = 2**24
-_FEW = 20  # errors of an expert's lengths, below which those of prompts in general are taken
+_FEW = 20  # errors of an expert's lengths, below which those of prompts in general are taken; also judged answers
+_MANY = 100  # judged answers of an expert, from which on they say what a prediction's difference is worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class LoggedTable:
     predicted_score: NDArray[np.float64]  # (M, N)
     predicted_tokens: NDArray[np.float64]  # (M, N)
     score: NDArray[np.float64]  # (M, N) feedback where there is one, else as predicted
+    judged: NDArray[np.bool_]  # (M,) whether there is feedback
     possible: NDArray[np.bool_]  # (M, N) experts that it could go to
     service: NDArray[np.int32]  # (M,) index of its class
     tenant: NDArray[np.int32]  # (M,) index of its tenant
@@ -52,7 +54,7 @@ def table_of(log: DecisionLog) -> LoggedTable:
     predicted_score = np.array([_known(column(x.predicted_score, n), scores) for x in requests]).reshape(-1, n).clip(0, 1)
     expert = np.array([x.outcome.expert for x in requests if x.outcome is not None], np.int64)
     tokens = np.array([_tokens(x) for x in requests], np.int32)
-    score = predicted_score.copy()
+    score, judged = predicted_score.copy(), np.array([x.id in log.feedback for x in requests], np.bool_)
     for i, request in enumerate(requests):
         if request.id in log.feedback:
             score[i, expert[i]] = log.feedback[request.id]
@@ -70,12 +72,59 @@ def table_of(log: DecisionLog) -> LoggedTable:
         predicted_score=predicted_score,
         predicted_tokens=predicted_tokens,
         score=score,
+        judged=judged,
         possible=np.array([[e in x.candidates for e in range(n)] for x in requests], np.bool_).reshape(-1, n),
         service=np.array([classes.get(x.service, 0) for x in requests], np.int32),
         tenant=np.array([tenants.get(x.tenant, 0) for x in requests], np.int32),
         log_median=log_median,
         log_sd=log_sd,
     )
+
+
+def cut(table: LoggedTable, share: float) -> tuple[LoggedTable, LoggedTable]:
+    """The first ``share`` of a log's requests, and the later ones; what lengths err by, both know from the first alone.
+
+    Args:
+        table: with two requests at least.
+        share: above 0 and below 1.
+    """
+    count = len(table.requests)
+    at = min(max(round(share * count), 1), count - 1)
+    earlier = _rows(table, slice(0, at))
+    log_median, log_sd = _errors(earlier.expert, earlier.tokens, earlier.predicted_tokens)
+    later = _rows(table, slice(at, count))
+    return (
+        replace(earlier, log_median=log_median, log_sd=log_sd),
+        replace(later, log_median=log_median, log_sd=log_sd, arrival_s=later.arrival_s - later.arrival_s[0]),
+    )
+
+
+def _rows(table: LoggedTable, rows: slice) -> LoggedTable:
+    of_experts = ("log_median", "log_sd")
+    return replace(table, **{x.name: getattr(table, x.name)[rows] for x in fields(table) if x.name not in of_experts})
+
+
+def expected_scores(learned_from: LoggedTable, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(M, N) quality to expect where this much is predicted, by the feedback of a log.
+
+    Of an expert with enough feedback: its mean feedback, and so much of a prediction's difference to the mean as a regression of
+    feedback on predictions says, of an expert with much. Others: as predicted.
+
+    Args:
+        learned_from: the log.
+        predicted: (M, N) predicted quality, of any requests.
+    """
+    found = predicted.copy()
+    for e in range(predicted.shape[1]):
+        rows = np.flatnonzero(learned_from.judged & (learned_from.expert == e))
+        if rows.size < _FEW:
+            continue
+        said, told = learned_from.score[rows, e], learned_from.predicted_score[rows, e]
+        slope, variance = 1.0, float(told.var())
+        if rows.size >= _MANY and variance > 0:
+            slope = float(np.clip(((told - told.mean()) * (said - said.mean())).mean() / variance, 0, 1))
+        found[:, e] = said.mean() + slope * (predicted[:, e] - told.mean())
+    return found.clip(0, 1)
 
 
 def lengths_of(table: LoggedTable, scenario: Scenario, rng: np.random.Generator) -> NDArray[np.int32]:

@@ -19,7 +19,8 @@ from tuning.specs.routers import NamedRouter, build_router
 LOGGED = "as logged"
 """Name of the policy that sends each request where the log says."""
 
-_LEAST = 50  # requests of a window, if there are as many
+LEAST_WINDOW = 50
+"""Requests of a window, if there are as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class PolicyOnLog:
 
 def windows_of(count: int, windows: int) -> list[slice]:
     """Cut ``count`` requests into at most so many windows of about the same size."""
-    ends = np.linspace(0, count, min(windows, max(count // _LEAST, 1)) + 1).astype(int)
+    ends = np.linspace(0, count, min(windows, max(count // LEAST_WINDOW, 1)) + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
 
