@@ -17,14 +17,15 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from gateway.log.reader import DecisionLog, read_log
 from gateway.policies import load_policy
 from gateway.proof.again import decide_again
-from gateway.proof.compare import PolicyOnLog, compare_on_log, windows_of
 from gateway.proof.latency import KINDS, Accuracy, accuracy_of, draw_latency, pairs_of, predicted_qos, qos_of
 from gateway.proof.off_policy import OffPolicy, doubly_robust
-from gateway.proof.worlds import LoggedTable, table_of
+from rllib_envs.decision_log.promises import with_promises
+from rllib_envs.decision_log.reader import DecisionLog, read_log
+from rllib_envs.decision_log.table import LoggedTable, table_of
 from rllib_envs.errors import InputError
+from tuning.logged_worlds.compare import PolicyOnLog, compare_on_log, windows_of
 from tuning.metrics.statistics import Interval
 from tuning.output.literal import printable
 from tuning.output.tables import markdown_table
@@ -127,6 +128,11 @@ def _head(log: DecisionLog, table: LoggedTable) -> list[str]:
     if log.cut:
         lines.append(f"{log.cut:,} lines have no end, and are left out.")
     shadows = [x for x in log.requests if x.shadow is not None and x.expert is not None]
+    rounded = with_promises(log.scenario, table.requests, table.service).rounded
+    if rounded:
+        lines.append(
+            f"{rounded:,} requests brought bounds too many to keep apart; in the simulator they have the nearest others."
+        )
     if shadows:
         names = sorted({x.shadow.policy for x in shadows if x.shadow is not None})
         agreed = sum(x.shadow is not None and x.shadow.expert == x.expert for x in shadows)

@@ -37,6 +37,7 @@ from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.load import parse_scenario
 from rllib_envs.yaml_files import dump_yaml, read_mapping
+from tuning.logged_worlds.run import begin_from_log, finish, router_to_continue
 from tuning.output.tracking import ROUTER, bundle_name, provenance, tracker
 from tuning.ray_cluster.session import ray_session
 from tuning.run_dir.atomic import write_text
@@ -48,7 +49,7 @@ from tuning.run_dir.signature import check_signature, signed
 from tuning.training.curve import draw_curve
 from tuning.training.log import LOG, Iteration, RunLog, read_log
 from tuning.training.loop import Diverged, StopLimits, Trainer
-from tuning.training.options import HELP, TrainOptions, complete, defaults, definition, resumed
+from tuning.training.options import HELP, LOGGED_MINUTES, TrainOptions, complete, defaults, definition, resumed
 from tuning.training.setup import about_run, algorithm_of, needs_of, validator_of, variant_options
 from tuning.training.variants import base_scenario, training_groups
 
@@ -69,6 +70,7 @@ class _Start:
 
     options: TrainOptions  # complete
     scenario: Scenario
+    beside: Scenario | None = None  # the same cluster with other arrivals
     checkpoint: Path | None = None  # to resume from
     about: dict[str, Any] = field(default_factory=dict[str, Any])  # what that says of itself
 
@@ -126,13 +128,15 @@ def _say_complete(start: _Start) -> int:
     options, about = start.options, start.about
     _draw(start, read_log(options.run_dir / LOG, about["iteration"]))
     print(f"{options.run_dir}: complete already: {about['iteration']:,} iterations, {about['steps']:,} decisions")
+    if options.from_log is not None and start.checkpoint is not None:
+        finish(options.run_dir, start.checkpoint / BUNDLE, options.held_out, options.seed)
     return 0
 
 
 def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
     """Train from there, and return the exit code."""
     options, scenario = start.options, start.scenario
-    groups = training_groups(scenario, variant_options(options), options.envs_per_runner)
+    groups = training_groups(scenario, variant_options(options), options.envs_per_runner, start.beside)
     records = read_log(options.run_dir / LOG, start.about["iteration"]) if start.checkpoint else []
     with (
         tracker(
@@ -147,6 +151,10 @@ def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
         algorithm_of(options, scenario, groups, start.count) as algorithm,
         RunLog(options.run_dir, records, track) as log,
     ):
+        if options.from_log is not None:
+            from models.rllib.avl.algorithm import begin_from  # here: it needs Ray
+
+            begin_from(algorithm, router_to_continue(options.run_dir))
         if start.checkpoint is not None:
             restore_checkpoint(start.checkpoint, start.about, algorithm)
             quarantine_damaged(options.run_dir, start.checkpoint)
@@ -171,6 +179,8 @@ def _train(start: _Start, remote_copy: RemoteCopy | None) -> int:
         track.finish(code)
     if not asked and not code:
         print(f"Written: {trainer.saved}, {options.run_dir / LOG}, {options.run_dir / _CURVE}")
+        if options.from_log is not None and trainer.saved is not None:
+            finish(options.run_dir, trainer.saved / BUNDLE, options.held_out, options.seed)
     return code
 
 
@@ -226,17 +236,29 @@ def _trainer(
 def _begin(options: TrainOptions) -> _Start:
     """Lay out a new run directory."""
     options = complete(replace(options, resume=False))
-    variants = variant_options(options)
-    scenario = base_scenario(variants)
-    training_groups(scenario, variants, options.envs_per_runner)  # errors in the fleets show before anything is written
+    variants, beside = variant_options(options), None
+    if options.from_log is not None and options.bundle is not None:
+        scenario, beside = begin_from_log(
+            Path(options.from_log),
+            Path(options.bundle),
+            options.run_dir,
+            held_out=options.held_out,
+            requests=options.requests,
+            reward=options.reward,
+            seed=options.seed,
+        )
+    else:
+        scenario = base_scenario(variants)
+    training_groups(scenario, variants, options.envs_per_runner, beside)  # errors in the fleets show before anything is written
     contents = {
         "options": definition(options),
         "limits": {name: getattr(options, name) for name in ("steps", "iterations")},
         "fingerprint": scenario.fingerprint(),
         "scenario": scenario.to_dict(),
+        **({} if beside is None else {"beside": beside.to_dict()}),
     }
     write_text(options.run_dir / _CONFIG, dump_yaml(contents))
-    return _Start(options=options, scenario=scenario)
+    return _Start(options=options, scenario=scenario, beside=beside)
 
 
 def _continue(options: TrainOptions) -> _Start:
@@ -255,4 +277,7 @@ def _continue(options: TrainOptions) -> _Start:
     if options.steps is None and options.iterations is None and options.minutes is None:
         options = replace(options, **limits)
     options = resumed(options, own, str(config))
-    return _Start(options=options, scenario=parse_scenario(world, str(config)), checkpoint=checkpoint, about=about)
+    if options.from_log is not None and options.steps is None and options.iterations is None and options.minutes is None:
+        options = replace(options, minutes=LOGGED_MINUTES)
+    beside = parse_scenario(contents["beside"], str(config)) if "beside" in contents else None
+    return _Start(options=options, scenario=parse_scenario(world, str(config)), beside=beside, checkpoint=checkpoint, about=about)

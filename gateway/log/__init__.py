@@ -1,1 +1,1 @@
-"""The decision log: what was decided for each request, in what state, and what came of it, as lines of JSON."""
+"""The decision log: it is written here, and read in ``rllib_envs.decision_log``."""

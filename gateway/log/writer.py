@@ -17,12 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.log.records import start_line
+from rllib_envs.decision_log.records import PATTERN, start_line
 from rllib_envs.errors import InputError
 from rllib_envs.scenario import Scenario
-
-PATTERN = "decisions-*.jsonl"
-"""Names of the files."""
 
 _LOG = logging.getLogger("edgeroute")
 _REST_S = 5.0  # after a disk refused a line, before it is tried again

@@ -1,1 +1,1 @@
-"""What a decision log shows: other policies on the same requests, and how near the predictions came."""
+"""What a decision log shows: policies asked again in its places, and how near the predictions came."""

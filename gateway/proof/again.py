@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from gateway.ledger import BASE_ROWS
 from gateway.live import LiveCluster, Told
-from gateway.log.records import LoggedRequest
 from gateway.policies import LivePolicy, load_policy, without_drop
-from gateway.proof.worlds import LoggedTable
 from gateway.request import Budgets
+from rllib_envs.decision_log.records import LoggedRequest
+from rllib_envs.decision_log.table import LoggedTable
 from rllib_envs.scenario import Scenario
 
 _STEPS = 8  # reports of an answer's tokens between the first and the last

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.log.reader import DecisionLog, column
-from gateway.log.records import LoggedBounds, LoggedRequest
+from rllib_envs.decision_log.reader import DecisionLog, column
+from rllib_envs.decision_log.records import LoggedBounds, LoggedRequest
 from tuning.output.plot_style import COLOURS, GREY, head, log_axis, panels, save
 
 KINDS = {"ttft": "time to first token, s", "tpot": "time per token, s"}

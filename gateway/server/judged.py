@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from gateway.log.records import feedback_line
 from gateway.server.asked import parse_object, wrong
 from gateway.server.replies import Refused
 from gateway.server.traffic import Traffic
+from rllib_envs.decision_log.records import feedback_line
 
 
 async def judge(traffic: Traffic, headers: dict[bytes, bytes], body: bytes, tenant: int | None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from gateway.log.records import line_of
 from gateway.server.exchange import Exchange
+from rllib_envs.decision_log.records import line_of
 
 
 def request_line(exchange: Exchange, clock_s: float, prompt: str | None) -> bytes:

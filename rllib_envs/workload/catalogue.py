@@ -107,6 +107,7 @@ def draw_requests(
     rng: np.random.Generator,
     prompt_tokens: NDArray[np.integer[Any]] | None = None,
     lengths: GivenLengths | None = None,
+    service: NDArray[np.int32] | None = None,
 ) -> RequestBatch:
     """Draw ``n`` requests from the scenario's catalogue.
 
@@ -116,15 +117,18 @@ def draw_requests(
         rng: the catalogue's own stream.
         prompt_tokens: (M,) prompt lengths of a trace; they replace the catalogue's, and all other draws stay the same.
         lengths: of the answers, from a trace; scores are drawn jointly with them (``rllib_envs.workload.lengths``).
+        service: (M,) index of each request's class: it has a prompt of that class, if the file says which those are. None: any.
 
     Raises:
-        InputError: the file is missing or malformed, lacks an expert's model, or a given array is not (M,).
+        InputError: the file is missing or malformed, lacks an expert's model or a class's prompts, or a given array is not (M,).
     """
     for name, given in (("prompt_tokens", prompt_tokens), ("lengths", None if lengths is None else lengths.tokens)):
         if given is not None and given.shape != (n,):
             raise InputError(f"{name}: shape {given.shape}, must be ({n},): one length for each request")
-    draw = _draw_from_file if scenario.workload.catalogue.kind == "file" else _draw_synthetic
-    batch = draw(scenario, n, rng, lengths)
+    if scenario.workload.catalogue.kind == "file":
+        batch = _draw_from_file(scenario, n, rng, lengths, service)
+    else:
+        batch = _draw_synthetic(scenario, n, rng, lengths)
     if lengths is not None:
         means = lengths.means(batch.means)
         ratio = means.output_tokens / batch.means.output_tokens
@@ -209,8 +213,10 @@ def _whole_tokens(log_tokens: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
     return np.clip(np.rint(tokens), 1, MAX_TOKENS).astype(np.int32)
 
 
-def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None) -> RequestBatch:
-    """Prompts of the file, drawn uniformly, or chosen to match given lengths.
+def _draw_from_file(
+    scenario: Scenario, n: int, rng: np.random.Generator, lengths: GivenLengths | None, service: NDArray[np.int32] | None
+) -> RequestBatch:
+    """Prompts of the file, drawn uniformly, perhaps among those of a request's class, or chosen to match given lengths.
 
     With given lengths the file's joint law of lengths and scores is kept. A request gets the prompt at which a randomly drawn
     expert has the same rank of length as the request among the given lengths. Every prompt stays equally likely. The prompt's
@@ -219,9 +225,18 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
     catalogue = scenario.workload.catalogue
     predictors = scenario.predictions.predictors
     table = None if predictors is None else read_table(Path(predictors))
-    pool = _pool(read_catalogue(str(catalogue.path)), table, scenario.experts, catalogue.split)
+    file = read_catalogue(str(catalogue.path))
+    pool = _pool(file, table, scenario.experts, catalogue.split)
+    if not file.classes or not scenario.classes:
+        service = None
+    if service is not None and lengths is not None:
+        raise InputError(
+            f"{file.path}: its prompts belong to classes, so arrivals cannot bring the lengths of answers: set "
+            "workload.arrivals.lengths: catalogue"
+        )
     if lengths is None:
-        rows = rng.integers(0, len(pool.prompt_tokens), n)
+        last = len(pool.prompt_tokens)
+        rows = rng.integers(0, last, n) if service is None else _rows_of_classes(file, scenario, service, rng)
         output_tokens = pool.output_tokens[rows]
         given, task_means = (None if told is None else told.at(rows) for told in (pool.given, pool.task_means))
     else:
@@ -246,6 +261,33 @@ def _draw_from_file(scenario: Scenario, n: int, rng: np.random.Generator, length
     )
 
 
+def _rows_of_classes(
+    file: PromptFile, scenario: Scenario, service: NDArray[np.int32], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """(M,) rows of the pool, each drawn among the prompts of a request's class."""
+    members = _members(file, scenario.workload.catalogue.split)
+    level, rows = rng.random(service.size), np.zeros(service.size, np.int64)
+    for c in np.unique(service):
+        name, mine = scenario.classes[c].name, service == c
+        if name not in members:
+            raise InputError(f"{file.path}: no prompt is of class {name!r}; there are those of {', '.join(members)}")
+        rows[mine] = members[name][(level[mine] * members[name].size).astype(np.int64)]
+    return rows
+
+
+@lru_cache(maxsize=16)
+def _members(file: PromptFile, split: str) -> dict[str, NDArray[np.int64]]:
+    """Name of each class -> its rows of the pool."""
+    classes = np.array(file.classes)[_split(file, split)]
+    return {str(name): np.flatnonzero(classes == name) for name in np.unique(classes)}
+
+
+def _split(file: PromptFile, split: str) -> NDArray[np.bool_]:
+    """(P,) the prompts of a split."""
+    train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
+    return {"train": train, "test": ~train, "all": np.ones_like(train)}[split]
+
+
 def read_catalogue(path: str) -> PromptFile:
     """The prompts of a file: JSON lines with a header; or a log, if its suffix is that of CSV or Parquet.
 
@@ -268,8 +310,7 @@ def _rescaled(predicted: Predicted, ratio: NDArray[np.float64]) -> Predicted:
 def _pool(file: PromptFile, table: PredictionTable | None, experts: tuple[Expert, ...], split: str) -> RequestBatch:
     columns = [_column(file, expert) for expert in experts]
     score = file.score[:, columns]
-    train = np.array([in_train_split(prompt_id) for prompt_id in file.ids])
-    chosen = {"train": train, "test": ~train, "all": np.ones_like(train)}[split]
+    train, chosen = _split(file, "train"), _split(file, split)
     if not chosen.any():
         raise InputError(f"workload.catalogue.split = {split!r}: none of the {len(train)} prompts of {file.path} fall in it")
     binary = bool(np.isin(score, (0.0, 1.0)).all())

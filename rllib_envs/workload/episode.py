@@ -66,7 +66,10 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
     nominal = tuple(_with_kv_share(expert.engine, scenario.faults.kv_factor) for expert in scenario.experts)
     rate = _rate_rps(scenario, capacity_rps, streams["load"])
     arrivals = draw_arrivals(scenario.workload.arrivals, rate, episode_requests(scenario.workload), streams["arrivals"])
-    requests = draw_requests(scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens, arrivals.lengths)
+    user = draw_users(scenario, arrivals.arrival_s, streams, arrivals.classes)
+    requests = draw_requests(
+        scenario, arrivals.arrival_s.size, streams["requests"], arrivals.prompt_tokens, arrivals.lengths, user["service"]
+    )
     predicted = predict(scenario.predictions, requests, streams["predictions"])
     return Episode(
         arrival_s=arrivals.arrival_s,
@@ -78,7 +81,7 @@ def draw_episode(scenario: Scenario, capacity_rps: float, seed: int | np.random.
         predicted_log_sd=predicted.log_sd.astype(np.float32),
         predicted_log_median=predicted.median,
         judged=streams["judgements"].random(arrivals.arrival_s.size) < scenario.observation.judged_share,
-        user=draw_users(scenario, arrivals.arrival_s, streams, arrivals.classes),
+        user=user,
         engines=_true_engines(nominal, scenario.faults, streams["faults"]),
         nominal=nominal,
         telemetry_delay_s=scenario.faults.telemetry_delay_s,

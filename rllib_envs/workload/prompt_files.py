@@ -39,6 +39,7 @@ class PromptFile:
     score: NDArray[np.float64]  # (P, A) in [0, 1], NaN where not run
     output_tokens: NDArray[np.float64]  # (P, A), NaN where not run
     predicted: Mapping[str, NDArray[np.float64]]  # PREDICTED_KEYS that it has -> (P, A), NaN where nothing is predicted
+    classes: tuple[str, ...] = ()  # P: names of service classes whose requests they are; (): of any
 
 
 def in_train_split(prompt_id: str) -> bool:
@@ -50,9 +51,10 @@ def in_train_split(prompt_id: str) -> bool:
 def read_prompt_file(path: str) -> PromptFile:
     """Read a JSONL file, plain or gzip; parsed once until it is modified.
 
-    First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
+        First line ``{"header": true, "models": [A names]}``; then for each prompt ``id``, ``task``, ``prompt_tokens`` and, in the
     models' order, ``correct`` (0 to 1) and ``out_tokens``, null where a model was not run. Each of ``PREDICTED_KEYS`` may stand
-    in every line, in the same form. ``prompt`` is the text, for those who predict from it. Other keys are ignored.
+    in every line, in the same form. ``prompt`` is the text, for those who predict from it. ``class`` names the service class
+    that a prompt belongs to; it stands in every line or in none. Other keys are ignored.
 
     Raises:
         InputError: the file cannot be read, or a line has another form: names file, line, column of bad JSON, and field.
@@ -76,6 +78,7 @@ def _parse(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file
     if not rows:
         raise InputError(f"{path}: no prompts after the header")
     prompts = [_cell(record.get("prompt_tokens"), MAX_TOKENS, f"{where}: prompt_tokens") for where, _, _, record in rows]
+    classed = any("class" in record for _, _, _, record in rows)
     return PromptFile(
         path=path,
         models=tuple(map(str, cast(list[object], models))),
@@ -92,6 +95,7 @@ def _parse(path: str, mtime_ns: int) -> PromptFile:  # mtime_ns: a modified file
                 if any(key in record for _, _, _, record in rows)
             }
         ),
+        classes=tuple(_text(record, "class", where) for where, _, _, record in rows) if classed else (),
     )
 
 

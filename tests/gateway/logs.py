@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.log.records import line_of, start_line
+from rllib_envs.decision_log.records import line_of, start_line
 from rllib_envs.scenario import Scenario
 
 

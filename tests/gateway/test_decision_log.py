@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from gateway.log import writer as writing
-from gateway.log.reader import read_log
-from gateway.log.records import feedback_line, line_of
-from gateway.log.writer import PATTERN, LogWriter
+from gateway.log.writer import LogWriter
+from rllib_envs.decision_log.reader import read_log
+from rllib_envs.decision_log.records import PATTERN, feedback_line, line_of
 from rllib_envs.errors import InputError
 from rllib_envs.scenarios.load import load_scenario
 from tests.gateway.logs import log_text, request

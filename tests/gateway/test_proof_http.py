@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.log.reader import read_log
+from rllib_envs.decision_log.reader import read_log
 from tests.gateway.running import MockEngine, RunningGateway, ask, chat, engines, settings, wait_for
 
 KEYS = {"alice": "key-of-alice", "bob": "key-of-bob"}

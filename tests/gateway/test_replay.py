@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgeroute
-from gateway.log.reader import read_log
 from gateway.proof.again import decide_again
-from gateway.proof.compare import LOGGED, compare_on_log, windows_of
 from gateway.proof.latency import accuracy_of, pairs_of
 from gateway.proof.off_policy import doubly_robust
-from gateway.proof.worlds import LoggedTable, table_of
+from gateway.request import Budgets
 from gateway.server.exchange import Exchange
+from rllib_envs.decision_log.promises import MOST_CLASSES, with_promises
+from rllib_envs.decision_log.reader import read_log
+from rllib_envs.decision_log.table import LoggedTable, lengths_of, table_of
 from rllib_envs.scenarios.load import load_scenario
+from rllib_envs.service import ServiceClass
 from tests.gateway.logs import log_text, request
 from tests.gateway.simulated_log import write_simulated_log
+from tuning.logged_worlds.compare import LOGGED, compare_on_log, windows_of
 from tuning.specs.routers import parse_routers
 
 EDGE6 = load_scenario("edge6")
@@ -55,6 +59,59 @@ def test_policies_meet_the_same_requests(table: LoggedTable) -> None:
     assert found["impact-greedy"].mean.mean > found[LOGGED].mean.mean > 0
     for x in found.values():
         assert x.difference.mean == pytest.approx(np.mean(np.subtract(x.qos, found[LOGGED].qos)))
+
+
+def test_bounds_that_requests_bring_count_in_the_simulator(tmp_path: Path) -> None:
+    """Some bring a loose bound on the first token, others one that nobody meets: the simulator says late where the log does.
+
+    Two experts with classes: the bounds that a request does not bring stay those of its class.
+    """
+    classes = (ServiceClass(name="chat", share=2.0, tpot_s=0.06), ServiceClass(name="batch", e2e_s=600.0, weight=0.5))
+    scenario = replace(EDGE6, classes=classes)
+    brought = (Budgets(), Budgets(ttft_s=1e-4), Budgets(ttft_s=30.0), Budgets(e2e_s=4.0))
+    path = tmp_path / "log.jsonl"
+    exchanges = write_simulated_log(path, scenario, "random", 120, 1, bounds=lambda r: brought[r % 4])
+    table = table_of(read_log(path))
+    promised = with_promises(scenario, table.requests, table.service)
+    assert promised.rounded == 0
+    assert promised.scenario.classes[:2] == classes
+    for i, exchange in enumerate(exchanges):
+        entry, own = promised.scenario.classes[promised.service[i]], classes[exchange.request.service]
+        assert (entry.weight, entry.priority, entry.confined_to) == (own.weight, own.priority, own.confined_to)
+        assert {name: getattr(entry, name) for name in ("per_token_s", "ttft_s", "tpot_s", "e2e_s")} == asdict(exchange.bounds)
+    (found,) = compare_on_log(table, scenario, [], [slice(0, 120)], seed=0)
+    late = np.mean([exchange.violates for exchange in exchanges])
+    assert 0.2 < late < 0.9
+    assert found.violations == pytest.approx(late, abs=1e-12)
+
+
+def test_of_too_many_promises_the_nearest_is_taken(tmp_path: Path) -> None:
+    """A bound of its own for each of 300 requests: a scenario holds a hundred, and no request's is far from its own."""
+    path = tmp_path / "log.jsonl"
+    bounds = np.geomspace(0.1, 10, 300).tolist()
+    order = np.random.default_rng(0).permutation(300)
+    path.write_bytes(log_text(EDGE6, *(request(6, i, bounds={"ttft_s": bounds[order[i]]}) for i in range(300))))
+    table = table_of(read_log(path))
+    promised = with_promises(EDGE6, table.requests, table.service)
+    assert len(promised.scenario.classes) == MOST_CLASSES
+    assert promised.rounded == 300 - (MOST_CLASSES - 1)
+    got = np.array([promised.scenario.classes[c].ttft_s for c in promised.service], np.float64)
+    assert np.abs(np.log(got / np.array(bounds)[order])).max() < 0.3
+    assert with_promises(EDGE6, table.requests[:0], table.service[:0]).scenario is EDGE6
+
+
+def test_replicas_of_a_model_give_one_answer(tmp_path: Path) -> None:
+    """The length that was seen is that of every expert with the model; that of another model is not known."""
+    experts = tuple(replace(x, model="twin") if i in (1, 4) else x for i, x in enumerate(EDGE6.experts))
+    scenario = replace(EDGE6, experts=experts)
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(log_text(scenario, *(request(6, i, expert=i % 6) for i in range(60))))
+    log = read_log(path)
+    lengths = lengths_of(table_of(log), scenario, np.random.default_rng(0))
+    assert (lengths[:, 1] == lengths[:, 4]).all()
+    for i in range(60):
+        assert lengths[i, i % 6] == 200
+    assert (lengths[0::6, 1] != 200).any()
 
 
 def test_a_request_goes_only_where_it_could_go(tmp_path: Path) -> None:

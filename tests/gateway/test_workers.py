@@ -19,11 +19,11 @@ import pytest
 import edgeroute
 from gateway.config import load_config
 from gateway.decider import share_ledgers
-from gateway.log.reader import read_log
-from gateway.log.writer import PATTERN
 from gateway.request import RouteRequest
 from gateway.server.pages import page_of_all, write_page
 from gateway.server.state import Gateway, WorkerPlace
+from rllib_envs.decision_log.reader import read_log
+from rllib_envs.decision_log.records import PATTERN
 from rllib_envs.heuristic import present
 from tests.gateway.running import PATIENCE_S, MockEngine, ask, chat, engines, open_stream, settings, wait_for
 

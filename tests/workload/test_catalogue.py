@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from rllib_envs.errors import InputError
 from rllib_envs.expert import Expert
 from rllib_envs.scenario import Catalogue, Scenario, Workload
+from rllib_envs.service import ServiceClass
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.workload import catalogue as shipped
 from rllib_envs.workload.catalogue import RequestBatch, draw_requests
-from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD
+from rllib_envs.workload.lengths import LENGTH_NOISE_LOG_SD, given_lengths
 from rllib_envs.workload.prompt_files import in_train_split, read_prompt_file
 from tests.draws import examples
 
@@ -309,6 +310,34 @@ def test_fractional_scores_of_a_file_are_their_own_probability(tmp_path: Path) -
     path = write(tmp_path / "f.jsonl", [HEADER, *(row(i, correct=[i / 50, 0.5, 1]) for i in range(50))])
     batch = draw(file_pool(path), 200)
     np.testing.assert_array_equal(batch.score, batch.probability)
+
+
+def test_requests_have_prompts_of_their_class_where_the_file_says_whose_they_are(tmp_path: Path) -> None:
+    """Each of a class's prompts as often as any other; a file without classes, or a scenario without, draws as ever."""
+    rows = [row(i, prompt_tokens=i + 1, **{"class": "chat" if i % 3 else "batch"}) for i in range(30)]
+    scenario = file_pool(write(tmp_path / "classes.jsonl", [HEADER, *rows]))
+    plain = file_pool(write(tmp_path / "plain.jsonl", [HEADER, *(row(i) for i in range(30))]))
+    classes = (ServiceClass(name="batch"), ServiceClass(name="chat"))
+    service = np.random.default_rng(0).integers(0, 2, 6000).astype(np.int32)
+
+    def drawn(world: Scenario, service: np.ndarray | None = service) -> RequestBatch:
+        return draw_requests(world, 6000, np.random.default_rng(1), service=service)
+
+    found = drawn(replace(scenario, classes=classes)).prompt_tokens - 1
+    assert ((found % 3 > 0) == (service == 1)).all()
+    for number, share in ((0, 1 / 10), (1, 1 / 20)):
+        counts = np.bincount(found[service == number], minlength=30)
+        assert np.allclose(counts[counts > 0] / (service == number).sum(), share, atol=0.02)
+    assert_equal(drawn(scenario), drawn(scenario, None))
+    assert_equal(drawn(replace(plain, classes=classes)), drawn(plain, None))
+    with pytest.raises(InputError, match=r"classes.jsonl: no prompt is of class 'other'; there are those of batch, chat"):
+        drawn(replace(scenario, classes=(*classes[:1], ServiceClass(name="other"))))
+    lengths = given_lengths(np.full(6000, 10))
+    with pytest.raises(InputError, match=r"set workload\.arrivals\.lengths: catalogue"):
+        draw_requests(replace(scenario, classes=classes), 6000, np.random.default_rng(1), None, lengths, service)
+    del rows[3]["class"]
+    with pytest.raises(InputError, match=r"mixed.jsonl:5: class = None: must be a string"):
+        drawn(file_pool(write(tmp_path / "mixed.jsonl", [HEADER, *rows])))
 
 
 def test_gzip_blank_lines_byte_order_mark_and_windows_line_ends_are_read_alike(prompts: Path, tmp_path: Path) -> None:

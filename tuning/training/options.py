@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from models.export.description import describe_bundle, typed_fields
 from models.rllib.avl.settings import AVLSettings
 from models.rllib.sac.settings import SACSettings
 from models.rllib.scenario import MARGINAL, SOFT_DEADLINE
@@ -50,6 +51,7 @@ HELP = {
         "preset config fleets catalogue predictions predictors information_levels requests calibrate variation running_slots "
         "waiting_slots",
     ),
+    "a log instead of a task": ("", "from_log bundle held_out"),
     "length and folder of the run": ("run_dir steps iterations minutes resume smoke", "auto_resume trust_checkpoint storage"),
     "processes": ("num_env_runners", "address num_learners gpus_per_learner envs_per_runner steps_per_iteration"),
     "learning": ("", "lr temperature soft_deadline validate_every keep_replay guide avl sac"),
@@ -88,6 +90,13 @@ class TrainOptions:
     load: str = "mixed"
     """mixed, light, moderate, heavy, native, requests/s, a share of the capacity (70%), or own (the scenario's). mixed draws a
     load for each environment from the scenario's mixed_range, and some episodes have bursts."""
+    from_log: str | None = None
+    """Continue a bundle on worlds fitted to a decision log of serve: a folder, or one of its files. The new bundle is promoted if
+    it is better on the later part of the log (docs/how-to/learn-from-your-own-log.md). --minutes is 10 then unless given."""
+    bundle: str | None = None
+    """Folder of the bundle that --from-log continues."""
+    held_out: float = 0.3
+    """Share of the log, its last part, that training does not see: it decides whether the new bundle is promoted."""
     fleets: tuple[str, ...] = ("edge3", "edge10")
     """Other clusters to train on too, in an eighth of the environments each. The router then fits any number of experts."""
     catalogue: str | None = None
@@ -265,7 +274,16 @@ _LIMITS: Mapping[str, tuple[float, float]] = {
     "num_learners": (0, 1024),
     "seed": (0, 2**31 - 1),  # RLlib seeds NumPy's global generator, which takes 32 bits; each start of a run has its own
     "validate_every": (0, 10**9),
+    "held_out": (0.05, 0.9),
 }
+_LOGGED: dict[str, Any] = {
+    "fleets": (), "scenario": "edge6", "load": "mixed", "catalogue": None, "predictions": None, "predictors": None,
+    "information_levels": False, "algo": "avl",
+}  # fmt: skip
+"""Options that a log leaves no choice of."""
+LOGGED_MINUTES = 10.0
+"""Of a run that continues a bundle, unless it has another limit."""
+_LOGGED_GENERATIONS = {False: 30, True: 10}  # of the search for the price, by whether there are networks
 _FORMER = {"search_worlds": "search_variants"}
 _ADAPTER: TypeAdapter[TrainOptions] = TypeAdapter(TrainOptions)
 
@@ -284,7 +302,11 @@ def defaults(arguments: Sequence[str]) -> TrainOptions:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--preset", default="ours")
+    parser.add_argument("--from-log", "--from_log")
+    parser.add_argument("--bundle")
     named, _ = parser.parse_known_args(list(arguments))
+    if named.from_log is not None and named.bundle is not None and named.config is None:
+        return logged_options(named.from_log, named.bundle)
     if named.config is None:
         return preset(named.preset)
     return options_from(named.config, named.preset)
@@ -296,7 +318,51 @@ def options_from(path: Path, preset_name: str = "ours") -> TrainOptions:
     Raises:
         InputError: the file cannot be read or is not one of options.
     """
-    return replace(parse_options({"preset": preset_name} | read_mapping(path, "options"), str(path)), config=path)
+    given = {str(key).replace("-", "_"): value for key, value in read_mapping(path, "options").items()}
+    usual: dict[str, Any] = {"preset": preset_name}
+    if isinstance(log := given.get("from_log"), str) and isinstance(bundle := given.get("bundle"), str):
+        usual = definition(logged_options(log, bundle)) | {"minutes": LOGGED_MINUTES}
+    return replace(parse_options(usual | given, str(path)), config=path)
+
+
+def logged_options(log: str, bundle: str) -> TrainOptions:
+    """The options of a run that continues a bundle on worlds fitted to a log: those of the preset that the bundle is like.
+
+    A bundle of a price alone goes on as that of ``any-cluster``, by search alone, in the log's worlds. One with networks goes on
+    as that of ``ours``: a shorter search, then learning.
+
+    Raises:
+        InputError: no bundle, or one whose router has neither impact nor price to go on from.
+    """
+    described = describe_bundle(Path(bundle))
+    where = f"bundle = {bundle!r}"
+    if described.kind != "router":
+        raise InputError(f"{where}: a router of the paper, which no log continues: must be one that train made by default")
+    try:
+        spec = RouterSpec(**typed_fields(RouterSpec, dict(described.network)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from None
+    if not (spec.impact and spec.future):
+        raise InputError(f"{where}: its router has no impact or no price: must be one that train made by default")
+    if spec.hidden or spec.impact_hidden:
+        base = TrainOptions(avl=AVLSettings(generations=_LOGGED_GENERATIONS[True]))
+    else:
+        search = {"search_variants": 24, "search_drawn": 0, "generations": _LOGGED_GENERATIONS[False]}
+        base = replace(_ANY_CLUSTER, avl=replace(_ANY_CLUSTER.avl, **search), iterations=_LOGGED_GENERATIONS[False] + 1)
+    seen = described.observation
+    return replace(
+        base,
+        from_log=log,
+        bundle=bundle,
+        fleets=(),
+        minutes=LOGGED_MINUTES,
+        router=spec,
+        correction=spec.impact_hidden > 0,
+        calibrate=seen.calibrate,
+        running_slots=seen.running_slots,
+        waiting_slots=seen.waiting_slots,
+        validate_every=0,
+    )
 
 
 def option_names() -> list[str]:
@@ -363,6 +429,7 @@ def complete(options: TrainOptions) -> TrainOptions:
     if options.smoke:
         fleets = options.fleets[:1]
         options = replace(options, **_SMOKE, fleets=fleets, iterations=2 if options.iterations is None else options.iterations)
+    _check_log(options)
     if options.steps is None and options.iterations is None and options.minutes is None and not options.resume:
         options = replace(options, steps=DEFAULT_STEPS)
     if options.num_env_runners is None and options.address == "local":
@@ -379,6 +446,24 @@ def complete(options: TrainOptions) -> TrainOptions:
     if options.preset in (*PAPER_NETWORKS, "paper-mended") and options.algo != "sac":
         raise InputError(f"algo = {options.algo}: the preset {options.preset} trains with sac")
     return options
+
+
+def _check_log(options: TrainOptions) -> None:
+    """Refuse options that do not go with a log.
+
+    Raises:
+        InputError: one does not.
+    """
+    if (options.from_log is None) != (options.bundle is None):
+        name, other = ("from-log", "bundle") if options.bundle is None else ("bundle", "from-log")
+        raise InputError(f"{name} = {options.from_log or options.bundle!r}: needs --{other}: a log continues a bundle")
+    if options.from_log is None:
+        return
+    for name, value in _LOGGED.items():
+        if getattr(options, name) != value:
+            raise InputError(
+                f"{name.replace('_', '-')} = {getattr(options, name)}: leave it out: with --from-log the log says what there is"
+            )
 
 
 def guide_of(options: TrainOptions) -> tuple[str, dict[str, float]]:

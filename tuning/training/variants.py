@@ -56,7 +56,7 @@ def base_scenario(options: VariantOptions) -> Scenario:
     return _dressed(scenario, options)
 
 
-def training_groups(own: Scenario, options: VariantOptions, environments: int) -> list[Group]:
+def training_groups(own: Scenario, options: VariantOptions, environments: int, beside: Scenario | None = None) -> list[Group]:
     """Assign scenarios to a worker's environments: most the scenario itself, an eighth each of the other fleets.
 
     Under mixed load the environments of a group have loads spaced evenly in logarithm over the scenario's ``mixed_range``. Where
@@ -68,6 +68,7 @@ def training_groups(own: Scenario, options: VariantOptions, environments: int) -
         own: ``base_scenario`` of the options.
         options: as for it; a fleet is a number of experts' preset or any other scenario.
         environments: environments of the worker.
+        beside: the same cluster with other arrivals, for half of its environments.
 
     Raises:
         InputError: too few environments, or no such fleet.
@@ -81,7 +82,7 @@ def training_groups(own: Scenario, options: VariantOptions, environments: int) -
     alike = {"workload": own.workload, "predictions": own.predictions}
     fleets = [_dressed(replace(load_scenario(name), **alike), options) for name in options.fleets]
     groups: list[Group] = [
-        (_spread(own, count, options), count),
+        (_spread(own, count, options) if beside is None else _halves(own, beside, count, options), count),
         *((_spread(fleet, each, options), each) for fleet in fleets),
     ]
     return [(_over_levels(scenarios, n), n) for scenarios, n in groups] if options.information_levels else groups
@@ -117,6 +118,13 @@ def _spread(scenario: Scenario, count: int, options: VariantOptions) -> Scenario
     varied = [(_varied(scenario, options, bursts=poisson), count - sum(counts.values()))]
     varied += [(_varied(_with_arrivals(scenario, kind), options, bursts=False), each) for kind, each in counts.items()]
     return tuple(with_load for part, number in varied if number for with_load in _over_loads(part, number))
+
+
+def _halves(own: Scenario, beside: Scenario, count: int, options: VariantOptions) -> tuple[Scenario, ...]:
+    """Half of the environments of one cluster each with its own arrivals, and with those of ``beside``."""
+    parts = [(own, count - count // 2), (beside, count // 2)]
+    found = [(_spread(scenario, number, options), number) for scenario, number in parts if number]
+    return tuple(x for spread, number in found for x in ((spread,) * number if isinstance(spread, Scenario) else spread))
 
 
 def _over_levels(scenarios: Scenario | Sequence[Scenario], count: int) -> tuple[Scenario, ...]:

@@ -31,7 +31,7 @@ from models.rllib.rollout.collect import (
     with_processes,
 )
 from models.rllib.rollout.env_groups import Group, first_scenarios
-from models.router import RouterSpec
+from models.router import Router, RouterSpec
 from rllib_envs.errors import InputError
 
 _SERVED_LR = 0.1  # of the first learning rate: what is left of it at the end
@@ -147,6 +147,24 @@ class AVL(VectorAlgorithm):
             )
         ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer variants, where a worker has failed
         share_weights(self)
+
+
+def begin_from(algorithm: Algorithm, router: Router) -> None:
+    """Let an algorithm that has not trained yet begin with the weights of a router of its specification.
+
+    Args:
+        algorithm: AVL.
+        router: for instance of a bundle.
+
+    Raises:
+        LearnerFailed: a learner's process has died.
+    """
+    ask_learners(algorithm, _begin_from, state={name: value.cpu() for name, value in router.state_dict().items()})
+    share_weights(algorithm)
+
+
+def _begin_from(learner: AVLLearner, *, state: Any) -> None:
+    learner.begin_from(state)
 
 
 def _candidates(learner: AVLLearner) -> tuple[Any, int]:

@@ -101,6 +101,25 @@ class AVLLearner(FragmentLearner):
         price.terms.copy_(torch.from_numpy(self.search.settled))
         self._weights_seq_no += 1  # else the workers would take the new price for the old one
 
+    def begin_from(self, state: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of another router of the same specification, instead of initial ones.
+
+        The search begins at its price, which counts as the result of a search. No candidate should be worse than it anywhere.
+        Critic, baseline and optimizer begin anew: a router does not have them.
+
+        Args:
+            state: of the router.
+        """
+        for router in (self._router, self.unwrapped.ema_router):
+            router.load_state_dict(state)
+        price = self._router.price
+        if price is not None:
+            values = dict(zip(self._terms, price.terms.tolist(), strict=True))
+            terms = {name: Term(values[name], term.spread) for name, term in self._terms.items()}
+            population, seed = self.config.population, int(self.config.seed or 0)
+            self.search = PriceSearch(terms, population=population, seed=seed, searches=1, reference=values)
+        self._weights_seq_no += 1
+
     @property
     def _searching(self) -> bool:
         return self.search.generation < self.config.generations

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from gateway.log.records import LINES, LoggedFeedback, LoggedLine, LoggedRequest, LoggedStart, Values
-from gateway.log.writer import PATTERN
+from rllib_envs.decision_log.records import LINES, PATTERN, LoggedFeedback, LoggedLine, LoggedRequest, LoggedStart, Values
 from rllib_envs.errors import InputError
 from rllib_envs.json_files import MOST_BYTES
 from rllib_envs.scenario import Scenario
@@ -115,6 +114,9 @@ def _explained(error: ValidationError, where: str, text: str) -> str:
 def _check_places(line: LoggedRequest, scenario: Scenario, where: str) -> None:
     n = scenario.n_experts
     places = [*line.candidates, *(x for x in (line.expert, line.outcome and line.outcome.expert) if x is not None)]
+    known = [entry.name for entry in scenario.classes]
+    if known and line.service not in known:
+        raise InputError(f"{where}: service {line.service!r}: the log's cluster has the classes {', '.join(known)}")
     if line.shadow is not None and line.shadow.expert is not None:
         places.append(line.shadow.expert)
     if places and max(places) >= n:

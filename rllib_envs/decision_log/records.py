@@ -19,6 +19,9 @@ from rllib_envs.scenario import Scenario
 VERSION = 1
 """Of the format."""
 
+PATTERN = "decisions-*.jsonl"
+"""Names of the files."""
+
 Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Known = Annotated[float, Field(ge=0, le=1e12)] | None

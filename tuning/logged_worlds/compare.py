@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gateway.proof.worlds import LoggedTable, episode_of
+from rllib_envs.decision_log.promises import with_promises
+from rllib_envs.decision_log.table import LoggedTable, episode_of
 from rllib_envs.heuristic import RoutingPolicy
 from rllib_envs.scenario import Scenario
 from rllib_envs.simulation import Simulation
@@ -18,7 +19,8 @@ from tuning.specs.routers import NamedRouter, build_router
 LOGGED = "as logged"
 """Name of the policy that sends each request where the log says."""
 
-_LEAST = 50  # requests of a window, if there are as many
+LEAST_WINDOW = 50
+"""Requests of a window, if there are as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +38,12 @@ class PolicyOnLog:
 
 def windows_of(count: int, windows: int) -> list[slice]:
     """Cut ``count`` requests into at most so many windows of about the same size."""
-    ends = np.linspace(0, count, min(windows, max(count // _LEAST, 1)) + 1).astype(int)
+    ends = np.linspace(0, count, min(windows, max(count // LEAST_WINDOW, 1)) + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
 
 def compare_on_log(
-    table: LoggedTable, scenario: Scenario, routers: Sequence[NamedRouter], windows: Sequence[slice], seed: int
+    table: LoggedTable, scenario: Scenario, routers: Sequence[NamedRouter], windows: Sequence[slice], seed: int, draws: int = 1
 ) -> list[PolicyOnLog]:
     """Run each policy, and what was logged, on the same requests.
 
@@ -51,12 +53,15 @@ def compare_on_log(
         routers: policies.
         windows: of consecutive requests, whose means the intervals come from.
         seed: of the lengths of answers that nobody saw, and of policies that draw.
+        draws: how often those lengths are drawn; a window's QoS is the mean over them.
 
     Raises:
         InputError: a policy that cannot be loaded.
     """
-    runs = [(LOGGED, *_run(table, scenario, None, windows, seed))]
-    runs += [(router.text, *_run(table, scenario, router, windows, seed)) for router in routers]
+    promised = with_promises(scenario, table.requests, table.service)
+    table, scenario = replace(table, service=promised.service), promised.scenario
+    runs = [(LOGGED, *_run(table, scenario, None, windows, seed, draws))]
+    runs += [(router.text, *_run(table, scenario, router, windows, seed, draws)) for router in routers]
     base = runs[0][1]
     return [
         PolicyOnLog(
@@ -73,7 +78,7 @@ def compare_on_log(
 
 
 def _run(
-    table: LoggedTable, scenario: Scenario, router: NamedRouter | None, windows: Sequence[slice], seed: int
+    table: LoggedTable, scenario: Scenario, router: NamedRouter | None, windows: Sequence[slice], seed: int, draws: int
 ) -> tuple[tuple[float, ...], float, float, float]:
     count = len(table.requests)
     policy: RoutingPolicy | None = None
@@ -81,24 +86,29 @@ def _run(
     if router is not None:
         policy, observation = build_router(router, scenario.observation)
     workload = replace(scenario.workload, requests=count)
-    simulation = Simulation(replace(scenario, observation=observation, workload=workload), 1, show=policy is not None)
-    lengths, draws = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))) for i in range(2))
-    simulation.start_episode(0, episode_of(table, scenario, lengths))
+    simulation = Simulation(replace(scenario, observation=observation, workload=workload), draws, show=policy is not None)
+    rng = _generator(seed, 1)
+    for b in range(draws):
+        simulation.start_episode(b, episode_of(table, scenario, _generator(seed, 0, *([b] if b else []))))
     agreed = impossible = 0
-    while not simulation.over.all():
-        row = int(simulation.cursor[0])
-        action = logged = int(table.expert[row])
+    for row in range(count):  # one decision for each request, in all clusters alike
+        logged = np.full(draws, table.expert[row])
+        action = logged
         if policy is not None:
-            action = int(policy(simulation, draws)[0])
-            if action < scenario.n_experts and not table.possible[row, action]:
-                action = logged
-                impossible += 1
-        agreed += action == logged
-        simulation.step(np.array([action]))
-    records = simulation.records(0)
+            action = policy(simulation, rng)
+            barred = (action < scenario.n_experts) & ~table.possible[row, np.minimum(action, scenario.n_experts - 1)]
+            action = np.where(barred, logged, action)
+            impossible += int(barred.sum())
+        agreed += int((action == logged).sum())
+        simulation.step(action)
+    records = [simulation.records(b) for b in range(draws)]
     return (
-        tuple(float(records.qos[window].mean()) for window in windows),
-        float(records.late.mean()),
-        agreed / count,
-        impossible / count,
+        tuple(float(np.mean([x.qos[window].mean() for x in records])) for window in windows),
+        float(np.mean([x.late.mean() for x in records])),
+        agreed / count / draws,
+        impossible / count / draws,
     )
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
