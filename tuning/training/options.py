@@ -236,7 +236,7 @@ _ANY_CLUSTER = TrainOptions(
         search_requests=600,
         search_kinds=(PLAIN_KIND, "edge", "changing"),
     ),
-    iterations=61,
+    iterations=67,
 )
 _MENDED = replace(
     _PUBLISHED,

@@ -17,7 +17,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import TIMERS
 
-from models.rllib.avl.learner import AVLLearner
+from models.rllib.avl.learner import AVLLearner, Candidates
 from models.rllib.avl.module import AVLModule
 from models.rllib.avl.price_search import try_candidates
 from models.rllib.avl.settings import AVLSettings
@@ -69,6 +69,7 @@ class AVLConfig(VectorAlgorithmConfig):
         kl_stop: float = NOT_GIVEN,
         keep: float = NOT_GIVEN,
         generations: int = NOT_GIVEN,
+        refinements: int = NOT_GIVEN,
         population: int = NOT_GIVEN,
         search_variants: int = NOT_GIVEN,
         search_drawn: int = NOT_GIVEN,
@@ -83,7 +84,7 @@ class AVLConfig(VectorAlgorithmConfig):
         """
         self._take({
             "lam": lam, "beta_per_s": beta_per_s, "epochs": epochs, "minibatch": minibatch, "warmup": warmup, "clip": clip,
-            "kl_stop": kl_stop, "keep": keep, "generations": generations, "population": population,
+            "kl_stop": kl_stop, "keep": keep, "generations": generations, "refinements": refinements, "population": population,
             "search_variants": search_variants, "search_drawn": search_drawn, "search_kinds": search_kinds,
             "search_requests": search_requests,
         })  # fmt: skip
@@ -134,15 +135,15 @@ class AVL(VectorAlgorithm):
         """Try a generation of prices on the workers, if there is one to try."""
         assert self.env_runner_group is not None
         config = self.config
-        candidates, generation = ask_learners(self, _candidates)[0]
+        candidates = ask_learners(self, _candidates)[0]
         if candidates is None:
             return
         workers = max(self.env_runner_group.num_healthy_remote_workers(), 1)
         variants, drawn = -(-config.search_variants // workers), -(-config.search_drawn // workers)
-        kinds, requests = config.search_kinds, config.search_requests
+        kinds, requests = config.search_kinds, config.search_requests * candidates.length
         with self.metrics.log_time((TIMERS, "price_search")):
             results = self.rollout_workers.ask(
-                lambda runner: try_candidates(runner, candidates, generation, variants, drawn, kinds, requests),
+                lambda runner: try_candidates(runner, candidates.terms, candidates.generation, variants, drawn, kinds, requests),
                 steps=steps_sampled(self),
             )
         ask_learners(self, _report_fitness, qos=np.concatenate(results, axis=1))  # fewer variants, where a worker has failed
@@ -167,8 +168,8 @@ def _begin_from(learner: AVLLearner, *, state: Any) -> None:
     learner.begin_from(state)
 
 
-def _candidates(learner: AVLLearner) -> tuple[Any, int]:
-    return learner.candidates(), learner.search.generation
+def _candidates(learner: AVLLearner) -> Candidates | None:
+    return learner.candidates()
 
 
 def _report_fitness(learner: AVLLearner, *, qos: Any) -> None:

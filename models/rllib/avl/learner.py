@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.price import Term
 from models.rllib.avl.module import AVLModule
+from models.rllib.avl.price_refinement import LENGTH, PriceRefinement
 from models.rllib.avl.price_search import PriceSearch
 from models.rllib.learning.fragment_learner import Batch, FragmentLearner, clipped_gain
 from models.rllib.learning.minibatches import flatten
@@ -20,8 +21,17 @@ from models.rllib.learning.returns import afterstate_returns
 from models.rllib.rollout.fragments import Fragment
 from models.router import Router
 
-BASELINES, SEARCH = "baselines", "price_search"
-"""Names of the learner's components that hold the statistics of the environments and the search for the price."""
+BASELINES, SEARCH, REFINEMENT = "baselines", "price_search", "price_refinement"
+"""Names of the learner's components: the statistics of the environments, the search for the price and its refinement."""
+
+
+class Candidates(NamedTuple):
+    """Prices to try."""
+
+    terms: NDArray[np.float64]  # (K, P)
+    generation: int
+    length: int  # requests of an episode over ``search_requests``
+
 
 _GAIN = 0.05  # of the running mean reward of an environment
 _SCALE_GAIN = 0.1  # of the running variances
@@ -70,8 +80,8 @@ class AVLLearner(FragmentLearner):
 
     Errors and advantages are scaled per environment; otherwise the heaviest load would dominate.
 
-    During the search for the congestion price (``PriceSearch``) the future part rests, and the router runs without its graph
-    encoder, its most expensive part. Both join afterwards, through weights that are 0.
+    During the search for the congestion price (``PriceSearch``, then ``PriceRefinement``) the future part rests, and the router
+    runs without its graph encoder, its most expensive part. Both join afterwards, through weights that are 0.
     """
 
     def build(self) -> None:
@@ -79,7 +89,7 @@ class AVLLearner(FragmentLearner):
         self.baselines: dict[tuple[int, int], Baselines] = {}
         self._kl, self._improving = 0.0, False  # of the sample in work
         super().build()
-        self.search = self._new_search()
+        self._begin_search(self._terms, {} if self._router.price is None else self._router.price.REFERENCE)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """One optimizer: the losses share the encoder and are differentiated together."""
@@ -87,18 +97,22 @@ class AVLLearner(FragmentLearner):
         optimizer = torch.optim.Adam(params)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
 
-    def candidates(self) -> NDArray[np.float64] | None:
-        """(K, P) candidate prices, of generation ``search.generation``; None when the search is over."""
+    def candidates(self) -> Candidates | None:
+        """The prices to try next; None when the search is over, or has not begun."""
         if self._router.price is None or self._samples < self.config.warmup or not self._searching:
             return None
-        return self.search.ask()
+        generation = self.search.generation + self.refinement.generation
+        if self._refining:
+            return Candidates(self.refinement.ask(self.search.settled), generation, LENGTH)
+        return Candidates(self.search.ask(), generation, 1)
 
     def report_fitness(self, qos: NDArray[np.float64]) -> None:
         """Report the fitness of the candidates, (K, W)."""
-        self.search.tell(qos)
+        (self.refinement if self._refining else self.search).tell(qos)
         price = self._router.price
         assert price is not None
-        price.terms.copy_(torch.from_numpy(self.search.settled))
+        step = 0.0 if self._searching else self.refinement.step()  # once, from all worlds together
+        price.terms.copy_(torch.from_numpy(self.search.settled + step))
         self._weights_seq_no += 1  # else the workers would take the new price for the old one
 
     def begin_from(self, state: Mapping[str, Tensor]) -> None:
@@ -116,23 +130,26 @@ class AVLLearner(FragmentLearner):
         if price is not None:
             values = dict(zip(self._terms, price.terms.tolist(), strict=True))
             terms = {name: Term(values[name], term.spread) for name, term in self._terms.items()}
-            population, seed = self.config.population, int(self.config.seed or 0)
-            self.search = PriceSearch(terms, population=population, seed=seed, searches=1, reference=values)
+            self._begin_search(terms, values, searches=1)
         self._weights_seq_no += 1
 
     @property
     def _searching(self) -> bool:
-        return self.search.generation < self.config.generations
+        return not self._refining or self.refinement.generation < self.config.refinements
+
+    @property
+    def _refining(self) -> bool:
+        return self.search.generation >= self.config.generations
 
     @property
     def _terms(self) -> Mapping[str, Term]:
         return {} if self._router.price is None else self._router.price.TERMS
 
-    def _new_search(self) -> PriceSearch:
-        price, population, seed = self._router.price, self.config.population, int(self.config.seed or 0)
-        if price is None:
-            return PriceSearch({}, population=population, seed=seed)
-        return PriceSearch(price.TERMS, population=population, seed=seed, searches=price.SEARCHES, reference=price.REFERENCE)
+    def _begin_search(self, terms: Mapping[str, Term], reference: Mapping[str, float] | None, searches: int = 0) -> None:
+        searches = searches or (0 if self._router.price is None else self._router.price.SEARCHES)
+        population, seed = self.config.population, int(self.config.seed or 0)
+        self.search = PriceSearch(terms, population=population, seed=seed, searches=searches, reference=reference)
+        self.refinement = PriceRefinement(terms, reference)
 
     @property
     def _router(self) -> Router:
@@ -253,7 +270,7 @@ class AVLLearner(FragmentLearner):
         entropy = -sum(float((rows["log_policy"].exp() * rows["log_policy"]).sum()) for rows in samples) / len(returns)
         logged: dict[str, float] = {}
         if self._searching:
-            logged["search_generation"] = float(self.search.generation)
+            logged["search_generation"] = float(self.search.generation + self.refinement.generation)
             for term, mean, spread in zip(self._terms, self.search.settled, self.search.spread, strict=True):
                 logged |= {f"price/{term}": float(mean), f"price_spread/{term}": float(spread)}
         return logged | {
@@ -272,12 +289,14 @@ class AVLLearner(FragmentLearner):
         return [parts.impact, log_policy, module.baseline(parts.columns), module.state_value(parts)]
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state, the baselines and the search."""
+        """RLlib's state, the baselines, the search and its refinement."""
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(BASELINES, components, not_components):
             state[BASELINES] = {"samples": self._samples, "environments": self.baselines}
         if self._check_component(SEARCH, components, not_components):
             state[SEARCH] = self.search.get_state()
+        if self._check_component(REFINEMENT, components, not_components):
+            state[REFINEMENT] = self.refinement.get_state()
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -287,6 +306,8 @@ class AVLLearner(FragmentLearner):
             self._samples, self.baselines = state[BASELINES]["samples"], state[BASELINES]["environments"]
         if SEARCH in state:
             self.search.set_state(state[SEARCH])
+        if REFINEMENT in state:
+            self.refinement.set_state(state[REFINEMENT])
 
     def _other_terms(self, fragment: Fragment, continues: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(T, B) terms of the reward beside the marginal QoS of the action; 0 by default.

@@ -17,6 +17,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "kl_stop": (0, 1e6),
     "keep": (0, 1),
     "generations": (0, 10**9),
+    "refinements": (0, 10**6),
     "population": (2, 4096),
     "search_variants": (0, 10**5),
     "search_drawn": (0, 10**5),
@@ -46,6 +47,8 @@ class AVLSettings:
     """avl: EMA weight of the past in the router that is exported, per iteration."""
     generations: int = 20
     """avl: generations of the search for the congestion price, one an iteration, after the warm-up; 0: no search."""
+    refinements: int = 0
+    """avl: iterations after that search in which each of the price's parameters is moved up and down, for one last step."""
     population: int = 16
     """avl: prices tried in a generation, an even number."""
     search_variants: int = 18
@@ -67,7 +70,7 @@ class AVLSettings:
         for name, (low, high) in _LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} = {getattr(self, name)}: must be from {low:,} to {high:,}")
-        if self.generations and not self.search_variants + self.search_drawn:
+        if (self.generations or self.refinements) and not self.search_variants + self.search_drawn:
             raise InputError("search_variants = 0 and search_drawn = 0: a search for the price needs scenarios to try prices in")
         if self.population % 2:
             raise InputError(f"population = {self.population}: must be even")
