@@ -188,10 +188,9 @@ class Decider:
         if expert is None:
             self.refusals["dropped"] += 1
         else:
-            limited = request.max_tokens is not None and request.max_tokens <= told.tokens[expert]
 
             def send_there(live: LiveCluster, row: int) -> None:
-                live.send(key, row, expert, int(prompts[expert]), told, may_go, streams=request.streams, limited=limited)
+                live.send(key, row, expert, int(prompts[expert]), told, may_go, streams=request.streams)
 
             send = send_there
             send(self.live, self.live.new_row() if row is None else row)
@@ -208,9 +207,9 @@ class Decider:
             scores=scores,
             probability=verdict.probability,
             predicted_score=tuple(told.score.tolist()),
-            predicted_tokens=tuple(told.tokens.tolist()),
+            predicted_tokens=tuple(self.live.expected_tokens(told).tolist()),
             predicted_ttft_s=tuple(self.live.predicted_ttft_s.tolist()),
-            predicted_tpot_s=tuple(self.live.predicted_tpot_s(told.tokens).tolist()),
+            predicted_tpot_s=tuple(self.live.predicted_tpot_s(told).tolist()),
             reasons=self._reasons(choice, expert),
             decision_s=decision_s,
             shadow=self._shadow_choice(request, told, allowed, now_s, send),

@@ -5,6 +5,7 @@ One cluster (B = 1), whose request table is a window on the requests so far. ``r
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ class Told(NamedTuple):
     """Predictions for one request at N experts."""
 
     score: NDArray[np.float64]  # (N,) in [0, 1]
-    tokens: NDArray[np.float64]  # (N,) >= 1: the expected length of the answer
+    tokens: NDArray[np.float64]  # (N,) >= 1: the expected length of the answer, if nothing cuts it
     log_sd: NDArray[np.float64]  # (N,) standard deviation of the log length
+    most: float = math.inf  # tokens that the request asks for at most
 
 
 class LiveCluster:
@@ -142,11 +144,23 @@ class LiveCluster:
         """(N,) time to the first token of the request shown, if it went to each expert; inf: its queue is full."""
         return self.world.scratch.own_s[:, 0].copy()
 
-    def predicted_tpot_s(self, tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) time per token after the first of the request shown, of whose answer so many are expected."""
-        own_s = self.world.scratch.own_s
+    def predicted_tpot_s(self, told: Told) -> NDArray[np.float64]:
+        """(N,) time per token after the first of the request shown, if none comes after it. ``told``: of that request."""
+        own_s, tokens = self.world.scratch.own_s, np.floor(self.expected_tokens(told) + 0.5)
         with np.errstate(invalid="ignore"):
             return np.where(np.isfinite(own_s[:, 1]), (own_s[:, 1] - own_s[:, 0]) / np.maximum(tokens - 1, 1), np.inf)
+
+    def expected_tokens(self, told: Told) -> NDArray[np.float64]:
+        """(N,) tokens of an answer, with what was learned of lengths, within the request's limit."""
+        return np.maximum(np.minimum(told.tokens * self._length_factor(), told.most), 1)
+
+    def _length_factor(self) -> NDArray[np.float64]:
+        """(N,) by which predicted lengths are corrected; 1 for policies that were trained without."""
+        return self.world.nominal["length_factor"][0].astype(np.float64)
+
+    def _tokens(self, told: Told) -> NDArray[np.float64]:
+        """(N,) the predictions, so bounded that they are not above the request's own limit once they are corrected."""
+        return np.minimum(told.tokens, told.most / self._length_factor())
 
     def terms_for(self, service: int, budgets: Budgets) -> int:
         """The row of the terms that a request is judged by: of its class, or of the bounds that it brings itself.
@@ -191,7 +205,7 @@ class LiveCluster:
         workload, state = world.workload, world.state
         world.now_s[0] = now_s
         workload.arrival_s[0, row], workload.prompt[0, row] = now_s, prompt
-        workload.predicted_score[0, row], workload.predicted_tokens[0, row] = told.score, told.tokens
+        workload.predicted_score[0, row], workload.predicted_tokens[0, row] = told.score, self._tokens(told)
         workload.predicted_log_sd[0, row] = told.log_sd
         self._user["service"][row] = service
         world.service.allowed[service, 0] = allowed
@@ -221,9 +235,10 @@ class LiveCluster:
         may_go: NDArray[np.bool_],
         *,
         streams: bool = True,
-        limited: bool = False,
     ) -> None:
         """The request that was shown last goes to an expert.
+
+        Nothing is learned from the length of an answer that may end at a limit of tokens before its expected length.
 
         Args:
             key: of the request in the ledger.
@@ -233,7 +248,6 @@ class LiveCluster:
             told: what is predicted for it.
             may_go: (N,) experts that it may ever go to.
             streams: whether its tokens are seen one by one.
-            limited: its answer may end at a limit of tokens below what is expected of it: nothing is learned from its length.
 
         Raises:
             ValueError: it may not go there.
@@ -243,14 +257,15 @@ class LiveCluster:
         now_s = float(self.world.now_s[0])
         first_s, pace_s = np.nan, 0.0
         if not streams:
-            ttft_s, tpot_s = self.predicted_ttft_s[expert], self.predicted_tpot_s(told.tokens)[expert]
+            ttft_s, tpot_s = self.predicted_ttft_s[expert], self.predicted_tpot_s(told)[expert]
             if np.isfinite(ttft_s):
                 first_s, pace_s = now_s + ttft_s, max(tpot_s, 1e-6)
         if self._rules.demand:
             update_foreseen_ema(self.world.demand, 0, self.rows.whatif[0, expert]["own_success"])
         self._may_go[row] = may_go
-        self._write(row, expert, prompt, told.score[expert], told.tokens[expert], now_s)
-        self.world.state.records["status"][0, row] = PENDING if limited else ROUTED
+        tokens = float(self._tokens(told)[expert])
+        self._write(row, expert, prompt, told.score[expert], tokens, now_s)
+        self.world.state.records["status"][0, row] = PENDING if tokens < told.tokens[expert] else ROUTED
         service = int(self._extras["service"][row])
         self.ledger.opened(
             key,
@@ -258,7 +273,7 @@ class LiveCluster:
             expert,
             now_s,
             prompt,
-            float(told.tokens[expert]),
+            tokens,
             predicted_score=float(told.score[expert]),
             service=service if service < self._classes else self._class_of[service],
             first_s=first_s,

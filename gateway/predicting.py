@@ -49,11 +49,9 @@ class Predicting:
         return self._means.log_sd if self._predictors is None else self._usual_log_sd(self._predictors)
 
     def of(self, request: RouteRequest) -> Told:
-        """What is predicted for a request; its answer is not expected to be longer than it may be."""
+        """What is predicted for a request, with its limit of tokens."""
         told = self._means if self._predictors is None or not request.text else self._by(self._predictors, request.text)
-        if request.max_tokens is None:
-            return told
-        return told._replace(tokens=np.minimum(told.tokens, max(request.max_tokens, 1)))
+        return told if request.max_tokens is None else told._replace(most=float(max(request.max_tokens, 1)))
 
     def _by(self, predictors: Predictors, text: str) -> Told:
         found = predictors.predict([text[:_MOST_CHARACTERS]])

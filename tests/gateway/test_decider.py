@@ -17,6 +17,7 @@ from rllib_envs.scenario import Scenario
 from rllib_envs.scenarios.load import load_scenario
 from rllib_envs.service import ServiceClass, Tenant
 from tests.gateway.clocks import Stopwatch, steady_decider
+from tuning.specs.routers import SHIPPED_ROUTER
 
 ALL = [True] * 6
 
@@ -44,6 +45,32 @@ def confined() -> Scenario:
             Tenant(name="last", confined_to=(names[5],)),
         ),
     )
+
+
+def test_answers_that_are_always_cut_are_not_expected_beyond_their_limits() -> None:
+    """Clients may ask for so many tokens and more than a model would say. Each answer is alone, with right engine figures."""
+    rng = np.random.default_rng(3)
+    decider = steady_decider(load_scenario("edge6"), f"bundle:{SHIPPED_ROUTER}")
+    usual = RouteRequest(prompt_tokens=100, pinned=0)
+    first = decider.decide(usual, 0.0, ALL)
+    decider.ledger.cancelled(first.id, 0.0)
+    mean, step_s = first.predicted_tokens[0], first.predicted_tpot_s[0]
+    now_s = 0.0
+    for _ in range(300):
+        now_s += 100.0
+        most = int(rng.integers(2, round(3 * mean)))
+        decision = decider.decide(replace(usual, max_tokens=most), now_s, ALL)
+        assert decision.predicted_tokens[0] <= most
+        assert decision.predicted_tpot_s[0] == pytest.approx(step_s, rel=0.2)  # whatever is believed of lengths
+        for token in range(most):
+            decider.ledger.streamed(decision.id, 1, now_s + 0.2 + token * step_s)
+        looked = decider.decide(usual, now_s + 0.2 + most * step_s, ALL)  # while it is under way, with all its tokens
+        decider.ledger.cancelled(looked.id, now_s + 0.2 + most * step_s)
+        decider.ledger.finished(decision.id, now_s + 0.2 + most * step_s, output_tokens=most, cut=True)
+    learned = decider.decide(usual, now_s + 100.0, ALL)
+    assert mean < learned.predicted_tokens[0] < 3.3 * mean  # no limit is above three times the mean
+    bound = decider.decide(replace(usual, max_tokens=round(2 * mean)), now_s + 200.0, ALL)
+    assert bound.predicted_tokens[0] == pytest.approx(round(2 * mean), rel=1e-3)
 
 
 def test_equal_experts_share_the_requests() -> None:

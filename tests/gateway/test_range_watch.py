@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway.decider import Decider
 from gateway.policies import load_policy
-from gateway.predicting import Predicting
 from gateway.request import RouteRequest
 from models.export.bundle import load_bundle, save_bundle
 from rllib_envs.scenarios.load import load_scenario
@@ -65,11 +65,10 @@ def test_without_predictions_a_router_that_was_trained_on_some_does_not_decide()
 
 
 def test_limits_of_tokens_bound_what_is_predicted() -> None:
-    predicting = Predicting(load_scenario("edge6").experts)
-    usual = predicting.of(RouteRequest(prompt_tokens=10))
-    bounded = predicting.of(RouteRequest(prompt_tokens=10, max_tokens=50))
-    np.testing.assert_array_equal(bounded.tokens, np.minimum(usual.tokens, 50))
-    np.testing.assert_array_equal(bounded.score, usual.score)
+    scenario = load_scenario("edge6")
+    usual, bounded = (Decider(scenario).decide(RouteRequest(prompt_tokens=10, max_tokens=most), 0.0, ALL) for most in (None, 50))
+    np.testing.assert_array_equal(bounded.predicted_tokens, np.minimum(usual.predicted_tokens, 50))
+    np.testing.assert_array_equal(bounded.predicted_score, usual.predicted_score)
 
 
 def test_onnx_decides_as_torch_does_and_without_it(tmp_path: Path) -> None:
