@@ -22,7 +22,7 @@ from rllib_envs.errors import InputError
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-engines" / "bin" / "python"
 """The environment's Python where ``make real-engines`` puts it."""
 
-_START_S, _END_S = 300.0, 20.0
+_START_S, _END_S, _ORPHANS_S = 300.0, 20.0, 3.0
 _MODEL = Path(__file__).with_name("random_llama.py")
 _IN_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _ENVIRONMENT = {
@@ -98,16 +98,17 @@ def vllm_servers(specs: Sequence[VllmSpec], folder: Path, python: Path = PYTHON)
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it started, each by its id."""
-    every = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else [process]
+    started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()  # it ends its own
     try:
         process.wait(_END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    left = [one for one in every[1:] if isinstance(one, psutil.Process) and one.is_running()]
-    for one in psutil.wait_procs(left, timeout=_END_S)[1]:
+    left = psutil.wait_procs(started, timeout=_ORPHANS_S)[1]
+    for one in left:
         one.kill()
+    psutil.wait_procs(left, timeout=_ORPHANS_S)
 
 
 def _model(spec: VllmSpec, folder: Path, python: Path) -> Path:
