@@ -24,7 +24,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import psutil
@@ -55,7 +54,7 @@ WARM_UP_S, PAUSE_S = 5.0, 1.0
 class Options:
     """Options of the benchmark."""
 
-    policies: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (
+    policies: tuple[str, ...] = (
         "any-cluster-router",
         "impact-greedy",
         "calibrated-impact-greedy",
