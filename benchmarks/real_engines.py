@@ -8,7 +8,7 @@ gateway in turn gets the same requests at the same times. The order turns from r
 all alike. QoS is the score of an answer that kept its SLO, else 0, as clients see it. Intervals are over rounds, of differences
 within a round. Expect half an hour.
 
-The machine is to be quiet. Where other work cannot be stopped, ``sudo nice -n -10 make real-engines`` makes it give way. The
+The machine is to be quiet. Where other work cannot be stopped, ``nice -n -10 make real-engines`` as root makes it give way. The
 report says how much of the processors it took all the same.
 """
 
