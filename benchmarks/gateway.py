@@ -170,7 +170,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], port: int, path: str, log: Path, *, ours: bool = False) -> Generator[Target]:
+def program_running(name: str, command: list[str], port: int, path: str, log: Path, *, ours: bool = False) -> Generator[Target]:
+    """A program that answers at ``path`` of ``port``, until the block ends."""
     url = f"http://127.0.0.1:{port}"
     with (
         log.open("w", encoding="utf-8") as out,
@@ -208,7 +209,7 @@ def own(mocks: list[MockEngine], policy: str, folder: Path) -> Generator[Target]
     path = folder / f"{policy}.yaml"
     path.write_text(json.dumps(settings(mocks, experts=experts, policy=policy, listen={"port": port}, timeouts={}, breaker={})))
     command = [sys.executable, str(ROOT / "edgeroute.py"), "serve", "--config", str(path)]
-    with _running(f"edgeroute, {policy}", command, port, "/ready", folder / f"{policy}.log", ours=True) as target:
+    with program_running(f"edgeroute, {policy}", command, port, "/ready", folder / f"{policy}.log", ours=True) as target:
         yield target
 
 
@@ -218,7 +219,7 @@ def vllm_router(mocks: list[MockEngine], programs: Path, folder: Path) -> Genera
     port, metrics = free_port(), free_port()
     command = [str(programs / "vllm-router"), "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
     command += ["--prometheus-port", str(metrics), "--log-level", "error", "--worker-urls", *(mock.url for mock in mocks)]
-    with _running("vllm-router", command, port, "/health", folder / "vllm-router.log") as target:
+    with program_running("vllm-router", command, port, "/health", folder / "vllm-router.log") as target:
         yield target
 
 
@@ -232,7 +233,7 @@ def litellm(mocks: list[MockEngine], programs: Path, folder: Path) -> Generator[
     path = folder / "litellm.yaml"
     path.write_text(json.dumps(data))
     command = [str(programs / "litellm"), "--config", str(path), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    with _running("LiteLLM, least-busy", command, port, "/health/liveliness", folder / "litellm.log") as target:
+    with program_running("LiteLLM, least-busy", command, port, "/health/liveliness", folder / "litellm.log") as target:
         yield target
 
 

@@ -25,10 +25,9 @@ import numpy as np
 from gateway import calibrate, replay
 from gateway.config import load_config
 from gateway.engines.process import EngineSpec, RunningEngine, running
-from gateway.traffic_sample import send_traffic, traffic_table
+from gateway.traffic_sample import send_traffic, slo_s_per_token, traffic_capacity_rps, traffic_table
 from rllib_envs.errors import InputError
 from rllib_envs.expert import Expert
-from rllib_envs.profiles.replay import replay_requests
 from rllib_envs.yaml_files import dump_yaml
 from tuning.output.tables import markdown_table
 from tuning.run_dir.atomic import write_text
@@ -84,14 +83,14 @@ def run(options: Options) -> int:
             _calibrate(engine, options)
         config = _write_config(engines, options)
         experts = load_config(config).scenario.experts
-        rate = _LOAD * sum(map(_capacity_rps, experts))
+        rate = _LOAD * sum(traffic_capacity_rps(expert, PROMPT_TOKENS, OUTPUT_TOKENS) for expert in experts)
         seconds = 5.0 if options.smoke else options.seconds
         print(f"\n3. Serving: edgeroute serve --config {config}")
         url = stack.enter_context(_serving(config, options.out / "serve.log"))
         print(f"   {url}, with a live page: {url}/ui")
         print(f"\n4. Sending {seconds:.0f} s of traffic, {rate:.2f} requests/s: model auto, streams\n")
         answers = asyncio.run(send_traffic(url, rate, seconds, PROMPT_TOKENS, OUTPUT_TOKENS))
-        print(traffic_table(answers, experts, _slo_s(experts)))
+        print(traffic_table(answers, experts, slo_s_per_token(experts, PROMPT_TOKENS, OUTPUT_TOKENS, _SLACK)))
         samples = asyncio.run(_metrics(url))
         print(who_decided(samples, options))
         print(f"\nMeans of what the gateway predicted and measured ({url}/metrics):\n\n{_predicted(samples, experts)}")
@@ -125,23 +124,9 @@ def _write_config(engines: Sequence[RunningEngine], options: Options) -> Path:
     path = options.out / "gateway.yaml"
     data = {"experts": experts, "policy": options.policy, "listen": {"port": _free_port()}, "log": {"folder": _LOG}}
     write_text(path, dump_yaml(data))
-    slo_s = _slo_s(load_config(path).scenario.experts)
+    slo_s = slo_s_per_token(load_config(path).scenario.experts, PROMPT_TOKENS, OUTPUT_TOKENS, _SLACK)
     write_text(path, dump_yaml(data | {"slo_s_per_token": slo_s}))
     return path
-
-
-def _slo_s(experts: Sequence[Expert]) -> float:
-    """What an answer may take per token: some times what the slowest engine takes alone for a request of the traffic."""
-    prompt, output = (np.array([round(np.mean(sizes))]) for sizes in (PROMPT_TOKENS, OUTPUT_TOKENS))
-    alone_s = replay_requests([expert.engine for expert in experts], np.zeros(1), prompt, output).finish_s
-    return float(np.format_float_positional(_SLACK * alone_s.max() / output[0], 2, fractional=False))
-
-
-def _capacity_rps(expert: Expert) -> float:
-    """Requests of the traffic that an engine finishes in a second, where it always has enough of them."""
-    rng = np.random.default_rng(0)
-    prompts, outputs = (rng.integers(*sizes, 64) for sizes in (PROMPT_TOKENS, OUTPUT_TOKENS))
-    return 64 / float(replay_requests([expert.engine], np.zeros(64), prompts, outputs).finish_s.max())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import aiohttp
 import numpy as np
 
 from rllib_envs.expert import Expert
+from rllib_envs.profiles.replay import replay_requests
 from tuning.output.tables import markdown_table
 
 _WORDS = ("time", "river", "stone", "letter", "garden", "window", "market", "winter", "music", "paper", "light", "north")
@@ -30,8 +31,26 @@ class DemoAnswer:
     decision_ms: float
 
 
+Sizes = tuple[int, int]
+"""Fewest and most tokens."""
+
+
+def slo_s_per_token(experts: Sequence[Expert], prompt_tokens: Sizes, output_tokens: Sizes, slack: float) -> float:
+    """What an answer may take per token, to two figures: ``slack`` times what the slowest takes alone for a mean request."""
+    prompt, output = (np.array([round(np.mean(sizes))]) for sizes in (prompt_tokens, output_tokens))
+    alone_s = replay_requests([expert.engine for expert in experts], np.zeros(1), prompt, output).finish_s
+    return float(np.format_float_positional(slack * alone_s.max() / output[0], 2, fractional=False))
+
+
+def traffic_capacity_rps(expert: Expert, prompt_tokens: Sizes, output_tokens: Sizes) -> float:
+    """Requests of the traffic that an engine finishes in a second, where it always has enough of them."""
+    rng = np.random.default_rng(0)
+    prompts, outputs = (rng.integers(*sizes, 64) for sizes in (prompt_tokens, output_tokens))
+    return 64 / float(replay_requests([expert.engine], np.zeros(64), prompts, outputs).finish_s.max())
+
+
 async def send_traffic(
-    url: str, rate: float, seconds: float, prompt_tokens: tuple[int, int], output_tokens: tuple[int, int], seed: int = 0
+    url: str, rate: float, seconds: float, prompt_tokens: Sizes, output_tokens: Sizes, seed: int = 0
 ) -> list[DemoAnswer]:
     """Send streams with model ``auto`` at Poisson times, and wait for their ends.
 
@@ -98,18 +117,21 @@ async def _send(session: aiohttp.ClientSession, url: str, at_s: float, prompt: s
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "ignore_eos": True,
     }
     start_s = time.monotonic()
-    first_s, pieces, status, expert, decision_ms = 0.0, 0, 0, "", 0.0
+    first_s, pieces, told, status, expert, decision_ms = 0.0, 0, 0, 0, "", 0.0
     try:
         async with session.post(f"{url}/v1/chat/completions", json=body) as response:
             expert = response.headers.get("x-edgeroute-expert", "")
             decision_ms = float(response.headers.get("x-edgeroute-decision-ms", 0.0))
             async for line in response.content:
-                if line.startswith(b"data: {") and "error" not in (event := json.loads(line[6:])) and event.get("choices"):
-                    first_s = first_s or time.monotonic()
-                    pieces += 1
+                if line.startswith(b"data: {") and "error" not in (event := json.loads(line[6:])):
+                    told = int((event.get("usage") or {}).get("completion_tokens", told))
+                    if event.get("choices"):
+                        first_s = first_s or time.monotonic()
+                        pieces += 1
             status = response.status
     except (aiohttp.ClientError, TimeoutError, OSError):
         status = 0
@@ -119,6 +141,6 @@ async def _send(session: aiohttp.ClientSession, url: str, at_s: float, prompt: s
         expert=expert,
         ttft_s=(first_s or end_s) - start_s,
         e2e_s=end_s - start_s,
-        tokens=pieces and min(pieces, tokens),
+        tokens=told or min(pieces, tokens),  # a piece may hold several tokens, or none
         decision_ms=decision_ms,
     )

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.engines.gguf import shorten
@@ -92,7 +93,7 @@ def start_engine(spec: EngineSpec, folder: Path) -> RunningEngine:
     try:
         if not line.startswith("listening http"):
             raise InputError(f"engine {spec.name} ended before it listened: see {log}")
-        _await_ready(engine)
+        await_healthy(f"engine {spec.name}", engine.url, process, log, _START_S)
     except BaseException:
         end_engine(engine)
         raise
@@ -130,18 +131,27 @@ def _model(spec: EngineSpec, folder: Path) -> Path:
     return short
 
 
-def _await_ready(engine: RunningEngine) -> None:
-    """Wait until it no longer says that it loads its model."""
-    end_s = time.monotonic() + _START_S
+def await_healthy(name: str, url: str, process: subprocess.Popen[Any], log: Path, within_s: float) -> None:
+    """Wait until a server answers ``/health`` with 200: one that loads its model does not.
+
+    Args:
+        name: of the server, for messages.
+        url: http://HOST:PORT.
+        process: it ends where the server cannot start.
+        log: where it says why.
+        within_s: longest wait.
+
+    Raises:
+        InputError: it ended or did not answer in time; the message names its log.
+    """
+    end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:
-        if engine.process.poll() is not None:
-            raise InputError(
-                f"engine {engine.spec.name} ended with {engine.process.returncode} while it started: see {engine.log}"
-            )
-        if _healthy(engine.url):
+        if process.poll() is not None:
+            raise InputError(f"{name} ended with {process.returncode} while it started: see {log}")
+        if _healthy(url):
             return
         time.sleep(0.05)
-    raise InputError(f"engine {engine.spec.name} did not answer within {_START_S:.0f} s: see {engine.log}")
+    raise InputError(f"{name} did not answer within {within_s:.0f} s: see {log}")
 
 
 def _healthy(url: str) -> bool:
