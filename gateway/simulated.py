@@ -21,7 +21,8 @@ from rllib_envs.capacity import capacity_rps
 from rllib_envs.scenario import Scenario
 from rllib_envs.service_terms import allowed_experts, terms_of
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import commit, cut_at, push, schedule, work_of
+from rllib_envs.sim.kernels import commit, push, schedule, work_of
+from rllib_envs.sim.plan import cut_at
 from rllib_envs.sim.seen import Seen, clear_seen, seen_fields
 from rllib_envs.sim.state import FINISHED, ROUTED, State, allocate, engine_records
 from rllib_envs.sim.terms import promise

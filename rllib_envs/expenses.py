@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import busy_until
+from rllib_envs.sim.plan import busy_until
 from rllib_envs.sim.state import CANCELLED, FINISHED, ROUTED
 
 _TARIFF = np.dtype(

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rllib_envs.sim.calibration import learnt
 from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import kernel, kernel_inlined
-from rllib_envs.sim.kernels import blocks_crossed, steps_begun
 from rllib_envs.sim.offsets import with_odds
+from rllib_envs.sim.plan import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import (
     ARRIVED_FEATURES,

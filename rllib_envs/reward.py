@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rllib_envs.scenario import Reward
 from rllib_envs.sim.cluster import fits_none
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import steps_begun
+from rllib_envs.sim.plan import steps_begun
 from rllib_envs.sim.terms import class_of, extras_of, worth_of
 
 

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import kernel, kernel_inlined
-from rllib_envs.sim.kernels import steps_begun
 from rllib_envs.sim.offsets import OFFSET, note_length, note_score, start_lengths, start_scores
+from rllib_envs.sim.plan import steps_begun
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.state import ENGINE, FINISHED, ROUTED, engine_records
 

@@ -31,18 +31,9 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.cluster import copy_sent, was_accepted
 from rllib_envs.sim.jit import kernel, kernel_inlined
-from rllib_envs.sim.kernels import (
-    advance,
-    busy_until,
-    cut_at,
-    fail,
-    forget,
-    push,
-    remove_running,
-    settle,
-    take_out,
-    work_of,
-)
+from rllib_envs.sim.kernels import advance, push, work_of
+from rllib_envs.sim.leaving import fail, forget, remove_running, settle, take_out
+from rllib_envs.sim.plan import busy_until, cut_at
 from rllib_envs.sim.state import CANCELLED, ENGINE, FAILED, LOST, REJECTED, ROUTED
 from rllib_envs.sim.whatif import future_qos
 
@@ -208,7 +199,7 @@ def _leave(state, engine, expert, b, e, time_s):
     for i in range(expert.n_run - 1, -1, -1):
         r = work.running[i]
         if work.records[r].status == CANCELLED:
-            remove_running(expert, work, i)
+            remove_running(expert, work, i, 0)
             _close(work.records[r], work.requests[r], time_s)
     for i in range(expert.n_wait - 1, -1, -1):
         r = work.waiting[(expert.wait_head + i) & work.last]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_envs.sim.jit import items_of, kernel, kernel_inlined
-from rllib_envs.sim.kernels import advance, blocks_of, cut_at, next_event, push, steps_begun, work_of
+from rllib_envs.sim.kernels import advance, next_event, push, work_of
 from rllib_envs.sim.offsets import with_odds
+from rllib_envs.sim.plan import blocks_of, cut_at, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
 from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, Work, allocate

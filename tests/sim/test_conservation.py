@@ -7,7 +7,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from rllib_envs.scenario import Scenario
-from rllib_envs.sim.kernels import blocks_crossed, steps_begun
+from rllib_envs.sim.plan import blocks_crossed, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, REJECTED, ROUTED, TOO_LONG
 from rllib_envs.simulation import Records, Simulation

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import cut_at, steps_begun
+from rllib_envs.sim.plan import cut_at, steps_begun
 from rllib_envs.sim.state import NEVER
 from rllib_envs.sim.terms import class_of, extras_of, network_s, promise
 

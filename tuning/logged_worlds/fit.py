@@ -22,7 +22,8 @@ from rllib_envs.capacity import capacity_rps
 from rllib_envs.decision_log.promises import with_promises
 from rllib_envs.decision_log.table import LoggedTable, expected_scores, lengths_of
 from rllib_envs.errors import InputError
-from rllib_envs.scenario import Arrivals, Catalogue, Expert, Faults, Predictions, Scenario, TraceFile, Workload
+from rllib_envs.expert import Expert
+from rllib_envs.scenario import Arrivals, Catalogue, Faults, Predictions, Scenario, TraceFile, Workload
 from rllib_envs.service import ServiceClass, Tenant
 from tuning.logged_worlds.arrivals import fit_arrivals
 from tuning.run_dir.atomic import write_text
