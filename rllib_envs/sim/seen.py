@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.calibration import note_step
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import push, queued_s, schedule, work_of
+from rllib_envs.sim.kernels import push, schedule, work_of
 from rllib_envs.sim.leaving import empty
-from rllib_envs.sim.plan import blocks_of
+from rllib_envs.sim.plan import blocks_of, queued_s
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import NEVER
 
