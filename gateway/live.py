@@ -263,7 +263,9 @@ class LiveCluster:
             ttft_s, tpot_s = self.predicted_ttft_s[expert], self.predicted_tpot_s(told)[expert]
             if np.isfinite(ttft_s):
                 first_s, pace_s = now_s + ttft_s, max(tpot_s, 1e-6)
-        self._later.note(expert, prefill_s(self.world.nominal[0, expert], prompt), now_s)
+        engine: Any = self.world.nominal[0, expert]
+        tokens_s = self.expected_tokens(told)[expert] * (engine["c0_s"] / engine["max_seqs"] + engine["b_s"])
+        self._later.note(expert, prefill_s(engine, prompt), tokens_s, now_s)
         if self._rules.demand:
             update_foreseen_ema(self.world.demand, 0, self.rows.whatif[0, expert]["own_success"])
         self._may_go[row] = may_go

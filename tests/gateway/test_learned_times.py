@@ -135,9 +135,9 @@ def test_the_share_of_later_prompts_is_that_of_a_steady_stream() -> None:
     later = LaterPrompts(2, 1)
     assert (later.share(5.0) == 0).all()
     for i in range(400):
-        later.note(0, 0.05, 10 + 0.25 * i)
+        later.note(0, 0.05, 0.1, 10 + 0.25 * i)
     np.testing.assert_allclose(later.share(110.0), [0.2, 0.0], rtol=0.03)
     np.testing.assert_allclose(later.share(120.0), later.share(110.0) / np.e, rtol=0.01)
     for i in range(400):
-        later.note(1, 10.0, 120 + 0.25 * i)
-    assert later.share(220.0)[1] == 0.9
+        later.note(1, 9.0, 3.0, 120 + 0.25 * i)
+    np.testing.assert_allclose(later.share(220.0)[1], 0.75)  # more work than time
