@@ -88,6 +88,7 @@ class Decider:
         fallbacks: decisions that the policy did not take, by reason.
         refusals: requests that went nowhere, by reason.
         slowness: of the policy.
+        predicting: predictions for requests.
 
     Raises:
         InputError: no such policy or fallback, or one that cannot be loaded; predictors that do not know an expert's model; not
@@ -118,7 +119,7 @@ class Decider:
         told = self.policy.observation
         self._chain = [load_policy(fallback, told), *([load_policy(LEAST_WORK, told)] if fallback != LEAST_WORK else [])]
         self.scenario = scenario
-        self._predicting = Predicting(scenario.experts, predictors)
+        self.predicting = Predicting(scenario.experts, predictors)
         self._capacity = max(capacity, BASE_ROWS)
         seen = None if shared is None else map_shared(shared, gateways, 2 * self._capacity, scenario.n_experts)
         self.live, self._beside = self._new_clusters(seen, gateway)
@@ -154,13 +155,14 @@ class Decider:
         (self.live, self._beside), self._watch = real, watch
         self.refusals, self.fallbacks, self.slowness = refusals, fallbacks, Slowness()
 
-    def decide(self, request: RouteRequest, now_s: float, ready: Sequence[bool]) -> RouteDecision:
+    def decide(self, request: RouteRequest, now_s: float, ready: Sequence[bool], told: Told | None = None) -> RouteDecision:
         """Decide, and enter the request in the ledger if it goes somewhere.
 
         Args:
             request: to route.
             now_s: the time, of the clock that the ledger is told.
             ready: (N,) experts that can be asked now.
+            told: what is predicted for it; None: predictors are asked now.
 
         Raises:
             ValueError: the request does not fit the scenario (``Confinement``), or a budget is out of range.
@@ -170,7 +172,7 @@ class Decider:
         may_go = self._confinement.of(request)
         terms = self.live.terms_for(request.service, request.budgets)
         prompts = np.array([request.prompt_at(e) for e in range(n)])
-        told = self._predicting.of(request)
+        told = self.predicting.of(request) if told is None else told
         key = f"{self._start}-{next(self._numbers):x}"
         if len(self.ledger) >= self._capacity:
             return self._refused(key, "full", started_s)
@@ -259,7 +261,7 @@ class Decider:
 
     def _new_cluster(self, policy: LivePolicy, seen: Seen | None = None, me: int = 0) -> LiveCluster:
         scenario = replace(self.scenario, observation=policy.observation)
-        return LiveCluster(scenario, capacity=2 * self._capacity, log_sd=self._predicting.log_sd, seen=seen, me=me)
+        return LiveCluster(scenario, capacity=2 * self._capacity, log_sd=self.predicting.log_sd, seen=seen, me=me)
 
     def _show(
         self, prompts: NDArray[np.int64], told: Told, terms: int, allowed: NDArray[np.bool_], now_s: float

@@ -51,7 +51,16 @@ class Predicting:
     def of(self, request: RouteRequest) -> Told:
         """What is predicted for a request, with its limit of tokens."""
         told = self._means if self._predictors is None or not request.text else self._by(self._predictors, request.text)
-        return told if request.max_tokens is None else told._replace(most=float(max(request.max_tokens, 1)))
+        return _within(told, request)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there are predictors."""
+        return self._predictors is not None
+
+    def usual(self, request: RouteRequest) -> Told:
+        """What is predicted where predictors do not answer: each expert's means."""
+        return _within(self._means, request)
 
     def _by(self, predictors: Predictors, text: str) -> Told:
         found = predictors.predict([text[:_MOST_CHARACTERS]])
@@ -64,3 +73,7 @@ class Predicting:
     def _usual_log_sd(self, predictors: Predictors) -> NDArray[np.float64]:
         average = predictors.predict_from(predictors.weights.mean[None].astype(np.float64))  # of a prompt like the average one
         return average.log_sd[0, self._columns]
+
+
+def _within(told: Told, request: RouteRequest) -> Told:
+    return told if request.max_tokens is None else told._replace(most=float(max(request.max_tokens, 1)))

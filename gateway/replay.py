@@ -29,6 +29,7 @@ from tuning.logged_worlds.compare import PolicyOnLog, compare_on_log, windows_of
 from tuning.metrics.statistics import Interval
 from tuning.output.literal import printable
 from tuning.output.tables import markdown_table
+from tuning.reports.run_folders import REPLAY, REPLAY_FORMAT, REPLAY_PICTURE
 from tuning.run_dir.atomic import write_json, write_text
 from tuning.specs.grammar import MOST_SEED, check_limits
 from tuning.specs.routers import NamedRouter, parse_routers
@@ -88,10 +89,10 @@ def run(options: Options) -> None:
     report = "\n\n".join([*_head(log, table), *_simulated(compared), *_again(log, anew), *_latency(accuracy)])
     print(report)
     if options.out is not None:
-        write_text(options.out / "replay.md", report + "\n\n![predicted against measured times](latency.png)\n")
-        write_json(options.out / "replay.json", _as_json(compared, anew, accuracy))
-        draw_latency(pairs, options.out / "latency.png")
-        print(f"Written: {options.out / 'replay.md'}, replay.json and latency.png")
+        write_text(options.out / "replay.md", report + f"\n\n![predicted against measured times]({REPLAY_PICTURE})\n")
+        write_json(options.out / REPLAY, _as_json(log, table, compared, anew, accuracy))
+        draw_latency(pairs, options.out / REPLAY_PICTURE)
+        print(f"Written: {options.out / 'replay.md'}, {REPLAY} and {REPLAY_PICTURE}")
 
 
 def _anew(router: NamedRouter, log: DecisionLog, table: LoggedTable, seed: int) -> Anew:
@@ -203,8 +204,18 @@ def _shown(interval: Interval, *, signed: bool = False) -> str:
     return mean if np.isnan(interval.half_width) else f"{mean} ± {interval.half_width:.4f}"
 
 
-def _as_json(compared: Sequence[PolicyOnLog], anew: Sequence[Anew], accuracy: dict[str, dict[str, Accuracy]]) -> dict[str, Any]:
+def _as_json(
+    log: DecisionLog,
+    table: LoggedTable,
+    compared: Sequence[PolicyOnLog],
+    anew: Sequence[Anew],
+    accuracy: dict[str, dict[str, Accuracy]],
+) -> dict[str, Any]:
     return {
+        "format": REPLAY_FORMAT,
+        "scenario": log.scenario.name,
+        "requests": len(table.requests),
+        "notes": _head(log, table),
         "simulated": [asdict(x) for x in compared],
         "again": [asdict(x) for x in anew],
         "latency": {kind: {name: asdict(x) for name, x in found.items()} for kind, found in accuracy.items()},

@@ -1,4 +1,4 @@
-"""Write a report on training runs, evaluations and sweeps, with figures, and the traffic of a minute.
+"""Write a report on training runs, evaluations, sweeps and replays of logs, with figures, and the traffic of a minute.
 
 It writes report.html (one self-contained page), the same as report.md, and the figures as PNG files. Training runs that differ in
 the seed alone are grouped. The traffic is that of the first training run that has a checkpoint with an impact estimator, on its
@@ -23,9 +23,10 @@ from tuning.evaluation.matrix import EVALUATION_SEEDS
 from tuning.reports.document import Document, Section, to_html, to_markdown
 from tuning.reports.episode_replay import Question, explains_itself, replay_episode
 from tuning.reports.evaluation_section import evaluation_section
+from tuning.reports.log_section import log_section
 from tuning.reports.overview import overview, reading
 from tuning.reports.replay_section import replay_sections
-from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun, read_run
+from tuning.reports.run_folders import Evaluation, LogReplay, Run, Sweep, TrainingRun, read_run
 from tuning.reports.sweep_section import sweep_section
 from tuning.reports.training_section import training_sections
 from tuning.run_dir.atomic import write_text
@@ -41,7 +42,7 @@ class Options:
     """Options of the command."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    """Folders of training runs, evaluations and sweeps, in any mixture."""
+    """Folders of training runs, evaluations, sweeps and replays (replay --out), in any mixture."""
     out: Path = Path("runs/report")
     """Folder for report.html, report.md and the figures."""
     load: str = "moderate"
@@ -60,7 +61,7 @@ def run(options: Options) -> None:
             read or written.
     """
     if not options.runs:
-        raise InputError("run: none given; allowed are folders of training runs, evaluations and sweeps")
+        raise InputError("run: none given; allowed are folders of training runs, evaluations, sweeps and replays")
     runs = [read_run(path) for path in dict.fromkeys(options.runs)]
     question = _question(options, [run for run in runs if isinstance(run, TrainingRun)])
     replay = replay_episode(question)
@@ -83,10 +84,12 @@ def _results(runs: Sequence[Run], out: Path) -> list[Section]:
     trained = [run for run in runs if isinstance(run, TrainingRun)]
     evaluations = [run for run in runs if isinstance(run, Evaluation)]
     sweeps = [run for run in runs if isinstance(run, Sweep)]
+    replays = [run for run in runs if isinstance(run, LogReplay)]
     return [
         *(evaluation_section(run, trained, out, i, rng) for i, run in enumerate(evaluations, start=1)),
         *training_sections(trained, out, rng),
         *(sweep_section(run, out, i) for i, run in enumerate(sweeps, start=1)),
+        *(log_section(run, out, i) for i, run in enumerate(replays, start=1)),
     ]
 
 

@@ -68,7 +68,7 @@ async def complete(traffic: Traffic, scope: Scope, receive: Receive, send: Send,
             arrived_s = time.monotonic()
             asked = parse_completion(body, chat)
             request, counted = await _route_request(gateway, asked, headers, tenant)
-            exchange = traffic.decide(gateway, request, arrived_s, request_id.decode())
+            exchange = await traffic.decide(gateway, request, arrived_s, request_id.decode())
             about += _about(exchange.decision)
             if exchange.decision.expert is None:
                 raise _refusal(gateway, exchange.decision)

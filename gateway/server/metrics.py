@@ -54,6 +54,9 @@ class Metrics:
             "edgeroute_slo_violations", "Finished requests that broke a bound of theirs", ("class",), registry=own
         )
         self._fallback = Counter("edgeroute_fallback", "Decisions that the policy did not take", ("reason",), registry=own)
+        self._unpredicted = Counter(
+            "edgeroute_unpredicted", "Decisions that predictors were not heard for", ("reason",), registry=own
+        )
         self._dropped = Counter("edgeroute_dropped", "Requests that went to no expert", ("reason",), registry=own)
         self._retries = Counter(
             "edgeroute_upstream_failures", "Attempts that brought no byte of an answer", ("expert", "code"), registry=own
@@ -87,6 +90,10 @@ class Metrics:
     def failed(self, name: str, code: str) -> None:
         """An attempt at an expert brought nothing."""
         self._retries.labels(name, code).inc()
+
+    def unpredicted(self, reason: str) -> None:
+        """A decision without predictors, which were late or broke."""
+        self._unpredicted.labels(reason).inc()
 
     def judged(self, name: str, score: float) -> None:
         """Somebody said how good an answer of an expert was, from 0 to 1."""

@@ -76,7 +76,7 @@ class Routes:
             stack.enter_context(traffic.place(gateway, tenant))
             arrived_s = time.monotonic()
             request = await _route_request(gateway, inquiry, headers, tenant)
-            exchange = traffic.decide(gateway, request, arrived_s)
+            exchange = await traffic.decide(gateway, request, arrived_s)
             decision = exchange.decision
             if decision.expert is not None:
                 stack.enter_context(gateway.upstreams[decision.expert].taken())

@@ -12,6 +12,7 @@ from weakref import WeakSet
 from gateway.config import LoadedConfig
 from gateway.decider import Decider
 from gateway.request import Budgets
+from gateway.server.aside import Aside
 from gateway.server.exchange import promised
 from gateway.server.keys import Keys
 from gateway.server.tokens import TokenCounter
@@ -76,6 +77,7 @@ class Gateway:
             gateways=1 if place is None else place.shared_by,
         )
         self.decider.warm_up()
+        self.aside = Aside(self.decider.predicting)
         self._ancestors: WeakSet[Gateway] = WeakSet()  # of former configurations, which requests under way still have
         self.keys = Keys(self.config.tenants)
         self.upstreams = self._upstreams()

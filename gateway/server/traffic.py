@@ -73,6 +73,7 @@ class Traffic:
         """End what is under way elsewhere, write the rest of the log, and close the connections to the experts."""
         for action in self.at_end:
             action()
+        self.gateway.aside.close()
         if self.log is not None:
             await asyncio.to_thread(self.log.close)
         await self.sessions.close()
@@ -97,8 +98,10 @@ class Traffic:
             watch.close()
             self.watches.discard(watch)
 
-    def decide(self, gateway: Gateway, request: RouteRequest, arrived_s: float, request_id: str | None = None) -> Exchange:
+    async def decide(self, gateway: Gateway, request: RouteRequest, arrived_s: float, request_id: str | None = None) -> Exchange:
         """Decide where a request goes, and count it. A request that goes nowhere is recorded at once.
+
+        Predictors that are slow are heard first, for a while; the cluster is looked at after that.
 
         Args:
             gateway: in charge of the request.
@@ -109,7 +112,10 @@ class Traffic:
         Raises:
             ValueError: the request does not fit the scenario (``Decider.decide``).
         """
-        decision = gateway.decider.decide(request, time.monotonic(), gateway.ready())
+        heard = await gateway.aside.of(request)
+        if heard.missed is not None:
+            self.metrics.unpredicted(heard.missed)
+        decision = gateway.decider.decide(request, time.monotonic(), gateway.ready(), heard.told)
         self.metrics.decided(decision, None if decision.expert is None else gateway.upstreams[decision.expert].entry.name)
         exchange = Exchange(
             request_id=decision.id if request_id is None else request_id,

@@ -190,6 +190,29 @@ def test_the_command_shows_it_all(
     assert "The shadow, impact-greedy, agreed in" in report
 
 
+@pytest.mark.slow
+def test_a_report_shows_a_replay(logged: tuple[Path, list[Exchange]], tmp_path: Path) -> None:
+    """The same figures as in replay.md: what would have been, agreement, calibration, and the picture."""
+    replayed, out = tmp_path / "replay", tmp_path / "report"
+    routers = ["--routers", "least-work", "impact-greedy", "--windows", "4"]
+    assert edgeroute.main(["replay", str(logged[0]), *routers, "--out", str(replayed)]) == 0
+    assert edgeroute.main(["report", str(replayed), "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    data = json.loads((replayed / "replay.json").read_text())
+    section = text[text.index("Log: ") :]
+    for row in data["simulated"]:
+        lines = [x for x in section.splitlines() if x.startswith(f"| {row['name']}")]
+        assert any(f"{row['mean']['mean']:.4f}" in x and f"{100 * row['agreement']:.1f}" in x for x in lines)
+    for row in data["again"]:
+        assert f"{row['estimate']['effective']:,.0f}" in section
+    for name, row in data["latency"]["ttft"].items():
+        assert any(name in x and "TTFT" in x and f"{row['ratio']:.2f}" in x for x in section.splitlines())
+    assert "The shadow, impact-greedy, agreed in" in section
+    assert (out / "log-1-latency.png").read_bytes() == (replayed / "latency.png").read_bytes()
+    (replayed / "replay.json").write_text("{}")
+    assert edgeroute.main(["report", str(replayed), "--out", str(out)]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

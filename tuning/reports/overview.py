@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tuning.metrics.statistics import CONFIDENCE, RESAMPLES
 from tuning.output.tables import ABSENT
 from tuning.reports.document import Paragraph, Section, Table
-from tuning.reports.run_folders import Evaluation, Run, Sweep, TrainingRun
+from tuning.reports.run_folders import Evaluation, LogReplay, Run, Sweep, TrainingRun
 
 _FEW_SEEDS = 5
 
@@ -28,6 +28,8 @@ def _about(run: Run) -> list[str]:
         case Evaluation():
             routers = {router.name for workload in run.workloads for router in workload.routers}
             return ["evaluation", run.scenario, f"{len(routers)} routers, {len(run.workloads)} workloads, {len(run.seeds)} seeds"]
+        case LogReplay():
+            return ["replay of a log", run.scenario, f"{run.requests:,} requests, {len(run.simulated) - 1} policies"]
         case Sweep():
             best = "" if run.best is None else f", best {run.best}"
             return ["sweep", ABSENT, f"{run.name}: {len(run.trials)} trials{best}"]

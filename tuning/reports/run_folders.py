@@ -20,6 +20,9 @@ from tuning.training.log import LOG, Iteration, read_log
 SWEEP_PICTURES = ("importance.png", "parallel.png", "pareto.png")
 """Pictures that a sweep may have beside its results."""
 
+REPLAY, REPLAY_PICTURE, REPLAY_FORMAT = "replay.json", "latency.png", 1
+"""Files that ``edgeroute replay`` leaves, and the format of the first."""
+
 _FORMAT = 1  # of results.json and of sweep.json
 _SEED = "seed"
 
@@ -157,14 +160,65 @@ class Sweep:
     pictures: list[Path]
 
 
-Run = TrainingRun | Evaluation | Sweep
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedPolicy:
+    """A policy on a log, in the simulator."""
+
+    name: str
+    windows: int
+    qos: Interval
+    difference: Interval  # to what was logged
+    late: float  # shares of the requests, here and below
+    agreement: float
+    impossible: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedPolicy:
+    """A policy asked again in the places of a log."""
+
+    name: str
+    agreement: float
+    drawn: int  # requests whose actions were drawn at random; without, the next three are unknown
+    qos: Interval
+    difference: Interval
+    effective: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedTimes:
+    """How near the predicted times of one kind came at one expert."""
+
+    expert: str
+    kind: str
+    count: int
+    ratio: float  # measured / predicted
+    error: float
+    within: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogReplay:
+    """The folder of ``edgeroute replay``."""
+
+    path: Path
+    scenario: str
+    requests: int
+    notes: list[str]
+    simulated: list[ReplayedPolicy]
+    asked: list[AskedPolicy]
+    times: list[PredictedTimes]
+    picture: Path | None
+
+
+Run = TrainingRun | Evaluation | Sweep | LogReplay
 
 
 def read_run(path: Path) -> Run:
     """Read a folder; its files tell its kind.
 
     Raises:
-        InputError: no such folder, none of the three kinds, or damaged files.
+        InputError: no such folder, none of the kinds, or damaged files.
     """
     for name, read in _KINDS.items():
         if (path / name).is_file():
@@ -267,6 +321,54 @@ def _read_sweep(path: Path) -> Sweep:
     )
 
 
+def _read_replay(path: Path) -> LogReplay:
+    data = _of_format(path / REPLAY)
+    picture = path / REPLAY_PICTURE
+    return LogReplay(
+        path=path,
+        scenario=str(data["scenario"]),
+        requests=int(data["requests"]),
+        notes=[str(note) for note in data["notes"]],
+        simulated=[
+            ReplayedPolicy(
+                name=str(row["name"]),
+                windows=len(row["qos"]),
+                qos=_interval(row["mean"]),
+                difference=_interval(row["difference"]),
+                late=_number(row["violations"]),
+                agreement=_number(row["agreement"]),
+                impossible=_number(row["impossible"]),
+            )
+            for row in data["simulated"]
+        ],
+        asked=[_asked(row) for row in data["again"]],
+        times=[
+            PredictedTimes(
+                expert=str(name),
+                kind=str(kind),
+                count=int(row["count"]),
+                **{key: _number(row[key]) for key in ("ratio", "error", "within")},
+            )
+            for kind, rows in data["latency"].items()
+            for name, row in rows.items()
+        ],
+        picture=picture if picture.is_file() else None,
+    )
+
+
+def _asked(data: dict[str, Any]) -> AskedPolicy:
+    nothing: dict[str, Any] = {"requests": 0, "estimate": _UNKNOWN, "difference": _UNKNOWN, "effective": None}
+    estimate = data["estimate"] or nothing
+    return AskedPolicy(
+        name=str(data["name"]),
+        agreement=_number(data["agreement"]),
+        drawn=int(estimate["requests"]),
+        qos=_interval(estimate["estimate"]),
+        difference=_interval(estimate["difference"]),
+        effective=_number(estimate["effective"]),
+    )
+
+
 def _trial(data: dict[str, Any]) -> TrialRecord:
     figures = {
         name: _number(data.get(name)) for name in ("iterations", "steps", "seconds", "qos", "late_share", "gpu_s_per_request")
@@ -298,9 +400,12 @@ def arms(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
     return [sorted(group, key=lambda run: run.seed) for group in groups.values()]
 
 
+_UNKNOWN = {"mean": None, "half_width": None}
 _CONFIG, _RESULTS, _SWEEP = "config.yaml", "results.json", "sweep.json"
-_KINDS: dict[str, Callable[[Path], Run]] = {_SWEEP: _read_sweep, _RESULTS: _read_evaluation, _CONFIG: _read_training}
+_KINDS: dict[str, Callable[[Path], Run]] = {
+    _SWEEP: _read_sweep, _RESULTS: _read_evaluation, REPLAY: _read_replay, _CONFIG: _read_training,
+}  # fmt: skip
 _EXPECTED = (
-    "expected is the folder of a training run (config.yaml), of an evaluation (results.json) or of a sweep (sweep.json), as "
-    "edgeroute train, evaluate and sweep write them"
+    "expected is the folder of a training run (config.yaml), of an evaluation (results.json), of a sweep (sweep.json) or of a "
+    "replay (replay.json), as edgeroute train, evaluate, sweep and replay write them"
 )

@@ -230,13 +230,14 @@ _ANY_CLUSTER = TrainOptions(
     avl=AVLSettings(
         warmup=0,
         generations=60,
+        refinements=4,
         population=18,
         search_variants=0,
         search_drawn=24,
         search_requests=600,
         search_kinds=(PLAIN_KIND, "edge", "changing"),
     ),
-    iterations=67,
+    iterations=65,
 )
 _MENDED = replace(
     _PUBLISHED,
