@@ -161,22 +161,25 @@ def test_episodes_are_whole_and_all_candidates_meet_the_same(runner, monkeypatch
         assert {world.workload.requests for world in worlds} == {25}
 
 
-def test_in_training_the_price_is_searched_for_first_and_the_rest_learned_then(small_scenario, one_ray):
-    settings = {"generations": 2, "population": 4, "search_variants": 4, "search_requests": 20}
+def test_in_training_the_price_is_searched_for_and_refined_first_and_the_rest_learned_then(small_scenario, one_ray):
+    settings = {"generations": 2, "refinements": 2, "population": 4, "search_variants": 4, "search_requests": 20}
     algorithm = config(small_scenario, rows=20, **settings).build_algo()
     prior, seen = np.array([term.prior for term in TERMS.values()], np.float32), []
     try:
-        for _ in range(5):
+        for _ in range(7):
             algorithm.train()
             learner = learner_of(algorithm)
             router = learner.module["default_policy"].unwrapped().router
             assert torch.equal(algorithm.env_runner.module.router.price.terms, router.price.terms)
             moved = not np.allclose(router.price.terms.numpy(), prior)
-            seen.append((learner.search.generation, moved, router.encoder_enabled, bool(router.future.last.weight.any())))
+            done = learner.search.generation, learner.refinement.generation
+            step = learner.refinement.step() if done == (2, 2) else 0.0
+            np.testing.assert_array_equal(router.price.terms.numpy(), np.float32(learner.search.settled + step))
+            seen.append((done, moved, router.encoder_enabled, bool(router.future.last.weight.any())))
     finally:
         algorithm.stop()
     generations, moved, heard, improved = zip(*seen, strict=True)
-    assert generations == (1, 2, 2, 2, 2)
+    assert generations == ((1, 0), (2, 0), (2, 1), (2, 2), (2, 2), (2, 2), (2, 2))
     assert all(moved)
-    assert heard == (False, False, True, True, True)
-    assert improved == (False, False, True, True, True)
+    assert heard == (False, False, False, False, True, True, True)
+    assert improved == (False, False, False, False, True, True, True)
