@@ -23,7 +23,7 @@ from rllib_envs.scenario import Scenario
 
 _LOG = logging.getLogger("edgeroute")
 _REST_S = 5.0  # after a disk refused a line, before it is tried again
-_CLOSING_S = 5.0
+_CLOSING_S = 5.0  # without a line written, after which the end does not wait any more
 
 Line = Callable[[], bytes]
 
@@ -33,7 +33,8 @@ class LogWriter:
 
     Attributes:
         written: lines in files.
-        lost: lines that are not, by reason: full (the thread did not keep up), disk, failed (no line could be made).
+        lost: lines that are not, by reason: full (the thread did not keep up), disk, failed (no line could be made), closed (they
+            came after the end, or the disk took nothing more at the end).
     """
 
     def __init__(self, folder: Path, file_bytes: int, files: int, waiting: int, scenario: Scenario) -> None:
@@ -57,6 +58,7 @@ class LogWriter:
         self._file: int | None = None
         self._size = 0
         self._rests_until_s = 0.0
+        self._closed = False
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._open()
@@ -66,19 +68,33 @@ class LogWriter:
         self._thread.start()
 
     def write(self, scenario: Scenario, line: Line) -> None:
-        """Write a line about a cluster, soon; it is lost and counted if too many wait."""
+        """Write a line about a cluster, soon; it is lost and counted if too many wait, or if the log is closed."""
+        if self._closed:
+            self.lost["closed"] += 1
+            _LOG.warning("decision log: %s: a line came after the end", self._folder)
+            return
         try:
             self._queue.put_nowait((scenario, line))
         except queue.Full:
             self.lost["full"] += 1
 
     def close(self) -> None:
-        """Write what waits, for at most a few seconds, and end."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=_CLOSING_S)
-        self._thread.join(_CLOSING_S)
+        """Write what waits, and end. A disk that takes nothing for some seconds is not waited for."""
+        self._closed = True
+        told, done = False, -1
+        while self._thread.is_alive() and done != self.written + self.lost.total():
+            done = self.written + self.lost.total()
+            if not told:
+                with contextlib.suppress(queue.Full):
+                    self._queue.put(None, timeout=_CLOSING_S)
+                    told = True
+            if told:
+                self._thread.join(_CLOSING_S)
         if self._thread.is_alive():
-            _LOG.warning("decision log: %s: about %d lines were not written in time", self._folder, self._queue.qsize())
+            self.lost["closed"] += self._queue.qsize() - told + 1  # and the one that the disk does not take
+        if self.lost:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.lost.items()))
+            _LOG.warning("decision log: %s: lines were lost: %s", self._folder, reasons)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

@@ -7,6 +7,7 @@ first and the last are taken to have come evenly. So the log itself is the ledge
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -32,6 +33,7 @@ class _Event(NamedTuple):
     number: int  # of the request
     tokens: int  # that have come; -1: the end
     finished: bool
+    cut: bool = False  # at the request's limit of tokens
 
 
 def decide_again(table: LoggedTable, scenario: Scenario, text: str, seed: int) -> NDArray[np.int64]:
@@ -67,7 +69,8 @@ def decide_again(table: LoggedTable, scenario: Scenario, text: str, seed: int) -
 def _decide_one(
     table: LoggedTable, request: LoggedRequest, i: int, live: LiveCluster, policy: LivePolicy, rng: np.random.Generator
 ) -> int:
-    told = Told(score=table.predicted_score[i], tokens=table.predicted_tokens[i], log_sd=table.log_sd)
+    most = math.inf if request.max_tokens is None else float(max(request.max_tokens, 1))
+    told = Told(score=table.predicted_score[i], tokens=table.predicted_tokens[i], log_sd=table.log_sd, most=most)
     bounds, now_s = request.bounds, float(table.arrival_s[i])
     own = Budgets(per_token_s=bounds.per_token_s, ttft_s=bounds.ttft_s, tpot_s=bounds.tpot_s, e2e_s=bounds.e2e_s)
     row = live.observe(int(table.prompt[i]), told, live.terms_for(int(table.service[i]), own), table.possible[i], now_s)
@@ -90,15 +93,17 @@ def _events(request: LoggedRequest, number: int, now_s: float) -> Iterator[_Even
         for k in range(steps + 1):
             share = k / (steps + 1)
             yield _Event(first_s + share * (end_s - first_s), number, 1 + int(share * (tokens - 1)), False)
-    yield _Event(end_s, number, -1, finished)
+    yield _Event(end_s, number, -1, finished, cut=request.max_tokens is not None and tokens >= request.max_tokens)
 
 
 def _tell(live: LiveCluster, event: _Event) -> None:
     key, ledger = str(event.number), live.ledger
     if key not in ledger:
         return
-    if event.tokens < 0:
-        (ledger.finished if event.finished else ledger.failed)(key, event.time_s)
+    if event.tokens < 0 and event.finished:
+        ledger.finished(key, event.time_s, cut=event.cut)
+    elif event.tokens < 0:
+        ledger.failed(key, event.time_s)
     else:
         ledger.streamed(key, event.tokens - ledger.tokens_of(key), event.time_s)
 

@@ -157,6 +157,6 @@ class _Now:
         if self._log is not None:
             written = CounterMetricFamily("edgeroute_log_lines", "Lines written to the decision log", value=self._log.written)
             lost = CounterMetricFamily("edgeroute_log_lost", "Lines that the decision log lost", labels=["reason"])
-            for reason in ("full", "disk", "failed"):
+            for reason in ("full", "disk", "failed", "closed"):
                 lost.add_metric([reason], self._log.lost[reason])
             yield from (written, lost)

@@ -95,7 +95,7 @@ class LoggedRequest:
     refusal: Text | None  # why it went nowhere
     expert: Place | None  # the decision
     predicted_score: Values  # (N,), as the next three
-    predicted_tokens: Values
+    predicted_tokens: Values  # with what was learned of lengths, within the request's limit
     predicted_ttft_s: Values
     predicted_tpot_s: Values
     scores: Values  # (N + 1,) the policy's; () where it has none

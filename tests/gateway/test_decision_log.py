@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,42 @@ def test_who_writes_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     gate.set()
     log.close()
     assert log.written == 100 - log.lost["full"]
+
+
+def test_the_end_waits_as_long_as_lines_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, and however many wait."""
+    monkeypatch.setattr(writing, "_CLOSING_S", 0.5)
+    log, write = _writer(tmp_path, waiting=60), os.write
+
+    def slow(file: int, data: Any) -> int:
+        time.sleep(0.02)
+        return write(file, data)
+
+    monkeypatch.setattr(writing.os, "write", slow)
+    for number in range(60):
+        log.write(EDGE6, _line(number))
+    log.close()
+    assert log.written == 60
+    assert not log.lost
+    assert len(read_log(tmp_path).requests) == 60
+
+
+def test_what_the_end_does_not_write_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk hangs for good, and a line comes after the end."""
+    monkeypatch.setattr(writing, "_CLOSING_S", 0.1)
+    log, gate, write = _writer(tmp_path), writing.threading.Event(), os.write
+
+    def hanging(file: int, data: Any) -> int:
+        gate.wait(30)
+        return write(file, data)
+
+    monkeypatch.setattr(writing.os, "write", hanging)
+    for number in range(20):
+        log.write(EDGE6, _line(number))
+    log.close()
+    log.write(EDGE6, _line(20))
+    assert (log.written, log.lost) == (0, {"closed": 21})
+    gate.set()
 
 
 def test_a_line_that_a_killed_process_left_is_counted(tmp_path: Path) -> None:
