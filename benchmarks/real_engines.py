@@ -67,9 +67,9 @@ class Options:
     """Rounds over all policies, at least two."""
     seconds: float = 25.0
     """Length of the traffic of a policy in a round."""
-    load: float = 0.35
+    load: float = 0.2
     """Share of what both servers carry together."""
-    slack: float = 2.0
+    slack: float = 3.0
     """The SLO over the time per token of the slower server alone."""
     calibration_seconds: float = 60.0
     """Longest time for the load that calibrates each server."""
