@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.later_prompts import LaterPrompts
 from gateway.ledger import BASE_ROWS, LEFT, EndedRequest, Ledger
 from gateway.ledger import FINISHED as ENDED
 from gateway.request import Budgets
@@ -22,10 +23,10 @@ from rllib_envs.observation import PACE_GAINS, Pace
 from rllib_envs.scenario import Scenario
 from rllib_envs.service import ServiceClass
 from rllib_envs.service_terms import experts_at_sites, terms_of
-from rllib_envs.sim.calibration import allocate_calibration, calibrate, learnt, reset_calibration
+from rllib_envs.sim.calibration import allocate_calibration, calibrate, learnt, prefill_log, reset_calibration
 from rllib_envs.sim.cluster import STEP, allocate_request_table
 from rllib_envs.sim.demand import allocate_demand, update_foreseen_ema
-from rllib_envs.sim.seen import Marks, Seen
+from rllib_envs.sim.seen import Marks, Seen, prefill_s
 from rllib_envs.sim.state import DROPPED, FINISHED, PENDING, ROUTED, allocate, allocate_views, engine_records
 from rllib_envs.sim.terms import Service
 from rllib_envs.sim.whatif import scratch_for
@@ -127,10 +128,11 @@ class LiveCluster:
         )
         self._begin, self._steps = np.full(1, BEGIN), np.zeros(1, STEP)
         self._last_s, self._came = 0.0, 0
-        self._marks = Marks(began_s=np.zeros(n), changes=np.full(n, -1))
+        self._marks = Marks(began_s=np.zeros(n), changes=np.full(n, -1), before_s=np.zeros(n), busy_s=np.zeros(n))
         self._finished = self._late = 0
         assert state.extras is not None
         self._user, self._extras = self.world.workload.user[0], state.extras[0]
+        self._later = LaterPrompts(n, gateways)
         self._may_go = np.zeros((capacity, n), np.bool_)
         self._classes = max(len(scenario.classes), 1)
         self._own_terms: dict[tuple[int, Budgets], int] = {}  # the one that was used last is at the end
@@ -145,10 +147,11 @@ class LiveCluster:
         return self.world.scratch.own_s[:, 0].copy()
 
     def predicted_tpot_s(self, told: Told) -> NDArray[np.float64]:
-        """(N,) time per token after the first of the request shown, if none comes after it. ``told``: of that request."""
+        """(N,) time per token after the first of the request shown, if as many come after it as of late. ``told``: of it."""
         own_s, tokens = self.world.scratch.own_s, np.floor(self.expected_tokens(told) + 0.5)
+        left = 1 - self._later.share(float(self.world.now_s[0]))
         with np.errstate(invalid="ignore"):
-            return np.where(np.isfinite(own_s[:, 1]), (own_s[:, 1] - own_s[:, 0]) / np.maximum(tokens - 1, 1), np.inf)
+            return np.where(np.isfinite(own_s[:, 1]), (own_s[:, 1] - own_s[:, 0]) / (np.maximum(tokens - 1, 1) * left), np.inf)
 
     def expected_tokens(self, told: Told) -> NDArray[np.float64]:
         """(N,) tokens of an answer, with what was learned of lengths, within the request's limit."""
@@ -260,6 +263,7 @@ class LiveCluster:
             ttft_s, tpot_s = self.predicted_ttft_s[expert], self.predicted_tpot_s(told)[expert]
             if np.isfinite(ttft_s):
                 first_s, pace_s = now_s + ttft_s, max(tpot_s, 1e-6)
+        self._later.note(expert, prefill_s(self.world.nominal[0, expert], prompt), now_s)
         if self._rules.demand:
             update_foreseen_ema(self.world.demand, 0, self.rows.whatif[0, expert]["own_success"])
         self._may_go[row] = may_go
@@ -309,7 +313,7 @@ class LiveCluster:
         if len(keys) >= self.ledger.capacity - self.ledger.rows:
             raise ValueError(f"{len(keys)} requests are under way: there is room for {self.ledger.capacity - self.ledger.rows}")
         mine, its = self.world, old.world
-        for name in ("lengths", "scores", "steps", "errors"):
+        for name in ("lengths", "scores", "steps", "prefills", "errors"):
             getattr(mine.calibration, name)[:] = getattr(its.calibration, name)
         for to, source in ((mine.pace, its.pace), (mine.worth, its.worth)):
             for a, b in zip(to, source, strict=True):
@@ -318,8 +322,9 @@ class LiveCluster:
         if self._rules.calibrate:
             for e in range(len(names)):
                 learned = mine.calibration
-                offsets = learnt(learned.lengths, 0, e), learnt(learned.scores, 0, e), learned.steps["log"][0, e]
-                calibrate(*offsets, learned.configured[0, e], mine.nominal[0, e])
+                offsets = learnt(learned.lengths, 0, e), learnt(learned.scores, 0, e)
+                step, prefill = learned.steps[0, e], learned.prefills[0, e]
+                calibrate(*offsets, step["log"], prefill_log(prefill, step), learned.configured[0, e], mine.nominal[0, e])
         self.ledger.skip_rows(BASE_ROWS)  # averages are not begun anew
         self.cursor[:] = old.cursor
         for key in keys:

@@ -44,6 +44,6 @@ def show(world, rules, seen, me, marks, row, total, arrivals, gap_s, finished, l
             update_late_ema(world.demand, 0, finished, late)
             update_demand(world.demand, world.nominal, world.workload, 0, row, world.pace.gaps[0], slo_s)
     if rules.calibrate:
-        learn_steps(world.state, world.calibration.steps, world.calibration.configured, seen, me, marks)
+        learn_steps(world.state, world.calibration, seen, me, marks, world.now_s[0])
     rebuild(world.state, world.service.terms, world.nominal, seen, me, row, world.now_s[0])
     step_all(actions, steps, True, world, rules)

@@ -8,8 +8,9 @@ goes with the prediction (``log_median``), else right predictions would be short
 
 Engine figures. ``steps`` has for each expert a moving average of log(observed / nominal iteration time), with at most one sample
 per observation. It is of the last complete iteration of the current plan, if that iteration only decodes. Prefill cost cannot be
-separated from the rest of its batch; it is scaled alike. The k-th sample moves the average by ``max(1 / (prior + k), floor)`` of
-its distance. So the average starts at 0 and is the posterior mean of a fault with prior mean 0, ``sum of samples / (prior + k)``.
+separated from the rest of its batch there; it is scaled alike. Who sees the tokens tells it apart (``rllib_envs.sim.seen``) and
+learns it in ``prefills``. The k-th sample moves the average by ``max(1 / (prior + k), floor)`` of its distance. So the average
+starts at 0 and is the posterior mean of a fault with prior mean 0, ``sum of samples / (prior + k)``.
 From ``1 / floor`` samples on it is an exponential moving average, since faults may drift.
 
 The exponentials correct predicted lengths, the odds of predicted scores, and the time coefficients of the engine. Only what
@@ -61,6 +62,7 @@ class Calibration(NamedTuple):
     lengths: NDArray[np.void]  # (B, N+1) OFFSET of log(actual / predicted tokens)
     scores: NDArray[np.void]  # (B, N+1) OFFSET of the logit of the score
     steps: NDArray[np.void]  # (B, N) AVERAGE of log(observed / nominal iteration time)
+    prefills: NDArray[np.void]  # (B, N) AVERAGE of the same of prefill; without samples: not known apart
     errors: NDArray[np.void]  # (B, N) ERRORS: average of the square of log(actual / predicted tokens) of finished answers
     configured: NDArray[np.void]  # (B, N) ENGINE, the figures given to the router
     log_median: NDArray[np.float64]  # (B, N) median of log(actual / predicted tokens) where nothing is wrong
@@ -77,6 +79,7 @@ def allocate_calibration(batch: int, max_requests: int, n_experts: int) -> Calib
         lengths=np.zeros((batch, n_experts + 1), OFFSET),
         scores=np.zeros((batch, n_experts + 1), OFFSET),
         steps=np.zeros((batch, n_experts), AVERAGE),
+        prefills=np.zeros((batch, n_experts), AVERAGE),
         errors=np.zeros((batch, n_experts), ERRORS),
         configured=np.zeros((batch, n_experts), ENGINE),
         log_median=np.zeros((batch, n_experts)),
@@ -107,6 +110,7 @@ def reset_calibration(
     start_lengths(calibration.lengths[cluster])
     start_scores(calibration.scores[cluster])
     calibration.steps[cluster] = np.zeros((), AVERAGE)
+    calibration.prefills[cluster] = np.zeros((), AVERAGE)
     calibration.errors[cluster] = np.zeros((), ERRORS)
     calibration.configured[cluster] = engine_records(configured)
     calibration.log_median[cluster], calibration.log_sd[cluster] = log_median, log_sd
@@ -139,24 +143,31 @@ def learnt(offsets, b, e):
 
 
 @kernel
-def calibrate(length_log, score_logit, step_log, configured, nominal):
+def prefill_log(prefill, step):
+    """Learned log of actual over nominal prefill time, from two AVERAGE records; that of whole iterations if it is not known."""
+    return step.log if prefill.samples == 0 else prefill.log
+
+
+@kernel
+def calibrate(length_log, score_logit, step_log, chunk_log, configured, nominal):
     """Write into ``nominal`` the engine ``configured`` (ENGINE records) as corrected by what was learned.
 
     Args:
         length_log: offset of the log length.
         score_logit: offset of the logit of the score.
         step_log: average log of observed over nominal iteration time.
+        chunk_log: the same of what prefill adds to an iteration.
         configured: as given to the router.
         nominal: as the router uses it.
     """
-    slower = math.exp(step_log)
+    slower, slower_prefill = math.exp(step_log), math.exp(chunk_log)
     nominal.c0_s = configured.c0_s * slower
     nominal.b_s = configured.b_s * slower
     nominal.c_s = configured.c_s * slower
-    nominal.a_s = configured.a_s * slower
-    nominal.q_s = configured.q_s * slower
-    nominal.c_mixed_s = configured.c_mixed_s * slower
-    nominal.c0_mixed_s = configured.c0_mixed_s * slower
+    nominal.a_s = configured.a_s * slower_prefill
+    nominal.q_s = configured.q_s * slower_prefill
+    nominal.c_mixed_s = configured.c_mixed_s * slower_prefill
+    nominal.c0_mixed_s = configured.c0_mixed_s * slower_prefill
     nominal.length_factor = configured.length_factor * math.exp(length_log)
     nominal.score_odds = configured.score_odds * math.exp(score_logit)
 
@@ -245,4 +256,5 @@ def update_calibration(calibration, nominal, workload, telemetry, b):
         if telemetry.view_s[e] > calibration.seen_s[b, e]:
             _learn_step(average, configured, telemetry.source.experts[b, e], telemetry.view_s[e])
             calibration.seen_s[b, e] = telemetry.view_s[e]
-        calibrate(learnt(calibration.lengths, b, e), learnt(calibration.scores, b, e), average.log, configured, nominal[b, e])
+        lengths, scores = learnt(calibration.lengths, b, e), learnt(calibration.scores, b, e)
+        calibrate(lengths, scores, average.log, prefill_log(calibration.prefills[b, e], average), configured, nominal[b, e])

@@ -10,6 +10,7 @@ takes several iterations is not known: it is taken to begin now. Nor is it known
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportMissingParameterType=false
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from rllib_envs.sim.calibration import note_step
 from rllib_envs.sim.jit import kernel
-from rllib_envs.sim.kernels import blocks_of, empty, push, schedule, work_of
+from rllib_envs.sim.kernels import blocks_of, empty, push, queued_s, schedule, work_of
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.state import NEVER
 
-_MOST_RATIO = 8.0  # of a measured to a nominal iteration time: an engine that stalls once is not as slow as that
+_MOST_STEP = 2.0  # furthest that a sample counts from what was learned, as a ratio: an engine that stalls once is not slow
+_LEAST_SHARE = 0.25  # prefill over decoding in an iteration that shows what prefill takes
+_KEPT_S = 60.0  # what was learned of an expert is forgotten by half in so much time, once it has been idle for as long
 
 NOWHERE = -1
 """In place of an expert: the request is not under way."""
@@ -78,39 +81,117 @@ class Marks(NamedTuple):
 
     began_s: NDArray[np.float64]  # (N,) when the iteration under way then began
     changes: NDArray[np.int64]  # (N,) -1: nothing was seen
+    before_s: NDArray[np.float64]  # (N,) when the iteration before that one began
+    busy_s: NDArray[np.float64]  # (N,) when it was seen with a request the last time
 
 
 @kernel
-def learn_steps(state, steps, configured, seen, me, marks):
-    """Count the iterations since the last observation, of experts where nothing else than decoding happened.
+def _note(average, observed_s, nominal_s):
+    """Count a sample in an AVERAGE record, no further from the average than ``_MOST_STEP``."""
+    usual_s = nominal_s * math.exp(average.log)
+    note_step(average, min(max(observed_s, usual_s / _MOST_STEP), usual_s * _MOST_STEP), nominal_s)
 
-    One sample for each observation and expert, as from a simulated engine: the mean time of these iterations over the nominal
-    one. It has to be called before ``rebuild``, as it reads what that wrote the last time.
+
+@kernel
+def _learn_decoding(average, expert, engine, lists, seen, me, marks, e):
+    """Count the iterations since the last observation, of an expert where nothing else than decoding happened."""
+    if expert.n_run == 0 or expert.n_run > expert.n_dec or expert.n_wait > 0:
+        return
+    iterations = 0
+    for i in range(expert.n_dec):
+        r = lists.running[i]
+        if r < seen.tokens.shape[1] and seen.pace_s[me, r] == 0.0:
+            iterations = seen.tokens[me, r] - lists.requests[r].generated
+            break
+    took_s = seen.began_s[:, e].max() - marks.began_s[e]
+    if iterations > 0 and took_s > 0.0:
+        context = expert.context + 0.5 * expert.n_dec * (iterations - 1)
+        nominal_s = iterations * (engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * context)
+        _note(average, took_s, nominal_s)
+
+
+@kernel
+def prefill_s(engine, prompt):
+    """Time that the prompt of a request adds to an iteration."""
+    return engine.c0_mixed_s + engine.a_s * max(0, prompt - engine.n0) + engine.q_s * (0.5 * prompt * prompt)
+
+
+@kernel
+def _learn_prefill(average, step_log, expert, engine, lists, seen, me, marks, e):
+    """Count the iteration that was under way at the last observation, if it computed prompts and has ended since.
+
+    It ended with the first tokens of these prompts. What decoding takes of it is subtracted. Left out are prompts that may take
+    several iterations, and an expert that has no room for all: nobody can be sure there whose prompts an iteration computes.
+    """
+    if expert.n_run == expert.n_dec or expert.partial == 1:
+        return
+    if expert.n_wait > 0 and queued_s(engine, lists.requests[lists.waiting[expert.wait_head]]) <= expert.known_s:
+        return
+    prompts, before, attention = 0, 0, 0.0
+    for i in range(expert.n_dec):
+        r = lists.running[i]
+        if lists.records[r].first_token_s > marks.before_s[e]:  # its prompt was computed in the iteration before
+            before += lists.requests[r].prompt
+    for i in range(expert.n_dec, expert.n_run):
+        request = lists.requests[lists.running[i]]
+        if request.generated > 0:
+            return
+        prompts += request.prompt
+        attention += 0.5 * request.prompt * request.prompt
+    r = lists.running[expert.n_dec]
+    if r >= seen.tokens.shape[1] or seen.pace_s[me, r] > 0.0 or not seen.first_s[me, r] > marks.began_s[e]:
+        return
+    if seen.expert[me, r] not in (e, NOWHERE):  # it was sent on
+        return
+    if before + prompts + expert.n_dec > engine.max_tokens:
+        return
+    began_s = marks.began_s[e] if expert.n_dec > 0 else max(marks.began_s[e], queued_s(engine, lists.requests[r]))
+    decode_s = (engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * expert.context) * math.exp(step_log)
+    nominal_s = (
+        engine.c0_mixed_s
+        + engine.a_s * max(0, prompts + expert.n_dec - engine.n0)
+        + engine.q_s * attention
+        + engine.c_mixed_s * expert.context
+    )
+    if nominal_s > _LEAST_SHARE * decode_s:
+        if average.samples == 0:
+            average.log = step_log
+        _note(average, seen.first_s[me, r] - began_s - decode_s, nominal_s)
+
+
+@kernel
+def learn_steps(state, calibration, seen, me, marks, now_s):
+    """Learn from tokens how long iterations take, of decoding alone and of prefill.
+
+    Of each expert there is one sample of each at most for an observation: the time over the nominal one. It has to be called
+    before ``rebuild``, as it reads what that wrote the last time.
 
     Args:
         state: as it was rebuilt at the last observation.
-        steps: (1, N) AVERAGE, as of ``Calibration``.
-        configured: (1, N) ENGINE, the figures given to the router.
+        calibration: of one cluster.
         seen: by all gateways.
         me: number of the gateway.
         marks: of the last observation; they become those of this one.
+        now_s: the time.
     """
-    for e in range(configured.shape[1]):
-        expert, engine = state.experts[0, e], configured[0, e]
-        began_s, changes = seen.began_s[:, e].max(), seen.changes[:, e].sum()
-        if marks.changes[e] == changes and expert.n_run > 0 and expert.n_run == expert.n_dec and expert.n_wait == 0:
-            iterations = 0
-            for i in range(expert.n_dec):
-                r = state.running[0, e, i]
-                if r < seen.tokens.shape[1] and seen.pace_s[me, r] == 0.0:
-                    iterations = seen.tokens[me, r] - state.requests[0, r].generated
-                    break
-            took_s = began_s - marks.began_s[e]
-            if iterations > 0 and took_s > 0.0:
-                context = expert.context + 0.5 * expert.n_dec * (iterations - 1)
-                nominal_s = iterations * (engine.c0_s + engine.b_s * expert.n_dec + engine.c_s * context)
-                note_step(steps[0, e], min(max(took_s, nominal_s / _MOST_RATIO), nominal_s * _MOST_RATIO), nominal_s)
-        marks.began_s[e] = began_s
+    for e in range(calibration.configured.shape[1]):
+        expert, engine, lists = state.experts[0, e], calibration.configured[0, e], work_of(state, 0, e)
+        step, prefill = calibration.steps[0, e], calibration.prefills[0, e]
+        changes = seen.changes[:, e].sum()
+        if marks.changes[e] == changes:
+            _learn_decoding(step, expert, engine, lists, seen, me, marks, e)
+        elif marks.changes[e] >= 0:
+            _learn_prefill(prefill, step.log, expert, engine, lists, seen, me, marks, e)
+        old_s = now_s - marks.busy_s[e] - _KEPT_S
+        if seen.present[:, e].sum() > 0 or marks.changes[e] != changes:
+            marks.busy_s[e] = now_s
+        elif old_s > 0.0:
+            kept = 0.5 ** (old_s / _KEPT_S)  # it may be avoided as slow: let it be tried again
+            step.log *= kept
+            prefill.log *= kept
+            marks.busy_s[e] += old_s
+        marks.began_s[e] = seen.began_s[:, e].max()
+        marks.before_s[e] = seen.before_s[:, e].max()
         marks.changes[e] = changes
 
 

@@ -67,13 +67,17 @@ def test_the_ledger_shows_what_the_simulator_shows(policy: str, tolerance: float
 def test_iteration_times_are_learned_from_tokens(factor: float) -> None:
     """As the simulator learns them from its engines: where the profile is right nothing is learned."""
     scenario = replace(edge6(400), faults=Faults(engine_factor=factor))
-    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    seen: list[tuple[np.ndarray, ...]] = []
 
     def look(live: LiveCluster, simulation: Simulation) -> None:
-        seen.append((live.world.calibration.steps[0].copy(), simulation.world.calibration.steps[0].copy()))
+        learned = live.world.calibration
+        seen.append((learned.steps[0].copy(), simulation.world.calibration.steps[0].copy(), learned.prefills[0].copy()))
 
     compare_actions(scenario, load_policy("calibrated-impact-greedy", scenario.observation), 5, look)
-    mine, its = seen[-1]
+    mine, its, prefills = seen[-1]
+    known = prefills["samples"] > 5
+    assert known.sum() >= 3
+    np.testing.assert_allclose(prefills["log"][known], np.log(factor), atol=0.05)
     often = (mine["samples"] > 30) & (its["samples"] > 30)
     assert often.sum() >= 3
     np.testing.assert_allclose(mine["log"][often], its["log"][often], atol=0.01)
