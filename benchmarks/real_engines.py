@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -405,4 +406,5 @@ def _since(log: DecisionLog, begun_s: float) -> DecisionLog:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended then too
     run(tyro.cli(Options, description=__doc__))
