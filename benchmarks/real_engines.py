@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -63,13 +64,13 @@ class Options:
         "least-work",
     )
     """Policies, at least two; the others are compared with the first."""
-    rounds: int = 12
-    """Rounds over all policies, at least two."""
-    seconds: float = 25.0
+    rounds: int = 6
+    """Rounds over all policies at each load, at least two."""
+    seconds: float = 15.0
     """Length of the traffic of a policy in a round."""
-    load: float = 0.35
-    """Share of what both servers carry together."""
-    slack: float = 2.0
+    loads: tuple[float, ...] = (0.2, 0.35)
+    """Shares of what both servers carry together, one after the other."""
+    slack: float = 3.0
     """The SLO over the time per token of the slower server alone."""
     calibration_seconds: float = 60.0
     """Longest time for the load that calibrates each server."""
@@ -93,6 +94,7 @@ class Stretch:
     failed: int
     ttft_ms: tuple[float, float]  # median and 95th percentile
     pace_ms: float  # median of the whole time per token
+    beside: float = 0.0  # share of the processors that other work took
 
 
 @dataclass(slots=True)
@@ -165,11 +167,12 @@ def qos_table(found: Mapping[str, Sequence[Stretch]], fallbacks: Mapping[str, fl
                 *(f"{np.mean([x.ttft_ms[i] for x in rounds]):.0f}" for i in (0, 1)),
                 f"{np.mean([x.pace_ms for x in rounds]):.1f}",
                 f"{100 * fallbacks[name]:.0f}",
+                f"{100 * np.mean([x.beside for x in rounds]):.0f}",
                 str(sum(x.failed for x in rounds)),
             ]
         )
     header = ["policy", "QoS", f"{first} less this", "late, %", "to large, %", "TTFT p50, ms", "p95, ms", "time per token, ms"]
-    return markdown_table([*header, "fallback decided, %", "failed"], rows)
+    return markdown_table([*header, "fallback decided, %", "other work, %", "failed"], rows)
 
 
 def latency_table(found: Mapping[str, Mapping[str, Pairs]]) -> str:
@@ -200,11 +203,11 @@ def together(found: Sequence[Mapping[str, Pairs]]) -> dict[str, dict[str, np.nda
 def draw_qos(found: Mapping[str, Sequence[Stretch]], path: Path) -> None:
     """QoS in each round, and the paired differences to the first policy with their intervals."""
     first, *others = found
-    figure, (left, right) = panels(2, 2, 4.0)
+    figure, (left, right) = panels(2, 2, 4.6)
     for (name, rounds), colour in zip(found.items(), COLOURS, strict=False):
         left.plot(1 + np.arange(len(rounds)), [x.qos for x in rounds], "o-", markersize=4, color=colour, label=name)
     left.set(xlabel="round", ylabel="QoS")
-    left.legend(frameon=False, fontsize=8, loc="best")
+    left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, -0.15), ncol=2)
     head(left, "the same requests in each round")
     for place, name in enumerate(others):
         less = paired_difference([x.qos for x in found[first]], [x.qos for x in found[name]])
@@ -272,39 +275,69 @@ def write_settings(policy: str, servers: Sequence[RunningVllm], slo_s: float | N
     return path, port
 
 
-def serve(
-    gateways: Mapping[str, Target], experts: Sequence[Expert], slo_s: float, options: Options
-) -> tuple[dict[str, list[Stretch]], float, float]:
-    """Send all rounds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """All rounds at one load."""
+
+    load: float
+    rate_rps: float
+    slo_s: float  # bound on the whole time per token
+    found: dict[str, list[Stretch]]  # policy -> what it got in each round
+    fallbacks: dict[str, float]  # policy -> share of the decisions that its fallback made
+    pairs: dict[str, dict[str, Pairs]]  # policy -> kind of time -> predicted and measured
+    beside: float  # share of the processors that other work took
+
+    def report(self) -> str:
+        """Its tables."""
+        return "\n\n".join(
+            [
+                f"## At {self.load:.0%} of what the profiles carry",
+                f"{self.rate_rps:.1f} requests/s, SLO {1e3 * self.slo_s:.0f} ms a token. "
+                f"Other work took {100 * self.beside:.0f} % of the processors.",
+                qos_table(self.found, self.fallbacks),
+                latency_table({"all": together(list(self.pairs.values())), **self.pairs}),
+            ]
+        )
+
+
+def serve(gateways: Mapping[str, Target], experts: Sequence[Expert], slo_s: float, load: float, options: Options) -> Phase:
+    """Send all rounds at a load.
 
     Args:
         gateways: policy -> its gateway.
         experts: as calibrated.
         slo_s: bound on the whole time per token.
+        load: share of what they carry together.
         options: of the benchmark.
-
-    Returns:
-        What each policy got in each round; the rate in requests/s; when the rounds began, in seconds since 1970.
     """
-    rate = options.load * sum(traffic_capacity_rps(expert, PROMPT_TOKENS, OUTPUT_TOKENS) for expert in experts)
+    rate = load * sum(traffic_capacity_rps(expert, PROMPT_TOKENS, OUTPUT_TOKENS) for expert in experts)
     scores = {expert.name: expert.mean_score for expert in experts}
     for target in gateways.values():
         asyncio.run(send_traffic(target.url, rate, WARM_UP_S, PROMPT_TOKENS, OUTPUT_TOKENS, seed=0))
     time.sleep(PAUSE_S)
-    begun_s = time.time()
+    begun_s, throughout = time.time(), Beside()
     found: dict[str, list[Stretch]] = {policy: [] for policy in gateways}
     names = list(gateways)
     for i in range(options.rounds):
         turn = i % len(names)
         for policy in names[turn:] + names[:turn]:
-            seed = 1 + i
-            answers = asyncio.run(
-                send_traffic(gateways[policy].url, rate, options.seconds, PROMPT_TOKENS, OUTPUT_TOKENS, seed=seed)
-            )
-            found[policy].append(stretch_of(answers, scores, slo_s))
+            url, seed = gateways[policy].url, 1 + i
+            beside = Beside()
+            answers = asyncio.run(send_traffic(url, rate, options.seconds, PROMPT_TOKENS, OUTPUT_TOKENS, seed=seed))
+            found[policy].append(replace(stretch_of(answers, scores, slo_s), beside=beside.share()))
             time.sleep(PAUSE_S)
-        print(f"round {i + 1}: " + ", ".join(f"{policy} {rounds[-1].qos:.4f}" for policy, rounds in found.items()), flush=True)
-    return found, rate, begun_s
+        shown = ", ".join(f"{policy} {rounds[-1].qos:.4f}" for policy, rounds in found.items())
+        print(f"load {load:.0%}, round {i + 1}: {shown}", flush=True)
+    logs = {policy: _since(read_log(options.out / f"decisions-{policy}"), begun_s) for policy in gateways}
+    return Phase(
+        load=load,
+        rate_rps=rate,
+        slo_s=slo_s,
+        found=found,
+        fallbacks={policy: float(np.mean([x.fallback is not None for x in log.requests])) for policy, log in logs.items()},
+        pairs={policy: {kind: pairs_of(log, kind) for kind in KINDS} for policy, log in logs.items()},
+        beside=throughout.share(),
+    )
 
 
 def tell(servers: Sequence[RunningVllm]) -> None:
@@ -312,14 +345,14 @@ def tell(servers: Sequence[RunningVllm]) -> None:
     print(", ".join(f"{server.spec.name}: {server.url}, process {server.pid}" for server in servers), flush=True)
 
 
-def run(options: Options) -> dict[str, list[Stretch]]:
+def run(options: Options) -> list[Phase]:
     """Start, calibrate, serve, send, write the report, and end everything.
 
     Raises:
         InputError: vLLM is not installed or does not start, or a server cannot be calibrated.
     """
-    if len(options.policies) < 2 or options.rounds < 2:
-        raise SystemExit("real_engines: at least two policies and two rounds")
+    if len(options.policies) < 2 or options.rounds < 2 or not options.loads:
+        raise SystemExit("real_engines: at least two policies, two rounds and one load")
     for policy in options.policies:
         shutil.rmtree(options.out / f"decisions-{policy}", ignore_errors=True)  # of an earlier run
     specs = [
@@ -351,49 +384,52 @@ def run(options: Options) -> dict[str, list[Stretch]]:
             command = [sys.executable, str(ROOT / "edgeroute.py"), "serve", "--config", str(settings)]
             log = options.out / f"serve-{policy}.log"
             gateways[policy] = stack.enter_context(program_running(policy, command, port, "/ready", log, ours=True))
-        beside = Beside()
-        found, rate, begun_s = serve(gateways, experts, slo_s, options)
-        share = beside.share()
-    logs = {policy: _since(read_log(options.out / f"decisions-{policy}"), begun_s) for policy in options.policies}
-    pairs = {policy: {kind: pairs_of(log, kind) for kind in KINDS} for policy, log in logs.items()}
-    fallbacks = {policy: float(np.mean([x.fallback is not None for x in log.requests])) for policy, log in logs.items()}
-    everything = together(list(pairs.values()))
-    about = (
-        f"{options.rounds} rounds of {options.seconds:.0f} s for each policy, {rate:.1f} requests/s ({options.load:.0%} of what "
-        f"the profiles carry), SLO {1e3 * slo_s:.0f} ms a token. Other work took {100 * share:.0f} % of the processors."
-    )
+        phases = [serve(gateways, experts, slo_s, load, options) for load in options.loads]
+    everything = together([pairs for phase in phases for pairs in phase.pairs.values()])
     parts = [
-        about,
-        qos_table(found, fallbacks),
-        "## Predicted against measured",
-        latency_table({"all": everything, **pairs}),
+        f"{options.rounds} rounds of {options.seconds:.0f} s for each policy at each load. QoS with 95 % intervals over rounds, "
+        "differences paired. Times are those predicted at the decision, and as the gateway measured them.",
+        *(phase.report() for phase in phases),
         *(f"## Calibration of {name}\n\n{text}" for name, text in calibrations.items()),
     ]
+    pictures = [f"qos-{phase.load:.0%}.png".replace("%", "") for phase in phases]
     report = "\n\n".join(parts)
     print(f"\n{report}")
-    write_text(options.out / "report.md", report + "\n\n![QoS](qos.png)\n\n![predicted against measured times](latency.png)\n")
+    shown = "\n\n".join(f"![{name}]({name})" for name in [*pictures, "latency.png"])
+    write_text(options.out / "report.md", f"{report}\n\n{shown}\n")
     write_json(
         options.out / "results.json",
         {
             "options": json.loads(json.dumps(asdict(options), default=str)),
-            "slo_s": slo_s,
-            "rate_rps": rate,
-            "beside": share,
-            "rounds": {policy: [asdict(x) for x in rounds] for policy, rounds in found.items()},
-            "latency": {
-                kind: {name: asdict(accuracy_of(points)) for name, points in by_name.items()}
-                for kind, by_name in everything.items()
-            },
+            "phases": [
+                {
+                    "load": phase.load,
+                    "rate_rps": phase.rate_rps,
+                    "slo_s": phase.slo_s,
+                    "beside": phase.beside,
+                    "rounds": {policy: [asdict(x) for x in rounds] for policy, rounds in phase.found.items()},
+                    "fallbacks": phase.fallbacks,
+                    "latency": {
+                        policy: {
+                            kind: {name: asdict(accuracy_of(points)) for name, points in by_name.items()}
+                            for kind, by_name in kinds.items()
+                        }
+                        for policy, kinds in phase.pairs.items()
+                    },
+                }
+                for phase in phases
+            ],
         },
     )
-    draw_qos(found, options.out / "qos.png")
+    for phase, name in zip(phases, pictures, strict=True):
+        draw_qos(phase.found, options.out / name)
     draw_latency(everything, options.out / "latency.png")
-    print(f"\nWritten: {options.out}/report.md, results.json, qos.png and latency.png")
-    return found
+    print(f"\nWritten: {options.out}/report.md, results.json and pictures")
+    return phases
 
 
 def _since(log: DecisionLog, begun_s: float) -> DecisionLog:
-    """The log without the warm-up."""
+    """The log from a time on."""
     return DecisionLog(
         source=log.source,
         scenario=log.scenario,
@@ -404,5 +440,11 @@ def _since(log: DecisionLog, begun_s: float) -> DecisionLog:
     )
 
 
+def _end(*_: object) -> None:
+    """End as an interrupted program does: what was started is ended too."""
+    sys.exit(143)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     run(tyro.cli(Options, description=__doc__))

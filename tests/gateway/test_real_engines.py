@@ -51,7 +51,7 @@ def test_differences_are_paired_by_round():
     levels = [0.2, 0.5, 0.4]
     found = {"a": [replace(STRETCH, qos=x + 0.05) for x in levels], "b": [replace(STRETCH, qos=x) for x in levels]}
     table = qos_table(found, {"a": 0.0, "b": 1.0})
-    assert re.search(r"^\| b +\| +0\.3667 ± 0\.\d+ \| +\+0\.0500 ± 0\.0000 \|.*\| +100 \| +0 \|$", table, re.MULTILINE)
+    assert re.search(r"^\| b +\| +0\.3667 ± 0\.\d+ \| +\+0\.0500 ± 0\.0000 \|.*\| +100 \| +0 \| +0 \|$", table, re.MULTILINE)
     assert re.search(r"^\| a +\| +0\.4167 ± 0\.\d+ \| +– \|", table, re.MULTILINE)
 
 
@@ -145,17 +145,18 @@ def test_policies_are_compared_on_real_servers(tmp_path):
         policies=("any-cluster-router", "round-robin"),
         rounds=2,
         seconds=3.0,
+        loads=(0.2,),
         calibration_seconds=600.0,
         calibration_tokens=4_000,
         out=tmp_path,
     )
-    found = real_engines.run(options)
-    assert set(found) == set(options.policies)
-    every = [x for rounds in found.values() for x in rounds]
+    (phase,) = real_engines.run(options)
+    assert set(phase.found) == set(options.policies)
+    every = [x for rounds in phase.found.values() for x in rounds]
     assert len(every) == 4
     assert not any(x.failed for x in every)
     assert all(0 <= x.qos <= max(SCORES.values()) for x in every)
     assert not [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     report = (tmp_path / "report.md").read_text()
     assert "## Calibration of small, with a log" in report
-    assert {"results.json", "qos.png", "latency.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"results.json", "qos-20.png", "latency.png"} <= {path.name for path in tmp_path.iterdir()}
