@@ -37,7 +37,7 @@ LEAST_REQUESTS = 100
 """Of a log that worlds are fitted to."""
 
 _ROWS, _MOST_COPIES = 4000, 8  # prompts to draw from: each request stands there some times, with other lengths that nobody saw
-_WINDOW = 50  # requests that a rate is measured over
+_STEPS = 4  # from one stretch that a rate is measured over to the next, as parts of it
 _QUANTILES, _BEYOND = (0.05, 0.95), 1.25  # of the rates seen, and how far the loads of training go beyond them
 _LEAST_STRETCH = 50  # requests of an episode
 
@@ -76,7 +76,8 @@ def fit_worlds(table: LoggedTable, scenario: Scenario, folder: Path, *, requests
     write_text(folder / REQUESTS, _request_lines(table, replace(scenario, experts=experts), columns, names, seed))
     write_text(folder / ARRIVALS, _arrival_lines(table, names))
     process = fit_arrivals(table.arrival_s)
-    low, high = _rates(table.arrival_s)
+    episode = max(min(requests, count // 2), _LEAST_STRETCH)
+    low, high = _rates(table.arrival_s, episode)
     world = replace(
         scenario,
         experts=experts,
@@ -90,7 +91,7 @@ def fit_worlds(table: LoggedTable, scenario: Scenario, folder: Path, *, requests
         workload=Workload(
             arrivals=process,
             load=1.0,
-            requests=max(min(requests, count // 2), _LEAST_STRETCH),
+            requests=episode,
             catalogue=Catalogue(kind="file", path=str(folder / REQUESTS), split="all"),
         ),
     )
@@ -171,11 +172,11 @@ def _arrival_lines(table: LoggedTable, classes: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _rates(arrival_s: NDArray[np.float64]) -> tuple[float, float]:
-    """Low and high quantile of the rates of the log's windows, requests/s."""
-    starts = np.arange(0, arrival_s.size - _WINDOW, _WINDOW)
-    spans_s = arrival_s[starts + _WINDOW] - arrival_s[starts]
-    rates = _WINDOW / spans_s[spans_s > 0]
+def _rates(arrival_s: NDArray[np.float64], episode: int) -> tuple[float, float]:
+    """Low and high quantile of the rates of stretches of the log that are as long as an episode, requests/s."""
+    starts = np.arange(0, arrival_s.size - episode, max(episode // _STEPS, 1))
+    spans_s = arrival_s[starts + episode] - arrival_s[starts]
+    rates = episode / spans_s[spans_s > 0]
     if not rates.size:
         raise InputError("the requests of the log all come at once: no load can be fitted to them")
     low, high = np.quantile(rates, _QUANTILES)

@@ -21,6 +21,7 @@ def write_snapshot(log: DecisionLog, folder: Path) -> None:
     Raises:
         InputError: the folder cannot be written to.
     """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else may read the log either
     kept = log.requests[-MOST_REQUESTS:]
     for number, first in enumerate(range(0, len(kept), _IN_A_FILE)):
         part = kept[first : first + _IN_A_FILE]
