@@ -28,7 +28,7 @@ from tuning.training.options import TrainOptions, logged_options
 
 pytestmark = pytest.mark.slow
 
-COUNT = 900
+COUNT = 1200
 
 
 def write_log(path: Path, load_rps: float) -> Path:
@@ -64,15 +64,15 @@ def dear(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(log: Path, bundle: Path, run_dir: Path, **changes: Any) -> TrainOptions:
     """A run of some seconds, whose length no clock decides."""
     options = logged_options(str(log), str(bundle))
-    search = replace(options.avl, generations=3, population=6, search_variants=4, search_requests=100)
-    small = {"iterations": 4, "minutes": None, "requests": 100, "envs_per_runner": 4, "steps_per_iteration": 40}
+    search = replace(options.avl, generations=8, population=6, search_variants=4, search_requests=100)
+    small = {"iterations": 9, "minutes": None, "requests": 100, "envs_per_runner": 4, "steps_per_iteration": 40}
     return replace(options, run_dir=run_dir, avl=search, num_env_runners=0, **(small | changes))
 
 
 def test_the_better_bundle_is_promoted_and_no_other(busy: Path, dear: Path, tmp_path: Path) -> None:
     """Either way round, and against itself; nothing is trained here."""
     log = read_log(busy)
-    later = cut(table_of(log), 0.6)[1]
+    later = cut(table_of(log), 0.7)[1]
     usual = write_bundle(tmp_path / "usual")
     better, worse, same = (judge(later, log.scenario, *pair, 0) for pair in ((dear, usual), (usual, dear), (dear, dear)))
     assert better.promoted
@@ -91,14 +91,14 @@ def test_a_bundle_that_does_not_suit_the_log_is_continued_and_promoted(
     shutil.copy(busy, log)
     shutil.copytree(dear, bundle)
     assert run(tiny(log, bundle, folder, iterations=2)) == 0
-    assert "630 requests, and 270 later ones are held out" in capsys.readouterr().out
+    assert "840 requests, and 360 later ones are held out" in capsys.readouterr().out
     before = load_bundle(dear).router.state_dict()["price.terms"]
     terms = load_bundle(find_checkpoint(folder) / BUNDLE).router.state_dict()["price.terms"]
     assert (terms - before).abs().max() < 1.5  # it began there: the terms before training are further off
     assert not torch.equal(terms, before)
     log.unlink()
     shutil.rmtree(bundle)
-    assert run(TrainOptions(run_dir=folder, resume=True, iterations=4, num_env_runners=0)) == 0
+    assert run(TrainOptions(run_dir=folder, resume=True, iterations=9, num_env_runners=0)) == 0
     said = capsys.readouterr().out
     assert "Promoted: +" in said
     told = json.loads((folder / PROMOTION).read_text())
@@ -115,7 +115,7 @@ def test_where_nothing_is_to_win_nothing_is_promoted(one_ray: None, tmp_path: Pa
     """A cluster that is all but idle: no price changes anything. The candidate is kept, and no other bundle is there."""
     log, bundle = write_log(tmp_path / "log.jsonl", 0.05), write_bundle(tmp_path / "bundle")
     folder = tmp_path / "run"
-    assert run(tiny(log, bundle, folder)) == 0
+    assert run(tiny(log, bundle, folder, iterations=3)) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("Not promoted: ")
     assert str(folder / CANDIDATE) in said
