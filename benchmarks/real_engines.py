@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import tyro
-from gateway.log.reader import DecisionLog, read_log
 
 from benchmarks.gateway import ROOT, Target, free_port, program_running
 from gateway import calibrate
@@ -37,6 +36,7 @@ from gateway.config import load_config
 from gateway.engines.vllm_cpu import PYTHON, RunningVllm, VllmSpec, vllm_servers
 from gateway.proof.latency import KINDS, Pairs, accuracy_of, draw_latency, pairs_of
 from gateway.traffic_sample import DemoAnswer, send_traffic, slo_s_per_token, traffic_capacity_rps
+from rllib_envs.decision_log.reader import DecisionLog, read_log
 from rllib_envs.expert import Expert
 from rllib_envs.yaml_files import dump_yaml
 from tuning.metrics.statistics import Interval, mean_interval, paired_difference
