@@ -23,7 +23,7 @@ LENGTH = 4
 
 _MOVE = 2.0  # of a parameter up and down, in spreads of the search
 _LOSS = 8.0  # weight of what a step loses against the reference in a world, beside what it gains in others
-_RIDGE = 0.001  # QoS that a step of one move in one parameter must gain: parabolas are noisy, and parameters act together
+_RIDGE = 0.002  # QoS that a step of one move in one parameter must gain: parabolas are noisy, and parameters act together
 _OWN = 0.5  # weight of a world's own curvature beside the mean one: it is the noisiest part
 
 
