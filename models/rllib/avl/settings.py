@@ -48,7 +48,7 @@ class AVLSettings:
     generations: int = 20
     """avl: generations of the search for the congestion price, one an iteration, after the warm-up; 0: no search."""
     refinements: int = 0
-    """avl: iterations after that search in which each of the price's parameters is moved up and down, for one last step."""
+    """avl: iterations after that search that move each parameter of the price up and down, for one last step."""
     population: int = 16
     """avl: prices tried in a generation, an even number."""
     search_variants: int = 18
