@@ -77,7 +77,7 @@ def test_fast_predictors_and_means_have_no_thread() -> None:
 
 
 def test_slow_ones_are_heard_while_others_go_on(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop turns a hundred times meanwhile; what comes is theirs, within the request's own limit of tokens."""
+    """The loop turns a hundred times meanwhile; what comes is theirs, with the request's own limit of tokens."""
     monkeypatch.setattr(aside, "BOUND_S", PATIENCE_S)
     found = aside_of(held)
     assert found.slow
@@ -97,7 +97,8 @@ def test_slow_ones_are_heard_while_others_go_on(held: Held, monkeypatch: pytest.
     heard = asyncio.run(go())
     assert heard.missed is None
     assert heard.told is not None
-    assert heard.told.tokens.tolist() == [50.0] * 3
+    assert heard.told.tokens.tolist() == [321.0] * 3
+    assert heard.told.most == 50.0
     assert heard.told.score.tolist() == [0.5] * 3
     without_text = asyncio.run(found.of(replace(REQUEST, text="")))
     assert without_text == Heard(None)

@@ -82,12 +82,12 @@ def test_a_damaged_file_costs_the_time_to_compile(compiled, tmp_path):
 def test_a_copy_of_the_project_compiles_nothing_anew(tmp_path):
     """As a job on a cluster runs one. A module that was changed does not find what was compiled before."""
     cache, found = tmp_path / "cache", []
-    program = "from rllib_envs.sim.kernels import blocks_of; print(blocks_of(33), blocks_of.__wrapped__.__code__.co_filename)"
+    program = "from rllib_envs.sim.plan import blocks_of; print(blocks_of(33), blocks_of.__wrapped__.__code__.co_filename)"
     for name in ("one", "two", "changed"):
         copy = tmp_path / name
         shutil.copytree(ROOT / "rllib_envs", copy / "rllib_envs", ignore=shutil.ignore_patterns("__pycache__"))
         if name == "changed":
-            with (copy / "rllib_envs" / "sim" / "kernels.py").open("a") as file:
+            with (copy / "rllib_envs" / "sim" / "plan.py").open("a") as file:
                 file.write("#")
         done = subprocess.run(
             [sys.executable, "-c", program],
@@ -97,7 +97,7 @@ def test_a_copy_of_the_project_compiles_nothing_anew(tmp_path):
             text=True,
             check=True,
         )
-        assert done.stdout == f"3 {copy / 'rllib_envs' / 'sim' / 'kernels.py'}\n"
+        assert done.stdout == f"3 {copy / 'rllib_envs' / 'sim' / 'plan.py'}\n"
         found.append({path: path.stat().st_mtime_ns for path in files(cache)})
     one, two, changed = found
     assert one == two != {}
