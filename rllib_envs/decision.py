@@ -41,8 +41,8 @@ from rllib_envs.sim.cluster import (
 )
 from rllib_envs.sim.demand import Demand, update_demand, update_foreseen_ema, update_late_ema, write_demand
 from rllib_envs.sim.jit import borrow, kernel, kernel_inlined
-from rllib_envs.sim.living import advance_living, begin_living, follow, note_sent, renew_future_qos
-from rllib_envs.sim.state import FOLLOWED, State, Views
+from rllib_envs.sim.living import advance_living, begin_living, follow, hold, note_sent, renew_future_qos
+from rllib_envs.sim.state import FOLLOWED, HELD, State, Views
 from rllib_envs.sim.terms import Service, extras_of
 from rllib_envs.sim.whatif import Scratch, predict
 from rllib_envs.sim.worth import Worth, write_worth
@@ -192,7 +192,7 @@ def step_living(actions, steps, show, world, rules, living):
         if actions[b] == WAIT:
             continue
         if actions[b] == BEGIN:
-            begin_living(world.state, world.workload, world.nominal, living, world.now_s, b)
+            begin_living(world.state, world.late, world.views, world.workload, world.nominal, living, world.now_s, b)
         else:
             if world.cursor[b] == world.workload.total[b]:
                 clear_step(steps[b])
@@ -200,11 +200,24 @@ def step_living(actions, steps, show, world, rules, living):
             r = world.cursor[b]
             _send(world, rules, b, actions[b], steps[b])
             note_sent(world.state, world.workload, living, b, r, actions[b], steps[b])
-            advance_living(world.state, world.workload, world.nominal, living, world.cursor, world.now_s, b, steps[b])
+            advance_living(
+                world.state,
+                world.late,
+                world.views,
+                world.workload,
+                world.nominal,
+                living,
+                world.cursor,
+                world.now_s,
+                b,
+                steps[b],
+            )
             if rules.track_future > 0:
                 renew_future_qos(world.state, living, b, world.now_s[b], world.scratch)
             _count(world, rules, b, steps[b])
-        if world.views.kind[b] == FOLLOWED:
+        if world.views.kind[b] == HELD:
+            hold(world.state, world.views, living, world.cursor, world.now_s, b)
+        elif world.views.kind[b] == FOLLOWED:
             follow(world.state, world.late, world.workload, world.views, living, world.cursor, world.delay_s, world.now_s, b)
         if show:
             write_observation(world, rules, b)

@@ -36,7 +36,7 @@ from rllib_envs.sim.rows import (
     REQUEST_SCALE,
 )
 from rllib_envs.sim.terms import budget_s, extras_of, is_allowed, network_s
-from rllib_envs.sim.whatif import expected_output, on_its_way
+from rllib_envs.sim.whatif import expected_output, on_its_way, telemetry_of
 from rllib_envs.view import View
 
 __all__ = [
@@ -322,10 +322,11 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
     summary.max_running = 0.0
     summary.mean_waiting = 0.0
     summary.mean_kv_reserved = 0.0
-    known_extras, sent_extras = extras_of(telemetry.source.extras, b), extras_of(telemetry.actual.extras, b)
+    sent_extras = extras_of(telemetry.actual.extras, b)
     for e in range(n_experts):
-        engine = nominal[b, e]
-        open_ = _observe_expert(telemetry, engine, service.terms, workload.age_s[b], b, e, slo_s, rows, known_extras, sent_extras)
+        engine, shown = nominal[b, e], telemetry_of(telemetry, sent_extras, e)
+        known_extras = extras_of(shown.source.extras, b)
+        open_ = _observe_expert(shown, engine, service.terms, workload.age_s[b], b, e, slo_s, rows, known_extras, sent_extras)
         row = rows.experts[b, e]
         summary.mean_running += row.running / n_experts
         summary.max_running = max(summary.max_running, row.running)
@@ -337,7 +338,7 @@ def observe(telemetry, nominal, workload, pace, service, b, slo_s, rows):
             arrived.predicted_score = with_odds(workload.predicted_score[b, r, e], engine.score_odds)
             arrived.predicted_length = workload.predicted_tokens[b, r, e] * engine.length_factor / ARRIVED_SCALE.predicted_length
             open_ = open_ and workload.prompt[b, r] < engine.max_model_len
-            open_ = open_ and is_allowed(known_extras, service, workload.user[b, r], e)
+            open_ = open_ and is_allowed(sent_extras, service, workload.user[b, r], e)
             rows.action_mask[b, e] = 1.0 if open_ else 0.0
         else:
             rows.arrived[b, e] = _NOTHING_ARRIVED[0]

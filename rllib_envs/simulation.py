@@ -33,6 +33,7 @@ from rllib_envs.sim.state import (
     FAILED,
     FINISHED,
     FOLLOWED,
+    HELD,
     LATE,
     LOST,
     PENDING,
@@ -253,8 +254,10 @@ class Simulation:
         """Set up telemetry of a new episode in one cluster; the first that is not at once allocates its state."""
         changing = episode.disturbances
         kind = LATE if episode.telemetry_delay_s > 0 else AT_ONCE
-        if changing is not None and (changing.hides or kind == LATE):
+        if changing is not None and kind == LATE:
             kind = FOLLOWED
+        elif changing is not None and changing.hides:
+            kind = HELD
         if kind != AT_ONCE and self.world.late is self.state:
             late = allocate(self.state.engines.copy(), self._rows, plain=self.state.extras is None)
             self.world = self.world._replace(late=late)
@@ -262,6 +265,7 @@ class Simulation:
             self.world.late.engines[cluster] = self.state.engines[cluster]
             clear(self.world.late, cluster)
         self.world.views.kind[cluster] = kind
+        self.world.views.held[cluster] = kind in (LATE, FOLLOWED)
         self.world.views.first_pending[cluster] = 0
         self.world.views.view_s[cluster] = 0
         self.world.delay_s[cluster] = episode.telemetry_delay_s

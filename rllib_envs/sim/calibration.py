@@ -34,6 +34,7 @@ from rllib_envs.sim.offsets import OFFSET, note_length, note_score, start_length
 from rllib_envs.sim.plan import steps_begun
 from rllib_envs.sim.profile import EngineProfile
 from rllib_envs.sim.state import ENGINE, FINISHED, ROUTED, engine_records
+from rllib_envs.sim.whatif import telemetry_of
 
 STEP_PRIOR, STEP_FLOOR = 1.0, 0.1
 """Iteration times are frequent and free of noise. Their error comes from applying one batch's times to another batch.
@@ -186,8 +187,8 @@ def _count_tokens(calibration, b, e, r, tokens, predicted_tokens, ended):
 @kernel
 def _look_at_running(calibration, telemetry, b):
     """Note how far the answers under way have grown."""
-    source = telemetry.source
-    for e in range(source.experts.shape[1]):
+    for e in range(telemetry.source.experts.shape[1]):
+        source = telemetry_of(telemetry, telemetry.actual.extras, e).source
         expert = source.experts[b, e]
         iteration = expert.iteration + max(steps_begun(expert, telemetry.view_s[e]) - 1, 0)
         for i in range(expert.n_dec):
@@ -201,20 +202,20 @@ def _learn_answers(calibration, workload, telemetry, b):
 
     In order of arrival, so that nothing depends on the order of the experts.
     """
-    source, actual = telemetry.source, telemetry.actual
+    actual, view_s = telemetry.actual, telemetry.view_s
     shared = calibration.scores.shape[1] - 1
     settled = True
     first_pending = telemetry.first_pending
     for r in range(calibration.first[b], first_pending.max()):
-        shown, record = source.records[b, r], actual.records[b, r]
-        e, request = record.route, source.requests[b, r]
-        if shown.status == FINISHED:
+        record, request = actual.records[b, r], actual.requests[b, r]
+        e = record.route
+        if record.status == FINISHED and not record.finish_s > view_s[e]:
             if calibration.counted[b, r] != _ALL:
                 cut = request.prompt + request.output >= calibration.configured[b, e].max_model_len
                 _count_tokens(calibration, b, e, r, request.output, request.predicted_tokens, not cut)
                 note_error(calibration.errors[b, e], request.output, request.predicted_tokens)
                 if workload.judged[b, r]:
-                    note_score(calibration.scores[b, shared], calibration.scores[b, e], request.predicted_score, shown.score)
+                    note_score(calibration.scores[b, shared], calibration.scores[b, e], request.predicted_score, record.score)
                 calibration.counted[b, r] = _ALL
         elif record.status in (ROUTED, FINISHED):  # it will finish, or has finished and does not show it yet
             settled = False
@@ -254,7 +255,8 @@ def update_calibration(calibration, nominal, workload, telemetry, b):
     for e in range(nominal.shape[1]):
         average, configured = calibration.steps[b, e], calibration.configured[b, e]
         if telemetry.view_s[e] > calibration.seen_s[b, e]:
-            _learn_step(average, configured, telemetry.source.experts[b, e], telemetry.view_s[e])
+            source = telemetry_of(telemetry, telemetry.actual.extras, e).source
+            _learn_step(average, configured, source.experts[b, e], telemetry.view_s[e])
             calibration.seen_s[b, e] = telemetry.view_s[e]
         lengths, scores = learnt(calibration.lengths, b, e), learnt(calibration.scores, b, e)
         calibrate(lengths, scores, average.log, prefill_log(calibration.prefills[b, e], average), configured, nominal[b, e])

@@ -81,16 +81,20 @@ def allocate_request_table(batch: int, max_requests: int, n_experts: int) -> Req
 
 
 @kernel
+def is_due(expert, time_s):
+    """Whether ``advance`` to ``time_s`` may change the expert."""
+    if expert.plan_steps > 0:
+        return expert.plan_end_s <= time_s
+    return expert.n_run + expert.n_wait > 0
+
+
+@kernel
 def advance_all(state, b, time_s):
     """Advance every expert of cluster b to ``time_s``."""
     for e in range(state.experts.shape[1]):
         expert = state.experts[b, e]
-        if expert.plan_steps > 0:
-            if expert.plan_end_s > time_s:
-                continue
-        elif expert.n_run + expert.n_wait == 0:
-            continue
-        advance(state.engines[b, e], expert, work_of(state, b, e), time_s)
+        if is_due(expert, time_s):
+            advance(state.engines[b, e], expert, work_of(state, b, e), time_s)
 
 
 @kernel
@@ -291,18 +295,18 @@ def advance_to_next(state, workload, cursor, now_s, b, step):
 def sync_telemetry(state, late, views, cursor, delay_s, now_s, b):
     """Telemetry of cluster b now. If it is delayed, it shows ``late``, advanced to ``delay_s`` before now."""
     r, at_s = cursor[b], now_s[b]
-    first_pending, view_s = views.first_pending[b], views.view_s[b]
+    first_pending, held, view_s = views.first_pending[b], views.held[b], views.view_s[b]
     if views.kind[b] == AT_ONCE:
         for e in range(view_s.size):
             first_pending[e] = r
             view_s[e] = at_s
-        return Telemetry(state, state, first_pending, r, view_s, at_s)
+        return Telemetry(state, state, held, first_pending, r, view_s, at_s)
     if views.kind[b] == LATE:
         time_s = max(at_s - delay_s[b], 0.0)
         _follow(state, late, first_pending, b, r, time_s)
         for e in range(view_s.size):
             view_s[e] = time_s
-    return Telemetry(late, state, first_pending, r, view_s, at_s)
+    return Telemetry(late, state, held, first_pending, r, view_s, at_s)
 
 
 @kernel

@@ -194,6 +194,22 @@ def _items_of(typing_context: Any, array: Any) -> Any:
 items_of: Any = intrinsic(_items_of)
 
 
+def _move_items(typing_context: Any, items: Any, source: Any, target: Any, count: Any) -> Any:
+    """Move ``count`` of the ``Items`` from place ``source`` on to ``target``; the two may overlap."""
+
+    def codegen(context: Any, builder: Any, call: Any, arguments: Any) -> Any:
+        places = [builder.gep(arguments[0], [context.cast(builder, arguments[i], call.args[i], types.intp)]) for i in (1, 2)]
+        number = context.cast(builder, arguments[3], call.args[3], types.intp)
+        size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(items.dtype)))
+        cgutils.raw_memmove(builder, places[1], places[0], number, size)
+        return context.get_dummy_value()
+
+    return types.none(items, source, target, count), codegen
+
+
+move_items: Any = intrinsic(_move_items)
+
+
 @type_callable(operator.getitem)
 def _type_getitem(context: Any) -> Any:
     def typer(items: Any, index: Any) -> Any:

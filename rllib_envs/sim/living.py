@@ -15,8 +15,9 @@ Failures. An expert that is down loses all that it has, and all that is sent to 
 requests arrive again, as new rows of the tables (LOST, and a new one), or they have FAILED. An expert that is known to be down,
 or is drained, has no room in its queue (``max_waiting`` 0): so no router can send anything there.
 
-Views. Telemetry of an expert shows ``late``, a replica to which the same happens at the same times. While telemetry is stopped,
-or the expert is down and the router does not know it yet, its view stays at the time when that began.
+Views. While telemetry is stopped, or the expert is down and the router does not know it yet, the view of an expert stays at the
+time when that began. ``late`` then keeps the expert as it was. Where telemetry comes late too, ``late`` is a replica of the whole
+cluster instead, to which the same happens at the same times.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -24,17 +25,17 @@ or the expert is down and the router does not know it yet, its view stays at the
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rllib_envs.sim.cluster import copy_sent, was_accepted
-from rllib_envs.sim.jit import kernel, kernel_inlined
+from rllib_envs.sim.cluster import copy_sent, is_due, was_accepted
+from rllib_envs.sim.jit import items_of, kernel, kernel_inlined, move_items
 from rllib_envs.sim.kernels import advance, push, work_of
 from rllib_envs.sim.leaving import fail, forget, remove_running, settle, take_out
 from rllib_envs.sim.plan import busy_until, cut_at
-from rllib_envs.sim.state import CANCELLED, ENGINE, FAILED, LOST, REJECTED, ROUTED
+from rllib_envs.sim.state import CANCELLED, ENGINE, FAILED, HELD, LOST, REJECTED, ROUTED, Work
 from rllib_envs.sim.whatif import future_qos
 
 SPEED, DOWN, KNOWN_DOWN, UP, KNOWN_UP, DRAIN, DARK, LIT = range(8)
@@ -62,6 +63,7 @@ LIFE = np.dtype(
         ("drain_s", "f8"), ("down_for_s", "f8"), ("back_s", "f8"),  # of a drain: begin, time without the expert, end; else inf
         ("leave_s", "f8"),  # end of the iteration after which requests of clients that have given up leave; inf: none
         ("quit_s", "f8"),  # no client gives up before
+        ("next_s", "f8"),  # nothing of all this happens before
         ("heat_s", "f8"), ("heat", "f8"), ("busy_s", "f8"),  # next update of the heat; the last heat and its busy seconds
         ("track", "f8"), ("thermal", "f8"),
         ("cancelled", "i8"), ("failed", "i8"), ("retried", "i8"),  # requests so far
@@ -118,14 +120,52 @@ def reset_lives(living: Living, cluster: int) -> None:
     living.origin[cluster] = np.arange(living.origin.shape[1])
 
 
+class Course(NamedTuple):
+    """What happens to one expert, and how long clients of its cluster wait, as ``Items``."""
+
+    events: Any  # (K,) EVENT
+    n_events: int
+    age_s: Any  # (M,) time since the first arrival, of requests that arrive again
+    first_token_s: Any  # (M,) patience, since the first arrival
+    total_s: Any  # (M,)
+
+
+class Kept(NamedTuple):
+    """Where an expert is kept as it was when its telemetry stopped."""
+
+    on: bool  # whether it has to be
+    expert: Any  # (1,) EXPERT, as ``Items``
+    work: Work
+
+
 @kernel
-def _quits_s(state, workload, living, b, r):
-    """When the client of request r of cluster b gives up, if nothing comes before."""
-    first_s = state.requests[b, r].arrival_s - workload.age_s[b, r]
-    quits_s = first_s + living.total_s[b, r]
-    if math.isnan(state.records[b, r].first_token_s):
-        quits_s = min(quits_s, first_s + living.first_token_s[b, r])
+def _course_of(workload, living, b, e):
+    """The course of expert e of cluster b."""
+    events, age_s = items_of(living.events[b, e]), items_of(workload.age_s[b])
+    return Course(events, living.events.shape[2], age_s, items_of(living.first_token_s[b]), items_of(living.total_s[b]))
+
+
+@kernel
+def _kept_in(late, on, b, e):
+    """The place in ``late`` of expert e of cluster b."""
+    return Kept(on, items_of(late.experts[b][e:]), work_of(late, b, e))
+
+
+@kernel
+def _quits_s(work, course, r):
+    """When the client of request r gives up, if nothing comes before."""
+    first_s = work.requests[r].arrival_s - course.age_s[r]
+    quits_s = first_s + course.total_s[r]
+    if math.isnan(work.records[r].first_token_s):
+        quits_s = min(quits_s, first_s + course.first_token_s[r])
     return quits_s
+
+
+@kernel
+def _note_quit(life, quits_s):
+    """A client gives up at ``quits_s``, if nothing comes before."""
+    life.quit_s = min(life.quit_s, quits_s)
+    life.next_s = min(life.next_s, quits_s)
 
 
 @kernel
@@ -159,9 +199,8 @@ def _heat_up(engine, expert, life, base, thermal, time_s):
 
 
 @kernel
-def _give_up(state, workload, living, expert, life, b, e, time_s):
+def _give_up(expert, life, work, course, time_s):
     """Mark the requests whose clients give up by ``time_s``: they leave at the end of the iteration under way."""
-    work = work_of(state, b, e)
     life.quit_s = np.inf
     for i in range(expert.n_run + expert.n_wait):
         running = i < expert.n_run
@@ -170,7 +209,7 @@ def _give_up(state, workload, living, expert, life, b, e, time_s):
         record = work.records[r]
         if record.status != ROUTED:
             continue
-        quits_s = _quits_s(state, workload, living, b, r)
+        quits_s = _quits_s(work, course, r)
         if quits_s > time_s:
             life.quit_s = min(life.quit_s, quits_s)
             continue
@@ -193,9 +232,8 @@ def _close(record, request, time_s):
 
 
 @kernel
-def _leave(state, engine, expert, b, e, time_s):
+def _leave(engine, expert, work, time_s):
     """Between two iterations: requests of clients that have given up leave."""
-    work = work_of(state, b, e)
     for i in range(expert.n_run - 1, -1, -1):
         r = work.running[i]
         if work.records[r].status == CANCELLED:
@@ -210,9 +248,8 @@ def _leave(state, engine, expert, b, e, time_s):
 
 
 @kernel
-def _go_down(state, engine, expert, life, b, e, time_s):
+def _go_down(engine, expert, life, work, kept, time_s):
     """The expert fails: what it has is lost."""
-    work = work_of(state, b, e)
     n_run, n_wait = expert.n_run, expert.n_wait
     fail(engine, expert, work, time_s)
     for i in range(n_run + n_wait):
@@ -223,15 +260,36 @@ def _go_down(state, engine, expert, life, b, e, time_s):
     life.leave_s = np.inf
     life.quit_s = np.inf
     life.changed = 1
-    _darken(life, time_s)
+    _darken(expert, life, work, kept, time_s)
 
 
 @kernel
-def _darken(life, time_s):
+def _darken(expert, life, work, kept, time_s):
     """One more reason why telemetry is stopped."""
     if life.dark == 0:
         life.dark_s = time_s
+        if kept.on:
+            _keep(expert, work, kept)
     life.dark += 1
+
+
+@kernel
+def _keep(expert, work, kept):
+    """Keep the expert as it is now, with the requests that it has."""
+    kept.expert[0] = expert
+    copy = kept.work
+    for i in range(expert.n_run + expert.n_wait):
+        if i < expert.n_run:
+            r = work.running[i]
+            copy.running[i] = r
+            copy.finish_at[i] = work.finish_at[i]
+        else:
+            place = (expert.wait_head + i - expert.n_run) & work.last
+            r = work.waiting[place]
+            copy.waiting[place] = r
+        copy.requests[r] = work.requests[r]
+        copy.records[r] = work.records[r]
+        copy.extras[r] = work.extras[r]
 
 
 @kernel
@@ -243,14 +301,14 @@ def _lighten(life):
 
 
 @kernel
-def _take(state, engine, expert, life, base, event, b, e):
+def _take(engine, expert, life, base, work, event, kept):
     """Carry out an EVENT."""
     kind, at_s = event.kind, event.at_s
     if kind == SPEED:
         life.track = event.value
         _set_speed(engine, expert, life, base, at_s)
     elif kind == DOWN:
-        _go_down(state, engine, expert, life, b, e, at_s)
+        _go_down(engine, expert, life, work, kept, at_s)
     elif kind == KNOWN_DOWN:
         life.closed |= _KNOWN
         _lighten(life)
@@ -263,38 +321,37 @@ def _take(state, engine, expert, life, base, event, b, e):
         life.drain_s = at_s
         life.down_for_s = event.value
     elif kind == DARK:
-        _darken(life, at_s)
+        _darken(expert, life, work, kept, at_s)
     else:
         _lighten(life)
 
 
 @kernel
-def _live(state, lives, workload, living, b, e, time_s):
+def _live(engine, expert, life, base, thermal, work, course, kept, time_s):
     """Advance one expert to ``time_s`` with all that happens to it by then; inf: until it has no request."""
-    engine, expert, life = state.engines[b, e], state.experts[b, e], lives[b, e]
-    base, events = living.base[b, e], living.events[b, e]
     while time_s < np.inf or expert.n_run + expert.n_wait > 0:
-        event_s = events[life.next].at_s if life.next < events.size else np.inf
+        event_s = course.events[life.next].at_s if life.next < course.n_events else np.inf
         at_s = min(life.leave_s, life.back_s, event_s, life.heat_s, life.quit_s)
+        life.next_s = at_s
         if at_s > time_s or at_s == np.inf:
-            advance(engine, expert, work_of(state, b, e), time_s)
+            advance(engine, expert, work, time_s)
             if not _drained(expert, life):
                 return
             continue
-        advance(engine, expert, work_of(state, b, e), at_s)
+        advance(engine, expert, work, at_s)
         if life.leave_s <= at_s:
             life.leave_s = np.inf
-            _leave(state, engine, expert, b, e, at_s)
+            _leave(engine, expert, work, at_s)
         elif life.back_s <= at_s:
             life.back_s = np.inf
             life.closed &= ~_DRAINED
         elif event_s <= at_s:
             life.next += 1
-            _take(state, engine, expert, life, base, events[life.next - 1], b, e)
+            _take(engine, expert, life, base, work, course.events[life.next - 1], kept)
         elif life.heat_s <= at_s:
-            _heat_up(engine, expert, life, base, living.thermal[b, e], at_s)
+            _heat_up(engine, expert, life, base, thermal, at_s)
         else:
-            _give_up(state, workload, living, expert, life, b, e, at_s)
+            _give_up(expert, life, work, course, at_s)
         _drained(expert, life)
 
 
@@ -309,32 +366,45 @@ def _drained(expert, life):
 
 
 @kernel
-def _guard(state, nominal, living, b, e):
+def _guard(engine, nominal, life, base):
     """Open or close the expert's queue, in fact and for the router."""
-    life, most = living.lives[b, e], living.base[b, e].max_waiting
-    state.engines[b, e].max_waiting = most if life.down == 0 and life.closed == 0 else 0
-    nominal[b, e].max_waiting = most if life.closed == 0 else 0
+    engine.max_waiting = base.max_waiting if life.down == 0 and life.closed == 0 else 0
+    nominal.max_waiting = base.max_waiting if life.closed == 0 else 0
 
 
-@kernel
-def _live_all(state, workload, nominal, living, b, time_s):
+@kernel_inlined
+def _live_until(state, late, views, workload, nominal, living, b, e, time_s):
+    """Advance expert e of cluster b to ``time_s`` with all that happens to it by then."""
+    engine, expert, work = state.engines[b, e], state.experts[b, e], work_of(state, b, e)
+    life, base, thermal = living.lives[b, e], living.base[b, e], living.thermal[b, e]
+    kept = _kept_in(late, views.kind[b] == HELD, b, e)
+    _live(engine, expert, life, base, thermal, work, _course_of(workload, living, b, e), kept, time_s)
+    _guard(engine, nominal[b, e], life, base)
+
+
+@kernel_inlined
+def _live_all(state, late, views, workload, nominal, living, b, time_s):
     """Advance every expert of cluster b to ``time_s``."""
     for e in range(state.experts.shape[1]):
-        _live(state, living.lives, workload, living, b, e, time_s)
-        _guard(state, nominal, living, b, e)
+        life, expert = living.lives[b, e], state.experts[b, e]
+        if life.next_s > time_s and life.drain_s == np.inf:
+            if is_due(expert, time_s):
+                advance(state.engines[b, e], expert, work_of(state, b, e), time_s)
+        else:
+            _live_until(state, late, views, workload, nominal, living, b, e, time_s)
 
 
 @kernel
-def begin_living(state, workload, nominal, living, now_s, b):
+def begin_living(state, late, views, workload, nominal, living, now_s, b):
     """What happens in cluster b before its first arrival."""
-    _live_all(state, workload, nominal, living, b, now_s[b])
+    _live_all(state, late, views, workload, nominal, living, b, now_s[b])
     for e in range(state.experts.shape[1]):
         life, losses = living.lives[b, e], living.losses[b, e]
         while life.next_loss < losses.size and losses[life.next_loss] <= now_s[b]:  # nobody was there yet
             life.next_loss += 1
 
 
-@kernel
+@kernel_inlined
 def note_sent(state, workload, living, b, r, action, step):
     """After ``route``: a request to an expert that is down, without the router's knowledge, is on its way to be lost."""
     if action == state.experts.shape[1]:
@@ -345,85 +415,107 @@ def note_sent(state, workload, living, b, r, action, step):
         record.status = ROUTED
         step.rejected = 0
     if record.status == ROUTED:
-        life.quit_s = min(life.quit_s, _quits_s(state, workload, living, b, r))
+        _note_quit(life, _quits_s(work_of(state, b, action), _course_of(workload, living, b, action), r))
 
 
 @kernel
-def _insert(state, workload, living, b, place, r, time_s):
-    """Request r of cluster b arrives again at ``time_s``, as row ``place``; the rows from there on move back."""
-    total = workload.total[b]
-    for i in range(total, place - 1, -1):
-        source = r if i == place else i - 1
-        workload.arrival_s[b, i] = workload.arrival_s[b, source]
-        workload.prompt[b, i] = workload.prompt[b, source]
-        workload.judged[b, i] = workload.judged[b, source]
-        workload.user[b, i] = workload.user[b, source]
-        workload.age_s[b, i] = workload.age_s[b, source]
-        for e in range(workload.score.shape[2]):
-            workload.score[b, i, e] = workload.score[b, source, e]
-            workload.output[b, i, e] = workload.output[b, source, e]
-            workload.predicted_score[b, i, e] = workload.predicted_score[b, source, e]
-            workload.predicted_tokens[b, i, e] = workload.predicted_tokens[b, source, e]
-            workload.predicted_log_sd[b, i, e] = workload.predicted_log_sd[b, source, e]
-        living.first_token_s[b, i] = living.first_token_s[b, source]
-        living.total_s[b, i] = living.total_s[b, source]
-        living.attempts[b, i] = living.attempts[b, source]
-        living.origin[b, i] = living.origin[b, source]
-        request, record = state.requests[b, i], state.records[b, i]
-        request.arrival_s = workload.arrival_s[b, i]
-        request.prompt = workload.prompt[b, i]
-        record.route = -1
-        state.extras[b, i].service = workload.user[b, i].service
-    workload.total[b] = total + 1
-    workload.age_s[b, place] += time_s - workload.arrival_s[b, r]
+def _move_back(state, workload, living, b, place, count):
+    """Make room for ``count`` rows at ``place`` of the tables of cluster b: the rows from there on move back.
+
+    Nobody has decided on them yet, so their records are all alike.
+    """
+    total, n = workload.total[b], workload.score.shape[2]
+    rows, cells = total - place, (total - place) * n
+    for table in (workload.score, workload.predicted_score, workload.predicted_tokens, workload.predicted_log_sd):
+        move_items(items_of(table[b].reshape(table[b].size)), place * n, (place + count) * n, cells)
+    output = workload.output[b]
+    move_items(items_of(output.reshape(output.size)), place * n, (place + count) * n, cells)
+    for table in (workload.arrival_s, workload.age_s, living.first_token_s, living.total_s):
+        move_items(items_of(table[b]), place, place + count, rows)
+    for table in (workload.prompt, living.attempts, living.origin):
+        move_items(items_of(table[b]), place, place + count, rows)
+    move_items(items_of(workload.judged[b]), place, place + count, rows)
+    move_items(items_of(workload.user[b]), place, place + count, rows)
+    move_items(items_of(state.requests[b]), place, place + count, rows)
+    move_items(items_of(state.extras[b]), place, place + count, rows)
+    for r in range(total, total + count):
+        state.records[b, r].route = -1
+    workload.total[b] = total + count
+
+
+@kernel
+def _send_again(state, workload, living, b, place, r, time_s):
+    """Request r of cluster b arrives again at ``time_s``, as row ``place``, which is free."""
     workload.arrival_s[b, place] = time_s
+    workload.age_s[b, place] = workload.age_s[b, r] + (time_s - workload.arrival_s[b, r])
+    workload.prompt[b, place] = workload.prompt[b, r]
+    workload.judged[b, place] = workload.judged[b, r]
+    workload.user[b, place] = workload.user[b, r]
+    for e in range(workload.score.shape[2]):
+        workload.score[b, place, e] = workload.score[b, r, e]
+        workload.output[b, place, e] = workload.output[b, r, e]
+        workload.predicted_score[b, place, e] = workload.predicted_score[b, r, e]
+        workload.predicted_tokens[b, place, e] = workload.predicted_tokens[b, r, e]
+        workload.predicted_log_sd[b, place, e] = workload.predicted_log_sd[b, r, e]
+    seen = not math.isnan(state.records[b, r].first_token_s)  # the client has seen that it is served
+    living.first_token_s[b, place] = np.inf if seen else living.first_token_s[b, r]
+    living.total_s[b, place] = living.total_s[b, r]
+    living.attempts[b, place] = living.attempts[b, r] + 1
+    living.origin[b, place] = living.origin[b, r]
     state.requests[b, place].arrival_s = time_s
-    living.attempts[b, place] += 1
-    if not math.isnan(state.records[b, r].first_token_s):  # the client has seen that it is served
-        living.first_token_s[b, place] = np.inf
+    state.requests[b, place].prompt = workload.prompt[b, r]
+    state.extras[b, place].service = workload.user[b, r].service
 
 
 @kernel
 def _lose(state, workload, living, cursor, b, e, time_s):
     """The router learns that expert e has failed: what became of each request there; returns how many there were."""
-    life, place, lost = living.lives[b, e], cursor[b], 0
+    life, work, course = living.lives[b, e], work_of(state, b, e), _course_of(workload, living, b, e)
+    lost, again = 0, 0
     for r in range(cursor[b]):
-        record, request = state.records[b, r], state.requests[b, r]
+        record, request = work.records[r], work.requests[r]
         if record.route != e or record.status != ROUTED:
             continue
         lost += 1
-        if _quits_s(state, workload, living, b, r) <= time_s:
+        if _quits_s(work, course, r) <= time_s:
             record.status = CANCELLED
             life.cancelled += 1
             request.output = request.generated
         elif living.attempts[b, r] < living.retries[b]:
-            record.status = LOST
-            life.retried += 1
-            _insert(state, workload, living, b, place, r, time_s)
-            place += 1
+            again += 1
         else:
             record.status = FAILED
             life.failed += 1
+    if again > 0:
+        place = cursor[b]
+        _move_back(state, workload, living, b, place, again)
+        for r in range(cursor[b]):
+            record = work.records[r]
+            if record.route == e and record.status == ROUTED:
+                record.status = LOST
+                _send_again(state, workload, living, b, place, r, time_s)
+                place += 1
+        life.retried += again
     return lost
 
 
 @kernel
-def _next_loss(living, b):
-    """The expert of cluster b whose failure the router learns of next, and when."""
+def _next_loss(lives, losses):
+    """The expert of a cluster whose failure the router learns of next, and when; ``losses`` (N, L)."""
     first, first_s = 0, np.inf
-    for e in range(living.lives.shape[1]):
-        place = living.lives[b, e].next_loss
-        if place < living.losses.shape[2] and living.losses[b, e, place] < first_s:
-            first, first_s = e, living.losses[b, e, place]
+    for e in range(losses.shape[0]):
+        place = lives[e].next_loss
+        if place < losses.shape[1] and losses[e, place] < first_s:
+            first, first_s = e, losses[e, place]
     return first, first_s
 
 
 @kernel
-def _totals(state, living, b):
-    """QoS, finished, late, cancelled, failed and retried requests of cluster b so far."""
+def _totals(experts, lives, n):
+    """QoS, finished, late, cancelled, failed and retried requests of a cluster of ``n`` experts so far."""
     qos, done, late, cancelled, failed, retried = 0.0, 0, 0, 0, 0, 0
-    for e in range(state.experts.shape[1]):
-        expert, life = state.experts[b, e], living.lives[b, e]
+    for e in range(n):
+        expert, life = experts[e], lives[e]
         qos += expert.qos
         done += expert.done
         late += expert.late
@@ -434,31 +526,32 @@ def _totals(state, living, b):
 
 
 @kernel_inlined
-def advance_living(state, workload, nominal, living, cursor, now_s, b, step):
+def advance_living(state, late, views, workload, nominal, living, cursor, now_s, b, step):
     """``advance_to_next`` with all that happens until then. A request that a failure took may be the next to arrive."""
-    qos, done, late, cancelled, failed, retried = _totals(state, living, b)
+    experts, lives, n = items_of(state.experts[b]), items_of(living.lives[b]), state.experts.shape[1]
+    qos, done, tardy, cancelled, failed, retried = _totals(experts, lives, n)
     cursor[b] += 1
     end_s = now_s[b]
     while True:
         last = cursor[b] == workload.total[b]
         next_s = np.inf if last else workload.arrival_s[b, cursor[b]]
-        e, loss_s = _next_loss(living, b)
+        e, loss_s = _next_loss(lives, living.losses[b])
         if loss_s > next_s or loss_s == np.inf:
             break
         living.lives[b, e].next_loss += 1
-        _live(state, living.lives, workload, living, b, e, loss_s)
+        _live_until(state, late, views, workload, nominal, living, b, e, loss_s)
         if _lose(state, workload, living, cursor, b, e, loss_s) > 0:
             end_s = loss_s
-    _live_all(state, workload, nominal, living, b, next_s)
+    _live_all(state, late, views, workload, nominal, living, b, next_s)
     if last:
         next_s = end_s
         for e in range(state.experts.shape[1]):
             next_s = max(next_s, state.experts[b, e].clock_s)
-    qos_then, done_then, late_then, cancelled_then, failed_then, retried_then = _totals(state, living, b)
+    qos_then, done_then, tardy_then, cancelled_then, failed_then, retried_then = _totals(experts, lives, n)
     step.dt_s = next_s - now_s[b]
     step.qos = qos_then - qos
     step.finished = done_then - done
-    step.late = late_then - late
+    step.late = tardy_then - tardy
     step.cancelled = cancelled_then - cancelled
     step.failed = failed_then - failed
     step.retried = retried_then - retried
@@ -475,34 +568,44 @@ def renew_future_qos(state, living, b, now_s, scratch):
             life.changed = 0
 
 
-@kernel
+@kernel_inlined
+def hold(state, views, living, cursor, now_s, b):
+    """Whose view is held, since when, and what has been sent there since."""
+    for e in range(state.experts.shape[1]):
+        life, r, view_s = living.lives[b, e], cursor[b], now_s[b]
+        if life.dark > 0:
+            r, view_s = views.first_pending[b, e], min(view_s, life.dark_s)
+            while r < cursor[b] and state.requests[b, r].arrival_s <= view_s:
+                r += 1
+        views.held[b, e] = life.dark > 0
+        views.first_pending[b, e] = r
+        views.view_s[b, e] = view_s
+
+
+@kernel_inlined
 def follow(state, late, workload, views, living, cursor, delay_s, now_s, b):
     """Advance the replica of each expert of cluster b to the time that telemetry shows."""
     for e in range(state.experts.shape[1]):
         view_s = max(now_s[b] - delay_s[b], 0.0)
         if living.lives[b, e].dark > 0:
             view_s = min(view_s, living.lives[b, e].dark_s)
+        engine, expert, work = late.engines[b, e], late.experts[b, e], work_of(late, b, e)
+        life, base, thermal = living.shown[b, e], living.base[b, e], living.thermal[b, e]
+        course, kept = _course_of(workload, living, b, e), _kept_in(late, False, b, e)
         r = views.first_pending[b, e]
         while r < cursor[b] and state.requests[b, r].arrival_s <= view_s:
             record = state.records[b, r]
             if record.route == e and was_accepted(record):
-                _replay(state, late, workload, living, b, e, r)
+                copy_sent(state, late, b, r)
+                request = work.requests[r]
+                request.output = workload.output[b, r, e]  # of one that has left since, the record has what it got
+                work.records[r].status = ROUTED
+                work.records[r].route = e
+                _live(engine, expert, life, base, thermal, work, course, kept, request.arrival_s)
+                if life.down == 0:
+                    push(engine, expert, work, r, request.arrival_s)
+                    _note_quit(life, _quits_s(work, course, r))
             r += 1
         views.first_pending[b, e] = r
-        _live(late, living.shown, workload, living, b, e, view_s)
+        _live(engine, expert, life, base, thermal, work, course, kept, view_s)
         views.view_s[b, e] = view_s
-
-
-@kernel
-def _replay(state, late, workload, living, b, e, r):
-    """Send request r to the replica of expert e when it was sent to the expert."""
-    copy_sent(state, late, b, r)
-    request = late.requests[b, r]
-    request.output = workload.output[b, r, e]  # of one that has left since, the record has what it got
-    late.records[b, r].status = ROUTED
-    late.records[b, r].route = e
-    _live(late, living.shown, workload, living, b, e, request.arrival_s)
-    if living.shown[b, e].down == 0:
-        push(late.engines[b, e], late.experts[b, e], work_of(late, b, e), r, request.arrival_s)
-        life = living.shown[b, e]
-        life.quit_s = min(life.quit_s, _quits_s(late, workload, living, b, r))

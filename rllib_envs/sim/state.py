@@ -141,6 +141,7 @@ class Telemetry(NamedTuple):
 
     source: State  # the cluster as telemetry shows it, each expert at its ``view_s``
     actual: State  # the cluster as it is: where requests were sent
+    held: NDArray[np.bool_]  # (N,) experts that ``source`` shows; the others are shown by ``actual``, as they are
     first_pending: NDArray[
         np.int32
     ]  # (N,) requests from this one on, and before the arrived one, have been sent since ``view_s``
@@ -149,13 +150,17 @@ class Telemetry(NamedTuple):
     now_s: float
 
 
-AT_ONCE, LATE, FOLLOWED = range(3)
+AT_ONCE, LATE, HELD, FOLLOWED = range(4)
 
 
 class Views(NamedTuple):
-    """How telemetry shows the N experts of B clusters: AT_ONCE, LATE by a fixed time, or FOLLOWED (``living.py``)."""
+    """How telemetry shows the N experts of B clusters.
+
+    AT_ONCE, LATE by a fixed time, HELD while it is stopped and else at once, or FOLLOWED: both late and stopped (``living.py``).
+    """
 
     kind: NDArray[np.int8]  # (B,)
+    held: NDArray[np.bool_]  # (B, N) as in ``Telemetry``
     first_pending: NDArray[np.int32]  # (B, N) as in ``Telemetry``
     view_s: NDArray[np.float64]  # (B, N)
 
@@ -163,7 +168,8 @@ class Views(NamedTuple):
 def allocate_views(batch: int, n_experts: int) -> Views:
     """The views of B clusters, at once."""
     shape = (batch, n_experts)
-    return Views(kind=np.zeros(batch, np.int8), first_pending=np.zeros(shape, np.int32), view_s=np.zeros(shape))
+    held = np.zeros(shape, np.bool_)
+    return Views(kind=np.zeros(batch, np.int8), held=held, first_pending=np.zeros(shape, np.int32), view_s=np.zeros(shape))
 
 
 class Arrived(NamedTuple):

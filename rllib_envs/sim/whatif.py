@@ -20,7 +20,7 @@ from rllib_envs.sim.offsets import with_odds
 from rllib_envs.sim.plan import blocks_of, cut_at, steps_begun
 from rllib_envs.sim.profile import BLOCK_TOKENS
 from rllib_envs.sim.rows import WHATIF_ROW
-from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, Work, allocate
+from rllib_envs.sim.state import FINISHED, NEVER, ROUTED, Arrived, State, Telemetry, Work, allocate
 from rllib_envs.sim.terms import (
     Service,
     away_s,
@@ -95,6 +95,23 @@ def scratch_for(state: State, service: Service) -> Scratch:
         before=np.zeros(size),
         own_s=np.zeros((state.experts.shape[1], 2)),
         service=service,
+    )
+
+
+@kernel_inlined
+def telemetry_of(telemetry, extras, e):
+    """The telemetry of expert e: with the state that shows it as ``source``; ``extras`` None: that is the same for all."""
+    source = telemetry.source
+    if extras is not None and not telemetry.held[e]:
+        source = telemetry.actual
+    return Telemetry(
+        source,
+        telemetry.actual,
+        telemetry.held,
+        telemetry.first_pending,
+        telemetry.arrived,
+        telemetry.view_s,
+        telemetry.now_s,
     )
 
 
@@ -526,7 +543,8 @@ def predict(telemetry, nominal, workload, b, scratch, tau, effects):
             prompt, user = workload.prompt[b, r], workload.user[b, r]
             away = away_s(scratch.state.extras, scratch.service, user, workload.age_s[b, r], e, prompt, 1.0)
             arrived = as_expected(engine, telemetry.now_s, prompt, predicted_score, predicted_tokens, user.service, away)
-            predict_action(telemetry, b, e, arrived, scratch, engine, tau, effects[b])
+            shown = telemetry_of(telemetry, telemetry.actual.extras, e)
+            predict_action(shown, b, e, arrived, scratch, engine, tau, effects[b])
         else:
             effects[b, e] = _NO_EFFECT[0]
 

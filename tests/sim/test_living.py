@@ -17,7 +17,7 @@ from rllib_envs.scenario import Faults, Observation, Reward, Scenario, with_work
 from rllib_envs.sim.living import DARK, DOWN, EVENT, LIT, SPEED, THERMAL, UP
 from rllib_envs.sim.reference import Arrival, Change, Engine, Outcome, Throttle, simulate
 from rllib_envs.sim.rows import EXPERT_FEATURES, WHATIF_FEATURES
-from rllib_envs.sim.state import CANCELLED, CONFINED, DROPPED, FAILED, FINISHED, LOST, REJECTED, TOO_LONG
+from rllib_envs.sim.state import CANCELLED, CONFINED, DROPPED, FAILED, FINISHED, FOLLOWED, LOST, REJECTED, TOO_LONG
 from rllib_envs.sim.terms import users
 from rllib_envs.simulation import Simulation
 from rllib_envs.workload.disturbances import Disturbances
@@ -204,26 +204,33 @@ def test_a_constant_speed_is_an_engine_of_that_speed(seed: int) -> None:
 
 @examples(100)
 @given(seeds)
-def test_telemetry_that_is_not_stopped_shows_what_is(seed: int) -> None:
-    """The replica lives through the same changes at the same times, after any stop."""
+def test_an_expert_kept_as_it_was_is_seen_as_its_replica_is(seed: int) -> None:
+    """The replica of late telemetry lives through the same changes at the same times, and stops where the view does."""
     rng = np.random.default_rng(seed)
     scenario, episode, actions = disturbed_world(rng, observation=LOOKAHEAD, several=bool(rng.integers(2)))
     if episode.disturbances is None:
         return
-    simulation = simulation_of(scenario, replace(episode, disturbances=replace(episode.disturbances, hides=True)))
-    state, living = simulation.state, simulation.living
-    late = simulation.world.late
+    episode = replace(episode, disturbances=replace(episode.disturbances, hides=True))
+    kept, followed = simulation_of(scenario, episode), simulation_of(scenario, episode)
+    followed.world.views.kind[:] = FOLLOWED  # as late as nothing at all
+    followed.world.views.held[:] = True
+    living, views, replica = kept.living, kept.world.views, followed.world.late
     assert living is not None
-    compared = [name for name in state.experts.dtype.names or () if name != "future_qos"]
+    compared = [name for name in replica.experts.dtype.names or () if name != "future_qos"]
     for action in actions:
-        if simulation.over[0]:
+        if kept.over[0]:
             break
-        simulation.step(np.array([action]))
-        assert all(np.isfinite(shown).all() for shown in simulation.view)
-        for e in np.flatnonzero(living.lives["dark"][0] == 0):
+        kept.step(np.array([action]))
+        followed.step(np.array([action]))
+        assert all(np.isfinite(shown).all() for shown in kept.view)
+        assert_same(kept.view, followed.view)
+        np.testing.assert_array_equal(views.held[0], living.lives["dark"][0] > 0)
+        for name in ("first_pending", "view_s"):
+            np.testing.assert_array_equal(getattr(views, name), getattr(followed.world.views, name))
+        for e in np.flatnonzero(~views.held[0]):
+            assert views.view_s[0, e] == kept.now_s[0]
             for name in compared:
-                np.testing.assert_array_equal(state.experts[name][0, e], late.experts[name][0, e], err_msg=name)
-            assert simulation.world.views.view_s[0, e] == simulation.now_s[0]
+                np.testing.assert_array_equal(kept.state.experts[name][0, e], replica.experts[name][0, e], err_msg=name)
 
 
 @examples(60)
