@@ -1,9 +1,9 @@
 """Speed of a scenario with the parts of an edge that are optional, beside the same without them.
 
 Run ``python -m benchmarks.edge``. Environment steps per CPU-second of edge6 at moderate load: alone, with service classes and
-tenants, with a network too, with watts and prices too, with engines that schedule by priority too. The last two rows have heat
-and patience, or failures and blackouts, in place of all that. The columns are those of
-``benchmarks.environment``, with the ratio to edge6 alone in the same run.
+tenants, with a network too, with watts and prices too, with engines that schedule by priority too. Then edge6 has heat and
+patience, or failures and blackouts, or all four, in place of all that. The last two rows have all four too, without and with
+priority. The columns are those of ``benchmarks.environment``, with the ratio to edge6 alone in the same run.
 """
 
 from __future__ import annotations
@@ -38,14 +38,21 @@ def stages() -> dict[str, Scenario]:
     metered = tuple(replace(e, idle_w=20.0, active_w=200.0, prompt_price=0.5, output_price=1.0) for e in placed)
     expenses = replace(network, experts=metered)
     by_priority = tuple(replace(e, engine=replace(e.engine, scheduling="priority")) for e in metered)
+    scheduled = replace(expenses, experts=by_priority)
+    slow = Dynamics(throttling=Throttling(), patience=Patience(total_s=60.0))
+    gone = Dynamics(failures=Failures(), blackouts=Blackouts())
+    changing = replace(gone, throttling=slow.throttling, patience=slow.patience)
     return {
         "edge6": plain,
         "+ classes, tenants": classes,
         "+ network": network,
         "+ watts, prices": expenses,
-        "+ priority": replace(expenses, experts=by_priority),
-        "heat, patience": replace(plain, dynamics=Dynamics(throttling=Throttling(), patience=Patience(total_s=60.0))),
-        "failures, blackouts": replace(plain, dynamics=Dynamics(failures=Failures(), blackouts=Blackouts())),
+        "+ priority": scheduled,
+        "heat, patience": replace(plain, dynamics=slow),
+        "failures, blackouts": replace(plain, dynamics=gone),
+        "all four": replace(plain, dynamics=changing),
+        "prices, all four": replace(expenses, dynamics=changing),
+        "priority, all four": replace(scheduled, dynamics=changing),
     }
 
 
