@@ -23,6 +23,8 @@ CLASSES = (
     ServiceClass(name="batch", share=0.3, weight=0.5, per_token_s=0.12, priority=2),
 )
 
+_ROUNDS = 3
+
 
 def stages() -> dict[str, Scenario]:
     """edge6 with more and more parts."""
@@ -57,13 +59,18 @@ def stages() -> dict[str, Scenario]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table: the best of some rounds, in which all rows have their turn, as other work comes and goes."""
+    rows, best = stages(), dict[tuple[str, bool], float]()
+    for _ in range(_ROUNDS):
+        for name, scenario in rows.items():
+            for whatif in (False, True):
+                found = steps_per_cpu_s(scenario, whatif=whatif)
+                best[name, whatif] = max(best.get((name, whatif), 0.0), found)
+    first = next(iter(rows))
     print(f"{'':20}{'steps/s':>12}{'ratio':>8}{'with what-if':>14}{'ratio':>8}")
-    first: tuple[float, float] | None = None
-    for name, scenario in stages().items():
-        plain, whatif = (steps_per_cpu_s(scenario, whatif=key) for key in (False, True))
-        first = first or (plain, whatif)
-        print(f"{name:20}{plain:12,.0f}{plain / first[0]:8.2f}{whatif:14,.0f}{whatif / first[1]:8.2f}")
+    for name in rows:
+        plain, predicted = best[name, False], best[name, True]
+        print(f"{name:20}{plain:12,.0f}{plain / best[first, False]:8.2f}{predicted:14,.0f}{predicted / best[first, True]:8.2f}")
 
 
 if __name__ == "__main__":
