@@ -348,7 +348,7 @@ def logged_options(log: str, bundle: str) -> TrainOptions:
     if spec.hidden or spec.impact_hidden:
         base = TrainOptions(avl=AVLSettings(generations=_LOGGED_GENERATIONS[True]))
     else:
-        search = {"search_variants": 24, "search_drawn": 0, "generations": _LOGGED_GENERATIONS[False]}
+        search = {"search_variants": 24, "search_drawn": 0, "generations": _LOGGED_GENERATIONS[False], "refinements": 0}
         base = replace(_ANY_CLUSTER, avl=replace(_ANY_CLUSTER.avl, **search), iterations=_LOGGED_GENERATIONS[False] + 1)
     seen = described.observation
     return replace(
@@ -360,6 +360,7 @@ def logged_options(log: str, bundle: str) -> TrainOptions:
         router=spec,
         correction=spec.impact_hidden > 0,
         calibrate=seen.calibrate,
+        soft_deadline=seen.whatif_tau,
         running_slots=seen.running_slots,
         waiting_slots=seen.waiting_slots,
         validate_every=0,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from models.price import Term
 
@@ -63,6 +62,8 @@ class PriceRefinement:
         It maximises the mean over worlds of the gain, each the sum of the parameters' parabolas, within one move of each
         parameter. What a world loses against the reference counts eight times. Each parameter costs ``_RIDGE`` per square move.
         """
+        from scipy.optimize import minimize  # here: few runs refine, and all would wait for the import
+
         count = len(self._moves)
         if not len(self.responses):
             return np.zeros(count)
